@@ -1,0 +1,177 @@
+"""The run folder: ``run.json`` and ``run.sqlite``, written by one process and readable live by others."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STEP_COLUMNS = (
+    "step", "epoch", "examples", "seconds", "loss", "lr", "grad_norm",
+    "update_norm", "update_ratio", "step_cosine", "overshoot",
+)  # fmt: skip
+LAYER_COLUMNS = ("step", "layer", "weight_norm", "grad_norm", "update_norm", "activation_rms", "zero_share")
+
+_SCHEMA = """
+create table if not exists steps (step integer primary key, epoch real, examples integer, seconds real, loss real,
+    lr real, grad_norm real, update_norm real, update_ratio real, step_cosine real, overshoot real);
+create table if not exists layers (step integer, layer text, weight_norm real, grad_norm real, update_norm real,
+    activation_rms real, zero_share real, primary key (step, layer));
+create table if not exists scores (step integer, split text, name text, value real, primary key (step, split, name));
+create table if not exists events (id integer primary key, step integer, seconds real, kind text, message text,
+    data text);
+create table if not exists findings (id integer primary key, step integer, cause text, severity text, confidence real,
+    data text);
+create table if not exists edits (id integer primary key, example integer, action text, value text, seconds real);
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length by name, as NumPy arrays.
+
+    >>> table = Table({"step": np.arange(3), "loss": np.array([3.0, 2.0, 1.0])})
+    >>> len(table), table["loss"][-1]
+    (3, np.float64(1.0))
+    """
+
+    columns: Mapping[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self.columns:
+            raise KeyError(f"expected one of the columns {', '.join(self.columns)}, received {name!r}")
+        return self.columns[name]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The rows, as plain values by column name."""
+        names = list(self.columns)
+        for values in zip(*(self.columns[name].tolist() for name in names), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` of the columns; pandas must be installed."""
+        import pandas
+
+        return pandas.DataFrame(dict(self.columns))
+
+
+class Store:
+    """The writer of a run folder. Rows are kept in memory and written in one transaction by :meth:`flush`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._connection = sqlite3.connect(folder / "run.sqlite", isolation_level=None, timeout=30)
+        self._connection.execute("pragma journal_mode=wal")
+        # Losing the last rows to a power cut is harmless: a resumed run writes them again.
+        self._connection.execute("pragma synchronous=normal")
+        self._connection.executescript(_SCHEMA)
+        self._pending: list[tuple[str, Sequence[Sequence[Any]]]] = []
+
+    def steps(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Queue rows of the table ``steps``, in the order of STEP_COLUMNS."""
+        self._queue("steps", len(STEP_COLUMNS), rows)
+
+    def layers(self, rows: Sequence[Sequence[Any]]) -> None:
+        self._queue("layers", len(LAYER_COLUMNS), rows)
+
+    def scores(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        self._queue("scores", 4, [(step, split, name, float(value)) for name, value in values.items()])
+
+    def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+        row = (None, step, time.time(), kind, message, json.dumps(data or {}))
+        self._queue("events", 6, [row])
+
+    def _queue(self, table: str, width: int, rows: Sequence[Sequence[Any]]) -> None:
+        self._pending.append((f"insert or replace into {table} values ({','.join('?' * width)})", rows))
+
+    def flush(self) -> None:
+        """Write what was queued in one transaction.
+
+        Raises:
+            OSError: the folder cannot be written (disk full, removed).
+        """
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        try:
+            self._connection.execute("begin")
+            for statement, rows in pending:
+                self._connection.executemany(statement, rows)
+            self._connection.execute("commit")
+        except sqlite3.OperationalError as error:
+            if self._connection.in_transaction:
+                self._connection.execute("rollback")
+            raise OSError(f"the run folder {self.folder} cannot be written: {error}") from error
+
+    def rewind(self, step: int) -> None:
+        """Forget what lies after ``step``: the resumed run writes it again."""
+        for table in ("steps", "layers", "scores", "events", "findings"):
+            comparison = ">" if table == "scores" else ">="
+            self._connection.execute(f"delete from {table} where step {comparison} ?", (step,))
+
+    def close(self) -> None:
+        self.flush()
+        self._connection.close()
+
+    def write_info(self, info: Mapping[str, Any]) -> None:
+        write_json(self.folder / "run.json", info)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write beside, sync, rename: a reader sees the old file or the new one, never a part."""
+    beside = path.with_suffix(f".{os.getpid()}.tmp")
+    with beside.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The contents of ``run.json``.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        raise FileNotFoundError(f"expected a run folder with a run.json, found none in {folder}")
+    info: dict[str, Any] = json.loads(path.read_text())
+    return info
+
+
+def read_table(folder: Path, name: str, order: str = "step") -> Table:
+    """One table of ``run.sqlite``, also while another process writes it."""
+    path = folder / "run.sqlite"
+    if not path.exists():
+        raise FileNotFoundError(f"expected a run folder with a run.sqlite, found none in {folder}")
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
+        cursor = connection.execute(f"select * from {name} order by {order}")
+        names = [column[0] for column in cursor.description]
+        rows = cursor.fetchall()
+    return Table({name: _column(values) for name, values in zip(names, _transposed(rows, len(names)), strict=True)})
+
+
+def _transposed(rows: list[tuple[Any, ...]], width: int) -> Iterable[tuple[Any, ...]]:
+    return zip(*rows, strict=True) if rows else ((),) * width
+
+
+def _column(values: tuple[Any, ...]) -> NDArray[Any]:
+    if any(isinstance(value, str) for value in values):
+        return np.array(values, dtype=object)
+    if values and all(isinstance(value, int) for value in values):
+        return np.array(values, dtype=np.int64)
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,150 @@
+"""What happened: a run folder on disk and the values read from it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fogline.errors import unknown
+from fogline.recipe import Recipe
+from fogline.record.store import Table, read_info, read_table
+from fogline.verdict import Judgement, Verdict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fogline.task import Task
+
+
+class Run:
+    """What happened in a descent.
+
+    Attributes:
+        folder: where it lies: ``run.json``, ``run.sqlite``, ``checkpoints/``.
+        task: the task it ran, or None for a run that was only opened or watched.
+
+    Example::
+
+        run = fogline.Run.open("runs/digits")
+        print(run.verdict)
+        run.report("run.html")
+    """
+
+    def __init__(self, folder: str | Path, *, task: Task | None = None, model: nn.Module | None = None) -> None:
+        self.folder = Path(folder)
+        self.task = task
+        self._model = model
+
+    @classmethod
+    def open(cls, folder: str | Path, *, task: Task | None = None) -> Run:
+        """Open a run folder, finished or still training.
+
+        Raises:
+            FileNotFoundError: the folder holds no run.
+        """
+        read_info(Path(folder))
+        return cls(folder, task=task)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The contents of ``run.json`` as it is now."""
+        return read_info(self.folder)
+
+    @property
+    def judgement(self) -> Judgement | None:
+        """The verdict with its evidence; None while the run goes on."""
+        verdict = self.info.get("verdict")
+        return None if verdict is None else Judgement(Verdict[verdict["name"]], verdict["evidence"])
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """How it ended; ``str()`` of it says what to do next. None while the run goes on."""
+        judgement = self.judgement
+        return None if judgement is None else judgement.verdict
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe with every ``"auto"`` resolved."""
+        return Recipe.from_dict(self.info["recipe"])
+
+    @property
+    def steps(self) -> Table:
+        """Signals by step: loss, lr, grad_norm and, where probed, update_norm, update_ratio, step_cosine, overshoot."""
+        return read_table(self.folder, "steps")
+
+    @property
+    def layers(self) -> Table:
+        """Signals by probed step and layer."""
+        return read_table(self.folder, "layers", "step, layer")
+
+    @property
+    def scores(self) -> Table:
+        """Held-out loss and metrics by step."""
+        return read_table(self.folder, "scores", "step, split, name")
+
+    @property
+    def events(self) -> Table:
+        """What was decided or went wrong, by step; ``data`` is JSON."""
+        return read_table(self.folder, "events", "id")
+
+    def final_scores(self) -> dict[str, float]:
+        """Held-out loss and metrics of the weights that were kept."""
+        scores: dict[str, float] = self.info.get("scores", {})
+        return scores
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained module in evaluation mode, best held-out weights restored.
+
+        Raises:
+            ValueError: the run was opened without the task that made the model.
+        """
+        if self._model is None:
+            self._model = self._load_model()
+        return self._model
+
+    def _load_model(self) -> nn.Module:
+        from torch import nn
+
+        from fogline.descent.checkpoint import kept_weights
+
+        if self.task is None or self.task.model is None:
+            raise ValueError(
+                "expected the task that made the model, received none; open the run with Run.open(folder, task=task)"
+            )
+        made = self.task.model
+        model: nn.Module = copy.deepcopy(made) if isinstance(made, nn.Module) else made()
+        model.load_state_dict(kept_weights(self.folder))
+        return model.eval()
+
+    def plot(self, name: str = "loss", *, dark: bool = False) -> Any:
+        """One figure of the run, a ``plotly.graph_objects.Figure``: loss, lr, gradient.
+
+        Raises:
+            ValueError: for an unknown figure.
+        """
+        from fogline.plots import FIGURES
+
+        if name not in FIGURES:
+            raise unknown("figure", name, FIGURES)
+        return FIGURES[name](self, dark=dark)
+
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML file with verdict, curves, recipe and events; returns its path."""
+        from fogline.plots.report import write_report
+
+        return write_report(self, Path(path))
+
+    def __repr__(self) -> str:
+        verdict = self.verdict
+        return f"Run({str(self.folder)!r}, {'training' if verdict is None else verdict.name})"
+
+    def to_json(self) -> str:
+        return json.dumps(self.info, indent=2)

@@ -1,0 +1,82 @@
+"""What is to be learned: model, loss, data and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+Loss = Callable[[Any, Any], Tensor]
+Metric = Callable[[Any, Any], "Tensor | float"]
+
+
+@dataclass(frozen=True)
+class OnBatch:
+    """A loss that is given the model and the whole batch; made by :func:`on_batch`."""
+
+    function: Callable[[nn.Module, Any], Tensor]
+
+
+def on_batch(function: Callable[[nn.Module, Any], Tensor]) -> OnBatch:
+    """Let a loss see the model and the batch as it comes, for work that is not (inputs, targets).
+
+    Args:
+        function: ``function(model, batch)`` returns the mean loss of the batch, a scalar tensor. ``batch`` has the
+            structure of the training data: a tensor, or a tuple or dict of tensors with the same first dimension.
+
+    Raises:
+        TypeError: if it is not callable.
+
+    >>> import torch
+    >>> loss = on_batch(lambda model, batch: (model(batch) - batch).square().mean())  # an auto-encoder
+    >>> loss.function(torch.nn.Identity(), torch.ones(4, 2))
+    tensor(0.)
+    """
+    if not callable(function):
+        raise TypeError(f"on_batch: expected a function of (model, batch), received {function!r}")
+    return OnBatch(function)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned.
+
+    Attributes:
+        model: a factory without arguments, or a module (a copy of its weights is the start). None builds one that
+            fits the data: a multilayer perceptron on standardised columns for tables, a small CNN for images.
+        loss: ``loss(outputs, targets) -> scalar`` averaged over the batch, or :func:`on_batch`. None takes
+            cross-entropy for class labels and the mean squared error for numbers.
+        train: the training data: ``(inputs, targets)`` tensors or arrays, a pandas or Polars frame, a map-style
+            ``Dataset``, a ``DataLoader`` (taken apart, its batch size kept), an ``IterableDataset``, the path of a
+            CSV or Parquet file or of a folder of images by class.
+        valid: held-out data in any of the same forms, or None.
+        metrics: functions of (outputs, targets) by name, scored on the held-out data as the mean over examples.
+        target: the target column of a frame or file.
+        name: what the run is called; the class of the model by default.
+
+    >>> import torch
+    >>> X, y = torch.randn(32, 4), torch.randn(32, 1)
+    >>> Task(torch.nn.Linear(4, 1), torch.nn.MSELoss(), (X, y)).train[0].shape
+    torch.Size([32, 4])
+    """
+
+    model: Callable[[], nn.Module] | nn.Module | None = None
+    loss: Loss | OnBatch | None = None
+    train: Any = None
+    valid: Any = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    target: str | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.train is None:
+            raise TypeError("Task: expected training data in `train`, received None")
+        if self.model is not None and not callable(self.model):
+            raise TypeError(f"Task: expected a module or a function that makes one as `model`, received {self.model!r}")
+        if self.loss is not None and not (callable(self.loss) or isinstance(self.loss, OnBatch)):
+            raise TypeError(f"Task: expected a function of (outputs, targets) as `loss`, received {self.loss!r}")
+        for name, metric in dict(self.metrics).items():
+            if not callable(metric):
+                raise TypeError(f"Task: expected a function of (outputs, targets) as metric {name!r}, got {metric!r}")
