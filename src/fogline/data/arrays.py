@@ -1,0 +1,205 @@
+"""Tensors, NumPy arrays and lists become tensors, and their targets tell what the work is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, TensorDataset
+
+from fogline.data import losses
+from fogline.data.facts import Facts, Kind
+from fogline.data.source import InMemory, leaves, map_tree
+from fogline.task import Task
+
+_SHOWN = 5
+
+
+def to_tensors(value: Any, what: str) -> Any:
+    """Arrays and lists of numbers as tensors, inside tuples and dicts too.
+
+    Raises:
+        TypeError: for text, objects or ragged lists.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {key: to_tensors(item, f"{what}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(to_tensors(item, f"{what}[{place}]") for place, item in enumerate(value))
+    return _tensor(value, what)
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        return torch.stack([item.detach() for item in value])
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"{what}: expected rows of equal length, received a ragged {type(value).__name__}") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{what}: expected numbers, received {type(value).__name__} of {array.dtype}; "
+            "for columns of text pass a frame or a CSV file with target=, and they are encoded"
+        )
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    if isinstance(value, list) and array.dtype == np.float64:
+        array = array.astype(np.float32)  # Python has but one float: a list says nothing about precision
+    native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+
+def wrapped_tensors(dataset: Any) -> Any | None:
+    """The tensors of a TensorDataset, or of a Subset, ConcatDataset or StackDataset of such; None for other datasets.
+
+    Only exact types are looked into: a subclass may change what an example is.
+    """
+    if type(dataset) is TensorDataset:
+        return tuple(dataset.tensors) if len(dataset.tensors) > 1 else dataset.tensors[0]
+    if type(dataset) is StackDataset:
+        return _stacked(dataset)
+    if type(dataset) is Subset:
+        inner = wrapped_tensors(dataset.dataset)
+        if inner is None:
+            return None
+        index = torch.as_tensor(list(dataset.indices), dtype=torch.int64)
+        return map_tree(lambda leaf: leaf.index_select(0, index.to(leaf.device)), inner)
+    if type(dataset) is ConcatDataset:
+        parts: list[Any] = [wrapped_tensors(part) for part in dataset.datasets]
+        if any(type(part) is not tuple for part in parts) or len({len(part) for part in parts}) != 1:
+            return None
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return None
+
+
+def _stacked(dataset: StackDataset[Any]) -> Any | None:
+    parts = dataset.datasets
+    values = list(parts.values()) if isinstance(parts, dict) else list(parts)
+    if not all(isinstance(value, (Tensor, Dataset)) for value in values):
+        return None
+    inner = [value if isinstance(value, Tensor) else wrapped_tensors(value) for value in values]
+    if not all(isinstance(value, Tensor) for value in inner):
+        return None
+    return dict(zip(parts, inner, strict=True)) if isinstance(parts, dict) else tuple(inner)
+
+
+def in_memory(value: Any, task: Task, what: str) -> InMemory:
+    """Tensors in memory that fit the task.
+
+    Raises:
+        TypeError: if supervised work got no pair of (inputs, targets).
+        ValueError: if there are no rows, or inputs and targets differ in length.
+    """
+    tensors = to_tensors(value, what)
+    supervised = losses.family(task.loss) != "on_batch"
+    if supervised and not (isinstance(tensors, tuple) and len(tensors) == 2):
+        received = f"{len(tensors)} parts" if isinstance(tensors, (tuple, dict)) else "a single tensor"
+        raise TypeError(
+            f"{what}: expected a pair (inputs, targets), received {received}; for other work pass "
+            "loss=fogline.on_batch(fn) with fn(model, batch)"
+        )
+    found = leaves(tensors)
+    if not found:
+        raise TypeError(f"{what}: expected tensors, received {type(value).__name__} without any tensor in it")
+    for leaf in found:
+        if leaf.ndim == 0:
+            raise ValueError(
+                f"{what}: expected tensors whose first dimension counts examples, received a single number"
+            )
+    _same_length(tensors, found, what, supervised)
+    if found[0].shape[0] == 0:
+        raise ValueError(f"{what}: expected at least one example, received 0 rows")
+    if supervised and not isinstance(tensors[1], (tuple, dict)) and tensors[1].dtype in _SMALL_WHOLE:
+        tensors = (tensors[0], tensors[1].long())  # the losses over classes take int64
+    return InMemory(tensors)
+
+
+_SMALL_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32)
+
+
+def _same_length(tensors: Any, found: list[Tensor], what: str, supervised: bool) -> None:
+    rows = [leaf.shape[0] for leaf in found]
+    if len(set(rows)) == 1:
+        return
+    if supervised and len(found) == 2:
+        raise ValueError(
+            f"{what}: expected as many targets as inputs, received {rows[0]} inputs and {rows[1]} targets; "
+            "check that both come from the same rows"
+        )
+    raise ValueError(f"{what}: expected tensors with the same number of rows, received {rows} rows")
+
+
+def array_facts(source: InMemory, task: Task) -> Facts:
+    """Kind of work, shapes and widths, from the tensors and the loss.
+
+    Raises:
+        ValueError: if there is one class only.
+    """
+    kind_of_loss = losses.family(task.loss)
+    if kind_of_loss == "on_batch":
+        first = leaves(source.tensors)[0]
+        return Facts("other", tuple(first.shape[1:]), notes=not_finite_notes(source))
+    inputs, targets = source.tensors
+    shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
+    notes = not_finite_notes(source)
+    if not isinstance(targets, Tensor):
+        return Facts("other", shape, notes=notes)
+    kind, outputs = _kind(targets, task)
+    threshold = 0.5 if losses.on_probabilities(task.loss) else 0.0
+    return Facts(kind, shape, outputs=outputs, notes=notes, threshold=threshold)
+
+
+def _kind(targets: Tensor, task: Task) -> tuple[Kind, int]:
+    """What the targets are, and the width of output they need."""
+    width = int(targets.shape[1:].numel())
+    whole = not (targets.is_floating_point() or targets.is_complex())
+    kind_of_loss = losses.family(task.loss)
+    if kind_of_loss == "classes" or (whole and targets.ndim == 1 and kind_of_loss == "unknown"):
+        if not whole:
+            return "classification", width  # probabilities of classes, one column a class
+        return "classification", max(2, int(targets.max()) + 1)
+    if kind_of_loss == "binary":
+        return "classification", width
+    if kind_of_loss == "elementwise" or not whole:
+        return "regression", width
+    return "other", width
+
+
+def not_finite_notes(source: InMemory) -> tuple[str, ...]:
+    """A sentence for inputs and for targets that hold NaN or infinity, with rows and columns."""
+    pair = source.tensors
+    named = (
+        [("inputs", pair[0]), ("targets", pair[1])]
+        if isinstance(pair, tuple) and len(pair) == 2
+        else [("the data", pair)]
+    )
+    notes = []
+    for what, tree in named:
+        for leaf in leaves(tree):
+            note = _not_finite(leaf, what)
+            notes += [note] if note else []
+    return tuple(notes)
+
+
+def _not_finite(leaf: Tensor, what: str) -> str:
+    if not leaf.is_floating_point() or bool(torch.isfinite(leaf.sum(dtype=torch.float64))):
+        return ""  # NaN and infinity survive a sum: one pass without a copy
+    flat = ~torch.isfinite(leaf.reshape(leaf.shape[0], -1))
+    rows = flat.any(1).nonzero().flatten().tolist()
+    if not rows:
+        return ""
+    columns = flat.any(0).nonzero().flatten().tolist()
+    return (
+        f"{len(rows)} of {leaf.shape[0]} rows of {what} hold NaN or infinity: rows {_some(rows)}, "
+        f"columns {_some(columns)}; steps they make non-finite are refused; drop or fill these rows"
+    )
+
+
+def _some(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:_SHOWN]))
+    return shown if len(numbers) <= _SHOWN else f"{shown}, ... ({len(numbers)} in all)"
