@@ -1,4 +1,4 @@
-"""Which parameters decay, which are hidden matrices: decided by the type of the module that owns them, never by name."""
+"""Which parameters decay and which are hidden matrices: by the type of the module that owns them, never by name."""
 
 import math
 from dataclasses import dataclass

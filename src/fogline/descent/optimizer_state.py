@@ -56,7 +56,7 @@ def load_state_tensors(
     """Put back what `state_tensors` and `state_scalars` gave; every bit, dtype and device is as it was.
 
     Where the optimizer has a tensor of the same shape and dtype already it is written in place, so that a compiled step
-    or a captured graph goes on with it. Rates and other settings of the groups belong to the recipe and are not touched.
+    or a captured graph goes on with it. Rates and other settings of the groups belong to the recipe: not touched.
 
     Raises:
         ValueError: state for a parameter that this optimizer does not have.

@@ -1,10 +1,7 @@
-"""Optimizers by name: PyTorch's own wherever it has one, ours (Lion, Muon, schedule-free, Prodigy) where it has none."""
+"""Optimizers by name: PyTorch's own wherever it has one, ours (Lion, Muon, schedule-free, Prodigy) where not."""
 
-import difflib
 import inspect
-import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fogline.descent.groups import ParameterRole, groups_of, parameter_groups, parameter_roles
+from fogline.descent.implementation import IMPLEMENTATIONS, choose_implementation
 from fogline.descent.optimizer_state import init_state, load_state_tensors, state_scalars, state_tensors
+from fogline.errors import did_you_mean, unknown
 
 __all__ = [
     "OPTIMIZERS",
@@ -69,7 +68,6 @@ class OptimizerSpec:
 
 
 _SET_ELSEWHERE = ("params", "lr", "weight_decay", "foreach", "fused", "differentiable", "maximize")
-_IMPLEMENTATIONS = ("fused", "foreach", "forloop")
 
 _SPECS = (
     OptimizerSpec("gd", torch.optim.SGD, 0.1, 'the textbook step; with batch_size="full"', edge="gradient"),
@@ -158,12 +156,12 @@ def spec_of(name: str | type[torch.optim.Optimizer]) -> OptimizerSpec:
         >>> spec_of("momentun")
         Traceback (most recent call last):
         ...
-        ValueError: expected an optimizer name, received 'momentun'; did you mean 'momentum'?
+        ValueError: unknown optimizer 'momentun': did you mean 'momentum'?
     """
     if isinstance(name, str):
         if name in OPTIMIZERS:
             return OPTIMIZERS[name]
-        raise ValueError(f"expected an optimizer name, received {name!r}; {_did_you_mean(name, OPTIMIZERS)}")
+        raise unknown("optimizer", name, OPTIMIZERS)
     if isinstance(name, type) and issubclass(name, torch.optim.Optimizer):
         arguments = _arguments(name)
         parameter = arguments.get("lr")
@@ -303,20 +301,14 @@ def _checked_options(spec: OptimizerSpec, options: Mapping[str, Any]) -> dict[st
         if key not in spec.options:
             raise ValueError(
                 f"expected an option of {spec.name} ({', '.join(spec.options) or 'it has none'}), "
-                f"received {key!r}; {_did_you_mean(key, spec.options)}"
+                f"received {key!r}; {did_you_mean(key, spec.options)}"
             )
     return dict(options)
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    known = tuple(known)
-    near = difflib.get_close_matches(name.lower(), known, n=2)
-    return f"did you mean {', '.join(map(repr, near))}?" if near else f"choose one of {', '.join(known) or '(none)'}"
-
-
 def _supported(cls: type[torch.optim.Optimizer]) -> tuple[str, ...]:
     arguments = _arguments(cls)
-    return tuple(how for how in _IMPLEMENTATIONS if how == "forloop" or how in arguments)
+    return tuple(how for how in IMPLEMENTATIONS if how == "forloop" or how in arguments)
 
 
 def _implementation_flags(spec: OptimizerSpec, implementation: str | None) -> dict[str, bool]:
@@ -328,97 +320,3 @@ def _implementation_flags(spec: OptimizerSpec, implementation: str | None) -> di
             f"expected an implementation that {spec.name} has ({', '.join(supported)}), received {implementation!r}"
         )
     return {how: how == implementation for how in supported if how != "forloop"}
-
-
-def choose_implementation(
-    build_fn: Callable[[nn.Module, str], torch.optim.Optimizer], model: nn.Module, budget: float = 0.02
-) -> tuple[str, dict[str, float]]:
-    """Measure one optimizer step per implementation and choose: fused, unless another is clearly faster.
-
-    The steps are taken on copies of the real parameter list (cut along the first dimension where it is larger than 4M
-    elements: the number of tensors and the ratio between them decide, not their sum) with random gradients, in turn, so
-    that a passing load slows all alike. Weights, gradients and the global random state are not touched.
-
-    To give two runs with one seed the same bits, the first supported of fused, foreach, forloop is kept unless another
-    one's median is more than 1.5 times shorter.
-
-    Args:
-        build_fn: builds the optimizer, `lambda model, implementation: build(model, ..., implementation=implementation)`.
-        model: the model to be trained.
-        budget: seconds for the timed steps together; at least three rounds are always made.
-
-    Returns:
-        The implementation and the median seconds per step of each one tried (empty where there is no choice).
-
-    Example:
-        >>> how, seconds = choose_implementation(lambda m, how: build(m, "sgd", 0.1, implementation=how), nn.Linear(2, 1))
-        >>> how in seconds
-        True
-    """
-    steps = _candidates(build_fn, model)
-    if len(steps) == 1:
-        return next(iter(steps)), {}
-    samples: dict[str, list[float]] = {how: [] for how in steps}
-    spent, rounds = 0.0, 0
-    while rounds < 3 or (spent < budget and rounds < 50):
-        for how, step in steps.items():
-            seconds = step()
-            samples[how].append(seconds)
-            spent += seconds
-        rounds += 1
-    medians = {how: statistics.median(times) for how, times in samples.items()}
-    preferred = next(iter(medians))
-    fastest = min(medians, key=lambda how: medians[how])
-    return (fastest if medians[preferred] > 1.5 * medians[fastest] else preferred), medians
-
-
-def _candidates(
-    build_fn: Callable[[nn.Module, str], torch.optim.Optimizer], model: nn.Module
-) -> dict[str, Callable[[], float]]:
-    copies: dict[Tensor, Tensor] = {}
-    candidates: dict[str, Callable[[], float]] = {}
-    for how in _IMPLEMENTATIONS:
-        try:
-            optimizer = build_fn(model, how)
-        except (ValueError, RuntimeError):  # not offered for this method, device or dtype
-            continue
-        if isinstance(optimizer, torch.optim.LBFGS):
-            return {"forloop": float}
-        if not copies:
-            copies = _copies([parameter for group in optimizer.param_groups for parameter in group["params"]])
-        for group in optimizer.param_groups:
-            group["params"] = [copies[parameter] for parameter in group["params"]]
-        step = _timed(optimizer, next(iter(copies.values())).device)
-        try:
-            step()  # the first step allocates the state
-        except RuntimeError:
-            continue
-        candidates[how] = step
-    return candidates
-
-
-def _copies(parameters: list[Tensor], limit: int = 2**22) -> dict[Tensor, Tensor]:
-    share = min(1.0, limit / max(1, sum(parameter.numel() for parameter in parameters)))
-    copies = {}
-    for parameter in parameters:
-        cut = parameter.detach()
-        if share < 1 and cut.ndim:
-            cut = cut[: max(1, round(share * cut.shape[0]))]
-        copy = cut.clone()
-        generator = torch.Generator(copy.device).manual_seed(0)
-        copy.grad = torch.empty_like(copy).normal_(generator=generator)
-        copies[parameter] = copy
-    return copies
-
-
-def _timed(optimizer: torch.optim.Optimizer, device: torch.device) -> Callable[[], float]:
-    def step() -> float:
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        start = time.perf_counter()
-        optimizer.step()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return time.perf_counter() - start
-
-    return step
