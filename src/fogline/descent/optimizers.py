@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fogline.descent.groups import ParameterRole, groups_of, parameter_groups, parameter_roles
 from fogline.descent.implementation import IMPLEMENTATIONS, choose_implementation
 from fogline.descent.optimizer_state import init_state, load_state_tensors, state_scalars, state_tensors
+from fogline.descent.own_optimizers import Lion, Muon, Prodigy, ScheduleFreeAdamW, to_eval, to_train
+from fogline.descent.own_optimizers.muon import muon_groups
 from fogline.errors import did_you_mean, unknown
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "spec_of",
     "state_scalars",
     "state_tensors",
+    "to_eval",
+    "to_train",
 ]
 
 Groups = list[dict[str, Any]]
@@ -138,12 +142,28 @@ _SPECS = (
         weight_decay=None,
         needs_closure=True,
     ),
+    OptimizerSpec("lion", Lion, 1e-4, "half the memory of adamw; large batches, vision and language models"),
+    OptimizerSpec(
+        "muon",
+        Muon,
+        1e-3,
+        "transformers and deep networks on a GPU: fewer steps than adamw; slow on a CPU",
+        weight_decay=0.01,
+        grouping=muon_groups,
+    ),
+    OptimizerSpec(
+        "schedule_free",
+        ScheduleFreeAdamW,
+        2.5e-3,
+        "when the length of the run is not known: constant schedule with warm-up, the average is evaluated",
+    ),
+    OptimizerSpec("prodigy", Prodigy, 1.0, "no learning rate to set: leave it at 1; several times adamw's memory"),
 )
 
 OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
 
 
-def spec_of(name: str | type[torch.optim.Optimizer]) -> OptimizerSpec:
+def spec_of(name: object) -> OptimizerSpec:
     """The specification of a name, or one made for an optimizer class.
 
     Raises:
