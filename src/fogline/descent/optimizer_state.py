@@ -162,7 +162,7 @@ def _asgd(parameter: Tensor, group: Mapping[str, Any], _: Mapping[str, Any]) -> 
 
 def _rprop(parameter: Tensor, group: Mapping[str, Any], _: Mapping[str, Any]) -> State:
     sizes = torch.full_like(parameter, float(group["lr"]))
-    return {"step": _step(parameter, group), "step_size": sizes} | _zeros(parameter, "prev")
+    return {"step": _step(parameter, group)} | _zeros(parameter, "prev") | {"step_size": sizes}
 
 
 def _zeros(parameter: Tensor, *keys: str) -> State:

@@ -70,6 +70,12 @@ class OptimizerSpec:
         """Names that `build(..., options=...)` accepts for this optimizer."""
         return tuple(name for name in _arguments(self.cls) if name not in _SET_ELSEWHERE)
 
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """Names that `build(..., implementation=...)` accepts for this optimizer."""
+        arguments = _arguments(self.cls)
+        return tuple(how for how in IMPLEMENTATIONS if how == "forloop" or how in arguments)
+
 
 _SET_ELSEWHERE = ("params", "lr", "weight_decay", "foreach", "fused", "differentiable", "maximize")
 
@@ -326,15 +332,10 @@ def _checked_options(spec: OptimizerSpec, options: Mapping[str, Any]) -> dict[st
     return dict(options)
 
 
-def _supported(cls: type[torch.optim.Optimizer]) -> tuple[str, ...]:
-    arguments = _arguments(cls)
-    return tuple(how for how in IMPLEMENTATIONS if how == "forloop" or how in arguments)
-
-
 def _implementation_flags(spec: OptimizerSpec, implementation: str | None) -> dict[str, bool]:
     if implementation is None:
         return {}
-    supported = _supported(spec.cls)
+    supported = spec.implementations
     if implementation not in supported:
         raise ValueError(
             f"expected an implementation that {spec.name} has ({', '.join(supported)}), received {implementation!r}"

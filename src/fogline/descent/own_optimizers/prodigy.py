@@ -1,7 +1,7 @@
 """Prodigy: Adam that estimates the distance to the solution, and with it its own rate.
 
-Mishchenko & Defazio, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", 2023, arXiv:2306.06101, Algorithm 4. With
-x_0 the start, d_0 small, gamma_k the rate (1, times a schedule):
+Mishchenko & Defazio, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", 2023, arXiv:2306.06101, Algorithm 4.
+With x_0 the start, d_0 small, gamma_k the rate (1, times a schedule):
 
     m_{k+1} = b1 m_k + (1 - b1) d_k g_k
     v_{k+1} = b2 v_k + (1 - b2) d_k^2 g_k^2

@@ -1,7 +1,7 @@
 """Schedule-free AdamW: averaging instead of a decaying schedule.
 
-Defazio et al., "The Road Less Scheduled", 2024, arXiv:2405.15682. Gradients g_t are taken at y, steps are made on z, x is
-the running average that is evaluated; v is Adam's second moment:
+Defazio et al., "The Road Less Scheduled", 2024, arXiv:2405.15682. Gradients g_t are taken at y, steps are made on z, x
+is the running average that is evaluated; v is Adam's second moment:
 
     y_t     = (1 - b1) z_t + b1 x_t
     v_t     = b2 v_{t-1} + (1 - b2) g_t^2

@@ -1,0 +1,498 @@
+"""Every optimizer by name: built right, resumed bit for bit, equal to the obvious slow version of itself."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fogline.descent.groups import parameter_roles
+from fogline.descent.optimizers import (
+    OPTIMIZERS,
+    build,
+    choose_implementation,
+    init_state,
+    load_state_tensors,
+    parameter_groups,
+    set_lr,
+    spec_of,
+    state_scalars,
+    state_tensors,
+    to_eval,
+    to_train,
+)
+from fogline.descent.own_optimizers import Lion, Muon, Prodigy, ScheduleFreeAdamW
+
+NAMES = tuple(OPTIMIZERS)
+Model = nn.Module
+
+
+def make_model(dtype: torch.dtype = torch.float32) -> Model:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 8), nn.Tanh(), nn.Linear(8, 2)
+    ).to(dtype)
+
+
+def train(model: Model, optimizer: torch.optim.Optimizer, steps: range, lr: float | None = None) -> None:
+    """Steps on batches that are a function of the step's number."""
+    first = next(model.parameters())
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(4, 1, 6, 6, generator=generator).to(first.dtype)
+        y = torch.randn(4, 2, generator=generator).to(first.dtype)
+
+        def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+            optimizer.zero_grad()
+            loss = ((model(x) - y) ** 2).mean()
+            loss.backward()
+            return loss
+
+        if lr is not None:
+            set_lr(optimizer, lr * (1 + step))
+        if spec_of(type(optimizer)).needs_closure:
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+
+
+def make(name: str, model: Model, **keywords: Any) -> torch.optim.Optimizer:
+    return build(model, name, OPTIMIZERS[name].lr, **keywords)
+
+
+def assert_same_bits(one: Model, other: Model) -> None:
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert bits(a) == bits(b), name
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_descends(name: str) -> None:
+    model = nn.Linear(3, 1)
+    optimizer = build(model, name, {"lion": 0.01, "muon": 0.02}.get(name, OPTIMIZERS[name].lr))
+    x = torch.randn(32, 3, generator=torch.Generator().manual_seed(1))
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]])
+    losses = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = ((model(x) - y) ** 2).mean()
+        loss.backward()
+        losses.append(loss.item())
+        return loss
+
+    for _ in range(100):
+        optimizer.step(closure)
+    assert losses[-1] < losses[0]
+
+
+def test_gd_is_the_textbook_step() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(5.0)
+    optimizer = build(model, "gd", 0.1)
+    ((model.weight - 2) ** 2).sum().backward()
+    optimizer.step()
+    assert model.weight.item() == pytest.approx(4.4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_round_trip_is_bitwise(name: str) -> None:
+    model, twin = make_model(), make_model()
+    optimizer, other = make(name, model), make(name, twin)
+    train(model, optimizer, range(5))
+    twin.load_state_dict(model.state_dict())
+    tensors = {key: tensor.clone() for key, tensor in state_tensors(optimizer).items()}
+    scalars = json.loads(json.dumps(state_scalars(optimizer), allow_nan=False))
+    load_state_tensors(other, tensors, scalars)
+    restored = state_tensors(other)
+    assert restored.keys() == tensors.keys()
+    assert state_scalars(other) == scalars
+    for key, tensor in tensors.items():
+        assert restored[key].dtype == tensor.dtype
+        assert bits(restored[key]) == bits(tensor), key
+    train(model, optimizer, range(5, 9))
+    train(twin, other, range(5, 9))
+    assert_same_bits(model, twin)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [(spec.name, how) for spec in OPTIMIZERS.values() for how in spec.implementations]
+)
+def test_state_made_in_advance_changes_no_bit(name: str, how: str) -> None:
+    model, twin = make_model(), make_model()
+    optimizer, other = (make(name, m, implementation=how) for m in (model, twin))
+    lr = OPTIMIZERS[name].lr * 0.1
+    set_lr(other, lr)
+    weights = {key: value.clone() for key, value in twin.state_dict().items()}
+    made = init_state(other)
+    assert made == (name != "lbfgs")
+    assert all(bits(weights[key]) == bits(value) for key, value in twin.state_dict().items())
+    train(model, optimizer, range(6), lr)
+    train(twin, other, range(6), lr)
+    assert_same_bits(model, twin)
+    for (key, a), b in zip(state_tensors(optimizer).items(), state_tensors(other).values(), strict=True):
+        assert (a.shape, a.dtype, bits(a)) == (b.shape, b.dtype, bits(b)), key
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("rmsprop", {"momentum": 0.5, "centered": True}), ("adam", {"amsgrad": True}), ("sgd", {"momentum": 0.5})],
+)
+def test_state_made_in_advance_with_options(name: str, options: dict[str, Any]) -> None:
+    model, twin = make_model(), make_model()
+    optimizer, other = (make(name, m, options=options) for m in (model, twin))
+    assert init_state(other)
+    train(model, optimizer, range(6))
+    train(twin, other, range(6))
+    assert_same_bits(model, twin)
+    assert state_tensors(optimizer).keys() == state_tensors(other).keys()
+
+
+def test_state_that_cannot_be_made_in_advance() -> None:
+    optimizer = build(make_model(), "sgd", 0.1, options={"momentum": 0.9, "dampening": 0.1})
+    assert not init_state(optimizer)
+    assert not state_tensors(optimizer)
+
+
+def test_a_negative_zero_gradient_keeps_its_sign() -> None:
+    results = []
+    for advance in (False, True):
+        model = nn.Linear(1, 1, bias=False)
+        model.weight.data.fill_(-0.0)
+        optimizer = build(model, "momentum", 0.1)
+        if advance:
+            init_state(optimizer)
+        model.weight.grad = torch.full_like(model.weight, -0.0)
+        optimizer.step()
+        results.append(bits(state_tensors(optimizer)["weight/momentum_buffer"]) + bits(model.weight))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_gradients_are_left_out(name: str) -> None:
+    model = make_model()
+    optimizer = make(name, model)
+    frozen = model[6].weight
+    before = frozen.detach().clone()
+    model(torch.randn(4, 1, 6, 6)).sum().backward()
+    frozen.grad = None
+    if not spec_of(name).needs_closure:
+        optimizer.step()
+        assert torch.equal(before, frozen)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "lbfgs"])
+def test_a_tensor_rate_gives_the_same_weights(name: str) -> None:
+    model, twin = make_model(torch.float64), make_model(torch.float64)
+    optimizer, other = make(name, model), make(name, twin, lr_as_tensor=True)
+    kept = other.param_groups[0]["lr"]
+    train(model, optimizer, range(4), OPTIMIZERS[name].lr)
+    train(twin, other, range(4), OPTIMIZERS[name].lr)
+    assert other.param_groups[0]["lr"] is kept
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_set_lr_keeps_the_ratios_of_groups() -> None:
+    for as_tensor in (False, True):
+        optimizer = build(make_model(), "adamw", 0.1, lr_as_tensor=as_tensor)
+        optimizer.param_groups[1]["lr_scale"] = 0.5
+        set_lr(optimizer, 0.2)
+        assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.2, 0.1])
+
+
+class Mixed(nn.Module):
+    """One parameter of every sort."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(7, 4)
+        self.position = nn.Parameter(torch.zeros(1, 5, 4))
+        self.token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.norm = nn.LayerNorm((3, 4))
+        self.grouped = nn.Conv1d(4, 6, 3, groups=2)
+        self.recurrent = nn.GRU(4, 3)
+        self.scaled = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.head = nn.Linear(4, 1)
+        self.frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+
+
+def test_decay_goes_by_the_type_of_the_module() -> None:
+    decayed, kept = parameter_groups(Mixed(), 0.1)
+    assert set(decayed["names"]) == {
+        "position",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "grouped.weight",
+        "recurrent.weight_ih_l0",
+        "recurrent.weight_hh_l0",
+        "scaled.parametrizations.weight.original1",
+        "head.weight",
+    }
+    assert {"words.weight", "token", "temperature", "norm.weight", "head.bias"} <= set(kept["names"])
+    assert "frozen" not in kept["names"] + decayed["names"]
+    assert (decayed["weight_decay"], kept["weight_decay"], kept["lr_scale"]) == (0.1, 0.0, 1.0)
+    assert all(len(group["names"]) == len(group["params"]) for group in (decayed, kept))
+
+
+def test_a_weight_shared_with_an_embedding_counts_once_as_an_embedding() -> None:
+    model = nn.ModuleDict({"words": nn.Embedding(7, 4), "head": nn.Linear(4, 7)})
+    model["head"].weight = model["words"].weight
+    (group,) = parameter_groups(model, 0.1)
+    assert group["names"] == ["words.weight", "head.bias"]
+
+
+def test_one_group_without_decay() -> None:
+    (group,) = parameter_groups(make_model(), None)
+    assert "weight_decay" not in group
+
+
+def test_hidden_matrices_and_their_stacks() -> None:
+    hidden = {role.name: role.hidden for role in parameter_roles(Mixed()) if role.hidden}
+    assert hidden == {
+        "attention.in_proj_weight": (3, 4, 4),
+        "attention.out_proj.weight": (1, 4, 4),
+        "grouped.weight": (2, 3, 6),
+    }
+
+
+@pytest.mark.parametrize(("name", "flag"), [("nadam", True), ("radam", True), ("adam", False)])
+def test_decay_is_decoupled_where_torch_offers_it(name: str, flag: bool) -> None:
+    assert build(make_model(), name, 0.1, weight_decay=0.1).defaults["decoupled_weight_decay"] is flag
+
+
+def test_the_default_decay_is_the_methods_own() -> None:
+    assert {g["weight_decay"] for g in build(make_model(), "adamw", 0.1).param_groups} == {0.01, 0.0}
+    assert {g["weight_decay"] for g in build(make_model(), "adamw", 0.1, weight_decay=0).param_groups} == {0.0}
+    assert {g["weight_decay"] for g in build(make_model(), "muon", 0.1).param_groups} == {0.01, 0.0}
+
+
+def test_a_class_of_the_user() -> None:
+    optimizer = build(make_model(), torch.optim.Adafactor, 0.1, options={"d": 2.0})
+    assert optimizer.param_groups[0]["d"] == 2.0
+    assert not init_state(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "message"),
+    [
+        ("momentun", {}, "unknown optimizer 'momentun': did you mean 'momentum'"),
+        ("adamw", {"options": {"beta": (0.9, 0.9)}}, r"option of adamw \(betas, eps.*'beta'.*did you mean 'betas'"),
+        ("adamw", {"options": {"lr": 0.1}}, "expected lr as its own setting"),
+        ("lbfgs", {"weight_decay": 0.1}, "expected no weight decay for lbfgs"),
+        ("sgd", {"weight_decay": -1.0}, "expected weight_decay to be a finite number"),
+        ("lion", {"implementation": "fused"}, r"implementation that lion has \(forloop\)"),
+        ("lion", {"options": {"betas": (0.9, 1.0)}}, "every beta of Lion"),
+        ("muon", {"options": {"precision": "float7"}}, "expected precision of Muon"),
+    ],
+)
+def test_mistakes_are_named(name: str, keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(make_model(), name, 0.1, **keywords)
+
+
+def test_more_mistakes() -> None:
+    model = make_model()
+    with pytest.raises(TypeError, match="pass the class, SGD"):
+        build(model, torch.optim.SGD(model.parameters()), 0.1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="received 3"):
+        build(model, 3, 0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="lr to be a finite number"):
+        build(model, "sgd", float("nan"))
+    with pytest.raises(ValueError, match="at least one trainable parameter"):
+        build(nn.ReLU(), "sgd", 0.1)
+    with pytest.raises(ValueError, match="pass one batch through its lazy modules"):
+        build(nn.LazyLinear(3), "sgd", 0.1)
+    optimizer = build(model, "adamw", 0.1)
+    with pytest.raises(ValueError, match="saved from another model"):
+        load_state_tensors(optimizer, {"other/exp_avg": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_choosing_an_implementation_disturbs_nothing(name: str) -> None:
+    model = make_model()
+    model(torch.randn(4, 1, 6, 6)).sum().backward()
+    before = [(bits(p), bits(p.grad)) for p in model.parameters() if p.grad is not None]
+    random = torch.get_rng_state()
+    how, seconds = choose_implementation(lambda m, how: make(name, m, implementation=how), model, budget=0.0)
+    assert [(bits(p), bits(p.grad)) for p in model.parameters() if p.grad is not None] == before
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not seconds or how in seconds
+    assert ("fused" in seconds) == (name in {"gd", "sgd", "momentum", "nesterov", "adam", "adamw", "adagrad"})
+
+
+# Reference twins: the equations of each method, one parameter and one line at a time, in float64.
+
+
+def lion_twin(p: Tensor, g: Tensor, s: dict[str, Any], lr: float, wd: float, _: int) -> Tensor:
+    m = s.setdefault("m", torch.zeros_like(p))
+    s["m"] = 0.99 * m + 0.01 * g
+    return p - lr * (torch.sign(0.9 * m + 0.1 * g) + wd * p)
+
+
+def schedule_free_twin(y: Tensor, g: Tensor, s: dict[str, Any], lr: float, wd: float, t: int) -> Tensor:
+    x, z, v, total = s.get("x", y), s.get("z", y), s.get("v", torch.zeros_like(y)), s.get("total", 0.0) + lr**2
+    v = 0.999 * v + 0.001 * g**2
+    z = z - lr * (g / ((v / (1 - 0.999**t)).sqrt() + 1e-8) + wd * y)
+    c = lr**2 / total
+    x = (1 - c) * x + c * z
+    s |= {"x": x, "z": z, "v": v, "total": total}
+    return 0.1 * z + 0.9 * x
+
+
+def muon_twin(p: Tensor, g: Tensor, s: dict[str, Any], lr: float, wd: float, _: int) -> Tensor:
+    s["b"] = b = 0.95 * s.get("b", torch.zeros_like(p)) + 0.05 * g
+    x = 0.95 * b + 0.05 * g
+    x = x / x.norm()
+    for _i in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return p - lr * wd * p - lr * 0.2 * max(p.shape) ** 0.5 * x
+
+
+TWINS: list[tuple[type[torch.optim.Optimizer], Callable[..., Tensor]]] = [
+    (Lion, lion_twin),
+    (ScheduleFreeAdamW, schedule_free_twin),
+    (Muon, muon_twin),
+]
+SHAPES = [(4, 3), (3, 4), (4, 4), (3, 4)]
+
+
+def quadratic(params: list[Tensor], step: int) -> list[Tensor]:
+    """Gradients of a noisy ill-conditioned quadratic."""
+    generator = torch.Generator().manual_seed(step)
+    noise = (torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in params)
+    return [
+        torch.arange(1, p.numel() + 1, dtype=p.dtype).view_as(p) * p + n for p, n in zip(params, noise, strict=True)
+    ]
+
+
+def starts() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+
+
+@pytest.mark.parametrize(("cls", "twin"), TWINS)
+def test_equal_to_its_equations_for_100_steps(cls: type[torch.optim.Optimizer], twin: Callable[..., Tensor]) -> None:
+    params = [nn.Parameter(start) for start in starts()]
+    group: dict[str, Any] = {"params": params}
+    if cls is Muon:
+        group["stacks"] = [(1, *shape) for shape in SHAPES]
+    optimizer = cls([group], lr=0.01, weight_decay=0.1)  # type: ignore[call-arg]
+    expected, states = starts(), [{} for _ in params]  # type: ignore[var-annotated]
+    for step in range(100):
+        lr = 0.01 * (1 + step % 7)
+        set_lr(optimizer, lr)
+        for p, g in zip(params, quadratic([p.detach() for p in params], step), strict=True):
+            p.grad = g
+        optimizer.step()
+        grads = quadratic(expected, step)
+        expected = [twin(p, g, s, lr, 0.1, step + 1) for p, g, s in zip(expected, grads, states, strict=True)]
+    for p, e in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.detach(), e, rtol=1e-8, atol=1e-10)
+
+
+def test_prodigy_is_equal_to_its_equations_for_100_steps() -> None:
+    params = [nn.Parameter(start) for start in starts()]
+    optimizer = Prodigy(params, weight_decay=0.1, d0=1e-3)
+    x = x0 = torch.cat([p.detach().flatten() for p in params])
+    sizes = [p.numel() for p in params]
+    m, v, s = (torch.zeros_like(x) for _ in range(3))
+    r, d, root = 0.0, 1e-3, 0.999**0.5
+    for step in range(100):
+        lr = 1.0 / (1 + step % 3)
+        set_lr(optimizer, lr)
+        for p, g in zip(params, quadratic([p.detach() for p in params], step), strict=True):
+            p.grad = g
+        optimizer.step()
+        parts = [part.view(shape) for part, shape in zip(x.split(sizes), SHAPES, strict=True)]
+        g = torch.cat([part.flatten() for part in quadratic(parts, step)])
+        m = 0.9 * m + 0.1 * d * g
+        v = 0.999 * v + 0.001 * d**2 * g**2
+        r = root * r + (1 - root) * lr * d**2 * float(g @ (x0 - x))
+        s = root * s + (1 - root) * lr * d**2 * g
+        x = x - lr * d * (m / (v.sqrt() + d * 1e-8) + 0.1 * x)
+        d = max(d, r / float(s.abs().sum()))
+    assert d > 1e-2
+    torch.testing.assert_close(torch.cat([p.detach().flatten() for p in params]), x, rtol=1e-8, atol=1e-10)
+
+
+def test_muon_agrees_with_pytorch_on_matrices_and_with_adamw_on_the_rest() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(8, 3))
+    twin = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(8, 3))
+    twin.load_state_dict(model.state_dict())
+    optimizer = build(model, "muon", 0.01, weight_decay=0.1, options={"precision": "bfloat16"})
+    hidden = [twin[i].weight for i in range(3)]
+    rest = [{"params": [twin[3].weight]}, {"params": [twin[i].bias for i in range(4)], "weight_decay": 0.0}]
+    others = (
+        torch.optim.Muon(hidden, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=0.01, weight_decay=0.1, fused=True),
+    )
+    for step in range(20):
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
+        # The twin gets the same gradients: bfloat16 would let two runs part at the first rounding.
+        model.zero_grad()
+        model(x).square().mean().backward()
+        for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            theirs.grad = ours.grad
+        optimizer.step()
+        for other in others:
+            other.step()
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        tolerance = 5e-3 if ours.ndim == 2 and not name.startswith("3") else 1e-6
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+def test_muon_orthogonalises_kernels_of_any_layout() -> None:
+    weights = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = make_model().to(memory_format=layout)
+        optimizer = make("muon", model)
+        assert "0.weight" in optimizer.param_groups[0]["names"]
+        train(model, optimizer, range(3))
+        weights.append(model[0].weight.detach())
+    torch.testing.assert_close(*weights)
+
+
+def test_schedule_free_changes_between_its_two_points_bit_for_bit() -> None:
+    model, twin = make_model(), make_model()
+    optimizer, other = make("schedule_free", model), make("schedule_free", twin)
+    for step in range(6):
+        train(model, optimizer, range(step, step + 1))
+        train(twin, other, range(step, step + 1))
+        to_eval(other)
+        to_eval(other)
+        assert bits(twin[4].weight) == bits(state_tensors(optimizer)["4.weight/x"])
+        with pytest.raises(RuntimeError, match="to_train first"):
+            other.step()
+        to_train(other)
+    assert_same_bits(model, twin)
+    assert isinstance(other, ScheduleFreeAdamW)
+    with other.eval_weights():
+        assert state_scalars(other)["0.weight/averaged"] is True
+    assert_same_bits(model, twin)
+
+
+def test_the_two_points_are_one_for_every_other_optimizer() -> None:
+    model, twin = make_model(), make_model()
+    optimizer = make("adamw", model)
+    to_eval(optimizer)
+    to_train(optimizer)
+    assert_same_bits(model, twin)
+
+
+def test_our_optimizers_reject_sparse_gradients() -> None:
+    model = nn.Embedding(5, 2, sparse=True)
+    optimizer = make("lion", model)
+    model(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="received a sparse one"):
+        optimizer.step()
