@@ -181,7 +181,7 @@ def _columns() -> Progress:
 
     return Progress(
         Plain("title"),
-        BarColumn(bar_width=14),
+        BarColumn(bar_width=10),
         TaskProgressColumn(),
         Plain("details"),
         Plain("speed"),

@@ -1,0 +1,31 @@
+# `make demo` and `make test` need a Python of 3.11 or newer and nothing else: they set up .venv on their first call
+# and again when pyproject.toml or constraints.txt has changed.
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+BENCH ?= $(sort $(wildcard benchmarks/*.py))
+
+.PHONY: demo test bench lint clean
+
+demo: $(READY)
+	@$(RUN) -m fogline demo
+
+test: $(READY)
+	@$(RUN) -m pytest $(ARGS)
+
+bench: $(READY)
+	@for script in $(BENCH); do echo "== $$script"; $(RUN) $$script || exit 1; done
+
+lint: $(READY)
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(RUN) -m codespell_lib
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@PYTHON="$(PYTHON)" .ci/setup $(VENV)
+	@touch $@

@@ -1,0 +1,204 @@
+"""The command line. PyTorch is imported by the commands that train, not by ``--help`` or by looking at runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fogline.cli.errors import BAD_RUN, DONE, show_own_frames, told_plainly
+from fogline.cli.listing import find_run, run_names
+
+if TYPE_CHECKING:
+    from fogline.run import Run
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 the run ended diverged or non-finite, or your own code failed; 2 bad input; "
+    "74 the disk is full; 130 and 143 interrupted and saved."
+)
+
+app = typer.Typer(
+    help="Fogline trains PyTorch models by gradient descent and says how it went.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder, or the name of one in --runs.", autocompletion=run_names)
+]
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the run folders.")]
+ReportOption = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Also write an HTML report.")]
+
+
+def main() -> None:
+    """The entry point of ``fogline`` and ``python -m fogline``."""
+    sys.excepthook = show_own_frames
+    app(prog_name="fogline")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from fogline import __version__
+
+        typer.echo(f"fogline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    return None
+
+
+def _recipe_option(text: str, metavar: str = "VALUE", *names: str) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel="Recipe", show_default=False)
+
+
+Text = str | None
+Whole = int | None
+Real = float | None
+
+
+@app.command()
+def train(
+    what: Annotated[
+        Path, typer.Argument(metavar="TASK.py|DATA.csv|DATA.parquet|IMAGE_FOLDER", help="What is to be learned.")
+    ],
+    target: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table to be predicted.")] = None,
+    valid: Annotated[Path | None, typer.Option(metavar="PATH", help="Held-out data of the same form.")] = None,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe as .toml or .json.")] = None,
+    runs: RunsOption = Path("runs"),
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="The name of the run folder.")] = None,
+    report: ReportOption = None,
+    optimizer: Annotated[Text, _recipe_option("adamw, momentum, lbfgs, ... or auto.", "NAME")] = None,
+    lr: Annotated[Text, _recipe_option("The learning rate, or auto.", "RATE")] = None,
+    batch_size: Annotated[Text, _recipe_option("Examples a step, full, or auto.", "SIZE")] = None,
+    duration: Annotated[Text, _recipe_option("20ep, 1000st, 5min or 1e6ex.", "DURATION")] = None,
+    schedule: Annotated[Text, _recipe_option("constant, linear, cosine, one_cycle, wsd, plateau.", "NAME")] = None,
+    warmup: Annotated[Text, _recipe_option("A share of the run, or a number of steps.", "SHARE")] = None,
+    weight_decay: Annotated[Real, _recipe_option("Decay of matrices.", "DECAY")] = None,
+    option: Annotated[list[str] | None, _recipe_option("An option of the optimizer.", "NAME=VALUE")] = None,
+    clip: Annotated[Text, _recipe_option("Largest gradient norm, or adaptive.", "NORM")] = None,
+    accumulate: Annotated[Whole, _recipe_option("Batches that make one step.", "COUNT")] = None,
+    ema: Annotated[Real, _recipe_option("Decay of the average of the weights.", "DECAY")] = None,
+    precision: Annotated[Text, _recipe_option("auto, float32, float64, bf16 or fp16.", "NAME")] = None,
+    seed: Annotated[Whole, _recipe_option("Decides every random number of the run.", "SEED")] = None,
+    shuffle: Annotated[bool | None, typer.Option("--shuffle/--no-shuffle", rich_help_panel="Recipe")] = None,
+    validate_every: Annotated[Text, _recipe_option("How often the held-out data is scored.", "DURATION")] = None,
+    patience: Annotated[Whole, _recipe_option("Validations without improvement before stopping.", "COUNT")] = None,
+    checkpoint_every: Annotated[Text, _recipe_option("How often the run is saved.", "DURATION")] = None,
+    keep: Annotated[Whole, _recipe_option("Checkpoints kept.", "COUNT")] = None,
+    step: Annotated[Text, _recipe_option("auto, eager, compiled or chunked.", "MODE")] = None,
+    workers: Annotated[Whole, _recipe_option("Processes that load data.", "COUNT")] = None,
+    watch: Annotated[Real, _recipe_option("Share of the time that signals may cost.", "SHARE")] = None,
+    device: Annotated[Text, _recipe_option("auto, cpu, cuda, ...", "NAME")] = None,
+) -> None:
+    """Train a model and say how it went.
+
+    TASK.py defines `task = fogline.Task(...)` and, if it likes, `recipe = fogline.Recipe(...)`. A table or a folder
+    of images gets a model, a loss and metrics that fit it. Options win over --recipe, which wins over TASK.py.
+    """
+    fields = {key: value for key, value in locals().items() if key not in _NOT_RECIPE}
+    with told_plainly():
+        from fogline.cli.training import train as run_training
+
+        ended = run_training(
+            what,
+            target=target,
+            valid=valid,
+            recipe_file=recipe,
+            fields=fields,
+            options=option or (),
+            runs=runs,
+            name=name,
+        )
+        _close(ended, report)
+
+
+_NOT_RECIPE = ("what", "target", "valid", "recipe", "runs", "name", "report", "option")
+
+
+@app.command()
+def resume(
+    run: RunArgument,
+    duration: Annotated[str | None, typer.Option(metavar="LONGER", help="A longer duration, such as 40ep.")] = None,
+    runs: RunsOption = Path("runs"),
+    report: ReportOption = None,
+) -> None:
+    """Go on with an interrupted run, or train a finished one for longer."""
+    with told_plainly():
+        folder = find_run(run, runs)
+        from fogline.cli.training import resume as resume_training
+
+        _close(resume_training(folder, duration), report)
+
+
+@app.command("runs")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that holds the run folders.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """List the runs of a folder: verdict, steps, loss, scores and when."""
+    from fogline.cli.listing import print_runs
+
+    with told_plainly():
+        print_runs(folder)
+
+
+@app.command()
+def show(run: RunArgument, runs: RunsOption = Path("runs")) -> None:
+    """Show one run: verdict, scores, a chart of the loss, events."""
+    from fogline.cli.showing import print_run
+
+    with told_plainly():
+        print_run(find_run(run, runs))
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="RUN/report.html if not given.")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write one self-contained HTML file with verdict, curves, recipe and events."""
+    with told_plainly():
+        folder = find_run(run, runs)
+        from fogline.plots.report import write_report
+        from fogline.run import Run
+
+        typer.echo(write_report(Run.open(folder), output or folder / "report.html"))
+
+
+@app.command()
+def demo(
+    runs: RunsOption = Path("runs"),
+    report: Annotated[Path, typer.Option("--report", metavar="FILE", help="Where the HTML report goes.")] = Path(
+        "runs/demo.html"
+    ),
+) -> None:
+    """Train on two real data sets that scikit-learn brings along: breast cancer and handwritten digits."""
+    with told_plainly():
+        from fogline.demo import demo as run_demo
+
+        run_demo(runs=runs, report=report)
+
+
+def _close(run: Run, report: Path | None) -> None:
+    """Say how the run ended, write the report if one is wanted, and leave with the code of the verdict."""
+    from fogline.cli.showing import print_ending
+
+    print_ending(run.folder)
+    if report is not None:
+        typer.echo(f"report: {run.report(report)}")
+    verdict = run.verdict
+    raise typer.Exit(BAD_RUN if verdict is not None and verdict.name in ("DIVERGED", "NONFINITE") else DONE)

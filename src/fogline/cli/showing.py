@@ -1,0 +1,106 @@
+"""One run in the terminal: verdict, scores, a chart of the loss, events. Plain text; no colour is needed."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+
+from fogline.cli.chart import chart
+from fogline.record.store import Table, read_info, read_table
+from fogline.words import moment, number, scores_text, verdict_name, verdict_sentence
+
+EVENTS_SHOWN = 12
+
+
+def print_ending(folder: Path, *, err: bool = False) -> None:
+    """The last lines of a training command: the verdict's sentence, the scores, and where the run lies."""
+    info = read_info(folder)
+    typer.echo(verdict_sentence(info.get("verdict")), err=err)
+    if info.get("scores"):
+        typer.echo(f"held out: {scores_text(info['scores'])}", err=err)
+    typer.echo(f"run: {folder}", err=err)
+
+
+def print_run(folder: Path) -> None:
+    """Everything worth knowing about one run, at most as wide as the terminal.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    info = read_info(folder)
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
+    steps = read_table(folder, "steps")
+    for line in (_heading(folder, info), verdict_sentence(info.get("verdict")), ""):
+        typer.echo(line)
+    for line in _facts(info, steps):
+        typer.echo(line)
+    typer.echo("\ntraining loss by step")
+    if len(steps):
+        for line in chart(steps["step"].astype(float), steps["loss"], width=width, unicode=_unicode()):
+            typer.echo(line)
+    else:
+        typer.echo("(no steps yet)")
+    _print_scores(read_table(folder, "scores", "step, split, name"))
+    _print_events(read_table(folder, "events", "id"))
+
+
+def _heading(folder: Path, info: dict[str, Any]) -> str:
+    return f"{folder.name}: {verdict_name(info.get('verdict'))} ({moment(info.get('started'))})"
+
+
+def _facts(info: dict[str, Any], steps: Table) -> list[str]:
+    task, recipe = info.get("task") or {}, info.get("recipe") or {}
+    words = [str(task.get("model") or "model")]
+    if task.get("parameters"):
+        words.append(f"{task['parameters']:,} parameters")
+    if task.get("train examples"):
+        words.append(f"{task['train examples']:,} training examples")
+    lines = ["task    " + ", ".join(words)]
+    named = ("optimizer", "lr", "batch_size", "duration", "schedule", "seed")
+    lines.append("recipe  " + ", ".join(f"{name} {_value(recipe[name])}" for name in named if name in recipe))
+    if len(steps):
+        lines.append(f"steps   {int(steps['step'][-1])}, last loss {number(float(steps['loss'][-1]))}")
+    if info.get("scores"):
+        lines.append(f"scores  {scores_text(info['scores'])} (held out, weights kept)")
+    return lines
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_scores(scores: Table) -> None:
+    if not len(scores):
+        return
+    typer.echo("\nscores            first      best      last")
+    named = list(dict.fromkeys(zip(scores["split"], scores["name"], strict=True)))
+    for split, name in named:
+        values = scores["value"][(scores["split"] == split) & (scores["name"] == name)]
+        finite = values[np.isfinite(values)]
+        # Only of a loss is it known which way is better.
+        best = number(float(finite.min())) if name == "loss" and len(finite) else ""
+        typer.echo(f"{split + ' ' + name:<14} {number(float(values[0])):>9} {best:>9} {number(float(values[-1])):>9}")
+
+
+def _print_events(events: Table) -> None:
+    if not len(events):
+        return
+    typer.echo("\nevents")
+    rows = list(events)
+    if len(rows) > EVENTS_SHOWN:
+        typer.echo(f"  ... {len(rows) - EVENTS_SHOWN} earlier ones are in the report")
+    for row in rows[-EVENTS_SHOWN:]:
+        typer.echo(f"  step {int(row['step'])}  {row['kind']}: {row['message']}")
+
+
+def _unicode() -> bool:
+    try:
+        "⣿┤".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

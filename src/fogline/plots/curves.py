@@ -1,0 +1,128 @@
+"""The curves of a run by step: loss, learning rate, gradient."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from fogline.plots.theme import Palette, empty, framed, palette, translucent
+from fogline.plots.thinning import smooth, thin
+
+if TYPE_CHECKING:
+    from fogline.run import Run
+
+Numbers = NDArray[np.float64]
+
+_LOG_FROM = 20.0  # values that span more than this factor are drawn on a logarithmic axis
+_SMOOTH_FROM = 50  # fewer steps are legible as they are
+
+
+def loss_figure(run: Run, *, dark: bool = False) -> go.Figure:
+    """Training loss as it came (thinned) and smoothed, held-out loss, events; the verdict in the title."""
+    colours = palette(dark)
+    steps = run.steps
+    x, loss = steps["step"].astype(float), steps["loss"]
+    title = f"Loss{_verdict_words(run)}"
+    if not np.isfinite(loss).any():
+        return empty(title, "No finite loss was recorded." if len(loss) else "No steps yet.", dark=dark)
+    figure = go.Figure()
+    _add_line(figure, x, loss, "training", colours.first, faint=len(x) >= _SMOOTH_FROM)
+    if len(x) >= _SMOOTH_FROM:
+        _add_line(figure, x, smooth(loss), "training, smoothed", colours.first)
+    held_x, held = _held_out_loss(run)
+    if len(held):
+        mode = "lines+markers" if len(held) <= 40 else "lines"
+        _add_line(figure, held_x, held, "held out", colours.second, mode=mode)
+    scale = _scale(loss, held)
+    _add_events(figure, run, colours, scale, loss, held)
+    return framed(figure, title, "loss", dark=dark, **scale)
+
+
+def lr_figure(run: Run, *, dark: bool = False) -> go.Figure:
+    """The learning rate of every step."""
+    steps = run.steps
+    x, rate = steps["step"].astype(float), steps["lr"]
+    if not np.isfinite(rate).any():
+        return empty("Learning rate", "No learning rate was recorded.", dark=dark)
+    figure = go.Figure()
+    _add_line(figure, x, rate, "learning rate", palette(dark).first)
+    figure.update_layout(showlegend=False)
+    return framed(figure, "Learning rate", "", dark=dark, height=260, rangemode="tozero", exponentformat="power")
+
+
+def gradient_figure(run: Run, *, dark: bool = False) -> go.Figure:
+    """The norm of the gradient and, where probed, the size of the update against the weights; logarithmic."""
+    colours = palette(dark)
+    steps = run.steps
+    x = steps["step"].astype(float)
+    named = (("gradient norm", "grad_norm", colours.first), ("update / weight", "update_ratio", colours.third))
+    figure = go.Figure()
+    for label, column, colour in named:
+        # A logarithmic axis has no place for zero.
+        values = np.where(steps[column] > 0, steps[column], np.nan)
+        if np.isfinite(values).any():
+            _add_line(figure, x, values, label, colour)
+    if not figure.data:
+        return empty("Gradient", "No gradient was recorded.", dark=dark)
+    figure.update_layout(showlegend=True)
+    return framed(figure, "Gradient", "", dark=dark, height=300, type="log", exponentformat="power", dtick=None)
+
+
+def _add_line(
+    figure: go.Figure, x: Numbers, y: Numbers, name: str, colour: str, *, faint: bool = False, mode: str = "lines"
+) -> None:
+    x, y = thin(x, y)
+    # A single point makes no line.
+    mode = "markers" if len(x) == 1 else mode
+    line = {"color": translucent(colour, 0.35) if faint else colour, "width": 1 if faint else 2}
+    marker = {"color": colour, "size": 5}
+    figure.add_scatter(x=x, y=y, name=name, mode=mode, line=line, marker=marker, hovertemplate="%{y:.4g}")
+
+
+def _held_out_loss(run: Run) -> tuple[Numbers, Numbers]:
+    scores = run.scores
+    rows = (scores["name"] == "loss") & (scores["split"] != "train")
+    return scores["step"][rows].astype(float), scores["value"][rows].astype(float)
+
+
+def _scale(*values: Numbers) -> dict[str, Any]:
+    """Settings of the vertical axis: logarithmic where the values are positive and span a wide range."""
+    every = np.concatenate(values)
+    every = every[np.isfinite(every)]
+    if every.min() > 0 and every.max() / every.min() > _LOG_FROM:
+        return {"type": "log", "exponentformat": "power"}
+    return {"rangemode": "tozero" if every.min() >= 0 else "normal"}
+
+
+def _add_events(figure: go.Figure, run: Run, colours: Palette, scale: dict[str, Any], *values: Numbers) -> None:
+    """Marks along the lower edge; their words appear under the pointer, and the report lists them."""
+    rows = list(run.events)
+    if not rows:
+        return
+    every = np.concatenate(values)
+    every = every[np.isfinite(every)]
+    logarithmic = scale.get("type") == "log"
+    floor = every.min() / (every.max() / every.min()) ** 0.05 if logarithmic else min(0.0, float(every.min()))
+    figure.add_scatter(
+        x=[float(row["step"]) for row in rows],
+        y=[floor] * len(rows),
+        name="events",
+        mode="markers",
+        marker={"symbol": "triangle-up", "size": 9, "color": colours.third},
+        customdata=[f"{escape(row['kind'])}: {escape(_shortened(row['message']))}" for row in rows],
+        hovertemplate="%{customdata}<extra></extra>",
+        cliponaxis=False,
+    )
+
+
+def _shortened(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _verdict_words(run: Run) -> str:
+    verdict = run.verdict
+    return "" if verdict is None else " · " + escape(str(verdict).split(":")[0].lower())

@@ -1,0 +1,82 @@
+"""The look of every figure: two palettes, legible from 400 pixels wide, on a transparent ground."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a figure. ``first`` to ``third`` differ in lightness too, so they are told apart without colour."""
+
+    ink: str
+    faint: str
+    grid: str
+    first: str
+    second: str
+    third: str
+    page: str
+
+
+LIGHT = Palette("#1d2733", "#5c6975", "#dde3e8", "#1668b8", "#c2500c", "#2b7d4f", "#ffffff")
+DARK = Palette("#e6ebf0", "#a3b0bc", "#343f4a", "#6cb2f7", "#ff9b57", "#7dd3a0", "#14191f")
+
+
+def palette(dark: bool) -> Palette:
+    return DARK if dark else LIGHT
+
+
+def translucent(colour: str, opacity: float) -> str:
+    """A colour with an opacity.
+
+    >>> translucent("#1668b8", 0.3)
+    'rgba(22,104,184,0.3)'
+    """
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity:g})"
+
+
+def framed(figure: go.Figure, title: str, y: str, *, dark: bool, height: int = 340, **y_axis: Any) -> go.Figure:
+    """Give a figure its title, axes and colours.
+
+    Args:
+        figure: the figure with its traces; changed and returned.
+        title: one short line above the plot, already escaped for Plotly's HTML.
+        y: what the vertical axis shows.
+        dark: the dark palette.
+        height: pixels.
+        y_axis: further settings of the vertical axis.
+    """
+    colours = palette(dark)
+    line = {"gridcolor": colours.grid, "linecolor": colours.grid, "zerolinecolor": colours.grid, "automargin": True}
+    figure.update_layout(
+        template="none",
+        title={"text": title, "x": 0, "xref": "paper", "xanchor": "left", "y": 0.97, "yanchor": "top"},
+        title_font_size=15,
+        font={"color": colours.ink, "family": "system-ui, sans-serif", "size": 13},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        height=height,
+        margin={"l": 8, "r": 12, "t": 44, "b": 84},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top", "font": {"size": 12}},
+        hovermode="x unified",
+        hoverlabel={"bgcolor": colours.page, "font": {"color": colours.ink}, "bordercolor": colours.grid},
+        xaxis={"title": {"text": "step", "standoff": 6}, "nticks": 6, "rangemode": "tozero", **line},
+        yaxis={"title": {"text": y, "standoff": 8}, "nticks": 6, **line, **y_axis},
+    )
+    return figure
+
+
+def empty(title: str, words: str, *, dark: bool) -> go.Figure:
+    """A figure that says in words why there is nothing to be seen, without axes."""
+    colours = palette(dark)
+    figure = framed(go.Figure(), title, "", dark=dark, height=200)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    figure.add_annotation(
+        text=words, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"color": colours.faint, "size": 14}
+    )
+    return figure

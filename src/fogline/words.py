@@ -1,0 +1,69 @@
+"""Numbers, dates and names the way people read them, the same in the terminal and in a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+
+def number(value: Any) -> str:
+    """Four digits; whole numbers in full; what was not recorded or not finite by its name.
+
+    >>> number(0.123456), number(1234567), number(None), number(float("inf"))
+    ('0.1235', '1,234,567', 'nan', 'inf')
+    """
+    if value is None:
+        return "nan"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if math.isfinite(value) else str(float(value))
+
+
+def scores_text(scores: Mapping[str, float | None]) -> str:
+    """Scores on one line.
+
+    >>> scores_text({"loss": 0.25, "accuracy": 0.9})
+    'loss 0.25, accuracy 0.9'
+    """
+    return ", ".join(f"{name} {number(value)}" for name, value in scores.items())
+
+
+def verdict_name(verdict: Mapping[str, Any] | None) -> str:
+    """The short name of the verdict in a ``run.json``; a run without one is still training.
+
+    >>> verdict_name({"name": "NOISE_FLOOR"}), verdict_name(None)
+    ('noise floor', 'training')
+    """
+    return "training" if not verdict else str(verdict["name"]).replace("_", " ").lower()
+
+
+def verdict_sentence(verdict: Mapping[str, Any] | None) -> str:
+    """The verdict's own sentence."""
+    return "Training: no verdict yet." if not verdict else str(verdict["message"])
+
+
+def moment(when: Any) -> str:
+    """A date and a time to the second in local time, from seconds since 1970 or from ISO text.
+
+    >>> moment("2026-11-22T10:00:00.123"), moment(None)
+    ('2026-11-22 10:00:00', '')
+    """
+    if isinstance(when, int | float):
+        return datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M:%S")
+    return str(when or "")[:19].replace("T", " ")
+
+
+def span(seconds: Any) -> str:
+    """A length of time with a fitting unit.
+
+    >>> span(0.5), span(75), span(7300)
+    ('0.50 s', '1 min 15 s', '2 h 1 min')
+    """
+    if not isinstance(seconds, int | float):
+        return ""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
