@@ -1,0 +1,109 @@
+"""What the Hessian says: the natural first step length, and whether a flat place is a minimum or a saddle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fogline.minimize._problem import Point, Problem, Product, norm
+
+PRODUCTS = 10  # Hessian-vector products spent on one look at the curvature
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a few Hessian-vector products say about a flat place.
+
+    Attributes:
+        smallest: smallest curvature found.
+        largest: largest curvature found, in absolute value.
+        downward: unit vector of the smallest curvature, shape (n,).
+        left: what Newton's step among the directions seen would gain, ``g' H^-1 g / 2``.
+        heading: that step, shape (n,).
+    """
+
+    smallest: float
+    largest: float
+    downward: Tensor
+    left: float
+    heading: Tensor
+
+    @property
+    def bends_down(self) -> bool:
+        """Whether the smallest curvature is negative beyond what rounding makes of zero."""
+        return bool(self.smallest < -(torch.finfo(self.downward.dtype).eps ** (3 / 8)) * self.largest)
+
+
+def first_length(problem: Problem, point: Point, direction: Tensor) -> float:
+    """The step along a downhill direction that minimises the parabola of slope and curvature at the point.
+
+    Where the curvature is zero, one that would bring the value to zero were the slope to last; each of these keeps
+    its meaning when the function or the parameters are multiplied by a number.
+    """
+    slope = -float(point.grad.dot(direction).item())
+    bend = abs(float(direction.dot(problem.curvature(point.x)(direction)).item()))
+    length = slope / bend if bend > 0 else math.inf
+    if math.isfinite(length) and length > 0:
+        return length
+    reach = norm(direction)
+    for guess in (abs(point.fun) / slope, 0.1 * norm(point.x) / reach, 1 / reach):
+        if math.isfinite(guess) and guess > 0:
+            return guess
+    return 1.0
+
+
+def survey(problem: Problem, point: Point) -> Survey:
+    """Look at the curvature among the free parameters, along a fixed random direction (does it bend down anywhere?)
+    and along the gradient (how much is left to gain?)."""
+    product, free = problem.curvature(point.x), problem.free(point)
+    noise = torch.randn(point.x.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grad = problem.free_gradient(point)
+    looked = [_lanczos(product, free, noise.to(point.x)), _lanczos(product, free, grad)]
+    ends = [
+        (float(values[0].item()), basis @ vectors[:, 0], values) for basis, values, vectors in looked if len(values)
+    ]
+    nothing = torch.zeros_like(point.x)
+    if not ends:  # every parameter is held by a bound
+        return Survey(0.0, 0.0, nothing, 0.0, nothing)
+    smallest, downward, _ = min(ends, key=lambda end: end[0])
+    largest = max(float(values.abs().max().item()) for _, _, values in ends)
+    basis, values, vectors = looked[1]
+    sure = values > 100 * torch.finfo(point.x.dtype).eps * largest  # below this a curvature is rounding
+    directions = basis @ vectors[:, sure]
+    slopes = directions.T @ grad
+    heading = -(directions @ (slopes / values[sure]))
+    return Survey(smallest, largest, downward, -0.5 * float(heading.dot(grad).item()), heading)
+
+
+def _lanczos(product: Product, free: Tensor | None, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lanczos with full reorthogonalisation (Golub & Van Loan 2013, section 10.3).
+
+    Returns:
+        Basis (n, k), Ritz values in rising order (k,) and their vectors in that basis (k, k).
+    """
+    vector = start if free is None else start * free
+    size = norm(vector)
+    if size == 0:
+        return start.new_zeros(start.numel(), 0), start.new_zeros(0), start.new_zeros(0, 0)
+    basis: list[Tensor] = [vector / size]
+    images: list[Tensor] = []
+    while len(images) < min(PRODUCTS, start.numel()):
+        image = product(basis[-1]) if free is None else product(basis[-1]) * free
+        images.append(image)
+        scale, rest = norm(image), image
+        for _ in range(2):  # twice is enough (Kahan, in Parlett 1998)
+            for earlier in basis:
+                rest = rest - rest.dot(earlier) * earlier
+        size = norm(rest)
+        if not math.isfinite(size) or size <= 1e-10 * scale:
+            break
+        basis.append(rest / size)
+    known = torch.stack(basis[: len(images)], 1)
+    small = known.T @ torch.stack(images, 1)
+    if not torch.isfinite(small).all():
+        return start.new_zeros(start.numel(), 0), start.new_zeros(0), start.new_zeros(0, 0)
+    values, vectors = torch.linalg.eigh((small + small.T) / 2)
+    return known, values, vectors

@@ -1,0 +1,171 @@
+"""When to stop and what to call it. Every test is a ratio: multiplying function or x by a number changes nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fogline.minimize._curvature import Survey, survey
+from fogline.minimize._problem import Point, Problem, norm
+from fogline.verdict import Judgement, Verdict
+
+QUIET = 100  # steps of a careful method without a lower value, after which no more is expected
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The verdict with its evidence, and the sentence for the caller."""
+
+    judgement: Judgement
+    message: str
+
+
+class Judge:
+    """Follows a descent and decides.
+
+    The quantity judged is ``left``, what the method's own model of the function says is still to be gained
+    (for a quasi-Newton method ``-g.d / 2``), against ``gain``, what was gained since the start. ``CONVERGED`` asks
+    for ``left <= tol * gain``, or for less than the value's rounding, in ``patience`` steps running. Then the Hessian
+    is asked: if it bends down this is a saddle, and if its own estimate of what is left is larger the descent goes on.
+    """
+
+    def __init__(self, problem: Problem, start: Point, tol: float, patience: int, careful: bool):
+        self.problem = problem
+        self.start = start
+        self.tol = tol
+        self.patience = patience
+        self.careful = careful
+        self.eps = torch.finfo(start.x.dtype).eps
+        self.held = 0
+        self.best = start
+        self.quiet = 0
+        self.steepest = start.steepness
+        self.lowest = [start.fun]  # lowest value up to each step
+        self.left = math.inf
+
+    def look(self, point: Point, left: float) -> bool:
+        """Whether there is nothing more to gain."""
+        self.left = left
+        self.held = self.held + 1 if self._little(point, left) else 0
+        return left == 0 or self.held >= self.patience
+
+    def _little(self, point: Point, left: float) -> bool:
+        return left <= max(self.tol * (self.start.fun - point.fun), self.eps * abs(point.fun))
+
+    def moved(self, point: Point) -> Ending | None:
+        """Take in a step; an ending where the descent has left the ground or does not get lower any more."""
+        if point.fun < self.best.fun - self.eps * abs(self.best.fun):
+            self.quiet = 0
+        else:
+            self.quiet += 1
+        if point.fun < self.best.fun:
+            self.best = point
+        self.lowest.append(self.best.fun)
+        if self.careful:
+            return self.blocked(point) if self.quiet >= QUIET else None
+        if point.fun > self.start.fun and point.steepness > 1e8 * self.steepest:
+            return self.diverged(point)
+        return None
+
+    def doubts(self, point: Point, seen: Survey) -> bool:
+        """Whether the Hessian says that more is left than the method's own model; the next look is then later."""
+        if seen.bends_down or self._little(point, seen.left):
+            return False
+        self.patience, self.held, self.left = 2 * self.patience, 0, seen.left
+        return True
+
+    def settled(self, point: Point, seen: Survey) -> Ending:
+        """Nothing left to gain: at a minimum, unless the Hessian bends down or there is nothing to tell from."""
+        evidence = {
+            **self._evidence(point),
+            "smallest_curvature": seen.smallest,
+            "largest_curvature": seen.largest,
+        }
+        gain = self.start.fun - point.fun
+        if seen.bends_down:
+            message = (
+                f"Stalled at a saddle: the slope is gone but the function bends down (curvature {seen.smallest:.3g} "
+                f"against {seen.largest:.3g}); start elsewhere or use method='lbfgs', which leaves saddles."
+            )
+            return Ending(Judgement(Verdict.STALLED, evidence), message)
+        movable = norm(seen.downward) > 0
+        if seen.largest == 0 and gain <= 0 and movable and norm(self.problem.free_gradient(point)) == 0:
+            message = (
+                "Stalled on a plain: the function is flat at the start, slope and curvature are exactly zero; "
+                "start elsewhere, or check that the function depends on its argument there."
+            )
+            return Ending(Judgement(Verdict.STALLED, evidence), message)
+        message = f"Converged: at a minimum; about {self.left:.1e} is left to gain after {gain:.3g} gained."
+        return Ending(Judgement(Verdict.CONVERGED, evidence), message)
+
+    def blocked(self, point: Point) -> Ending:
+        """No step goes down: at a minimum as far as rounding shows, or stuck."""
+        gain = self.start.fun - point.fun
+        if self.left <= max(math.sqrt(self.eps) * gain, 1e3 * self.eps * abs(point.fun)):
+            return self.settled(point, survey(self.problem, point))
+        message = (
+            "Stalled: no step along the gradient goes down, and this is not a minimum by its slope; the function may "
+            "have a kink or a jump here, or a gradient that is not its own (torch.autograd.gradcheck tells)."
+        )
+        if not self.careful:
+            message = "Stalled: the steps are too short to change the parameters; raise lr or leave it at 'auto'."
+        return Ending(Judgement(Verdict.STALLED, self._evidence(point)), message)
+
+    def spent(self, point: Point, steps: int) -> Ending:
+        """The steps ended first."""
+        evidence = self._evidence(point)
+        if point.fun > self.start.fun + 10 * self.eps * abs(self.start.fun):
+            return self.diverged(point)
+        halfway, lowest = self.lowest[(len(self.lowest) - 1) // 2], self.lowest[-1]
+        late = halfway - lowest
+        evidence["gain_of_second_half"] = late
+        if steps and late <= max(self.tol * (self.start.fun - lowest), self.eps * abs(lowest)):
+            message = (
+                f"Stalled: the last {steps - (len(self.lowest) - 1) // 2} steps only jump about without getting lower; "
+                "lower lr (a tenth is a good first try) or leave it at 'auto'."
+            )
+            return Ending(Judgement(Verdict.STALLED, evidence), message)
+        left = f"about {self.left:.1e} is left to gain; " if math.isfinite(self.left) else ""
+        message = f"Still improving: {steps} steps ended first; {left}raise max_steps."
+        return Ending(Judgement(Verdict.IMPROVING, evidence), message)
+
+    def diverged(self, point: Point) -> Ending:
+        """The value went up instead of down."""
+        message = (
+            f"Diverged: the value went from {self.start.fun:.6g} up to {point.fun:.6g}; "
+            "lower lr (a tenth is a good first try) or leave it at 'auto'."
+        )
+        return Ending(Judgement(Verdict.DIVERGED, self._evidence(point)), message)
+
+    def not_finite(self, point: Point, refused: Point) -> Ending:
+        """A step led to NaN or infinity; the place before it is kept."""
+        evidence = {**self._evidence(point), "refused_fun": str(refused.fun)}
+        if refused.fun == -math.inf:
+            message = (
+                "Diverged: the function falls without bound (minus infinity was reached); "
+                "check its sign, add a penalty or give bounds."
+            )
+            return Ending(Judgement(Verdict.DIVERGED, evidence), message)
+        if point.fun > self.start.fun:
+            return self.diverged(point)
+        message = (
+            f"Non-finite: the next step led to a value of {refused.fun} or an infinite gradient and was refused; "
+            "the last finite place is returned. Lower lr, or give bounds that keep to where the function is defined."
+        )
+        return Ending(Judgement(Verdict.NONFINITE, evidence), message)
+
+    def interrupted(self, point: Point, steps: int) -> Ending:
+        """The callback asked to stop."""
+        message = f"Interrupted: the callback returned True after {steps} steps."
+        return Ending(Judgement(Verdict.INTERRUPTED, self._evidence(point)), message)
+
+    def _evidence(self, point: Point) -> dict[str, Any]:
+        return {
+            "left_to_gain": self.left,
+            "gain": self.start.fun - point.fun,
+            "tol": self.tol,
+            "slope_share": point.steepness / self.steepest if self.steepest else 0.0,
+        }

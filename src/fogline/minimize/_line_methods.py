@@ -1,0 +1,248 @@
+"""Methods that choose a direction from a model of the curvature and search along it: L-BFGS, BFGS, Newton-CG."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fogline.minimize._curvature import Survey, first_length
+from fogline.minimize._linesearch import Trial, projected_wolfe, strong_wolfe
+from fogline.minimize._problem import Point, Problem, norm
+
+
+@dataclass(slots=True)
+class Move:
+    """A step that was taken: the place it led to, and its step size."""
+
+    point: Point
+    lr: float
+
+
+class Model(Protocol):
+    """What a method believes about the curvature."""
+
+    patience: int
+
+    def direction(self, point: Point, grad: Tensor, free: Tensor | None) -> Tensor | None:
+        """The step to the minimum of the model, shape (n,); None while nothing is known."""
+
+    def learn(self, step: Tensor, change: Tensor) -> None:
+        """Take in a step and the change of the gradient along it, each of shape (n,)."""
+
+    def forget(self) -> None:
+        """Start again from nothing."""
+
+
+class LimitedMemory:
+    """Inverse Hessian from the last pairs of step and gradient change (Nocedal 1980, the two-loop recursion)."""
+
+    patience = 3
+
+    def __init__(self, history: int):
+        self.pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=history)
+
+    def direction(self, point: Point, grad: Tensor, free: Tensor | None) -> Tensor | None:
+        pairs = list(self.pairs) if free is None else self._restricted(free)
+        if not pairs:
+            return None
+        result = -grad
+        shares = []
+        for step, change, product in reversed(pairs):
+            share = float(step.dot(result).item()) / product
+            result = result.add(change, alpha=-share)
+            shares.append(share)
+        _, change, product = pairs[-1]
+        result.mul_(product / float(change.dot(change).item()))
+        for (step, change, product), share in zip(pairs, reversed(shares), strict=True):
+            result.add_(step, alpha=share - float(change.dot(result).item()) / product)
+        return result if free is None else result * free
+
+    def learn(self, step: Tensor, change: Tensor) -> None:
+        product = float(step.dot(change).item())
+        if product > torch.finfo(step.dtype).eps * norm(step) * norm(change):
+            self.pairs.append((step, change, product))
+
+    def forget(self) -> None:
+        self.pairs.clear()
+
+    def _restricted(self, free: Tensor) -> list[tuple[Tensor, Tensor, float]]:
+        """The pairs as seen by the parameters that can move; one whose curvature is lost there is left out."""
+        pairs = [(step * free, change * free) for step, change, _ in self.pairs]
+        products = [(step, change, float(step.dot(change).item())) for step, change in pairs]
+        eps = torch.finfo(free.dtype).eps
+        return [(s, y, product) for s, y, product in products if product > eps * norm(s) * norm(y)]
+
+
+class Dense:
+    """Inverse Hessian as a full matrix, updated by the formula of Broyden, Fletcher, Goldfarb and Shanno (1970)."""
+
+    patience = 3
+
+    def __init__(self) -> None:
+        self.inverse: Tensor | None = None  # (n, n)
+
+    def direction(self, point: Point, grad: Tensor, free: Tensor | None) -> Tensor | None:
+        if self.inverse is None:
+            return None
+        result = self.inverse.mv(grad).neg_()
+        return result if free is None else result * free
+
+    def learn(self, step: Tensor, change: Tensor) -> None:
+        product = float(step.dot(change).item())
+        if product <= torch.finfo(step.dtype).eps * norm(step) * norm(change):
+            return
+        if self.inverse is None:
+            scale = product / float(change.dot(change).item())
+            self.inverse = torch.eye(step.numel(), dtype=step.dtype, device=step.device) * scale
+        image = self.inverse.mv(change)
+        bend = (1 + float(change.dot(image).item()) / product) / product
+        half = step * (bend / 2) - image / product
+        self.inverse.addr_(step, half).addr_(half, step)
+
+    def forget(self) -> None:
+        self.inverse = None
+
+
+class NewtonCG:
+    """Newton's step by conjugate gradients on Hessian-vector products, stopped early while far from the minimum.
+
+    Inner tolerance ``min(1/2, sqrt(|g| / |g_0|)) |g|``; where a direction bends down it is followed downhill
+    (Dembo & Steihaug 1983).
+    """
+
+    patience = 1
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.steepest = 0.0
+
+    def direction(self, point: Point, grad: Tensor, free: Tensor | None) -> Tensor | None:
+        product = self.problem.curvature(point.x)
+        size = norm(grad)
+        self.steepest = max(self.steepest, size)
+        goal = min(0.5, math.sqrt(size / self.steepest)) * size
+        result, residual = torch.zeros_like(grad), grad
+        search, square = -grad, size * size
+        for inner in range(2 * grad.numel() + 10):
+            image = product(search) if free is None else product(search) * free
+            bend = float(search.dot(image).item())
+            reach = float(search.dot(search).item())
+            if not math.isfinite(bend):
+                return result if inner else None
+            if bend <= torch.finfo(grad.dtype).eps * reach * self._sharpest(image, reach):
+                return result if inner else (search * (square / -bend) if bend < 0 else None)
+            length = square / bend
+            result = result.add(search, alpha=length)
+            residual = residual.add(image, alpha=length)
+            previous, square = square, float(residual.dot(residual).item())
+            if math.sqrt(square) <= goal:
+                break
+            search = search * (square / previous) - residual
+        return result
+
+    def learn(self, step: Tensor, change: Tensor) -> None:
+        """Nothing: the curvature is computed afresh at every step."""
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+    @staticmethod
+    def _sharpest(image: Tensor, reach: float) -> float:
+        return norm(image) / math.sqrt(reach) if reach > 0 else 0.0
+
+
+class LineSearch:
+    """A direction from a model, a length from a line search; the path bends along the bounds where there are any."""
+
+    careful = True
+
+    def __init__(self, problem: Problem, model: Model):
+        self.problem = problem
+        self.model = model
+        self.patience = model.patience
+        self.heading: Tensor | None = None
+        self.slope = 0.0
+
+    def prepare(self, point: Point) -> float:
+        """Choose the direction, and return what the model says is left to gain: half of -g.d."""
+        free = self.problem.free(point)
+        grad = point.grad if free is None else point.grad * free
+        if norm(grad) == 0:
+            self.heading = None
+            return 0.0
+        heading = self.model.direction(point, grad, free)
+        slope = math.nan if heading is None else float(grad.dot(heading).item())
+        if heading is None or not (math.isfinite(slope) and slope < 0):
+            self.model.forget()
+            heading = -grad * first_length(self.problem, point, -grad)
+            slope = float(grad.dot(heading).item())
+        self.heading, self.slope = heading, slope
+        return -0.5 * slope
+
+    def step(self, point: Point) -> Move | None:
+        """Search along the direction; once more along the gradient if that fails; None if this fails too."""
+        if self.heading is None:
+            return None
+        trial = self._search(point, self.heading, self.slope, 1.0)
+        if trial is None:
+            self.model.forget()
+            grad = self.problem.free_gradient(point)
+            heading = -grad * first_length(self.problem, point, -grad)
+            trial = self._search(point, heading, float(grad.dot(heading).item()), 1.0)
+        if trial is None:
+            return None
+        if trial.point.finite:
+            self._learn(point, trial.point)
+        return Move(trial.point, trial.length)
+
+    def escape(self, point: Point, seen: Survey) -> Move | None:
+        """Leave a saddle along the direction that bends down, both ways, from short to long."""
+        size = norm(point.x) or 1.0
+        eps = torch.finfo(point.x.dtype).eps
+        sign = -1.0 if float(point.grad.dot(seen.downward).item()) > 0 else 1.0
+        best: Move | None = None
+        for side in (sign, -sign):
+            length = eps ** (1 / 4) * size
+            while length < size / eps:
+                there = self.problem.evaluate(self.problem.project(point.x + side * length * seen.downward))
+                floor = point.fun if best is None else best.point.fun
+                if there.finite and there.fun < floor - 10 * eps * abs(point.fun):
+                    best = Move(there, length)
+                elif best is not None or not there.finite:
+                    break
+                length *= 4
+            if best is not None:
+                break
+        self.model.forget()
+        return best
+
+    def detour(self, point: Point, seen: Survey) -> Move | None:
+        """Newton's step where the model thought that nothing was left; the model learns from it."""
+        self.heading, self.slope = seen.heading, -2 * seen.left
+        return self.step(point)
+
+    def _search(self, point: Point, heading: Tensor, slope: float, length: float) -> Trial | None:
+        resolution = 10 * torch.finfo(point.x.dtype).eps * abs(point.fun)
+        origin = Trial(0.0, point, slope)
+
+        def attempt(length: float) -> Trial:
+            wanted = point.x.add(heading, alpha=length)
+            if not self.problem.bounded:
+                there = self.problem.evaluate(wanted)
+                return Trial(length, there, float(there.grad.dot(heading).item()))
+            there = self.problem.evaluate(self.problem.project(wanted))
+            moving = heading * (there.x == wanted)
+            return Trial(length, there, float(there.grad.dot(moving).item()))
+
+        search = projected_wolfe if self.problem.bounded else strong_wolfe
+        return search(attempt, origin, length, resolution)
+
+    def _learn(self, before: Point, after: Point) -> None:
+        step, change = after.x - before.x, after.grad - before.grad
+        free = self.problem.free(after)
+        self.model.learn(step, change if free is None else change * free)

@@ -1,0 +1,127 @@
+"""THE loop: every method is a small object plugged into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fogline.minimize._curvature import Survey, survey
+from fogline.minimize._judge import Ending, Judge
+from fogline.minimize._line_methods import Move
+from fogline.minimize._problem import Point, Problem
+from fogline.minimize._result import Recorder
+
+ESCAPES = 10  # saddles left before one is called the end
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is shown after every step.
+
+    Attributes:
+        step: steps taken so far.
+        x: the parameters, in the structure of the start; views, not to be changed.
+        fun: the value there.
+        grad: the gradient there, in the same structure.
+        lr: the step size that led there.
+    """
+
+    step: int
+    x: Any
+    fun: float
+    grad: Any
+    lr: float
+
+
+class Method(Protocol):
+    """What the loop asks of a method.
+
+    Attributes:
+        patience: steps running in which nothing may be left to gain before the loop believes it.
+        careful: whether the method refuses steps that do not go down.
+    """
+
+    patience: int
+    careful: bool
+
+    def prepare(self, point: Point) -> float:
+        """Get ready for the next step and say how much is left to gain; 0 where the slope is exactly zero."""
+
+    def step(self, point: Point) -> Move | None:
+        """The next step; None where there is none."""
+
+    def detour(self, point: Point, seen: Survey) -> Move | None:
+        """The next step where the Hessian says that more is left than the method thought."""
+
+    def escape(self, point: Point, seen: Survey) -> Move | None:
+        """A step away from a saddle; None where the method has none."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where the loop ended: the place, the gradient of its last step, the steps it took, and why."""
+
+    point: Point
+    used: Point
+    steps: int
+    ending: Ending
+
+
+def descend(
+    problem: Problem,
+    method: Method,
+    start: Point,
+    recorder: Recorder,
+    judge: Judge,
+    max_steps: int,
+    callback: Callable[[Progress], object] | None,
+) -> Descent:
+    """Run a method to its end::
+
+    until the judge sees an ending:
+        prepare: choose the next step and estimate what is left to gain
+        nothing left?  ask the Hessian -> CONVERGED, or go on, or leave the saddle
+        no steps left? -> IMPROVING, STALLED or DIVERGED
+        step: none possible -> at rounding CONVERGED, else STALLED; not finite -> NONFINITE
+        record, show to the callback
+    """
+    point = used = start
+    steps = escapes = 0
+    while True:
+        move: Move | None = None
+        ending: Ending | None = None
+        if judge.look(point, method.prepare(point)):
+            seen = survey(problem, point)
+            if steps < max_steps and judge.doubts(point, seen):
+                move = method.detour(point, seen)
+            elif steps < max_steps and seen.bends_down and escapes < ESCAPES:
+                escapes += 1
+                move = method.escape(point, seen)
+            if move is None:
+                ending = judge.settled(point, seen)
+        elif steps >= max_steps:
+            ending = judge.spent(point, steps)
+        else:
+            move = method.step(point)
+            if move is None:
+                ending = judge.blocked(point)
+        if move is not None and not move.point.finite:
+            ending = judge.not_finite(point, move.point)
+        elif move is not None:
+            used, point, steps = point, move.point, steps + 1
+            recorder.add(steps, point, move.lr)
+            ending = judge.moved(point)
+            if callback is not None and ending is None and _asks_to_stop(callback, problem, point, steps, move.lr):
+                ending = judge.interrupted(point, steps)
+        if ending is not None:
+            if method.careful and judge.best.fun < point.fun - 10 * judge.eps * abs(point.fun):
+                point = judge.best
+            return Descent(point, used, steps, ending)
+
+
+def _asks_to_stop(
+    callback: Callable[[Progress], object], problem: Problem, point: Point, steps: int, lr: float
+) -> bool:
+    restore = problem.structure.restore
+    return callback(Progress(steps, restore(point.x), point.fun, restore(point.grad), lr)) is True
