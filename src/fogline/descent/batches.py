@@ -1,0 +1,186 @@
+"""From a step number to its batch: where the order, the source and the batch size meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, leaves, map_tree
+from fogline.descent.order import permute
+
+_BLOCK_BYTES = 4 << 20
+_BLOCK_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step lies in the data: its epoch and the positions ``start`` to ``stop`` in it."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+@dataclass
+class Batches:
+    """The batches of a run, by step number.
+
+    Data in memory is gathered a few megabytes at a time in the order of the epoch and then only sliced, which costs a
+    fraction of an index per step; the values are those of one gather per step.
+    """
+
+    source: Source
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    workers: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        self.examples = self.source.size
+        if self.examples is not None:
+            self.batch_size = min(self.batch_size, self.examples)
+        self.steps_per_epoch = None if self.examples is None else -(-self.examples // self.batch_size)
+        if isinstance(self.source, InMemory) and self.device.type != "cpu":
+            self.source = self.source.to(self.device)
+
+    def place(self, step: int) -> Place | None:
+        """The place of a step, a closed form; None for a stream, whose length nobody knows."""
+        if self.steps_per_epoch is None or self.examples is None:
+            return None
+        epoch, within = divmod(step, self.steps_per_epoch)
+        start = within * self.batch_size
+        return Place(epoch, start, min(start + self.batch_size, self.examples))
+
+    def rows(self, step: int) -> NDArray[np.int64] | None:
+        """Which examples a step sees, in order; None for a stream."""
+        place = self.place(step)
+        if place is None or isinstance(self.source, Stream):
+            return None
+        return self._rows(place.epoch, place.start, place.stop)
+
+    def at(self, step: int) -> Batch:
+        """The batch of one step, read on its own.
+
+        Raises:
+            ValueError: the source is a stream, which cannot be asked again.
+        """
+        rows, place = self.rows(step), self.place(step)
+        if rows is None or place is None:
+            raise ValueError("expected data that can be read by position, received a stream")
+        if isinstance(self.source, MapStyle):
+            return self._placed(self.source.take(torch.from_numpy(rows), self.seed, place.epoch))
+        assert isinstance(self.source, InMemory)
+        return self.source.take(torch.from_numpy(rows).to(self.device))
+
+    def run(self, step: int, count: int) -> Batch | None:
+        """The batches of ``count`` steps as one, rows one after another, or None where that is not ``count`` full ones.
+
+        Only data in memory can be asked; the steps must lie in one epoch.
+        """
+        place = self.place(step)
+        if place is None or not isinstance(self.source, InMemory):
+            return None
+        stop = place.start + count * self.batch_size
+        if self.examples is None or stop > self.examples:
+            return None
+        return self._gather(place.epoch, place.start, stop)
+
+    def stream(self, step: int) -> Iterator[Batch]:
+        """The batches from a step on, without end (a stream starts again when it is exhausted)."""
+        if isinstance(self.source, InMemory):
+            return self._sliced(step)
+        if isinstance(self.source, MapStyle):
+            return self._loaded(self.source, step)
+        assert isinstance(self.source, Stream)
+        return self._streamed(self.source, step)
+
+    def _sliced(self, step: int) -> Iterator[Batch]:
+        assert isinstance(self.source, InMemory) and self.examples is not None
+        row_bytes = max(1, self.source.nbytes // max(1, self.examples))
+        rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes) // self.batch_size) * self.batch_size
+        place = self.place(step)
+        assert place is not None
+        epoch, start = place.epoch, place.start
+        while True:
+            while start < self.examples:
+                stop = min(start + rows, self.examples)
+                yield from split(self._gather(epoch, start, stop), self.batch_size)
+                start = stop
+            epoch, start = epoch + 1, 0
+
+    def _loaded(self, source: MapStyle, step: int) -> Iterator[Batch]:
+        assert self.examples is not None
+        place = self.place(step)
+        assert place is not None
+        epoch, start = place.epoch, place.start
+        while True:
+            starts = range(start, self.examples, self.batch_size)
+            indices = [
+                self._rows(epoch, first, min(first + self.batch_size, self.examples)).tolist() for first in starts
+            ]
+            for batch in source.loader(indices, self.workers, self.seed, epoch):
+                yield self._placed(batch)
+            epoch, start = epoch + 1, 0
+
+    def _streamed(self, source: Stream, step: int) -> Iterator[Batch]:
+        epoch = 0
+        while True:
+            start = step * self.batch_size
+            seen = 0
+            for batch in source.batches(self.batch_size, start, self.seed, epoch):
+                seen += 1
+                yield self._placed(batch)
+            if seen == 0 and start == 0:
+                raise ValueError("expected a stream that yields examples, received an empty one")
+            if seen == 0:
+                # The step lies in a later pass: find out how many steps one pass has.
+                passes = sum(1 for _ in source.batches(self.batch_size, 0, self.seed, epoch))
+                step -= passes
+            else:
+                step = 0
+            epoch += 1
+
+    def _rows(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        assert self.examples is not None
+        positions = np.arange(start, stop)
+        return permute(self.seed, epoch, positions, self.examples) if self.shuffle else positions
+
+    def _gather(self, epoch: int, start: int, stop: int) -> Batch:
+        assert isinstance(self.source, InMemory)
+        if not self.shuffle:
+            return self.source.slice(start, stop)
+        return self.source.take(torch.from_numpy(self._rows(epoch, start, stop)).to(self.device))
+
+    def _placed(self, batch: Any) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        return map_tree(lambda leaf: leaf.to(self.device, non_blocking=True), batch)
+
+
+def split(batch: Batch, size: int) -> Iterator[Batch]:
+    """Consecutive parts of at most ``size`` rows, as views."""
+    if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is Tensor and type(batch[1]) is Tensor:
+        return zip(batch[0].split(size), batch[1].split(size), strict=True)
+    if type(batch) is Tensor:
+        return iter(batch.split(size))
+    rows = leaves(batch)[0].shape[0]
+    return (part(batch, start, start + size) for start in range(0, rows, size))
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows ``start`` to ``stop`` of every tensor in a batch."""
+    return map_tree(lambda leaf: leaf[start:stop] if leaf.ndim else leaf, batch)
+
+
+def rows_of(batch: Batch) -> int:
+    """The number of examples in a batch: the first dimension of its first tensor that has one."""
+    if type(batch) is tuple and type(batch[0]) is Tensor:
+        return int(batch[0].shape[0])
+    return next((int(leaf.shape[0]) for leaf in leaves(batch) if leaf.ndim), 1)

@@ -1,0 +1,56 @@
+"""Gradient clipping: a fixed norm, or one that follows the run's own gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+_DECAY = 0.98
+_FACTOR = 2.0
+
+
+class Clipping:
+    """Scale gradients so that their joint norm is at most a limit.
+
+    With ``limit=c``: ``g <- g * min(1, c / |g|)`` (Pascanu et al., 2013). With ``"adaptive"`` the limit is twice the
+    bias-corrected moving average (0.98 a step) of the clipped norms, so a spike is cut and a lasting growth is let
+    through; it is dimensionless, like AutoClip (Seetharaman et al., 2020).
+
+    Attributes:
+        memory: shape (2,): the moving sum and its weight, part of the checkpoint; None for a fixed limit.
+    """
+
+    def __init__(self, limit: float | Literal["adaptive"], like: Tensor) -> None:
+        self.limit = limit
+        self.memory: Tensor | None = None
+        if limit == "adaptive":
+            self.memory = torch.zeros(2, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32).to(
+                like.device
+            )
+
+    def __call__(self, gradients: Sequence[Tensor], norm: Tensor) -> None:
+        """Scale gradients in place; the caller has seen to it that they are finite."""
+        scale = self._scale(norm, self.memory)
+        torch._foreach_mul_(list(gradients), scale.to(gradients[0].dtype))
+        if self.memory is not None:
+            self.memory.copy_(self._remembered(norm, scale, self.memory))
+
+    def functional(self, gradients: list[Tensor], norm: Tensor, memory: Tensor | None, finite: Tensor) -> list[Tensor]:
+        """The same for a traced step: new gradients; the memory moves only on a finite step."""
+        scale = self._scale(norm, memory)
+        if memory is not None:
+            memory.copy_(torch.where(finite, self._remembered(norm, scale, memory), memory))
+        return [gradient * scale.to(gradient.dtype) for gradient in gradients]
+
+    def _scale(self, norm: Tensor, memory: Tensor | None) -> Tensor:
+        if memory is None:
+            return (float(self.limit) / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+        average = memory[0] / memory[1].clamp_min(torch.finfo(memory.dtype).tiny)
+        limit = torch.where(memory[1] > 0, _FACTOR * average, norm)
+        return (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+
+    def _remembered(self, norm: Tensor, scale: Tensor, memory: Tensor) -> Tensor:
+        return _DECAY * memory + (1 - _DECAY) * torch.stack([norm * scale, torch.ones_like(norm)])

@@ -1,0 +1,313 @@
+"""The whole step as one graph: forward, ``autograd.grad`` and update, traced once, compiled and called directly.
+
+``make_fx`` records forward, gradient and PyTorch's own optimizer as tensor operations; a second pass makes them
+functional; Inductor compiles the result, which is called without Dynamo's guards (they cost more than a small step).
+The compiled program updates weights, buffers and optimizer state in place and returns the signals and the gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.stateless import _reparametrize_module  # functional_call without its signature
+
+from fogline.data.source import Batch, leaves
+from fogline.descent.clipping import Clipping
+from fogline.descent.objective import Objective
+from fogline.descent.optimizers import init_state
+
+# What tracing or compiling a model that cannot be compiled raises, a missing C++ compiler included.
+COMPILE_ERRORS = (
+    RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError, OSError, ImportError,
+)  # fmt: skip
+
+_SMALL_PRODUCT = 1 << 14
+
+
+class CannotCompileError(Exception):
+    """The step cannot be one graph; the text says why."""
+
+
+@dataclass
+class Program:
+    """A compiled step, or several in one call.
+
+    Attributes:
+        call: Inductor's function of a flat list of tensors.
+        state: the tensors that stay: weights, buffers, optimizer state, clip memory.
+        chunk: optimizer steps a call.
+        random: whether the graph draws random numbers.
+        seconds: what tracing and compiling took.
+        gradients: how many gradient tensors follow the signals in the outputs.
+    """
+
+    call: Callable[[list[Any]], Any]
+    state: list[Tensor]
+    chunk: int
+    random: bool
+    seconds: float
+
+    def __call__(self, batch: Batch, lr: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Take the step(s).
+
+        Args:
+            batch: the rows of all steps of the call, one after another.
+            lr: shape (chunk,).
+
+        Returns:
+            Signals of shape (chunk, 2), loss and gradient norm of each step, and the last gradients.
+        """
+        signals, *gradients = self.call([*self.state, *leaves(batch), lr])
+        return signals, gradients
+
+
+@dataclass
+class Trace:
+    """One step as a graph of plain tensor operations."""
+
+    graph: fx.GraphModule
+    state: list[Tensor]
+    seconds: float
+
+
+def trace(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    clipping: Clipping | None,
+    batch: Batch,
+) -> Trace:
+    """Record one step on a batch of this shape. Nothing is computed and nothing changed.
+
+    Raises:
+        CannotCompileError: the model, the loss or the optimizer cannot be recorded.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    started = time.perf_counter()
+    if not init_state(optimizer):
+        raise CannotCompileError(f"the state of {type(optimizer).__name__} cannot be made before its first step")
+    recorder = _Recorder(objective, optimizer, clipping, batch)
+    state = recorder.state
+    lr = torch.zeros(1, dtype=recorder.real_type, device=state[0].device)
+    try:
+        with _compiling_flag(), torch.random.fork_rng(devices=[]):
+            plain = make_fx(recorder, tracing_mode="fake")(*state, *leaves(batch), lr)
+    except COMPILE_ERRORS as error:
+        raise CannotCompileError(f"cannot be traced: {_first_line(error)}") from error
+    return Trace(plain, state, time.perf_counter() - started)
+
+
+def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
+    """Compile ``chunk`` steps into one call.
+
+    Args:
+        batch: the batch of one step; the call takes ``chunk`` times its rows.
+
+    Raises:
+        CannotCompileError: Inductor refused, or there is no C++ compiler.
+    """
+    from torch._guards import TracingContext, detect_fake_mode, tracing
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._subclasses import FakeTensorMode
+
+    importlib.import_module("torch._inductor.lowering")  # the direct route does not import it by itself
+    started = time.perf_counter()
+    rows = [torch.cat([leaf] * chunk) if chunk > 1 else leaf for leaf in leaves(batch)]
+    lr = torch.zeros(chunk, dtype=_real_type(traced.state), device=traced.state[0].device)
+    arguments = [*traced.state, *rows, lr]
+    try:
+        graph = _functional(_repeated(traced.graph, len(traced.state), chunk), arguments)
+        mode = detect_fake_mode(arguments) or FakeTensorMode()
+        # Random numbers come from the default generator, seeded for each step, as in the eager step.
+        with tracing(TracingContext(mode)), config.patch(fallback_random=True):
+            call = compile_fx_inner(graph, [mode.from_tensor(value) for value in arguments])
+    except COMPILE_ERRORS as error:
+        raise CannotCompileError(f"cannot be compiled: {_first_line(error)}") from error
+    random = any(_draws(node) for node in graph.graph.nodes)
+    seconds = traced.seconds + time.perf_counter() - started
+    return Program(call, traced.state, chunk, random, seconds)
+
+
+class _Recorder:
+    """The step as a function of flat tensors, written with the real objective and the real optimizer."""
+
+    def __init__(
+        self, objective: Objective, optimizer: torch.optim.Optimizer, clipping: Clipping | None, batch: Batch
+    ) -> None:
+        self.objective, self.optimizer, self.clipping, self.batch = objective, optimizer, clipping, batch
+        model = objective.model
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+        self.held = {**frozen, **dict(model.named_buffers())}
+        self.slots = [
+            (parameter, key)
+            for parameter in self.trained.values()
+            for key, value in optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        ]
+        memory = [] if clipping is None or clipping.memory is None else [clipping.memory]
+        self.state: list[Tensor] = [
+            *(p.detach() for p in self.trained.values()),
+            *(value.detach() for value in self.held.values()),
+            *(optimizer.state[parameter][key] for parameter, key in self.slots),
+            *memory,
+        ]
+        self.real_type = _real_type(self.state)
+
+    def __call__(self, *arguments: Tensor) -> list[Tensor]:
+        taken = iter(arguments)
+        weights = [next(taken) for _ in self.trained]
+        held = [next(taken) for _ in self.held]
+        slots = [next(taken) for _ in self.slots]
+        memory = next(taken) if self.clipping is not None and self.clipping.memory is not None else None
+        batch = _rebuilt(self.batch, taken)
+        lr = next(taken)[0]
+        held_before = [value.clone() for value in held]
+        leaf_weights = [weight.detach().requires_grad_() for weight in weights]
+        loss = self._loss(leaf_weights, held, batch)
+        gradients = torch.autograd.grad(loss, leaf_weights, allow_unused=True)
+        used = [gradient for gradient in gradients if gradient is not None]
+        with torch.no_grad():
+            norm = torch.stack([gradient.square().sum() for gradient in used]).sum().sqrt()
+            finite = torch.isfinite(norm) & torch.isfinite(loss)
+            if self.clipping is not None:
+                used = self.clipping.functional(used, norm, memory, finite)
+            clipped = iter(used)
+            given = [None if gradient is None else next(clipped) for gradient in gradients]
+            before = [value.clone() for value in (*weights, *slots)]
+            self._update(weights, slots, given, lr)
+            for value, old in zip((*weights, *slots, *held), (*before, *held_before), strict=True):
+                value.copy_(torch.where(finite, value, old))
+            signals = torch.stack([loss.detach().to(self.real_type), norm.to(self.real_type)])
+        return [signals.unsqueeze(0), *(gradient for gradient in gradients if gradient is not None)]
+
+    def _loss(self, weights: list[Tensor], held: list[Tensor], batch: Batch) -> Tensor:
+        model = self.objective.model
+        values = {**dict(zip(self.trained, weights, strict=True)), **dict(zip(self.held, held, strict=True))}
+        with torch.enable_grad(), _reparametrize_module(model, values, tie_weights=True):
+            return self.objective(batch)
+
+    def _update(
+        self, weights: list[Tensor], slots: list[Tensor], gradients: list[Tensor | None], lr: Tensor
+    ) -> None:
+        """PyTorch's own optimizer, on stand-ins for weights and state."""
+        stand_in = dict(zip(self.trained.values(), weights, strict=True))
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
+        for parameter, weight in stand_in.items():
+            state[weight] = dict(self.optimizer.state.get(parameter, {}))
+        for (parameter, key), value in zip(self.slots, slots, strict=True):
+            state[stand_in[parameter]][key] = value
+        shadow = object.__new__(type(self.optimizer))
+        shadow.__dict__ = dict(self.optimizer.__dict__)
+        shadow.state = state
+        shadow.param_groups = [_traceable(group, stand_in, lr) for group in self.optimizer.param_groups]
+        step = type(self.optimizer).step
+        getattr(step, "__wrapped__", step)(shadow)
+        for weight in weights:
+            weight.grad = None
+
+
+def _traceable(group: dict[str, Any], stand_in: dict[Tensor, Tensor], lr: Tensor) -> dict[str, Any]:
+    changed = {**group, "params": [stand_in[p] for p in group["params"] if p in stand_in]}
+    changed["lr"] = lr * group.get("lr_scale", 1.0)
+    for key, value in (("fused", False), ("foreach", True), ("capturable", True)):
+        if key in group:
+            changed[key] = value
+    return changed
+
+
+def _repeated(graph: fx.GraphModule, held: int, chunk: int) -> Callable[..., list[Tensor]]:
+    if chunk == 1:
+        return graph
+
+    def steps(*arguments: Tensor) -> list[Tensor]:
+        state, rows, lr = arguments[:held], arguments[held:-1], arguments[-1]
+        size = [leaf.shape[0] // chunk for leaf in rows]
+        signals, outputs = [], []
+        for k in range(chunk):
+            parts = [leaf[k * n : (k + 1) * n] for leaf, n in zip(rows, size, strict=True)]
+            one, *outputs = graph(*state, *parts, lr[k : k + 1])
+            signals.append(one)
+        return [torch.cat(signals), *outputs]
+
+    return steps
+
+
+def _functional(function: Callable[..., Any], arguments: list[Tensor]) -> fx.GraphModule:
+    """The graph without mutation but for copies into its arguments at the end, in Inductor's operations."""
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.func import functionalize
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    aten = torch.ops.aten
+    table: dict[Any, Any] = {**select_decomp_table(), aten.mm.default: _product, aten.addmm.default: _sum_product}
+    traced: fx.GraphModule = make_fx(
+        functionalize(function, remove="mutations"), decomposition_table=table, tracing_mode="fake"
+    )(*arguments)
+    for node in list(traced.graph.nodes):
+        if node.target in (aten.detach.default, aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced
+
+
+def _product(a: Tensor, b: Tensor) -> Any:
+    """A product too small for a library call becomes a loop that fuses with its neighbours."""
+    if a.shape[0] * a.shape[1] * b.shape[1] > _SMALL_PRODUCT:
+        return NotImplemented
+    return (a.unsqueeze(-1) * b.unsqueeze(0)).sum(1)
+
+
+def _sum_product(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    product = _product(a, b)
+    return NotImplemented if product is NotImplemented or (beta, alpha) != (1, 1) else c + product
+
+
+def _draws(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags
+
+
+def _rebuilt(batch: Batch, values: Iterator[Tensor]) -> Batch:
+    from fogline.data.source import map_tree
+
+    return map_tree(lambda _: next(values), batch)
+
+
+def _real_type(tensors: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(value.dtype == torch.float64 for value in tensors) else torch.float32
+
+
+@contextmanager
+def _compiling_flag() -> Iterator[None]:
+    """Let PyTorch's optimizers take their tensor-only paths, as they do under torch.compile."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+
+
+def on_a_copy(model: nn.Module) -> nn.Module:
+    """A deep copy that shares nothing with the original."""
+    return copy.deepcopy(model)

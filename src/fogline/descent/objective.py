@@ -1,0 +1,69 @@
+"""What is minimised: a model and a loss on a batch, the same for supervised work and for ``on_batch``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogline.data.source import Batch
+from fogline.task import Loss, OnBatch
+
+
+@dataclass
+class Objective:
+    """``objective(batch)`` is the mean loss of a batch, a scalar tensor with a graph behind it.
+
+    Attributes:
+        model: the module that is trained.
+        loss: ``loss(outputs, targets)`` or :class:`~fogline.task.OnBatch`.
+        autocast: type of the matrix products under mixed precision; None computes in the type of the weights.
+    """
+
+    model: nn.Module
+    loss: Loss | OnBatch
+    autocast: torch.dtype | None = None
+    device_type: str = "cpu"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.with_outputs(batch)[1]
+
+    def with_outputs(self, batch: Batch) -> tuple[Any, Tensor]:
+        """The outputs (None for ``on_batch``) and the loss."""
+        if self.autocast is None:
+            return self._evaluate(batch)
+        with torch.autocast(self.device_type, self.autocast):
+            return self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> tuple[Any, Tensor]:
+        if isinstance(self.loss, OnBatch):
+            return None, self.loss.function(self.model, batch)
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        return outputs, self.loss(outputs, targets)
+
+    @property
+    def supervised(self) -> bool:
+        return not isinstance(self.loss, OnBatch)
+
+
+def mode(model: nn.Module, training: bool) -> AbstractContextManager[None]:
+    """Put the whole model in training or evaluation mode and each module back afterwards."""
+    return _Mode(model, training) if any(m.training != training for m in model.modules()) else nullcontext()
+
+
+class _Mode(AbstractContextManager[None]):
+    def __init__(self, model: nn.Module, training: bool) -> None:
+        self._before: list[tuple[nn.Module, bool]] = [(m, m.training) for m in model.modules()]
+        self._set: Callable[[], Any] = lambda: model.train(training)
+
+    def __enter__(self) -> None:
+        self._set()
+
+    def __exit__(self, *_: object) -> None:
+        for module, training in self._before:
+            module.training = training

@@ -1,0 +1,46 @@
+"""Randomness is counted, not carried: the generators of a step are seeded from (seed, step, purpose)."""
+
+from __future__ import annotations
+
+import random as python_random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from fogline.data.privacy import PrivateRandom, derived_seed
+
+TRAIN, VALIDATE, INITIAL, PROBE, REFRESH = range(5)
+"""Purposes: each draws from generators of its own."""
+
+
+def seed_step(seed: int, step: int, purpose: int, device: torch.device) -> None:
+    """Seed PyTorch's generators for one purpose of one step; about a microsecond on the CPU."""
+    value = derived_seed(seed, step, purpose)
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(value)
+
+
+def seed_everything(seed: int, step: int, purpose: int, device: torch.device) -> None:
+    """Seed Python's and NumPy's generators as well: what a model factory or a data set may draw from."""
+    value = derived_seed(seed, step, purpose)
+    python_random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)
+    seed_step(seed, step, purpose, device)
+
+
+@contextmanager
+def private_randomness(device: torch.device) -> Iterator[None]:
+    """The caller's random states, on the CPU and on the device, return on leaving."""
+    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+    before = None if accelerator is None else accelerator.get_rng_state(device)
+    with PrivateRandom():
+        try:
+            yield
+        finally:
+            if accelerator is not None:
+                accelerator.set_rng_state(before, device)

@@ -1,0 +1,291 @@
+"""One step of the descent: forward, backward, gate, update - eagerly or as a compiled graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fogline.data.source import Batch, leaves
+from fogline.descent.batches import Batches, rows_of, split
+from fogline.descent.clipping import Clipping
+from fogline.descent.graph import Program
+from fogline.descent.objective import Objective
+from fogline.descent.optimizers import set_lr
+from fogline.descent.randomness import TRAIN, seed_step
+
+
+class Outcome(NamedTuple):
+    """What one step gave. Numbers on the CPU; tensors still on the device elsewhere, so that nothing waits.
+
+    ``finite`` is False where loss or gradient was not and the update was refused; None where the host does not know yet.
+    """
+
+    loss: float | Tensor
+    gradient_norm: float | Tensor
+    finite: bool | None
+
+
+class Stepper(Protocol):
+    """Takes steps of a run; :meth:`advance` takes one or more."""
+
+    gradients: Sequence[Tensor]
+
+    def advance(self, step: int, stop: int, rates: RateFunction) -> list[Outcome]:
+        """Take at least one step from ``step`` on and none at ``stop`` or after."""
+
+
+class RateFunction(Protocol):
+    def __call__(self, step: int) -> float: ...
+
+
+@dataclass
+class Machine:
+    """What every step needs and a checkpoint keeps.
+
+    Attributes:
+        objective: model and loss.
+        optimizer: its state lives with it.
+        clipping: or None.
+        scaler: of mixed precision with float16, or None.
+        parts: micro-batches a step is made of.
+        summed: the loss adds over examples instead of averaging.
+    """
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    seed: int = 0
+    clipping: Clipping | None = None
+    scaler: torch.amp.GradScaler | None = None
+    parts: int = 1
+    summed: bool = False
+    needs_closure: bool = False
+    parameters: list[nn.Parameter] = field(init=False)
+    buffers: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        model = self.objective.model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.buffers = list(model.buffers())
+
+
+class EagerStep:
+    """The step as PyTorch runs it, operation by operation.
+
+    A loss or gradient that is not finite is refused: weights, buffers and optimizer state stay as they were. On the CPU
+    the host sees it at once. On an accelerator (``deferred``) a flag on the device refuses this step and every one after
+    it, until the host looks, finds the first refused step and goes on behind it: nothing waits and nothing is lost.
+    """
+
+    def __init__(self, machine: Machine, batches: Batches, *, deferred: bool | None = None) -> None:
+        self.machine = machine
+        self.batches = batches
+        self.deferred = machine.device.type != "cpu" if deferred is None else deferred
+        self.stuck = torch.zeros((), dtype=torch.bool, device=machine.device) if self.deferred else None
+        self.batch: Batch = None
+        self._stream: Iterator[Batch] | None = None
+        self._next = -1
+        self._saved_buffers = [buffer.clone() for buffer in machine.buffers]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.machine.parameters if p.grad is not None]
+
+    def advance(self, step: int, stop: int, rates: RateFunction) -> list[Outcome]:
+        if self._stream is None or step != self._next:
+            self._stream = self.batches.stream(step)
+        self._next = step + 1
+        self.batch = next(self._stream)
+        return [self.take(step, self.batch, rates(step))]
+
+    def take(self, step: int, batch: Batch, lr: float) -> Outcome:
+        """One step on one batch."""
+        machine = self.machine
+        seed_step(machine.seed, step, TRAIN, machine.device)
+        set_lr(machine.optimizer, lr)
+        if machine.buffers:
+            torch._foreach_copy_(self._saved_buffers, machine.buffers)
+        if machine.needs_closure:
+            return self._with_closure(batch)
+        loss = self.backward(batch)
+        gradients = self.gradients
+        if not gradients:
+            return Outcome(loss.item(), 0.0, math.isfinite(loss.item()))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return self._deferred(loss, norm, gradients) if self.deferred else self._update(loss, norm, gradients)
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Gradients of the mean loss of a batch into ``.grad``, in micro-batches where so set; returns the loss."""
+        machine = self.machine
+        for parameter in machine.parameters:
+            parameter.grad = None
+        if machine.parts == 1:
+            loss = machine.objective(batch)
+            (loss if machine.scaler is None else machine.scaler.scale(loss)).backward()
+            loss = loss.detach()
+        else:
+            loss = self._accumulated(batch)
+        if machine.scaler is not None:
+            machine.scaler.unscale_(machine.optimizer)
+        return loss
+
+    def _accumulated(self, batch: Batch) -> Tensor:
+        machine = self.machine
+        rows = rows_of(batch)
+        total = torch.zeros((), device=machine.device)
+        for micro in split(batch, -(-rows // machine.parts)):
+            loss = machine.objective(micro) * (1.0 if machine.summed else rows_of(micro) / rows)
+            (loss if machine.scaler is None else machine.scaler.scale(loss)).backward()
+            total = total + loss.detach()
+        return total
+
+    def _update(self, loss: Tensor, norm: Tensor, gradients: list[Tensor]) -> Outcome:
+        machine = self.machine
+        value, size = loss.item(), norm.item()
+        finite = math.isfinite(value) and math.isfinite(size)
+        if finite:
+            if machine.clipping is not None:
+                machine.clipping(gradients, norm)
+            machine.optimizer.step()
+        elif machine.buffers:
+            torch._foreach_copy_(machine.buffers, self._saved_buffers)
+        if machine.scaler is not None:
+            machine.scaler.update()
+        return Outcome(value, size, finite)
+
+    def _deferred(self, loss: Tensor, norm: Tensor, gradients: list[Tensor]) -> Outcome:
+        machine = self.machine
+        assert self.stuck is not None
+        self.stuck |= ~(torch.isfinite(loss) & torch.isfinite(norm))
+        kept = [*machine.parameters, *_state_tensors(machine.optimizer)]
+        with torch.no_grad():
+            if machine.clipping is not None:
+                memory = machine.clipping.memory
+                kept += [] if memory is None else [memory]
+                before = [value.clone() for value in kept]
+                machine.clipping(gradients, norm)
+            else:
+                before = [value.clone() for value in kept]
+            machine.optimizer.step()
+            for value, old in zip((*kept, *machine.buffers), (*before, *self._saved_buffers), strict=True):
+                value.copy_(torch.where(self.stuck, old, value))
+        return Outcome(loss, norm, None)
+
+    def _with_closure(self, batch: Batch) -> Outcome:
+        machine = self.machine
+        before = [p.detach().clone() for p in machine.parameters]
+        first = self.backward(batch)
+        value = first.item()
+        size = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients))).item()
+        if not (math.isfinite(value) and math.isfinite(size)):
+            return Outcome(value, size, False)
+
+        def closure() -> Tensor:
+            with torch.enable_grad():
+                return self.backward(batch)
+
+        machine.optimizer.step(closure)
+        if all(bool(torch.isfinite(p).all()) for p in machine.parameters):
+            return Outcome(value, size, True)
+        with torch.no_grad():
+            for parameter, old in zip(machine.parameters, before, strict=True):
+                parameter.copy_(old)
+        machine.optimizer.state.clear()
+        return Outcome(math.nan, size, False)
+
+    def release(self) -> None:
+        """Take steps again after the host has seen the refused one."""
+        if self.stuck is not None:
+            self.stuck.zero_()
+
+
+class CompiledStep:
+    """Compiled programs where a batch has their shape, the eager step for the others.
+
+    Which of the two takes a step depends on its position alone, so a resumed run takes the same.
+    """
+
+    def __init__(self, eager: EagerStep, programs: Sequence[Program]) -> None:
+        self.eager = eager
+        self.machine = eager.machine
+        self.batches = eager.batches
+        self.single = next((program for program in programs if program.chunk == 1), None)
+        self.chunked = next((program for program in programs if program.chunk > 1), None)
+        self.gradients: Sequence[Tensor] = ()
+        self.batch: Batch = None
+        self._stream: Iterator[Batch] | None = None
+        self._next = -1
+        like = programs[0].state[0]
+        self._rate = torch.zeros(1, dtype=programs[0].rate_type, device=like.device)
+
+    def advance(self, step: int, stop: int, rates: RateFunction) -> list[Outcome]:
+        chunked = self.chunked
+        if chunked is not None and step + chunked.chunk <= stop:
+            rows = self.batches.run(step, chunked.chunk) if self._aligned(step, chunked.chunk) else None
+            if rows is not None:
+                return self._many(chunked, step, rows, rates)
+        if self._stream is None or step != self._next:
+            self._stream = self.batches.stream(step)
+        self._next = step + 1
+        self.batch = next(self._stream)
+        single = self.single
+        if single is None or rows_of(self.batch) != self.batches.batch_size:
+            outcome = self.eager.take(step, self.batch, rates(step))
+            self.gradients = self.eager.gradients
+            return [outcome]
+        if single.random:
+            seed_step(self.machine.seed, step, TRAIN, self.machine.device)
+        self._rate.fill_(rates(step))
+        signals, self.gradients = single(self.batch, self._rate)
+        return _outcomes(signals)
+
+    def _many(self, program: Program, step: int, rows: Batch, rates: RateFunction) -> list[Outcome]:
+        if program.random:
+            seed_step(self.machine.seed, step, TRAIN, self.machine.device)
+        lr = torch.tensor([rates(step + k) for k in range(program.chunk)], dtype=self._rate.dtype)
+        signals, self.gradients = program(rows, lr)
+        return _outcomes(signals)
+
+    def _aligned(self, step: int, chunk: int) -> bool:
+        steps = self.batches.steps_per_epoch
+        return steps is not None and (step % steps) % chunk == 0
+
+    def release(self) -> None:
+        self.eager.release()
+
+
+def _outcomes(signals: Tensor) -> list[Outcome]:
+    """On the CPU the signals are there already; reading them costs a microsecond."""
+    return [
+        Outcome(loss, norm, math.isfinite(loss) and math.isfinite(norm))
+        for loss, norm in (signals.tolist() if signals.device.type == "cpu" else signals.tolist())
+    ]
+
+
+def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+
+
+def is_summed(objective: Objective, batch: Batch) -> bool:
+    """Whether the loss adds over examples: the loss of a batch against those of its halves."""
+    if rows_of(batch) < 2:
+        return getattr(objective.loss, "reduction", "mean") == "sum"
+    reduction = getattr(objective.loss, "reduction", None)
+    if reduction in ("sum", "mean"):
+        return bool(reduction == "sum")
+    half = rows_of(batch) // 2
+    with torch.no_grad():
+        whole = objective(batch).item()
+        parts = [(objective(part).item(), rows_of(part)) for part in split(batch, half)]
+    averaged = sum(loss * rows for loss, rows in parts) / sum(rows for _, rows in parts)
+    return abs(whole - sum(loss for loss, _ in parts)) < abs(whole - averaged)
+
+
+def same_shape(a: Batch, b: Batch) -> bool:
+    """Whether two batches have tensors of the same shapes and types."""
+    return [(x.shape, x.dtype) for x in leaves(a)] == [(x.shape, x.dtype) for x in leaves(b)]
