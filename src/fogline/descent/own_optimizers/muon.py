@@ -120,7 +120,8 @@ class Muon(torch.optim.Optimizer):
                 parameter.sub_((part.mT if rows > columns else part).reshape(parameter.shape))
 
     def _adamw_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        fused = group["fused"] and not torch.compiler.is_compiling()
+        compiling = torch.compiler.is_compiling()
+        fused = group["fused"] and not compiling
         beta1, beta2 = group["betas"]
         adamw(
             params,
@@ -129,7 +130,9 @@ class Muon(torch.optim.Optimizer):
             [self.state[p]["exp_avg_sq"] for p in params],
             [],
             [self.state[p]["step"] for p in params],
-            foreach=not fused,
+            # Outside a graph the foreach version cannot read a tensor rate from another device.
+            foreach=compiling or not (fused or isinstance(group["lr"], Tensor)),
+            capturable=compiling,
             fused=fused,
             amsgrad=False,
             beta1=beta1,

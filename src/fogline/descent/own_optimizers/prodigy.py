@@ -116,10 +116,12 @@ class Prodigy(torch.optim.Optimizer):
         torch._foreach_mul_(scaled, (1 - decay) * lr * distance / group["d0"])
         torch._foreach_mul_(sums, decay)
         torch._foreach_add_(sums, scaled)
+        # d m / (sqrt(v) + d eps) is m / (sqrt(v) / d + eps): no tensor has to be read on the host to be added.
         denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, distance * group["eps"])
+        torch._foreach_div_(denominators, distance)
+        torch._foreach_add_(denominators, group["eps"])
         updates = list(torch._foreach_div(momenta, denominators))
         if group["weight_decay"]:
-            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
-        subtract(params, updates, lr * distance)
+            torch._foreach_add_(updates, torch._foreach_mul(params, distance * group["weight_decay"]))
+        subtract(params, updates, lr)
         return product.to(distance.dtype), torch.stack(torch._foreach_norm(sums, 1)).sum().to(distance.dtype)
