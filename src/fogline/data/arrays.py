@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, Tenso
 from fogline.data import losses
 from fogline.data.facts import Facts, Kind
 from fogline.data.source import InMemory, leaves, map_tree
+from fogline.errors import did_you_mean
 from fogline.task import Task
 
 _SHOWN = 5
@@ -95,6 +96,8 @@ def in_memory(value: Any, task: Task, what: str) -> InMemory:
         TypeError: if supervised work got no pair of (inputs, targets).
         ValueError: if there are no rows, or inputs and targets differ in length.
     """
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(item, (Tensor, np.ndarray)) for item in value):
+        value = tuple(value)
     tensors = to_tensors(value, what)
     supervised = losses.family(task.loss) != "on_batch"
     if supervised and not (isinstance(tensors, tuple) and len(tensors) == 2):
@@ -116,6 +119,9 @@ def in_memory(value: Any, task: Task, what: str) -> InMemory:
         raise ValueError(f"{what}: expected at least one example, received 0 rows")
     if supervised and not isinstance(tensors[1], (tuple, dict)) and tensors[1].dtype in _SMALL_WHOLE:
         tensors = (tensors[0], tensors[1].long())  # the losses over classes take int64
+    if supervised and task.model is None and isinstance(tensors[1], Tensor):
+        if tensors[1].ndim == 1 and tensors[1].is_floating_point():
+            tensors = (tensors[0], tensors[1][:, None])  # the built-in model's outputs are columns
     return InMemory(tensors)
 
 
@@ -134,40 +140,129 @@ def _same_length(tensors: Any, found: list[Tensor], what: str, supervised: bool)
     raise ValueError(f"{what}: expected tensors with the same number of rows, received {rows} rows")
 
 
-def array_facts(source: InMemory, task: Task) -> Facts:
+def array_facts(source: InMemory, task: Task, what: str = "train") -> Facts:
     """Kind of work, shapes and widths, from the tensors and the loss.
 
     Raises:
-        ValueError: if there is one class only.
+        ValueError: if there is one class only, or labels no loss over classes can use.
     """
     kind_of_loss = losses.family(task.loss)
+    notes = not_finite_notes(source)
     if kind_of_loss == "on_batch":
-        first = leaves(source.tensors)[0]
-        return Facts("other", tuple(first.shape[1:]), notes=not_finite_notes(source))
+        return Facts("other", tuple(leaves(source.tensors)[0].shape[1:]), outputs=0, notes=notes)
     inputs, targets = source.tensors
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
-    notes = not_finite_notes(source)
     if not isinstance(targets, Tensor):
-        return Facts("other", shape, notes=notes)
-    kind, outputs = _kind(targets, task)
+        return Facts("other", shape, outputs=0, notes=notes)
+    kind, outputs = _kind(targets, task.loss, what)
+    if kind == "classification" and what == "train" and kind_of_loss != "unknown":
+        _more_than_one_class(targets, what)
     threshold = 0.5 if losses.on_probabilities(task.loss) else 0.0
     return Facts(kind, shape, outputs=outputs, notes=notes, threshold=threshold)
 
 
-def _kind(targets: Tensor, task: Task) -> tuple[Kind, int]:
+def _kind(targets: Tensor, loss: Any, what: str) -> tuple[Kind, int]:
     """What the targets are, and the width of output they need."""
     width = int(targets.shape[1:].numel())
     whole = not (targets.is_floating_point() or targets.is_complex())
-    kind_of_loss = losses.family(task.loss)
-    if kind_of_loss == "classes" or (whole and targets.ndim == 1 and kind_of_loss == "unknown"):
-        if not whole:
-            return "classification", width  # probabilities of classes, one column a class
-        return "classification", max(2, int(targets.max()) + 1)
+    kind_of_loss = losses.family(loss)
     if kind_of_loss == "binary":
         return "classification", width
-    if kind_of_loss == "elementwise" or not whole:
+    if kind_of_loss == "elementwise":
         return "regression", width
-    return "other", width
+    if kind_of_loss == "classes" and not whole:
+        return "classification", width  # probabilities of classes, one column a class
+    if not whole:
+        return "regression", width
+    if kind_of_loss == "classes":
+        return "classification", _count_classes(targets, loss, what)
+    if targets.ndim == 1 and int(targets.min()) >= 0:
+        return "classification", max(2, int(targets.max()) + 1)
+    if loss is None:
+        raise ValueError(
+            f"{what}: expected labels 0..C-1 of shape (examples,) or floating-point numbers, received whole numbers of "
+            f"shape {tuple(targets.shape)} from {int(targets.min())} to {int(targets.max())}; use "
+            "torch.unique(y, return_inverse=True)[1] for classes or y.float() for numbers"
+        )
+    return "other", 0
+
+
+def _count_classes(targets: Tensor, loss: Any, what: str) -> int:
+    """One more than the largest label.
+
+    Raises:
+        ValueError: for negative labels other than the loss's ``ignore_index``.
+    """
+    ignored = getattr(loss, "ignore_index", -100)
+    used = targets if int(targets.min()) >= 0 else targets[targets != ignored]
+    if used.numel() and int(used.min()) < 0:
+        raise ValueError(
+            f"{what}: expected labels 0..C-1 for {losses.name(loss)}, received {labels_in_words(used)}; map them with "
+            "classes, y = torch.unique(y, return_inverse=True)"
+        )
+    return max(2, int(used.max()) + 1) if used.numel() else 2
+
+
+def labels_in_words(labels: Tensor) -> str:
+    """The different labels there are, the first few.
+
+    >>> labels_in_words(torch.tensor([3, 1, 3]))
+    'labels 1, 3'
+    """
+    return "labels " + _some(np.unique(labels.detach().cpu().numpy()).tolist())
+
+
+def _more_than_one_class(targets: Tensor, what: str) -> None:
+    if not (targets.is_floating_point() and targets.ndim > 1 and targets.shape[1] > 1) and bool(
+        targets.min() == targets.max()
+    ):
+        raise ValueError(
+            f"{what}: expected at least two classes, received only {targets.flatten()[0].item():g} in all "
+            f"{targets.shape[0]} rows; add rows of another class"
+        )
+
+
+def name_classes(
+    value: Any, what: str, names: tuple[str, ...] | None = None
+) -> tuple[Any, tuple[str, ...] | None, str]:
+    """Replace targets of text by labels 0..C-1; returns the data, the names of the classes and a note.
+
+    Raises:
+        ValueError: for a label that is not among ``names``.
+    """
+    if not (isinstance(value, (tuple, list)) and len(value) == 2 and not isinstance(value[1], (Tensor, tuple, dict))):
+        return value, names, ""
+    try:
+        targets = np.asarray(value[1])
+    except ValueError:  # ragged: refused with a better message where tensors are made
+        return value, names, ""
+    if targets.dtype.kind not in "USO" or targets.ndim != 1 or not all(isinstance(item, str) for item in targets):
+        return value, names, ""
+    texts = targets.astype(str)
+    names = tuple(sorted(set(texts.tolist()))) if names is None else names
+    place = {name: label for label, name in enumerate(names)}
+    unseen = sorted(set(texts.tolist()) - set(names))
+    if unseen:
+        raise ValueError(
+            f"{what}: expected the classes of the training data, received {unseen[0]!r}; "
+            f"{did_you_mean(unseen[0], names)}"
+        )
+    labels = torch.tensor([place[text] for text in texts.tolist()], dtype=torch.int64)
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return (value[0], labels), names, f"targets of text were read as {len(names)} classes ({shown})"
+
+
+def statistics(tensor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation (1 where constant) of each column over the finite rows; empty where there is no tensor."""
+    if not isinstance(tensor, Tensor):
+        return (), ()
+    columns = tensor.detach().double().reshape(tensor.shape[0], -1)
+    columns = columns[torch.isfinite(columns).all(1)]
+    if not columns.numel():
+        return (), ()
+    scale = columns.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return tuple(columns.mean(0).tolist()), tuple(scale.tolist())
 
 
 def not_finite_notes(source: InMemory) -> tuple[str, ...]:

@@ -30,19 +30,49 @@ def default_model(facts: Facts) -> Callable[[], nn.Module]:
             f"{facts.kind} work on examples of shape {facts.inputs}; pass model="
         )
     if len(facts.inputs) == 1:
-        return lambda: _perceptron(facts.inputs[0], facts.outputs)
+        return lambda: _perceptron(facts)
     return lambda: _convolutional(facts.inputs, facts.outputs)
 
 
-def _perceptron(width: int, outputs: int) -> nn.Module:
+class Standardise(nn.Module):
+    """``(inputs - mean) / scale`` per column, with fixed statistics that are saved with the weights."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: tuple[float, ...], scale: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(
+        self,
+        inputs: Tensor,  # (b, columns)
+    ) -> Tensor:
+        return (inputs - self.mean) / self.scale
+
+
+class Unstandardise(Standardise):
+    """``outputs * scale + mean``: the layers before it work on numbers near one, whatever the unit of the target."""
+
+    def forward(
+        self,
+        inputs: Tensor,  # (b, columns)
+    ) -> Tensor:
+        return inputs * self.scale + self.mean
+
+
+def _perceptron(facts: Facts) -> nn.Module:
+    width = facts.inputs[0]
     hidden = min(256, max(32, 1 << (width - 1).bit_length() + 1))
-    return nn.Sequential(
-        nn.Linear(width, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, outputs),
-    )
+    layers: list[nn.Module] = []
+    if facts.input_mean and facts.input_scale:
+        layers.append(Standardise(facts.input_mean, facts.input_scale))
+    layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+    layers.append(nn.Linear(hidden, facts.outputs))
+    if facts.target_mean and facts.target_scale:
+        layers.append(Unstandardise(facts.target_mean, facts.target_scale))
+    return nn.Sequential(*layers)
 
 
 def _convolutional(shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -75,10 +105,10 @@ def default_loss(facts: Facts) -> Callable[[Any, Any], Tensor]:
 
 
 def default_metrics(facts: Facts) -> dict[str, Callable[[Any, Any], Tensor]]:
-    """Accuracy for classes; the mean absolute error for numbers.
+    """Accuracy for classes; the mean absolute error and R2 for numbers.
 
-    Each is a mean over examples, so that the mean over batches weighted by their size is the value on all data.
-    (R2 is not: it follows from the mean squared error and the variance of all targets.)
+    Each is a mean over examples, so that the mean over batches weighted by their size is the value on all data. For R2,
+    ``1 - mean((y - f)^2) / var(y)``, the variance is therefore that of all held-out data, taken when it is opened.
 
     >>> metrics = default_metrics(Facts("classification", (2,), outputs=2))
     >>> metrics["accuracy"](torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]))
@@ -88,8 +118,22 @@ def default_metrics(facts: Facts) -> dict[str, Callable[[Any, Any], Tensor]]:
         threshold = facts.threshold
         return {"accuracy": lambda outputs, targets: accuracy(outputs, targets, threshold)}
     if facts.kind == "regression":
-        return {"mean_absolute_error": lambda outputs, targets: F.l1_loss(outputs, targets)}
+        metrics: dict[str, Callable[[Any, Any], Tensor]] = {"mean_absolute_error": F.l1_loss}
+        variance = facts.held_out_variance
+        if variance:
+            metrics["r2"] = lambda outputs, targets: r2(outputs, targets, variance)
+        return metrics
     return {}
+
+
+def r2(
+    outputs: Tensor,  # (b, ...)
+    targets: Tensor,  # (b, ...)
+    variance: tuple[float, ...],  # of each column of all targets
+) -> Tensor:
+    """Share of the variance that is explained: the mean over columns of ``1 - mean((y - f)^2) / variance``."""
+    squares = (outputs - targets).square().reshape(targets.shape[0], -1).mean(0)
+    return (1 - squares / torch.tensor(variance, dtype=squares.dtype, device=squares.device)).mean()
 
 
 def accuracy(

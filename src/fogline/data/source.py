@@ -142,10 +142,11 @@ class MapStyle:
             seed, epoch: with an example's position they decide its random numbers.
         """
         workers = self.num_workers if workers is None else workers
+        collate: Any = _SeededCollate(self.collate, seed, epoch, self.dtype)  # is given what _Seeded fetched
         yield from DataLoader(
             _Seeded(self.dataset, seed, epoch),
-            batch_sampler=index_batches,  # type: ignore[arg-type]  # any iterable of lists serves
-            collate_fn=_SeededCollate(self.collate, seed, epoch, self.dtype),
+            batch_sampler=index_batches,
+            collate_fn=collate,
             num_workers=workers,
             pin_memory=self.pin and torch.accelerator.is_available(),
             generator=torch.Generator().manual_seed(seed),  # else it would draw from the caller's
