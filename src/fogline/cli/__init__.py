@@ -182,15 +182,13 @@ def report(
 @app.command()
 def demo(
     runs: RunsOption = Path("runs"),
-    report: Annotated[Path, typer.Option("--report", metavar="FILE", help="Where the HTML report goes.")] = Path(
-        "runs/demo.html"
-    ),
+    report: Annotated[Path | None, typer.Option("--report", metavar="FILE", help="DIR/demo.html if not given.")] = None,
 ) -> None:
     """Train on two real data sets that scikit-learn brings along: breast cancer and handwritten digits."""
     with told_plainly():
         from fogline.demo import demo as run_demo
 
-        run_demo(runs=runs, report=report)
+        run_demo(runs=runs, report=report or runs / "demo.html", say=typer.echo)
 
 
 def _close(run: Run, report: Path | None) -> None:

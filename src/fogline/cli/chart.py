@@ -28,48 +28,50 @@ def chart(
         height: lines of the drawing, without the line of the x axis.
         unicode: braille dots; False draws asterisks for terminals that know only ASCII.
 
-    >>> for line in chart(np.arange(4.0), np.array([3.0, 2.0, 1.0, 0.0]), width=12, height=2, unicode=False):
+    >>> for line in chart(np.arange(4.0), np.array([3.0, 2.0, 1.0, 0.0]), width=16, height=2, unicode=False):
     ...     print(line)
-    3.000 |***
-    0.000 |   **
-           0   3
+    3.000 |****
+    0.000 |    ****
+           0      3
     """
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[finite], y[finite]
     if not len(y):
         return ["(no finite values to draw)"]
     logarithmic = bool(y.min() > 0 and y.max() / y.min() > _LOG_FROM)
-    heights = np.log(y) if logarithmic else y
-    labels = [_label(value) for value in _ticks(y.min(), y.max(), height, logarithmic)]
-    margin = max(len(label) for label in labels)
-    cells = max(8, width - margin - 2) if unicode else max(4, width - margin - 2)
+    widest = len(_label(-1.2345e-4))
+    cells = max(8, width - widest - 2)
     across, down = (2, 4) if unicode else (1, 1)
-    grid = _rasterize(x, heights, cells * across, height * down)
+    means = _column_means(x, np.log(y) if logarithmic else y, cells * across)
+    low, high = (float(np.exp(bound)) if logarithmic else float(bound) for bound in (means.min(), means.max()))
+    labels = [_label(value) for value in _ticks(low, high, height, logarithmic)]
+    grid = _rasterize(means, height * down)
     rows = _braille(grid) if unicode else ["".join("*" if dot else " " for dot in row) for row in grid]
-    edge = "┤" if unicode else "|"
+    margin, edge = max(len(label) for label in labels), "┤" if unicode else "|"
     lines = [f"{label:>{margin}} {edge}{row}".rstrip() for label, row in zip(labels, rows, strict=True)]
     first, last = f"{x[0]:g}", f"{x[-1]:g}"
-    scale = "  (logarithmic)" if logarithmic else ""
     gap = max(1, cells - len(first) - len(last))
-    return [*lines, " " * (margin + 2) + first + " " * gap + last + scale]
+    scale = " (logarithmic)" if logarithmic else ""
+    return [*lines, " " * (margin + 2) + first + f"{scale:^{gap}}" + last]
 
 
-def _rasterize(x: NDArray[np.float64], y: NDArray[np.float64], width: int, height: int) -> NDArray[np.bool_]:
+def _column_means(x: NDArray[np.float64], y: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """The mean of the points in each of ``width`` equal columns; columns without points lie on the line between."""
     span = (x[-1] - x[0]) or 1.0
     column = np.minimum(((x - x[0]) / span * width).astype(int), width - 1)
-    counts = np.bincount(column, minlength=width)
-    sums = np.bincount(column, weights=y, minlength=width)
+    counts = np.bincount(column)
     filled = np.flatnonzero(counts)
-    means = np.interp(np.arange(width), filled, sums[filled] / counts[filled])
-    rise = (y.max() - y.min()) or 1.0
-    row = np.clip(np.round((y.max() - means) / rise * (height - 1)), 0, height - 1).astype(int)
-    grid = np.zeros((height, width), dtype=bool)
+    return np.interp(np.arange(len(counts)), filled, np.bincount(column, weights=y)[filled] / counts[filled])
+
+
+def _rasterize(means: NDArray[np.float64], height: int) -> NDArray[np.bool_]:
+    rise = (means.max() - means.min()) or 1.0
+    row = np.round((means.max() - means) / rise * (height - 1)).astype(int)
+    grid = np.zeros((height, len(row) + len(row) % 2), dtype=bool)
     # Neighbouring columns are joined by a vertical stroke, or a steep fall would be a scatter of dots.
-    for position in range(filled[0], filled[-1] + 1):
-        before = row[max(position - 1, filled[0])]
-        low, high = sorted((int(before), int(row[position])))
-        grid[low + (low != row[position]) : high + (high == row[position]), position] = True
-        grid[row[position], position] = True
+    for position, (before, here) in enumerate(zip([row[0], *row[:-1]], row, strict=True)):
+        step = 1 if here >= before else -1
+        grid[list(range(before + step, here + step, step)) or [here], position] = True
     return grid
 
 

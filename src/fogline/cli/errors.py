@@ -28,7 +28,7 @@ def told_plainly() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         if not _is_ours(error.__traceback__):
             raise
         fail(f"{error}{_where(error.__traceback__)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def print_run(folder: Path) -> None:
     info = read_info(folder)
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
     steps = read_table(folder, "steps")
-    for line in (_heading(folder, info), verdict_sentence(info.get("verdict")), ""):
+    for line in (_heading(folder, info), *textwrap.wrap(verdict_sentence(info.get("verdict")), width), ""):
         typer.echo(line)
     for line in _facts(info, steps):
         typer.echo(line)
@@ -64,7 +65,8 @@ def _facts(info: dict[str, Any], steps: Table) -> list[str]:
     named = ("optimizer", "lr", "batch_size", "duration", "schedule", "seed")
     lines.append("recipe  " + ", ".join(f"{name} {_value(recipe[name])}" for name in named if name in recipe))
     if len(steps):
-        lines.append(f"steps   {int(steps['step'][-1])}, last loss {number(float(steps['loss'][-1]))}")
+        done = info["steps"] if info.get("verdict") else int(steps["step"][-1])
+        lines.append(f"steps   {done}, last loss {number(float(steps['loss'][-1]))}")
     if info.get("scores"):
         lines.append(f"scores  {scores_text(info['scores'])} (held out, weights kept)")
     return lines

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from fogline.plots.theme import Palette, empty, framed, palette, translucent
+from fogline.plots.theme import Palette, empty, framed, logarithmic, palette, translucent
 from fogline.plots.thinning import smooth, thin
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def lr_figure(run: Run, *, dark: bool = False) -> go.Figure:
         return empty("Learning rate", "No learning rate was recorded.", dark=dark)
     figure = go.Figure()
     _add_line(figure, x, rate, "learning rate", palette(dark).first)
-    figure.update_layout(showlegend=False)
     return framed(figure, "Learning rate", "", dark=dark, height=260, rangemode="tozero", exponentformat="power")
 
 
@@ -59,6 +58,7 @@ def gradient_figure(run: Run, *, dark: bool = False) -> go.Figure:
     colours = palette(dark)
     steps = run.steps
     x = steps["step"].astype(float)
+    shown = [np.empty(0)]
     named = (("gradient norm", "grad_norm", colours.first), ("update / weight", "update_ratio", colours.third))
     figure = go.Figure()
     for label, column, colour in named:
@@ -66,10 +66,12 @@ def gradient_figure(run: Run, *, dark: bool = False) -> go.Figure:
         values = np.where(steps[column] > 0, steps[column], np.nan)
         if np.isfinite(values).any():
             _add_line(figure, x, values, label, colour)
+            shown.append(values[np.isfinite(values)])
     if not figure.data:
         return empty("Gradient", "No gradient was recorded.", dark=dark)
     figure.update_layout(showlegend=True)
-    return framed(figure, "Gradient", "", dark=dark, height=300, type="log", exponentformat="power", dtick=None)
+    every = np.concatenate(shown)
+    return framed(figure, "Gradient", "", dark=dark, height=300, **logarithmic(every.min(), every.max()))
 
 
 def _add_line(
@@ -94,7 +96,7 @@ def _scale(*values: Numbers) -> dict[str, Any]:
     every = np.concatenate(values)
     every = every[np.isfinite(every)]
     if every.min() > 0 and every.max() / every.min() > _LOG_FROM:
-        return {"type": "log", "exponentformat": "power"}
+        return logarithmic(float(every.min()), float(every.max()))
     return {"rangemode": "tozero" if every.min() >= 0 else "normal"}
 
 
@@ -105,8 +107,8 @@ def _add_events(figure: go.Figure, run: Run, colours: Palette, scale: dict[str, 
         return
     every = np.concatenate(values)
     every = every[np.isfinite(every)]
-    logarithmic = scale.get("type") == "log"
-    floor = every.min() / (every.max() / every.min()) ** 0.05 if logarithmic else min(0.0, float(every.min()))
+    low, high = float(every.min()), float(every.max())
+    floor = low / (high / low) ** 0.05 if scale.get("type") == "log" else min(0.0, low)
     figure.add_scatter(
         x=[float(row["step"]) for row in rows],
         y=[floor] * len(rows),

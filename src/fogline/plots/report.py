@@ -169,7 +169,7 @@ def _recipe(info: Mapping[str, Any]) -> str:
     for name in dict.fromkeys([*used, *resolved]):
         decision = resolved.get(name) or {}
         value = used.get(name, decision.get("value"))
-        rows.append([name, _plain(asked.get(name)), _plain(value), str(decision.get("why", ""))])
+        rows.append([name, _plain(asked.get(name, "")), _plain(value), str(decision.get("why", ""))])
     return _table("Recipe", ["field", "asked", "used", "why"], rows) if rows else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,24 @@ def translucent(colour: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity:g})"
 
 
+def logarithmic(low: float, high: float, most: int = 7) -> dict[str, Any]:
+    """Settings of a logarithmic axis with few, plainly written ticks: 1, 2, 5 in each decade, or whole decades.
+
+    >>> logarithmic(0.04, 2.0)["ticktext"]
+    ['0.05', '0.1', '0.2', '0.5', '1', '2']
+    """
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    spans = [[(digit, decade) for decade in decades for digit in (1, 2, 5)]]
+    spans += [[(1, decade) for decade in decades if decade % every == 0] for every in range(1, len(decades) + 1)]
+    edge = (1 - 1e-9, 1 + 1e-9)
+    for ticks in spans:
+        inside = [(d, e) for d, e in ticks if low * edge[0] <= d * 10.0**e <= high * edge[1]]
+        if len(inside) <= most:
+            break
+    values = [digit * 10.0**decade for digit, decade in inside]
+    return {"type": "log", "tickmode": "array", "tickvals": values, "ticktext": [f"{value:g}" for value in values]}
+
+
 def framed(figure: go.Figure, title: str, y: str, *, dark: bool, height: int = 340, **y_axis: Any) -> go.Figure:
     """Give a figure its title, axes and colours.
 
@@ -51,6 +70,7 @@ def framed(figure: go.Figure, title: str, y: str, *, dark: bool, height: int = 3
         y_axis: further settings of the vertical axis.
     """
     colours = palette(dark)
+    named = bool(figure.layout.showlegend or (figure.layout.showlegend is None and len(figure.data) > 1))
     line = {"gridcolor": colours.grid, "linecolor": colours.grid, "zerolinecolor": colours.grid, "automargin": True}
     figure.update_layout(
         template="none",
@@ -60,7 +80,8 @@ def framed(figure: go.Figure, title: str, y: str, *, dark: bool, height: int = 3
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         height=height,
-        margin={"l": 8, "r": 12, "t": 44, "b": 84},
+        margin={"l": 8, "r": 12, "t": 44, "b": 84 if named else 48},
+        showlegend=named,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top", "font": {"size": 12}},
         hovermode="x unified",
         hoverlabel={"bgcolor": colours.page, "font": {"color": colours.ink}, "bordercolor": colours.grid},

@@ -40,17 +40,19 @@ def smooth(y: Numbers, share: float = 0.02) -> Numbers:
 
     Args:
         y: values of shape (n,); those that are not finite count for nothing.
-        share: width of the window as a share of the length. It narrows towards both ends, where it stays centred.
+        share: width of the window as a share of the length. At the steep start it narrows and stays centred; at the
+            end it is cut off, so that the last point is still a mean.
 
     >>> smooth(np.array([0.0, 1.0, 2.0, 3.0, 4.0]), share=0.6).tolist()
-    [0.0, 1.0, 2.0, 3.0, 4.0]
+    [0.0, 1.0, 2.0, 3.0, 3.5]
     """
     half = int(len(y) * share / 2)
     finite = np.isfinite(y)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
     index = np.arange(len(y))
-    reach = np.minimum(half, np.minimum(index, len(y) - 1 - index))
-    low, high = index - reach, index + reach + 1
+    reach = np.minimum(half, index)
+    low, high = index - reach, np.minimum(index + reach + 1, len(y))
     number = counts[high] - counts[low]
-    return np.divide(sums[high] - sums[low], number, out=np.full(len(y), np.nan), where=number > 0)
+    means: Numbers = np.divide(sums[high] - sums[low], number, out=np.full(len(y), np.nan), where=number > 0)
+    return means

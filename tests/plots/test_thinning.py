@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fogline.plots.thinning import smooth, thin
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(1, 20))
+def test_thinning_keeps_the_extremes_the_ends_and_the_order(values: list[float], buckets: int) -> None:
+    y = np.array(values)
+    x, kept = thin(np.arange(len(y), dtype=float), y, buckets)
+    assert kept.min() == y.min()
+    assert kept.max() == y.max()
+    assert (x[0], x[-1]) == (0, len(y) - 1)
+    assert (np.diff(x) > 0).all()
+    assert len(x) <= 2 * buckets + 2
+    assert (y[x.astype(int)] == kept).all()
+
+
+def test_thinning_leaves_out_what_is_not_finite() -> None:
+    x, y = thin(np.arange(4.0), np.array([1.0, np.nan, np.inf, 2.0]))
+    assert x.tolist() == [0, 3]
+    assert y.tolist() == [1, 2]
+
+
+def test_a_line_is_smoothed_to_itself_but_for_its_end() -> None:
+    line = np.linspace(3, -2, 101)
+    np.testing.assert_allclose(smooth(line, share=0.1)[:96], line[:96], atol=1e-12)
+
+
+def test_smoothing_is_the_mean_of_the_window() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=200)
+    half = 10
+    slow = [values[max(0, at - min(half, at)) : at + min(half, at) + 1].mean() for at in range(200)]
+    np.testing.assert_allclose(smooth(values, share=0.1), slow, atol=1e-12)
+
+
+def test_smoothing_skips_gaps() -> None:
+    values = np.ones(100)
+    values[40:45] = np.nan
+    np.testing.assert_allclose(smooth(values, share=0.2), 1)
+    assert np.isnan(smooth(np.full(3, np.nan))).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_short_curves_are_left_as_they_are(size: int) -> None:
+    values = np.arange(float(size))
+    assert smooth(values).tolist() == values.tolist()

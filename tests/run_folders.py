@@ -1,0 +1,73 @@
+"""Run folders as the engine leaves them, written by the real store, for tests of what people see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fogline.record.store import Store
+from fogline.verdict import Verdict
+
+
+def make_run(
+    folder: Path,
+    *,
+    losses: Sequence[float] = tuple(2.0 * 0.99**step + 0.1 for step in range(200)),
+    verdict: Verdict | None = Verdict.NOISE_FLOOR,
+    held_out: Mapping[int, float] | None = None,
+    events: Sequence[tuple[int, str, str]] = (),
+    source: Mapping[str, Any] | None = None,
+    **info: Any,
+) -> Path:
+    """A run with these training losses, one a step, and its ``run.json``; returns the folder."""
+    store = Store(folder)
+    rows = []
+    for step, loss in enumerate(losses):
+        probed = step % 10 == 0
+        update = (0.01, 0.002, 0.1, 0.5) if probed else (None,) * 4
+        rows.append(
+            (step, step / 20, 32 * step, 0.01 * step, loss, 0.1 * (1 - step / len(losses)), 1 / (step + 1), *update)
+        )
+    store.steps(rows)
+    held_out = {99: 0.9, 199: 0.4} if held_out is None else held_out
+    for step, value in held_out.items():
+        store.scores(step, "valid", {"loss": value, "accuracy": 1 - value / 2})
+    for step, kind, message in events:
+        store.event(step, kind, message)
+    values = list(held_out.values())
+    store.write_info(
+        {
+            "format": 1,
+            "name": folder.name,
+            "task": {"model": "Linear", "loss": "CrossEntropyLoss", "parameters": 650, "train examples": 640},
+            "asked": {"optimizer": "auto", "lr": "auto", "batch_size": 32},
+            "recipe": {"optimizer": "adamw", "lr": 0.0123456, "batch_size": 32, "duration": "10ep", "seed": 0},
+            "resolved": {"lr": {"value": 0.0123456, "why": "measured by a sweep"}},
+            "notes": ["the labels are numbers from 0 to 9"],
+            "versions": {"torch": "2.13.0"},
+            "hardware": "cpu",
+            "source": source,
+            "started": "2026-11-22T10:00:00",
+            "ended": "2026-11-22T10:01:00",
+            "seconds": 60.0,
+            "steps": len(losses),
+            "verdict": None
+            if verdict is None
+            else {"name": verdict.name, "message": str(verdict), "evidence": {"slope": -0.1, "p": 0.03}},
+            "scores": {"loss": min(values), "accuracy": 1 - min(values) / 2} if values else {},
+            "watching": {"share": 0.013, "budget": 0.02},
+            "step": {"mode": "eager", "implementation": "fused"},
+            **info,
+        }
+    )
+    store.close()
+    return folder
+
+
+def noisy_losses(steps: int, seed: int = 0) -> list[float]:
+    """A falling loss with the jitter of small batches."""
+    jitter = np.random.default_rng(seed).lognormal(0, 0.25, steps)
+    return [float(value) for value in (2.3 * np.exp(-np.arange(steps) / (steps / 5)) + 0.05) * jitter]
