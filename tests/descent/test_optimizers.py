@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fogline.descent.groups import parameter_roles
 from fogline.descent.optimizers import (
@@ -24,6 +27,7 @@ from fogline.descent.optimizers import (
     to_train,
 )
 from fogline.descent.own_optimizers import Lion, Muon, Prodigy, ScheduleFreeAdamW
+from fogline.descent.own_optimizers.common import cache_blocks
 
 NAMES = tuple(OPTIMIZERS)
 Model = nn.Module
@@ -488,6 +492,89 @@ def test_the_two_points_are_one_for_every_other_optimizer() -> None:
     to_eval(optimizer)
     to_train(optimizer)
     assert_same_bits(model, twin)
+
+
+@pytest.mark.parametrize("cls", [Lion, ScheduleFreeAdamW, Prodigy])
+def test_cache_blocks_change_nothing(cls: type[torch.optim.Optimizer]) -> None:
+    results = []
+    for transposed in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        values = [torch.randn(600, 500, generator=generator, dtype=torch.float64), torch.ones(7, dtype=torch.float64)]
+        params = [nn.Parameter(v.t().contiguous().t() if transposed and v.ndim == 2 else v) for v in values]
+        assert params[0].is_contiguous() != transposed
+        optimizer = cls(params, lr=0.01, weight_decay=0.1)  # type: ignore[call-arg]
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.sin(p.detach())
+            optimizer.step()
+        results.append([p.detach().contiguous() for p in params])
+    for split, whole in zip(*results, strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-10, atol=1e-12)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 50))
+def test_cache_blocks_hold_everything_once_in_order(sizes: list[int], limit: int) -> None:
+    values = list(torch.arange(sum(sizes)).split(sizes))
+    blocks = list(cache_blocks(values, [-value for value in values], limit=limit))
+    assert torch.equal(torch.cat([tensor for left, _ in blocks for tensor in left]), torch.arange(sum(sizes)))
+    for left, right in blocks:
+        assert all(torch.equal(a, -b) for a, b in zip(left, right, strict=True))
+        assert sum(len(tensor) for tensor in left) <= max(limit, 0) or sum(sizes) <= limit
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "lbfgs"])
+def test_the_step_traces_into_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a compiled step does it: settings for graphs, the rate and all state as inputs of the graph."""
+    model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    optimizer, other = make(name, model, lr_as_tensor=True), make(name, twin)
+    for group in optimizer.param_groups:
+        group.update({key: True for key in ("foreach", "capturable") if key in group})
+    init_state(optimizer)
+    grads = [torch.full_like(p, 0.3) for p in model.parameters()]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    graph = make_fx(traceable_step(optimizer))(
+        [g.clone() for g in grads],
+        [p.detach().clone() for p in model.parameters()],
+        {key: value.clone() for key, value in state_tensors(optimizer).items()},
+        [group["lr"].clone() for group in optimizer.param_groups],
+    )
+    monkeypatch.undo()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for _ in range(3):
+        graph([g.clone() for g in grads], [p.detach() for p in model.parameters()], state_tensors(optimizer), rates)
+        for p, g in zip(twin.parameters(), grads, strict=True):
+            p.grad = g.clone()
+        other.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def traceable_step(optimizer: torch.optim.Optimizer) -> Callable[..., int]:
+    """The step as a function of gradients, parameters, state and rates."""
+    owners = [(n, p) for group in optimizer.param_groups for n, p in zip(group["names"], group["params"], strict=True)]
+    names = sorted((name for name, _ in owners), key=["weight", "bias"].index)
+    scalars = {name: {k: v for k, v in optimizer.state[p].items() if not torch.is_tensor(v)} for name, p in owners}
+
+    def step(grads: list[Tensor], params: list[Tensor], state: dict[str, Tensor], rates: list[Tensor]) -> int:
+        held = [(group["params"], group["lr"]) for group in optimizer.param_groups]
+        kept = dict(optimizer.state)
+        given = dict(zip(names, params, strict=True))
+        optimizer.state.clear()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["params"], group["lr"] = [given[name] for name in group["names"]], rate
+        for name, param, grad in zip(names, params, grads, strict=True):
+            param.grad = grad
+            mine = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+            optimizer.state[param] = mine | scalars[name]
+        optimizer.step()
+        for group, (group_params, rate) in zip(optimizer.param_groups, held, strict=True):
+            group["params"], group["lr"] = group_params, rate
+        optimizer.state.clear()
+        optimizer.state.update(kept)
+        return 0
+
+    return step
 
 
 def test_our_optimizers_reject_sparse_gradients() -> None:

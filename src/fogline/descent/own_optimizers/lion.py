@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
-from fogline.descent.own_optimizers.common import Closure, check_settings, evaluate, subtract, with_gradient
+from fogline.descent.own_optimizers.common import (
+    Closure,
+    cache_blocks,
+    check_settings,
+    evaluate,
+    subtract,
+    with_gradient,
+)
 
 
 class Lion(torch.optim.Optimizer):
@@ -62,10 +69,11 @@ class Lion(torch.optim.Optimizer):
                 continue
             beta1, beta2 = group["betas"]
             momenta = [self.state[parameter]["exp_avg"] for parameter in params]
-            updates = torch._foreach_lerp(momenta, grads, 1 - beta1)
-            torch._foreach_sign_(updates)
-            if group["weight_decay"]:
-                torch._foreach_add_(updates, params, alpha=group["weight_decay"])
-            subtract(params, list(updates), group["lr"])
-            torch._foreach_lerp_(momenta, grads, 1 - beta2)
+            for weights, slopes, memories in cache_blocks(params, grads, momenta):
+                updates = list(torch._foreach_lerp(memories, slopes, 1 - beta1))
+                torch._foreach_sign_(updates)
+                if group["weight_decay"]:
+                    torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+                subtract(weights, updates, group["lr"])
+                torch._foreach_lerp_(memories, slopes, 1 - beta2)
         return loss

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fogline.descent.own_optimizers.common import Closure, check_settings, evaluate, subtract, with_gradient
+from fogline.descent.own_optimizers.common import (
+    Closure,
+    cache_blocks,
+    check_settings,
+    evaluate,
+    subtract,
+    with_gradient,
+)
 
 
 class Prodigy(torch.optim.Optimizer):
@@ -82,13 +89,14 @@ class Prodigy(torch.optim.Optimizer):
         self.init_state()
         shared = self.state[self.param_groups[0]["params"][0]]
         distance: Tensor = shared["d"].clone()
-        products, sizes = [], []
+        products: list[Tensor] = []
+        sizes: list[Tensor] = []
         for group in self.param_groups:
             params, grads = with_gradient(group, "Prodigy")
+            state = ([self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "s", "start"))
             if params:
-                product, size = self._step_group(group, params, grads, distance)
-                products.append(product)
-                sizes.append(size)
+                for block in cache_blocks(params, grads, *state):
+                    _update(group, distance, products, sizes, *block)
         if products:
             settings = self.param_groups[0]
             decay = settings["betas"][1] ** 0.5
@@ -99,29 +107,38 @@ class Prodigy(torch.optim.Optimizer):
             shared["d"].copy_(torch.maximum(distance, estimate))
         return loss
 
-    def _step_group(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], distance: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Move one group; returns gamma <g, x_0 - x> and |s|_1 of the group."""
-        beta1, beta2 = group["betas"]
-        lr, decay = group["lr"], beta2**0.5
-        keys = ("exp_avg", "exp_avg_sq", "s", "start")
-        momenta, squares, sums, starts = ([self.state[p][key] for p in params] for key in keys)
-        offsets = torch._foreach_sub(starts, params)
-        product = lr * torch.stack([torch.sum(g * o) for g, o in zip(grads, offsets, strict=True)]).sum()
-        scaled = torch._foreach_mul(grads, distance)
-        torch._foreach_lerp_(momenta, scaled, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, scaled, scaled, 1 - beta2)
-        torch._foreach_mul_(scaled, (1 - decay) * lr * distance / group["d0"])
-        torch._foreach_mul_(sums, decay)
-        torch._foreach_add_(sums, scaled)
-        # d m / (sqrt(v) + d eps) is m / (sqrt(v) / d + eps): no tensor has to be read on the host to be added.
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_div_(denominators, distance)
-        torch._foreach_add_(denominators, group["eps"])
-        updates = list(torch._foreach_div(momenta, denominators))
-        if group["weight_decay"]:
-            torch._foreach_add_(updates, torch._foreach_mul(params, distance * group["weight_decay"]))
-        subtract(params, updates, lr)
-        return product.to(distance.dtype), torch.stack(torch._foreach_norm(sums, 1)).sum().to(distance.dtype)
+
+def _update(
+    group: dict[str, Any],
+    distance: Tensor,
+    products: list[Tensor],
+    sizes: list[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    squares: list[Tensor],
+    sums: list[Tensor],
+    starts: list[Tensor],
+) -> None:
+    """Move one block; appends its gamma <g, x_0 - x> to `products` and its |s|_1 to `sizes`."""
+    beta1, beta2 = group["betas"]
+    lr, decay = group["lr"], beta2**0.5
+    offsets = torch._foreach_sub(starts, params)
+    torch._foreach_mul_(offsets, grads)
+    products.append(lr * torch.stack([offset.sum() for offset in offsets]).sum().to(distance.dtype))
+    scaled = torch._foreach_mul(grads, distance)
+    torch._foreach_lerp_(momenta, scaled, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, scaled, scaled, 1 - beta2)
+    torch._foreach_mul_(scaled, (1 - decay) * lr * distance / group["d0"])
+    torch._foreach_mul_(sums, decay)
+    torch._foreach_add_(sums, scaled)
+    sizes.append(torch.stack(torch._foreach_norm(sums, 1)).sum().to(distance.dtype))
+    # d m / (sqrt(v) + d eps) is m / (sqrt(v) / d + eps): no tensor has to be read on the host to be added.
+    denominators = torch._foreach_sqrt(squares)
+    torch._foreach_div_(denominators, distance)
+    torch._foreach_add_(denominators, group["eps"])
+    updates = list(torch._foreach_div(momenta, denominators))
+    if group["weight_decay"]:
+        torch._foreach_add_(updates, torch._foreach_mul(params, distance * group["weight_decay"]))
+    subtract(params, updates, lr)

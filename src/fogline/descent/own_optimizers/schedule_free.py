@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fogline.descent.own_optimizers.common import Closure, check_settings, evaluate, subtract, with_gradient
+from fogline.descent.own_optimizers.common import (
+    Closure,
+    cache_blocks,
+    check_settings,
+    evaluate,
+    subtract,
+    with_gradient,
+)
 
 
 class ScheduleFreeAdamW(torch.optim.Optimizer):
@@ -121,28 +128,38 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
         share = lr * lr / shared["weight_sum"].clamp(min=torch.finfo(shared["weight_sum"].dtype).tiny)
         for group in self.param_groups:
             params, grads = with_gradient(group, "ScheduleFreeAdamW")
+            state = ([self.state[p][key] for p in params] for key in ("x", "z", "exp_avg_sq"))
             if params:
-                self._step_group(group, params, grads, shared["step"], share)
+                for block in cache_blocks(params, grads, *state):
+                    _update(group, *block, correction=1 - group["betas"][1] ** shared["step"], share=share)
         return loss
 
-    def _step_group(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], step: Tensor, share: Tensor
-    ) -> None:
-        beta1, beta2 = group["betas"]
-        averages, leaders, squares = ([self.state[p][key] for p in params] for key in ("x", "z", "exp_avg_sq"))
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        denominators = torch._foreach_div(squares, 1 - beta2**step)
-        torch._foreach_sqrt_(denominators)
-        torch._foreach_add_(denominators, group["eps"])
-        updates = list(torch._foreach_div(grads, denominators))
-        if group["weight_decay"]:
-            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
-        subtract(leaders, updates, group["lr"])
-        towards = torch._foreach_sub(leaders, averages)
-        torch._foreach_mul_(towards, share)
-        torch._foreach_add_(averages, towards)
-        torch._foreach_copy_(params, torch._foreach_lerp(leaders, averages, beta1))
+
+def _update(
+    group: dict[str, Any],
+    params: list[Tensor],
+    grads: list[Tensor],
+    averages: list[Tensor],
+    leaders: list[Tensor],
+    squares: list[Tensor],
+    *,
+    correction: Tensor,
+    share: Tensor,
+) -> None:
+    beta1, beta2 = group["betas"]
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    denominators = torch._foreach_div(squares, correction)
+    torch._foreach_sqrt_(denominators)
+    torch._foreach_add_(denominators, group["eps"])
+    updates = list(torch._foreach_div(grads, denominators))
+    if group["weight_decay"]:
+        torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+    subtract(leaders, updates, group["lr"])
+    towards = torch._foreach_sub(leaders, averages)
+    torch._foreach_mul_(towards, share)
+    torch._foreach_add_(averages, towards)
+    torch._foreach_copy_(params, torch._foreach_lerp(leaders, averages, beta1))
 
 
 def to_eval(optimizer: torch.optim.Optimizer) -> None:
