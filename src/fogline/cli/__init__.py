@@ -23,7 +23,6 @@ app = typer.Typer(
     help="Fogline trains PyTorch models by gradient descent and says how it went.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -37,7 +36,8 @@ ReportOption = Annotated[Path | None, typer.Option("--report", metavar="FILE", h
 def main() -> None:
     """The entry point of ``fogline`` and ``python -m fogline``."""
     sys.excepthook = show_own_frames
-    app(prog_name="fogline")
+    # Calling the app itself would put Typer's own exception hook in the place of ours.
+    typer.main.get_command(app)(prog_name="fogline")
 
 
 def _print_version(asked: bool) -> None:

@@ -39,7 +39,7 @@ def chart(
     if not len(y):
         return ["(no finite values to draw)"]
     logarithmic = bool(y.min() > 0 and y.max() / y.min() > _LOG_FROM)
-    widest = len(_label(-1.2345e-4))
+    widest = len(_label(-1.2345e-104))
     cells = max(8, width - widest - 2)
     across, down = (2, 4) if unicode else (1, 1)
     means = _column_means(x, np.log(y) if logarithmic else y, cells * across)

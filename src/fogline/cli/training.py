@@ -20,6 +20,7 @@ from fogline.cli.sources import (
     task_from_source,
     with_fields,
 )
+from fogline.recipe import Recipe
 from fogline.record.store import read_info
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def train(
         task = data_task(what, target, held_out)
     if recipe_file is not None:
         recipe = read_recipe(recipe_file)
-    recipe = with_fields(recipe or fogline.Recipe(), fields, options)
+    recipe = with_fields(recipe or Recipe(), fields, options)
     source = describe_source(what, target, valid)
     with _telling_how_to_resume():
         return fogline.fit(task, recipe, runs=runs, name=name, source=source)
