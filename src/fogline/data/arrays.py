@@ -119,10 +119,13 @@ def in_memory(value: Any, task: Task, what: str) -> InMemory:
         raise ValueError(f"{what}: expected at least one example, received 0 rows")
     if supervised and not isinstance(tensors[1], (tuple, dict)) and tensors[1].dtype in _SMALL_WHOLE:
         tensors = (tensors[0], tensors[1].long())  # the losses over classes take int64
-    if supervised and task.model is None and isinstance(tensors[1], Tensor):
-        if tensors[1].ndim == 1 and tensors[1].is_floating_point():
-            tensors = (tensors[0], tensors[1][:, None])  # the built-in model's outputs are columns
+    if supervised and task.model is None and _single_numbers(tensors[1]):
+        tensors = (tensors[0], tensors[1][:, None])  # the built-in model's outputs are columns
     return InMemory(tensors)
+
+
+def _single_numbers(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and targets.ndim == 1 and targets.is_floating_point()
 
 
 _SMALL_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32)

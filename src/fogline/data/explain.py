@@ -91,13 +91,13 @@ def _reason(module: nn.Module, value: Tensor) -> str:
                 f"expected inputs of shape ({', '.join(axes)}) with {module.in_channels} channels, received shape "
                 f"{shape}; reshape the data, for example with x[:, None] for images without a channel"
             )
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, _BatchNorm) and value.ndim > 1:
         if module.training and value.numel() == value.shape[1]:
             return (
                 f"expected more than one value per channel in training, received a batch of shape {shape}; use a batch "
                 "size above 1 (also for the last batch) or nn.GroupNorm"
             )
-        if value.ndim > 1 and shape[1] != module.num_features:
+        if shape[1] != module.num_features:
             return f"expected {module.num_features} channels, received shape {shape}"
     return ""
 

@@ -122,7 +122,7 @@ def open_folder(folder: Path, valid: Path | None, seed: int, built_in_model: boo
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")))
+    names = _subfolders(folder)
     if not names:
         raise ValueError(
             f"expected a sub-folder for each class in {folder}, received none; put the images of a class in a folder "
@@ -135,8 +135,12 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return names
 
 
+def _subfolders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(item.name for item in folder.iterdir() if item.is_dir() and item.name[0] != "."))
+
+
 def _list(folder: Path, classes: tuple[str, ...], notes: list[str]) -> _Files:
-    unknown = [name for name in _classes(folder) if name not in classes]
+    unknown = [name for name in _subfolders(folder) if name not in classes]
     if unknown:
         raise ValueError(
             f"expected in {folder} only the classes of the training images, received {unknown[0]!r}: "
@@ -153,6 +157,8 @@ def _list(folder: Path, classes: tuple[str, ...], notes: list[str]) -> _Files:
             raise ValueError(f"expected images in {folder / name}, received none; add images or remove the folder")
         paths += images
         labels += [label] * len(images)
+    if not paths:
+        raise ValueError(f"expected images in sub-folders {', '.join(classes)} of {folder}, received none; add images")
     if other:
         notes.append(f"{other} files in {folder.name}/ that are no images by their names were passed over")
     return _Files(paths, np.array(labels, dtype=np.int64))

@@ -47,13 +47,13 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
     train, valid = _table_or_path(task.train, task, "train"), _table_or_path(task.valid, task, "valid")
     if isinstance(train, tuple):
         table, name = train
-        if valid is not None and not isinstance(valid, tuple):
+        if task.valid is not None and not isinstance(valid, tuple):
             raise TypeError(
                 f"valid: expected a frame or table file like the training data, received {type(task.valid).__name__}"
             )
         return open_table(table, valid and valid[0], name, task, seed)
     if isinstance(train, Path):
-        if valid is not None and not isinstance(valid, Path):
+        if task.valid is not None and not isinstance(valid, Path):
             raise TypeError(f"valid: expected a folder of images, received {type(task.valid).__name__}")
         if losses.family(task.loss) in ("binary", "elementwise"):
             raise ValueError(
