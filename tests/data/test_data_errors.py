@@ -67,7 +67,7 @@ def test_data_that_does_not_fit(case):
 
 def test_valid_has_the_form_and_width_of_train():
     task = Task(nn.Linear(4, 2), nn.CrossEntropyLoss(), (X, Y), pd.DataFrame({"a": [1.0]}), target="a")
-    with pytest.raises(TypeError, match="same form as the training data"):
+    with pytest.raises(TypeError, match="data of the same form"):
         open_data(task)
     with pytest.raises(TypeError, match="valid: expected a frame or table file"):
         open_data(Task(None, None, pd.DataFrame({"a": range(9), "y": list("xyz") * 3}), (X, Y), target="y"))

@@ -45,27 +45,24 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
     (6, 'classification', 3)
     """
     train, valid = _table_or_path(task.train, task, "train"), _table_or_path(task.valid, task, "valid")
+    if task.valid is not None and type(valid) is not type(train):
+        wanted = "data of the same form"
+        if train is not None:
+            wanted = "a frame or table file" if isinstance(train, tuple) else "a folder of images"
+        raise TypeError(
+            f"valid: expected {wanted} like the training data ({type(task.train).__name__}), "
+            f"received {type(task.valid).__name__}"
+        )
     if isinstance(train, tuple):
         table, name = train
-        if task.valid is not None and not isinstance(valid, tuple):
-            raise TypeError(
-                f"valid: expected a frame or table file like the training data, received {type(task.valid).__name__}"
-            )
-        return open_table(table, valid and valid[0], name, task, seed)
+        return open_table(table, valid[0] if isinstance(valid, tuple) else None, name, task, seed)
     if isinstance(train, Path):
-        if task.valid is not None and not isinstance(valid, Path):
-            raise TypeError(f"valid: expected a folder of images, received {type(task.valid).__name__}")
         if losses.family(task.loss) in ("binary", "elementwise"):
             raise ValueError(
                 f"expected a loss over classes for a folder of images by class, received {losses.name(task.loss)}; "
                 "use nn.CrossEntropyLoss()"
             )
-        return open_folder(train, valid, seed, task.model is None)
-    if valid is not None:
-        raise TypeError(
-            f"valid: expected the same form as the training data ({type(task.train).__name__}), "
-            f"received {type(task.valid).__name__}"
-        )
+        return open_folder(train, valid if isinstance(valid, Path) else None, seed, task.model is None)
     return _open_pair(task)
 
 
