@@ -1,0 +1,39 @@
+"""The Python in the README and the documentation runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/quickstart.md")
+
+
+def blocks() -> list[tuple[str, int, str]]:
+    found: list[tuple[str, int, str]] = []
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        fences = re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        found += [(page, text[: fence.start()].count("\n") + 1, fence[1]) for fence in fences]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line", "code"), blocks(), ids=lambda value: str(value)[:20].replace("\n", " "))
+def test_the_code_runs(
+    page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Line numbers of a failure are those of the page.
+    exec(compile("\n" * line + code, str(ROOT / page), "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "page", sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), target

@@ -1,0 +1,90 @@
+"""The frame of the project: what make, the constraints and the hooks promise."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.lower().replace("_", "-").split("==") for line in lines)
+
+
+def test_every_line_of_the_constraints_is_a_plain_pin() -> None:
+    assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in pins())
+    assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins().values())
+
+
+def test_every_dependency_is_pinned() -> None:
+    wanted = [
+        *PROJECT["dependencies"],
+        *PROJECT["optional-dependencies"]["dev"],
+        *PROJECT["optional-dependencies"]["demo"],
+    ]
+    names = {re.split(r"[<>=\[ ]", item)[0] for item in wanted} - {"fogline"}
+    assert names <= set(pins())
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("goal", "command"),
+    [
+        ("demo", "python -m fogline demo"),
+        ("test", "python -m pytest"),
+        ("bench", "python $script"),
+        ("lint", "python -m mypy"),
+    ],
+)
+def test_make_knows_its_goals(goal: str, command: str) -> None:
+    planned = subprocess.run(["make", "-n", goal], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert command in planned
+
+
+def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    ended = subprocess.run(
+        ["sh", str(ROOT / ".ci" / "setup"), str(tmp_path / "venv")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": str(old)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode != 0
+    assert "expected Python 3.11 or newer" in ended.stderr
+    assert "Python 3.9.1" in ended.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_continuous_integration_ends_with_the_tests() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert [line.split()[2] for line in lines if line.startswith("make ")] == ["lint", "test"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_hooks_ask_no_other_host() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert "http" not in text
+    assert set(re.findall(r"entry: python -m (\w+)", text)) == {"ruff", "mypy", "codespell_lib"}
+
+
+def test_importing_the_package_asks_for_no_network() -> None:
+    code = (
+        "import socket\n"
+        "def refuse(*a, **k): raise AssertionError('a connection was opened')\n"
+        "socket.socket.connect = refuse\n"
+        "import fogline, fogline.cli"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
