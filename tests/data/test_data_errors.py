@@ -123,3 +123,15 @@ def test_the_kind_of_work(targets, loss, kind, outputs):
 def test_whole_numbers_that_are_no_labels_need_a_word():
     with pytest.raises(ValueError, match=r"received whole numbers of shape \(8,\) from -3 to"):
         open_data(Task(None, None, (X, torch.arange(8) - 3)))
+
+
+def test_truth_values_are_labels():
+    for loss in (None, nn.CrossEntropyLoss()):
+        opened = open_data(Task(nn.Linear(4, 2) if loss else None, loss, (X, Y > 0)))
+        assert opened.train.tensors[1].dtype == torch.int64
+
+
+def test_an_unknown_path_names_a_neighbour_but_does_not_list_the_folder(tmp_path):
+    (tmp_path / "private.csv").write_text("")
+    with pytest.raises(ValueError, match=r"zzz does not exist; check the path"):
+        open_data(Task(None, None, tmp_path / "zzz", target="y"))

@@ -289,3 +289,64 @@ def test_a_frame_without_target_for_a_loss_that_sees_the_batch(frame):
     result = open_data(Task(nn.Linear(9, 9), loss, frame))
     assert result.train.tensors.shape[0] == N
     assert result.facts.kind == "other"
+
+
+def test_every_type_of_column():
+    rows = 40
+    rng = np.random.default_rng(1)
+    index = pl.int_range(rows)
+    frame = pl.DataFrame({"x": rng.normal(size=rows), "y": list("ab") * 20}).with_columns(
+        pl.lit("2020-01-01").str.to_date().dt.offset_by("1d").alias("date"),
+        pl.time(hour=index % 24).alias("time"),
+        pl.duration(hours=index).alias("span"),
+        pl.col("x").cast(pl.Decimal(10, 3)).alias("decimal"),
+        pl.col("y").cast(pl.Categorical).alias("category"),
+        index.cast(pl.UInt8).alias("small"),
+        (index % 3 == 0).alias("truth"),
+    )
+    result = opened(frame, target="y")
+    expected = ("x", "date", "time", "span", "decimal", "category=a", "category=b", "small", "truth")
+    assert result.facts.columns == expected
+    assert bool(torch.isfinite(result.train.tensors[0]).all())
+    frame = pd.DataFrame(
+        {
+            "zone": pd.date_range("2020-01-01", periods=rows, tz="Europe/Rome"),
+            "month": pd.period_range("2020-01", periods=rows, freq="M"),
+            "day": pd.Series(pd.date_range("2020-01-01", periods=rows)).dt.date,
+            "category": pd.Categorical(rng.choice(list("uv"), rows)),
+            "arrow": pd.array(range(rows), dtype="int64[pyarrow]"),
+            "y": list("ab") * 20,
+        }
+    )
+    assert opened(frame, target="y").facts.columns == ("zone", "month", "day", "category=u", "category=v", "arrow")
+
+
+@pytest.mark.parametrize("cell", [[1, 2], {"a": 1}, np.ones(2), 1j])
+def test_cells_that_hold_more_than_one_value_are_refused(cell):
+    cells = np.full(10, cell) if isinstance(cell, complex) else [cell] * 10
+    with pytest.raises(ValueError, match=r"numbers, text, dates or truth values in column 'x' of the train frame"):
+        opened(pd.DataFrame({"x": cells, "y": list("ab") * 5}), target="y")
+
+
+def test_several_targets_beside_a_frame_are_refused():
+    with pytest.raises(ValueError, match=r"one column of targets beside a frame, received shape \(10, 2\)"):
+        opened((pd.DataFrame({"x": range(10)}), np.ones((10, 2))))
+    with pytest.raises(ValueError, match="received 10 inputs and 9 targets"):
+        opened((pd.DataFrame({"x": range(10)}), np.ones(9)))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_separators_are_read_from_the_header(tmp_path, delimiter):
+    rows = [["x", '"the, target"'], *([str(row), "ab"[row % 2]] for row in range(10))]
+    (tmp_path / "table.csv").write_text("\n".join(delimiter.join(row) for row in rows))
+    result = opened(tmp_path / "table.csv", target="the, target")
+    assert result.facts.columns == ("x",)
+    (tmp_path / "table.csv").write_text("\n".join(["x" + delimiter + "y", "1" + delimiter + "a", "2", "3"]))
+    with pytest.raises(ValueError, match=r"could not be read: line 3 has 1 cells and the header 2"):
+        opened(tmp_path / "table.csv", target="y")
+
+
+def test_a_handful_of_rows_is_not_split():
+    result = opened(pd.DataFrame({"x": [1.0, 2.0, 3.0, 4.0], "y": list("abab")}), target="y")
+    assert result.valid is None
+    assert any("4 rows are too few to hold some out" in note for note in result.facts.notes)

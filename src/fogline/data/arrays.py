@@ -99,7 +99,8 @@ def in_memory(value: Any, task: Task, what: str) -> InMemory:
     if isinstance(value, list) and len(value) == 2 and all(isinstance(item, (Tensor, np.ndarray)) for item in value):
         value = tuple(value)
     tensors = to_tensors(value, what)
-    supervised = losses.family(task.loss) != "on_batch"
+    kind_of_loss = losses.family(task.loss)
+    supervised = kind_of_loss != "on_batch"
     if supervised and not (isinstance(tensors, tuple) and len(tensors) == 2):
         received = f"{len(tensors)} parts" if isinstance(tensors, (tuple, dict)) else "a single tensor"
         raise TypeError(
@@ -117,7 +118,8 @@ def in_memory(value: Any, task: Task, what: str) -> InMemory:
     _same_length(tensors, found, what, supervised)
     if found[0].shape[0] == 0:
         raise ValueError(f"{what}: expected at least one example, received 0 rows")
-    if supervised and not isinstance(tensors[1], (tuple, dict)) and tensors[1].dtype in _SMALL_WHOLE:
+    truth = (torch.bool,) if kind_of_loss == "classes" or task.loss is None else ()
+    if supervised and isinstance(tensors[1], Tensor) and tensors[1].dtype in (*_SMALL_WHOLE, *truth):
         tensors = (tensors[0], tensors[1].long())  # the losses over classes take int64
     if supervised and task.model is None and _single_numbers(tensors[1]):
         tensors = (tensors[0], tensors[1][:, None])  # the built-in model's outputs are columns

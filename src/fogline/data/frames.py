@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
+import re
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from fogline.errors import did_you_mean
 Values = NDArray[Any]
 
 FILES = (".csv", ".tsv", ".parquet", ".pq")
+_DELIMITERS = ",;\t|"
 _SHOWN = 5
 _NULLS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "?"]
 
@@ -125,6 +130,11 @@ def with_target(frame: Any, target: Any, origin: str) -> tuple[Table, str]:
     while name in table.columns:
         name += " (target)"
     values, mask = _series(target) if is_series(target) else _plain(np.asarray(target))
+    if values.ndim != 1:
+        raise ValueError(
+            f"{origin}: expected one column of targets beside a frame, received shape {values.shape}; "
+            "pass (frame.to_numpy(), targets) for several"
+        )
     if len(values) != table.rows:
         raise ValueError(
             f"{origin}: expected as many targets as inputs, received {table.rows} inputs and {len(values)} targets; "
@@ -137,6 +147,8 @@ def with_target(frame: Any, target: Any, origin: str) -> tuple[Table, str]:
 def _series(series: Any) -> tuple[Values, NDArray[np.bool_]]:
     if _library(series) == "pandas":
         mask = series.isna().to_numpy(dtype=bool)
+        if str(series.dtype).startswith("period"):
+            series = series.dt.to_timestamp()
         if series.dtype.kind in "iufb" and mask.any():  # the nullable types hold objects when a value is missing
             return series.to_numpy(dtype=np.float64, na_value=np.nan), mask
         if getattr(series.dtype, "tz", None) is not None:
@@ -166,21 +178,46 @@ def read(path: Path, what: str) -> Table:
 
     query = "select * from read_parquet(?)"
     values: list[Any] = [str(path)]
+    delimiter = None
     if path.suffix.lower() in (".csv", ".tsv"):
-        query = "select * from read_csv(?, header=true, sample_size=-1, nullstr=?)"
-        values.append(_NULLS)
+        delimiter = _delimiter(path)
+        query = "select * from read_csv(?, header=true, sample_size=-1, nullstr=?"
+        query += ", delim=?)" if delimiter else ")"
+        values += [_NULLS, delimiter] if delimiter else [_NULLS]
     try:
         with duckdb.connect(":memory:") as connection:
             arrays = connection.execute(query, values).fetchnumpy()
     except duckdb.Error as error:
-        raise ValueError(
-            f"{what}: expected a table in {path}, but it could not be read: {str(error).splitlines()[0]}"
-        ) from error
+        reason = _uneven_line(path, delimiter) if delimiter else ""
+        reason = reason or "; ".join(str(error).splitlines()[:3])
+        raise ValueError(f"{what}: expected a table in {path}, but it could not be read: {reason}") from error
     raw = {}
     for name, array in arrays.items():
         mask = np.broadcast_to(np.ma.getmaskarray(array), array.shape).copy()
         raw[name] = (np.ma.getdata(array), mask)
     return _table(raw, path.name, "counted from 1 below the header", 1)
+
+
+def _delimiter(path: Path) -> str | None:
+    """The separator of the header: a row that lacks a cell is then an error, and not a sign of another separator."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = re.sub(r'"[^"]*"', "", file.readline())
+    best = max(_DELIMITERS, key=header.count)
+    return best if best in header else None
+
+
+def _uneven_line(path: Path, delimiter: str) -> str:
+    """The first row whose number of cells differs from the header's, in words."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = csv.reader(file, delimiter=delimiter)
+        try:
+            expected = len(next(rows))
+            for row in rows:
+                if row and len(row) != expected:
+                    return f"line {rows.line_num} has {len(row)} cells and the header {expected}; correct that line"
+        except csv.Error as error:
+            return f"line {rows.line_num}: {error}"
+    return ""
 
 
 def _table(
@@ -189,13 +226,19 @@ def _table(
     columns: dict[str, Values] = {}
     missing: dict[str, NDArray[np.bool_]] = {}
     for name, (values, mask) in raw.items():
-        columns[name], missing[name] = _column(values, mask)
+        columns[name], missing[name] = _column(values, mask, f"column {name!r} of {origin}")
     return Table(columns, missing, origin, counted_from, first)
 
 
-def _column(values: Values, mask: NDArray[np.bool_]) -> tuple[Values, NDArray[np.bool_]]:
-    """One of the four types, with NaN and infinity counted as missing."""
+def _column(values: Values, mask: NDArray[np.bool_], what: str) -> tuple[Values, NDArray[np.bool_]]:
+    """One of the four types, with NaN and infinity counted as missing.
+
+    Raises:
+        ValueError: for cells that hold lists, arrays or complex numbers.
+    """
     kind = values.dtype.kind
+    if values.ndim > 1 or kind == "c":
+        raise _no_cell(what, f"{values.dtype} of shape {values.shape[1:]}")
     if kind in "iuf":
         numbers = values.astype(np.float64)
         return numbers, mask | ~np.isfinite(numbers)
@@ -205,10 +248,35 @@ def _column(values: Values, mask: NDArray[np.bool_]) -> tuple[Values, NDArray[np
         return values / np.timedelta64(1, "s"), mask | np.isnat(values)
     if kind == "b":
         return values, mask
-    objects = values.astype(object)
+    return _objects(values.astype(object), mask, what)
+
+
+def _objects(objects: Values, mask: NDArray[np.bool_], what: str) -> tuple[Values, NDArray[np.bool_]]:
+    """Cells of Python objects: dates, times, decimals and truth values where all are, else text."""
+    for item in objects:
+        if isinstance(item, (list, tuple, dict, set, np.ndarray)):
+            raise _no_cell(what, type(item).__name__)
     blank = mask | np.array([item is None or item != item for item in objects], bool)  # NaN differs from itself
     present = objects[~blank]
     if len(present) and all(isinstance(item, (bool, np.bool_)) for item in present):
-        filled = np.where(blank, False, objects).astype(bool)
-        return filled, blank
+        return np.where(blank, False, objects).astype(bool), blank
+    if len(present) and all(isinstance(item, (datetime.time, Decimal)) for item in present):
+        numbers = np.full(len(objects), np.nan)
+        numbers[~blank] = [_seconds(item) if isinstance(item, datetime.time) else float(item) for item in present]
+        return numbers, blank | ~np.isfinite(numbers)
+    if len(present) and all(isinstance(item, datetime.date) for item in present):
+        dates = np.full(len(objects), np.datetime64("NaT", "us"))
+        dates[~blank] = present.astype("datetime64[us]")
+        return dates, blank
     return objects, blank
+
+
+def _seconds(time: datetime.time) -> float:
+    return 3600.0 * time.hour + 60.0 * time.minute + time.second + 1e-6 * time.microsecond
+
+
+def _no_cell(what: str, received: str) -> ValueError:
+    return ValueError(
+        f"expected numbers, text, dates or truth values in {what}, received {received}; "
+        "spread it over columns or drop it"
+    )

@@ -84,7 +84,8 @@ def _open_path(path: Path, task: Task, what: str) -> tuple[frames.Table, str | N
     path = path.expanduser()
     if not path.exists():
         near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, near) if 0 < len(near) <= 20 else "check the path"
+        hint = did_you_mean(path.name, near)
+        hint = hint if hint.startswith("did") else "check the path"
         raise ValueError(f"{what}: expected the path of a file or folder, but {path} does not exist; {hint}")
     if path.is_dir():
         return path

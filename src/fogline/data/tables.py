@@ -78,9 +78,8 @@ class TableEncoder:
             raise ValueError(f"expected at least one column of inputs in {table.origin}, received {names}; add columns")
         scaled = sum(column.form in ("number", "date", "ordinal", "mixed") for column in columns)
         if scaled:
-            notes.insert(
-                0, f"{scaled} numeric columns were standardised to mean 0 and deviation 1 of the training data"
-            )
+            counted = "1 numeric column was" if scaled == 1 else f"{scaled} numeric columns were"
+            notes.insert(0, f"{counted} standardised to mean 0 and deviation 1 of the training data")
         return cls(tuple(columns), target), tuple(notes)
 
     @property

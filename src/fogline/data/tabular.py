@@ -47,6 +47,8 @@ def open_table(table: Table, valid: Table | None, target_name: str | None, task:
             table, valid = whole.take(kept), whole.take(held)
             alike = " of each class" if target.classes is not None else ""
             notes += (f"{len(held)} of {whole.rows} rows (20 %{alike}) were held out for validation",)
+    if valid is None:
+        notes += (f"{table.rows} rows are too few to hold some out: nothing is validated",)
     return _encoded(table, valid, target, notes)
 
 
