@@ -78,17 +78,20 @@ def write(
 ) -> None:
     import torch
 
-    where = f"{os.cpu_count()} processors ({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    where = f"{os.cpu_count()} processors ({platform.machine()}), {versions}"
     names = ("breast cancer (logistic regression)", "handwritten digits (small CNN)")
     scores = [f"- {name}: {', '.join(f'{run[at]:.3f}' for run in accuracies)}" for at, name in enumerate(names)]
     lines = [
         "# The demo",
         "",
-        f"{datetime.date.today()}; {where}; made by `benchmarks/demo.py`, {REPEATS} repeats, median (lowest to highest).",
+        f"{datetime.date.today()}; {where}; made by `benchmarks/demo.py`.",
+        "",
+        f"{REPEATS} repeats: median (lowest to highest). Seconds are after set-up and count every import.",
         "",
         *table,
         "",
-        f"Memory beyond PyTorch's own: {beyond:.0f} MB. Seconds count the start of Python and every import, after set-up.",
+        f"Memory beyond PyTorch's own: {beyond:.0f} MB.",
         "",
         "Test accuracy in each repeat, on data used for nothing else:",
         "",
