@@ -46,7 +46,7 @@ def minimize(
     path: Literal["full", "none"] | int = "full",
     momentum: float | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
-    history: int = 10,
+    history: int = 20,
 ) -> Result:
     """Minimise a scalar function of tensors by gradient descent or one of its faster relatives.
 
@@ -189,7 +189,7 @@ def _check_numbers(
     history: int,
 ) -> None:
     if lr != "auto":
-        if isinstance(lr, str) or not (math.isfinite(lr) and lr > 0):
+        if not isinstance(lr, int | float) or not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"expected lr as a number above 0 or 'auto', received {lr!r}; leave it out to measure it")
         if method not in FIRST_ORDER:
             raise ValueError(

@@ -21,8 +21,10 @@ class Survey:
         smallest: smallest curvature found.
         largest: largest curvature found, in absolute value.
         downward: unit vector of the smallest curvature, shape (n,).
-        left: what Newton's step among the directions seen would gain, ``g' H^-1 g / 2``.
+        left: what Newton's step among the directions seen would gain, ``g' H^-1 g / 2``; infinite where they have
+            a slope and no curvature.
         heading: that step, shape (n,).
+        blind: whether some direction's curvature drowns in rounding, so that nothing is known about it.
     """
 
     smallest: float
@@ -30,6 +32,7 @@ class Survey:
     downward: Tensor
     left: float
     heading: Tensor
+    blind: bool
 
     @property
     def bends_down(self) -> bool:
@@ -67,7 +70,7 @@ def survey(problem: Problem, point: Point) -> Survey:
     ]
     nothing = torch.zeros_like(point.x)
     if not ends:  # every parameter is held by a bound
-        return Survey(0.0, 0.0, nothing, 0.0, nothing)
+        return Survey(0.0, 0.0, nothing, 0.0, nothing, blind=False)
     smallest, downward, _ = min(ends, key=lambda end: end[0])
     largest = max(float(values.abs().max().item()) for _, _, values in ends)
     basis, values, vectors = looked[1]
@@ -75,7 +78,8 @@ def survey(problem: Problem, point: Point) -> Survey:
     directions = basis @ vectors[:, sure]
     slopes = directions.T @ grad
     heading = -(directions @ (slopes / values[sure]))
-    return Survey(smallest, largest, downward, -0.5 * float(heading.dot(grad).item()), heading)
+    left = -0.5 * float(heading.dot(grad).item()) if sure.any() or not len(values) else math.inf
+    return Survey(smallest, largest, downward, left, heading, blind=bool((~sure).any()))
 
 
 def _lanczos(product: Product, free: Tensor | None, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:

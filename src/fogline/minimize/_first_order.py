@@ -153,6 +153,7 @@ class SafeguardedRate(FirstOrder):
     def __init__(self, problem: Problem, rule: Rule, start: Point, *, by_curvature: bool):
         super().__init__(problem, rule, start)
         self.by_curvature = by_curvature
+        self.growth = 1.1
         unit, _ = rule(self.fresh, start.grad, 1.0)
         self.lr = first_length(problem, start, unit) if start.steepness > 0 else 1.0
 
@@ -165,15 +166,17 @@ class SafeguardedRate(FirstOrder):
                 return Move(after, self.lr)
             if after.finite and after.fun <= point.fun and not torch.equal(after.x, point.x):
                 break
-            if self.memory.age > 0:
-                self.memory = self.fresh
-            else:
-                self.lr *= 0.25
+            downhill = float(heading.dot(point.grad).item()) < 0
+            if downhill:  # the step was too long; a heading that points uphill only carries old speed
+                self.lr *= 0.5 if self.memory.age > 0 else 0.25
+                self.growth = 1 + (self.growth - 1) / 2
+            self.memory = self.fresh
         else:
             return None
         used = self.lr
         step, change = self._settle(point, after)
-        self.lr *= 1.1
+        self.growth = min(1.1, 1 + (self.growth - 1) * 1.02)
+        self.lr *= self.growth
         sharpness = norm(change) / (norm(step) or 1.0)
         if self.by_curvature and sharpness * self.lr > 1:
             self.lr = 1 / sharpness

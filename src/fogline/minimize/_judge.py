@@ -103,9 +103,11 @@ class Judge:
 
     def blocked(self, point: Point) -> Ending:
         """No step goes down: at a minimum as far as rounding shows, or stuck."""
-        gain = self.start.fun - point.fun
-        if self.left <= max(math.sqrt(self.eps) * gain, 1e3 * self.eps * abs(point.fun)):
-            return self.settled(point, survey(self.problem, point))
+        seen = survey(self.problem, point)
+        rounding = max(math.sqrt(self.eps) * (self.start.fun - point.fun), 1e3 * self.eps * abs(point.fun))
+        if not seen.bends_down and not seen.blind and seen.left <= rounding:
+            self.left = seen.left
+            return self.settled(point, seen)
         message = (
             "Stalled: no step along the gradient goes down, and this is not a minimum by its slope; the function may "
             "have a kink or a jump here, or a gradient that is not its own (torch.autograd.gradcheck tells)."

@@ -111,8 +111,8 @@ class Dense:
 class NewtonCG:
     """Newton's step by conjugate gradients on Hessian-vector products, stopped early while far from the minimum.
 
-    Inner tolerance ``min(1/2, sqrt(|g| / |g_0|)) |g|``; where a direction bends down it is followed downhill
-    (Dembo & Steihaug 1983).
+    Inner tolerance ``min(1/2, sqrt(|g| / |g_0|)) |g|``; a direction that bends down is followed
+    downhill as far as one that bends up as much, and ends the inner loop (after Dembo & Steihaug 1983).
     """
 
     patience = 1
@@ -131,13 +131,13 @@ class NewtonCG:
         for inner in range(2 * grad.numel() + 10):
             image = product(search) if free is None else product(search) * free
             bend = float(search.dot(image).item())
-            reach = float(search.dot(search).item())
-            if not math.isfinite(bend):
+            noise = torch.finfo(grad.dtype).eps * norm(image) * norm(search)
+            if not abs(bend) > noise:
                 return result if inner else None
-            if bend <= torch.finfo(grad.dtype).eps * reach * self._sharpest(image, reach):
-                return result if inner else (search * (square / -bend) if bend < 0 else None)
-            length = square / bend
+            length = square / abs(bend)
             result = result.add(search, alpha=length)
+            if bend < 0:
+                break
             residual = residual.add(image, alpha=length)
             previous, square = square, float(residual.dot(residual).item())
             if math.sqrt(square) <= goal:
@@ -150,10 +150,6 @@ class NewtonCG:
 
     def forget(self) -> None:
         """Nothing is remembered."""
-
-    @staticmethod
-    def _sharpest(image: Tensor, reach: float) -> float:
-        return norm(image) / math.sqrt(reach) if reach > 0 else 0.0
 
 
 class LineSearch:
@@ -223,7 +219,8 @@ class LineSearch:
 
     def detour(self, point: Point, seen: Survey) -> Move | None:
         """Newton's step where the model thought that nothing was left; the model learns from it."""
-        self.heading, self.slope = seen.heading, -2 * seen.left
+        if math.isfinite(seen.left):
+            self.heading, self.slope = seen.heading, -2 * seen.left
         return self.step(point)
 
     def _search(self, point: Point, heading: Tensor, slope: float, length: float) -> Trial | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -105,16 +104,17 @@ class Problem:
             (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
         except RuntimeError:  # some operations refuse create_graph: they have a first derivative only
             return self._differences(x)
-        if not grad.requires_grad:
-            return torch.zeros_like
+        if not grad.requires_grad:  # a straight line, or a derivative that torch silently takes for a constant
+            return self._differences(x)
 
         def product(vector: Tensor) -> Tensor:
             self.curvature_products += 1
             try:
+                image: Tensor
                 (image,) = torch.autograd.grad(grad, leaf, vector, retain_graph=True, materialize_grads=True)
             except RuntimeError:  # others refuse only when they are differentiated the second time
                 return self._differences(x)(vector)
-            return cast(Tensor, image)
+            return image
 
         return product
 
@@ -124,7 +124,8 @@ class Problem:
         def product(vector: Tensor) -> Tensor:
             reach = torch.finfo(x.dtype).eps ** (1 / 3) * size / (norm(vector) or 1.0)
             ahead, behind = self.evaluate(x + reach * vector), self.evaluate(x - reach * vector)
-            return (ahead.grad - behind.grad) / (2 * reach)
+            change: Tensor = ahead.grad - behind.grad
+            return change / (2 * reach)
 
         return product
 
