@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +98,7 @@ class Run:
         scores: dict[str, float] = self.info.get("scores", {})
         return scores
 
-    @cached_property
+    @property
     def model(self) -> nn.Module:
         """The trained module in evaluation mode, best held-out weights restored.
 
@@ -109,6 +108,10 @@ class Run:
         if self._model is None:
             self._model = self._load_model()
         return self._model
+
+    def attach(self, model: nn.Module) -> None:
+        """Give the run the module that is being trained, so that ``run.model`` is that one."""
+        self._model = model
 
     def _load_model(self) -> nn.Module:
         from torch import nn

@@ -67,9 +67,13 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column in ("steps", "loss") else "left", overflow="fold")
+        folds = column in ("name", "scores")
+        table.add_column(
+            column, justify="right" if column in ("steps", "loss") else "left", overflow="fold", no_wrap=not folds
+        )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        # To the minute: the seconds cost a narrow terminal a second line.
+        table.add_row(*(Text(cell) for cell in (*row[:-1], row[-1][:16])))
     Console().print(table)
 
 
@@ -82,7 +86,7 @@ def _row(folder: Path) -> tuple[str, ...]:
     return (
         folder.name,
         verdict_name(info.get("verdict")),
-        str(step if step is not None else info.get("steps", "")),
+        str(info.get("steps", "") if info.get("verdict") or step is None else step),
         "" if loss is None else number(loss),
         scores_text(info.get("scores") or {}),
         moment(info.get("started")),

@@ -39,7 +39,7 @@ def print_run(folder: Path) -> None:
     for line in (_heading(folder, info), *textwrap.wrap(verdict_sentence(info.get("verdict")), width), ""):
         typer.echo(line)
     for line in _facts(info, steps):
-        typer.echo(line)
+        typer.echo(textwrap.fill(line, width, subsequent_indent=" " * 8))
     typer.echo("\ntraining loss by step")
     if len(steps):
         for line in chart(steps["step"].astype(float), steps["loss"], width=width, unicode=_unicode()):

@@ -24,6 +24,8 @@ def default_model(facts: Facts) -> Callable[[], nn.Module]:
     >>> default_model(Facts("classification", (1, 28, 28), outputs=10))()(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
+    if facts.inputs == () and facts.kind != "other":
+        raise ValueError("expected inputs of shape (examples, columns), received one number each; pass x[:, None]")
     if facts.kind == "other" or len(facts.inputs) not in (1, 3):
         raise ValueError(
             "expected columns (width,) or images (channels, height, width) to build a model for, received "

@@ -76,6 +76,8 @@ def _reason(module: nn.Module, value: Tensor) -> str:
             f"expected floating-point inputs ({weight.dtype}), received {value.dtype}; convert them with x.float() "
             "(and divide pixels by 255)"
         )
+    if isinstance(module, nn.Linear) and value.ndim == 1 and module.in_features == 1:
+        return f"expected inputs of shape (batch, 1), received {shape}; reshape the inputs with x[:, None]"
     if isinstance(module, nn.Linear) and (not shape or shape[-1] != module.in_features):
         flat = value[0].numel() if value.ndim > 1 and value.shape[0] else 0
         flatten = "; put nn.Flatten() before it" if flat == module.in_features and value.ndim > 2 else ""

@@ -123,12 +123,13 @@ def from_frame(frame: Any, origin: str) -> Table:
     return _table(raw, f"the {origin} frame")
 
 
-def with_target(frame: Any, target: Any, origin: str) -> tuple[Table, str]:
+def with_target(frame: Any, target: Any, origin: str, name: str | None = None) -> tuple[Table, str]:
     """A frame of inputs and a separate column of targets as one table, and the target's name in it."""
     table = from_frame(frame, origin)
-    name = str(getattr(target, "name", None) or "target")
-    while name in table.columns:
-        name += " (target)"
+    if name is None:
+        name = str(getattr(target, "name", None) or "target")
+        while name in table.columns:
+            name += " (target)"
     values, mask = _series(target) if is_series(target) else _plain(np.asarray(target))
     if values.ndim != 1:
         raise ValueError(

@@ -44,7 +44,8 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
     >>> opened.train.size, opened.facts.kind, opened.facts.outputs
     (6, 'classification', 3)
     """
-    train, valid = _table_or_path(task.train, task, "train"), _table_or_path(task.valid, task, "valid")
+    train = _table_or_path(task.train, task, "train")
+    valid = _table_or_path(task.valid, task, "valid", train[1] if isinstance(train, tuple) else None)
     if task.valid is not None and type(valid) is not type(train):
         wanted = "data of the same form"
         if train is not None:
@@ -66,7 +67,12 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
     return _open_pair(task)
 
 
-def _table_or_path(value: Any, task: Task, what: str) -> tuple[frames.Table, str | None] | Path | None:
+def _table_or_path(
+    value: Any,
+    task: Task,
+    what: str,
+    target_name: str | None = None,  # what a separate column of targets is called
+) -> tuple[frames.Table, str | None] | Path | None:
     """A table with its target's name, a folder of images, or None for data of another kind."""
     if isinstance(value, (str, Path)):
         return _open_path(Path(value), task, what)
@@ -76,7 +82,7 @@ def _table_or_path(value: Any, task: Task, what: str) -> tuple[frames.Table, str
         target = value[1].iloc[:, 0] if frames.is_frame(value[1]) and hasattr(value[1], "iloc") else value[1]
         if frames.is_frame(target):
             target = target.to_series(0)
-        return frames.with_target(value[0], target, what)
+        return frames.with_target(value[0], target, what, target_name)
     return None
 
 
@@ -108,6 +114,9 @@ def _open_pair(task: Task) -> Opened:
         if facts.kind == "classification":
             facts = replace(facts, outputs=max(facts.outputs, held.outputs))
         facts = replace(facts, notes=facts.notes + tuple(f"held-out data: {said}" for said in held.notes))
+    if task.target is not None:
+        said = f"target={task.target!r} is for frames and files; the targets of tensors and datasets come with them"
+        facts = replace(facts, notes=(*facts.notes, said))
     if names is not None:
         facts = replace(facts, classes=names, notes=(*facts.notes, note))
     if facts.kind == "regression" and isinstance(train, InMemory):

@@ -7,7 +7,6 @@ The compiled program updates weights, buffers and optimizer state in place and r
 
 from __future__ import annotations
 
-import copy
 import importlib
 import time
 from collections import defaultdict
@@ -17,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn.utils.stateless import _reparametrize_module  # functional_call without its signature
 
 from fogline.data.source import Batch, leaves
 from fogline.descent.clipping import Clipping
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import init_state
+from fogline.record.probes import products
 
 # What tracing or compiling a model that cannot be compiled raises, a missing C++ compiler included.
 COMPILE_ERRORS = (
@@ -47,7 +47,6 @@ class Program:
         chunk: optimizer steps a call.
         random: whether the graph draws random numbers.
         seconds: what tracing and compiling took.
-        gradients: how many gradient tensors follow the signals in the outputs.
     """
 
     call: Callable[[list[Any]], Any]
@@ -55,6 +54,11 @@ class Program:
     chunk: int
     random: bool
     seconds: float
+
+    @property
+    def rate_type(self) -> torch.dtype:
+        """The type of the learning rates it takes."""
+        return _real_type(self.state)
 
     def __call__(self, batch: Batch, lr: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Take the step(s).
@@ -64,10 +68,11 @@ class Program:
             lr: shape (chunk,).
 
         Returns:
-            Signals of shape (chunk, 2), loss and gradient norm of each step, and the last gradients.
+            Signals of shape (chunk, 2), loss and gradient norm of each step, and of a single step the gradients, of
+            several the sums of :func:`fogline.record.probes.products` over the last two.
         """
-        signals, *gradients = self.call([*self.state, *leaves(batch), lr])
-        return signals, gradients
+        signals, *rest = self.call([*self.state, *leaves(batch), lr])
+        return signals, rest
 
 
 @dataclass
@@ -75,7 +80,8 @@ class Trace:
     """One step as a graph of plain tensor operations."""
 
     graph: fx.GraphModule
-    state: list[Tensor]
+    state: list[Tensor]  # the trained weights first
+    trained: int
     seconds: float
 
 
@@ -103,7 +109,7 @@ def trace(
             plain = make_fx(recorder, tracing_mode="fake")(*state, *leaves(batch), lr)
     except COMPILE_ERRORS as error:
         raise CannotCompileError(f"cannot be traced: {_first_line(error)}") from error
-    return Trace(plain, state, time.perf_counter() - started)
+    return Trace(plain, state, len(recorder.trained), time.perf_counter() - started)
 
 
 def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
@@ -126,7 +132,7 @@ def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
     lr = torch.zeros(chunk, dtype=_real_type(traced.state), device=traced.state[0].device)
     arguments = [*traced.state, *rows, lr]
     try:
-        graph = _functional(_repeated(traced.graph, len(traced.state), chunk), arguments)
+        graph = _functional(_repeated(traced, chunk), arguments)
         mode = detect_fake_mode(arguments) or FakeTensorMode()
         # Random numbers come from the default generator, seeded for each step, as in the eager step.
         with tracing(TracingContext(mode)), config.patch(fallback_random=True):
@@ -183,7 +189,8 @@ class _Recorder:
             if self.clipping is not None:
                 used = self.clipping.functional(used, norm, memory, finite)
             clipped = iter(used)
-            given = [None if gradient is None else next(clipped) for gradient in gradients]
+            # Nesterov's foreach step writes into the gradients it is given.
+            given = [None if gradient is None else next(clipped).clone() for gradient in gradients]
             before = [value.clone() for value in (*weights, *slots)]
             self._update(weights, slots, given, lr)
             for value, old in zip((*weights, *slots, *held), (*before, *held_before), strict=True):
@@ -197,9 +204,7 @@ class _Recorder:
         with torch.enable_grad(), _reparametrize_module(model, values, tie_weights=True):
             return self.objective(batch)
 
-    def _update(
-        self, weights: list[Tensor], slots: list[Tensor], gradients: list[Tensor | None], lr: Tensor
-    ) -> None:
+    def _update(self, weights: list[Tensor], slots: list[Tensor], gradients: list[Tensor | None], lr: Tensor) -> None:
         """PyTorch's own optimizer, on stand-ins for weights and state."""
         stand_in = dict(zip(self.trained.values(), weights, strict=True))
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -228,19 +233,27 @@ def _traceable(group: dict[str, Any], stand_in: dict[Tensor, Tensor], lr: Tensor
     return changed
 
 
-def _repeated(graph: fx.GraphModule, held: int, chunk: int) -> Callable[..., list[Tensor]]:
+def _repeated(traced: Trace, chunk: int) -> Callable[..., list[Tensor]]:
     if chunk == 1:
-        return graph
+        return traced.graph
+    held, trained = len(traced.state), traced.trained
 
     def steps(*arguments: Tensor) -> list[Tensor]:
         state, rows, lr = arguments[:held], arguments[held:-1], arguments[-1]
-        size = [leaf.shape[0] // chunk for leaf in rows]
-        signals, outputs = [], []
+        sizes = [leaf.shape[0] // chunk for leaf in rows]
+        signals, weights, gradients = [], [], []
         for k in range(chunk):
-            parts = [leaf[k * n : (k + 1) * n] for leaf, n in zip(rows, size, strict=True)]
-            one, *outputs = graph(*state, *parts, lr[k : k + 1])
+            parts = [leaf[k * n : (k + 1) * n] for leaf, n in zip(rows, sizes, strict=True)]
+            weights.append([value.clone() for value in state[:trained]])
+            one, *gradient = traced.graph(*state, *parts, lr[k : k + 1])
             signals.append(one)
-        return [torch.cat(signals), *outputs]
+            gradients.append(gradient)
+        if len(gradients[-1]) != trained:
+            return [torch.cat(signals)]
+        first, second = weights[-2], weights[-1]
+        moved = [after - before for after, before in zip(state[:trained], second, strict=True)]
+        first_moved = [after - before for after, before in zip(second, first, strict=True)]
+        return [torch.cat(signals), products(second, gradients[-1], moved, gradients[-2], first_moved)]
 
     return steps
 
@@ -306,8 +319,3 @@ def _compiling_flag() -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
-
-
-def on_a_copy(model: nn.Module) -> nn.Module:
-    """A deep copy that shares nothing with the original."""
-    return copy.deepcopy(model)

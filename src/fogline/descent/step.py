@@ -217,6 +217,7 @@ class CompiledStep:
         self.single = next((program for program in programs if program.chunk == 1), None)
         self.chunked = next((program for program in programs if program.chunk > 1), None)
         self.gradients: Sequence[Tensor] = ()
+        self.products: Tensor | None = None  # of the last two steps of a call of several
         self.batch: Batch = None
         self._stream: Iterator[Batch] | None = None
         self._next = -1
@@ -236,19 +237,21 @@ class CompiledStep:
         single = self.single
         if single is None or rows_of(self.batch) != self.batches.batch_size:
             outcome = self.eager.take(step, self.batch, rates(step))
-            self.gradients = self.eager.gradients
+            self.gradients, self.products = self.eager.gradients, None
             return [outcome]
         if single.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
         self._rate.fill_(rates(step))
         signals, self.gradients = single(self.batch, self._rate)
+        self.products = None
         return _outcomes(signals)
 
     def _many(self, program: Program, step: int, rows: Batch, rates: RateFunction) -> list[Outcome]:
         if program.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
         lr = torch.tensor([rates(step + k) for k in range(program.chunk)], dtype=self._rate.dtype)
-        signals, self.gradients = program(rows, lr)
+        signals, rest = program(rows, lr)
+        self.gradients, self.products = (), rest[0] if rest else None
         return _outcomes(signals)
 
     def _aligned(self, step: int, chunk: int) -> bool:
@@ -260,11 +263,7 @@ class CompiledStep:
 
 
 def _outcomes(signals: Tensor) -> list[Outcome]:
-    """On the CPU the signals are there already; reading them costs a microsecond."""
-    return [
-        Outcome(loss, norm, math.isfinite(loss) and math.isfinite(norm))
-        for loss, norm in (signals.tolist() if signals.device.type == "cpu" else signals.tolist())
-    ]
+    return [Outcome(loss, norm, math.isfinite(loss) and math.isfinite(norm)) for loss, norm in signals.tolist()]
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

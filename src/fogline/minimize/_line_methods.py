@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,43 +38,71 @@ class Model(Protocol):
 
 
 class LimitedMemory:
-    """Inverse Hessian from the last pairs of step and gradient change (Nocedal 1980, the two-loop recursion)."""
+    """Inverse Hessian from the last pairs of step s and gradient change y (L-BFGS, Nocedal 1980).
+
+    The two-loop recursion touches the pairs one by one; here both loops are triangular systems in the pairs' inner
+    products (Byrd, Nocedal & Schnabel 1994), so that a direction costs four matrix-vector products whatever the
+    history: with ``R = triu(S Y')``, ``D = diag(R)`` and the newest pair's ``c = s.y / y.y``::
+
+        R a = S g,    R' b = D a - c Y (g - Y' a),    H g = c (g - Y' a) + S' b
+    """
 
     patience = 3
 
     def __init__(self, history: int):
-        self.pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=history)
+        self.history = history
+        self.end = 0
+        self.steps = self.changes = self.crossed = self.squared = torch.empty(0, 0)
 
     def direction(self, point: Point, grad: Tensor, free: Tensor | None) -> Tensor | None:
-        pairs = list(self.pairs) if free is None else self._restricted(free)
-        if not pairs:
+        if self.end == 0:
             return None
-        result = -grad
-        shares = []
-        for step, change, product in reversed(pairs):
-            share = float(step.dot(result).item()) / product
-            result = result.add(change, alpha=-share)
-            shares.append(share)
-        _, change, product = pairs[-1]
-        result.mul_(product / float(change.dot(change).item()))
-        for (step, change, product), share in zip(pairs, reversed(shares), strict=True):
-            result.add_(step, alpha=share - float(change.dot(result).item()) / product)
-        return result if free is None else result * free
+        window = slice(max(0, self.end - self.history), self.end)
+        steps, changes = self.steps[window], self.changes[window]  # (k, n)
+        crossed, squared = self.crossed[window, window], self.squared[window, window]  # (k, k)
+        if free is not None:
+            steps, changes = steps * free, changes * free
+            products, sizes = (steps * changes).sum(1), steps.norm(dim=1) * changes.norm(dim=1)
+            kept = products > torch.finfo(grad.dtype).eps * sizes
+            if not kept.any():
+                return None
+            steps, changes = steps[kept], changes[kept]
+            crossed, squared = steps @ changes.T, changes @ changes.T
+        triangle, diagonal = crossed.triu(), crossed.diagonal()
+        scale = diagonal[-1] / squared[-1, -1]
+        first = torch.linalg.solve_triangular(triangle, steps.mv(grad)[:, None], upper=True)[:, 0]
+        seen = changes.mv(grad) - squared.mv(first)
+        right = diagonal * first - scale * seen
+        second = torch.linalg.solve_triangular(triangle.T, right[:, None], upper=False)[:, 0]
+        return scale * (changes.T.mv(first) - grad) - steps.T.mv(second)
 
     def learn(self, step: Tensor, change: Tensor) -> None:
         product = float(step.dot(change).item())
-        if product > torch.finfo(step.dtype).eps * norm(step) * norm(change):
-            self.pairs.append((step, change, product))
+        if product <= torch.finfo(step.dtype).eps * norm(step) * norm(change):
+            return
+        if self.end == self.steps.shape[0]:
+            self._make_room(step)
+        row, known = self.end, slice(0, self.end + 1)
+        self.steps[row], self.changes[row] = step, change
+        self.crossed[known, row] = self.steps[known].mv(change)
+        self.squared[known, row] = self.squared[row, known] = self.changes[known].mv(change)
+        self.end += 1
 
     def forget(self) -> None:
-        self.pairs.clear()
+        self.end = 0
 
-    def _restricted(self, free: Tensor) -> list[tuple[Tensor, Tensor, float]]:
-        """The pairs as seen by the parameters that can move; one whose curvature is lost there is left out."""
-        pairs = [(step * free, change * free) for step, change, _ in self.pairs]
-        products = [(step, change, float(step.dot(change).item())) for step, change in pairs]
-        eps = torch.finfo(free.dtype).eps
-        return [(s, y, product) for s, y, product in products if product > eps * norm(s) * norm(y)]
+    def _make_room(self, like: Tensor) -> None:
+        """Twice the rows, until the history fits twice; then the newest move to the front."""
+        kept = min(self.end, self.history - 1)
+        rows = min(max(2 * self.end, 8), 2 * self.history)
+        window = slice(self.end - kept, self.end)
+        old = self.steps[window], self.changes[window], self.crossed[window, window], self.squared[window, window]
+        self.steps, self.changes = like.new_zeros(rows, like.numel()), like.new_zeros(rows, like.numel())
+        self.crossed, self.squared = like.new_zeros(rows, rows), like.new_zeros(rows, rows)
+        if kept:
+            self.steps[:kept], self.changes[:kept] = old[0], old[1]
+            self.crossed[:kept, :kept], self.squared[:kept, :kept] = old[2], old[3]
+        self.end = kept
 
 
 class Dense:

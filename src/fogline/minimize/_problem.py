@@ -124,8 +124,7 @@ class Problem:
         def product(vector: Tensor) -> Tensor:
             reach = torch.finfo(x.dtype).eps ** (1 / 3) * size / (norm(vector) or 1.0)
             ahead, behind = self.evaluate(x + reach * vector), self.evaluate(x - reach * vector)
-            change: Tensor = ahead.grad - behind.grad
-            return change / (2 * reach)
+            return (ahead.grad - behind.grad).div(2 * reach)
 
         return product
 

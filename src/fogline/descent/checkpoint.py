@@ -1,0 +1,170 @@
+"""Checkpoints: folders of safetensors and JSON, written beside, synced, checksummed, renamed.
+
+``checkpoints/step-00000120/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and
+``manifest.json`` with the SHA-256 of the other three. The latest is computed, never pointed to: the highest that
+verifies. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fogline.record.store import write_json
+
+_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+BEST = "best/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: optimizer steps done.
+        model: parameters and buffers by name; the best held-out ones under ``best/``.
+        optimizer: tensors of the optimizer and of the engine.
+        state: everything else, JSON.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint below a run folder, then prune older ones.
+
+    The folder is written beside its place and renamed when everything is on the disk; older checkpoints are pruned
+    only after the new one was read back and verified.
+
+    Raises:
+        OSError: it cannot be written (disk full); what was there before is untouched.
+    """
+    root = folder / "checkpoints"
+    root.mkdir(exist_ok=True)
+    place = root / f"step-{checkpoint.step:08d}"
+    beside = root / f".{place.name}.{os.getpid()}.tmp"
+    _remove_leftovers(root)
+    try:
+        beside.mkdir()
+        _save_tensors(checkpoint.model, beside / "model.safetensors")
+        _save_tensors(checkpoint.optimizer, beside / "optimizer.safetensors")
+        write_json(beside / "state.json", {"step": checkpoint.step, **checkpoint.state})
+        for name in _FILES[:2]:
+            _sync(beside / name)
+        write_json(beside / "manifest.json", {"files": {name: _digest(beside / name) for name in _FILES}})
+        _sync(beside)
+        if place.exists():
+            shutil.rmtree(place)
+        beside.rename(place)
+        _sync(root)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise OSError(f"the checkpoint of step {checkpoint.step} cannot be written to {root}: {error}") from error
+    _prune(root, place, keep)
+    return place
+
+
+def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The highest checkpoint that verifies, and why each higher one was skipped."""
+    skipped = []
+    for place in _places(folder / "checkpoints"):
+        reason = problem(place)
+        if reason is None:
+            return _load(place), skipped
+        skipped.append(f"{place.name} skipped: {reason}")
+    return None, skipped
+
+
+def problem(place: Path) -> str | None:
+    """Why a checkpoint folder cannot be trusted, or None if it can."""
+    manifest = place / "manifest.json"
+    if not manifest.exists():
+        return "manifest.json is missing"
+    try:
+        files: Mapping[str, str] = json.loads(manifest.read_text())["files"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return "manifest.json cannot be read"
+    for name in _FILES:
+        path = place / name
+        if not path.exists():
+            return f"{name} is missing"
+        if files.get(name) != _digest(path):
+            return f"{name} does not match its checksum"
+    return None
+
+
+def kept_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights a finished run keeps: the best held-out ones where there are any, else the last.
+
+    Raises:
+        FileNotFoundError: no checkpoint verifies.
+    """
+    checkpoint, skipped = latest(folder)
+    if checkpoint is None:
+        raise FileNotFoundError("; ".join([f"expected a checkpoint in {folder}, found none that verifies", *skipped]))
+    best = {name.removeprefix(BEST): value for name, value in checkpoint.model.items() if name.startswith(BEST)}
+    last = {name: value for name, value in checkpoint.model.items() if not name.startswith(BEST)}
+    return {**last, **best}
+
+
+def _load(place: Path) -> Checkpoint:
+    state = json.loads((place / "state.json").read_text())
+    return Checkpoint(
+        state.pop("step"), load_file(place / "model.safetensors"), load_file(place / "optimizer.safetensors"), state
+    )
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # safetensors refuses views of one storage (tied weights, slices): each gets memory of its own.
+    owned = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    seen: set[int] = set()
+    for name, value in owned.items():
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:
+            owned[name] = value.clone()
+        seen.add(storage.data_ptr())
+    save_file(owned, path)
+
+
+def _places(root: Path) -> Iterator[Path]:
+    found = [path for path in root.glob("step-*") if path.is_dir()] if root.exists() else []
+    return iter(sorted(found, reverse=True))
+
+
+def _prune(root: Path, newest: Path, keep: int) -> None:
+    older = [place for place in _places(root) if place != newest]
+    if len(older) < keep or problem(newest) is not None:
+        return
+    for place in older[max(0, keep - 1) :]:
+        shutil.rmtree(place)
+
+
+def _remove_leftovers(root: Path) -> None:
+    for path in root.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""SIGTERM and SIGINT set a flag that the loop polls; a second Ctrl-C forces."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fogline.run import Run
+
+_requested: signal.Signals | None = None
+_depth = 0
+
+
+class Interrupted(SystemExit):
+    """The run was stopped from outside and saved; resume it and it goes on bit for bit.
+
+    Left alone it ends the process with exit code 143 (SIGTERM) or 130 (Ctrl-C).
+
+    Attributes:
+        run: the run as it was saved.
+        code: 128 plus the number of the signal.
+    """
+
+    def __init__(self, run: Run, code: int) -> None:
+        super().__init__(code)
+        self.run = run
+
+    def __str__(self) -> str:
+        return f"interrupted and saved in {self.run.folder}; resume with: fogline resume {self.run.folder}"
+
+
+class StopRequested(Exception):  # noqa: N818 - not an error: a request on its way to the loop
+    """Raised where the flag is polled; the loop saves and turns it into Interrupted."""
+
+
+def poll() -> None:
+    """Raise StopRequested if a signal has come; cheap enough for every step and every probe."""
+    if _requested is not None:
+        raise StopRequested
+
+
+def requested_code() -> int:
+    """The exit code of the signal that came."""
+    return 128 + int(_requested or signal.SIGINT)
+
+
+def request(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the running descent to save and stop, as the signal would."""
+    global _requested
+    _requested = number
+
+
+@contextmanager
+def watched_signals() -> Iterator[None]:
+    """Within it the two signals only set the flag; outside the main thread nothing changes."""
+    global _requested, _depth
+    if threading.current_thread() is not threading.main_thread() or _depth:
+        _depth += 1
+        try:
+            yield
+        finally:
+            _depth -= 1
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    _requested = None
+    _depth = 1
+    for number in before:
+        signal.signal(number, _remember)
+    try:
+        yield
+    finally:
+        _depth = 0
+        _requested = None
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    global _requested
+    if _requested is signal.SIGINT and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    _requested = signal.Signals(number)

@@ -1,0 +1,264 @@
+"""From a task and a recipe to a descent that is ready for its first step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fogline.data.check import check_first_batch, fingerprint
+from fogline.data.defaults import default_loss, default_metrics, default_model
+from fogline.data.facts import Opened
+from fogline.data.intake import open_data
+from fogline.data.source import Stream
+from fogline.descent import mechanics
+from fogline.descent.batches import Batches, part, rows_of
+from fogline.descent.clipping import Clipping
+from fogline.descent.interrupts import poll
+from fogline.descent.objective import Objective, mode
+from fogline.descent.optimizers import build, choose_implementation, set_lr, spec_of
+from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
+from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
+from fogline.descent.scoring import Scorer
+from fogline.descent.state import Descent
+from fogline.descent.step import EagerStep, Machine, is_summed
+from fogline.recipe import Recipe
+from fogline.record.probes import Budget, Probe, activation_statistics
+from fogline.record.signals import Recorder
+from fogline.record.store import Store
+from fogline.task import OnBatch, Task
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_PROBED_ROWS = 32
+_LEAST_SCORED = 256
+
+
+@dataclass
+class Prepared:
+    """A descent and what is known of it before its first step.
+
+    Attributes:
+        task: with model, loss and metrics filled in.
+        opened: the data.
+        resolved: the recipe with reasons.
+        notes: sentences for the user.
+        mechanics: how steps are taken: mode, implementation, measured times.
+    """
+
+    descent: Descent
+    task: Task
+    opened: Opened
+    resolved: Resolved
+    notes: list[str] = field(default_factory=list)
+    mechanics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Start:
+    """What a run begins from: opened data, a model with its first weights, a recipe resolved by rule."""
+
+    task: Task
+    opened: Opened
+    objective: Objective
+    batches: Batches
+    resolved: Resolved
+    notes: list[str]
+
+
+def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -> Start:
+    """Open the data, make the model and try both on one batch, before any training time is spent.
+
+    Args:
+        task: as the user gave it.
+        asked: as the user gave it.
+        decided: the resolved recipe of a run that is resumed; nothing is decided again.
+
+    Raises:
+        ValueError, TypeError: whatever does not fit, with what was expected, what came and what to do.
+    """
+    opened = open_data(task, seed=asked.seed)
+    device = torch.device("cpu")
+    with private_randomness(device):
+        seed_everything(asked.seed, 0, INITIAL, device)
+        model = _made(task, opened)
+    loss = task.loss if task.loss is not None else default_loss(opened.facts)
+    metrics = dict(task.metrics) or ({} if isinstance(loss, OnBatch) else default_metrics(opened.facts))
+    resolved = resolve_by_rule(asked, opened, model) if decided is None else Resolved(Recipe.from_dict(decided))
+    recipe = resolved.recipe
+    if recipe.precision == "float64":
+        model = model.double()
+    opened = _cast(opened, model)
+    device = torch.device(recipe.device)
+    model = model.to(device)
+    autocast = _TYPES.get(recipe.precision)
+    objective = Objective(model, loss, autocast, device.type)
+    rows = batch_rows(recipe, opened.train.size)
+    batches = Batches(opened.train, rows, recipe.seed, recipe.shuffle, recipe.workers, device)
+    with private_randomness(device):
+        seed_everything(recipe.seed, 0, PROBE, device)
+        first = next(batches.stream(0))
+        odd = check_first_batch(model, loss, first, metrics, opened.facts)
+    named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
+    return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd])
+
+
+def measure(start: Start, find_rate: Callable[[Objective, Batches, Recipe, Callable[[], None]], Any]) -> None:
+    """Resolve what is measured: precision by its self-check, the learning rate by a sweep and the curvature.
+
+    Raises:
+        StopRequested: a signal came meanwhile.
+    """
+    resolved = start.resolved
+    _check_precision(start)
+    if resolved.recipe.lr != "auto":
+        return
+    spec = spec_of(resolved.recipe.optimizer)
+    if spec.needs_closure or spec.name == "prodigy":
+        resolved.choose("lr", spec.lr, "the method finds its own step; this scales it")
+        return
+    rate = find_rate(start.objective, start.batches, resolved.recipe, poll)
+    resolved.choose("lr", rate.value, rate.evidence["rule"])
+    resolved.why["lr"] |= {"interval": rate.interval, "cost_steps": rate.cost_steps, "evidence": rate.evidence}
+    start.notes += [f"learning rate: {warning}" for warning in rate.warnings]
+
+
+def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = None, *, chunks: bool = True) -> Prepared:
+    """Build optimizer, step, recorder and scorer.
+
+    Args:
+        start: with its recipe fully resolved.
+        folder: the run folder.
+        decided: the mechanics of a run that is resumed: the same bits want the same implementation and step mode.
+        chunks: whether several steps may be taken in one call.
+    """
+    recipe, objective, batches = start.resolved.recipe, start.objective, start.batches
+    device = batches.device
+
+    def make(model: nn.Module, implementation: str | None = None) -> torch.optim.Optimizer:
+        assert not isinstance(recipe.lr, str)
+        return build(
+            model,
+            recipe.optimizer,
+            recipe.lr,
+            weight_decay=recipe.weight_decay,
+            options=dict(recipe.options),
+            implementation=implementation,
+        )
+
+    chosen: dict[str, Any] = dict(decided or {})
+    with private_randomness(device):
+        if "implementation" not in chosen:
+            chosen["implementation"], chosen["implementation_seconds"] = choose_implementation(make, objective.model)
+    optimizer = make(objective.model, chosen["implementation"])
+    like = next(p for p in objective.model.parameters() if p.requires_grad)
+    machine = Machine(
+        objective,
+        optimizer,
+        device,
+        seed=recipe.seed,
+        clipping=None if recipe.clip is None else Clipping(recipe.clip, like),
+        scaler=torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None,
+        parts=recipe.accumulate,
+        needs_closure=spec_of(recipe.optimizer).needs_closure,
+    )
+    store = Store(folder)
+    budget = Budget(recipe.watch)
+    probe = _probe(start, machine, budget) if recipe.watch > 0 and not machine.needs_closure else None
+    scorer = None
+    if start.opened.valid is not None:
+        size = max(batches.batch_size, _LEAST_SCORED)
+        scorer = Scorer(start.opened.valid, start.task.metrics, size, device)
+    eager = EagerStep(machine, batches, deferred=False if isinstance(start.opened.train, Stream) else None)
+    descent = Descent(folder, recipe, machine, batches, eager, store, Recorder(store, budget), probe, scorer)
+    set_lr(optimizer, descent.rate(0))
+    _find_reduction(descent)
+    prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)
+    descent.stepper = mechanics.choose_step(descent, chosen, chunks=chunks)
+    return prepared
+
+
+def summary(prepared: Prepared) -> dict[str, Any]:
+    """What ``run.json`` says about the task."""
+    opened, objective = prepared.opened, prepared.descent.machine.objective
+    loss = prepared.task.loss
+    return {
+        "model": type(objective.model).__name__,
+        "architecture": str(objective.model)[:20000],
+        "parameters": sum(p.numel() for p in objective.model.parameters()),
+        "loss": getattr(loss, "__name__", type(loss).__name__),
+        "metrics": list(prepared.task.metrics),
+        "kind": opened.facts.kind,
+        "train_examples": opened.train.size,
+        "valid_examples": None if opened.valid is None else opened.valid.size,
+        "inputs": list(opened.facts.inputs),
+        "classes": None if opened.facts.classes is None else list(opened.facts.classes),
+        "columns": None if opened.facts.columns is None else list(opened.facts.columns),
+        "fingerprint": fingerprint(opened.train),
+    }
+
+
+def _made(task: Task, opened: Opened) -> nn.Module:
+    if isinstance(task.model, nn.Module):
+        return copy.deepcopy(task.model)
+    model = task.model() if task.model is not None else default_model(opened.facts)()
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"expected the model function to return a torch.nn.Module, received {type(model).__name__}; "
+            "pass the module itself or a function without arguments that makes one"
+        )
+    return model
+
+
+def _cast(opened: Opened, model: nn.Module) -> Opened:
+    """Numbers in the type of the weights: data is mostly made in float64, models in float32."""
+    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    valid = None if opened.valid is None else opened.valid.astype(wanted)
+    return replace(opened, train=opened.train.astype(wanted), valid=valid)
+
+
+def _check_precision(start: Start) -> None:
+    """Mixed precision must give the loss of full precision within five percent, else it is not used."""
+    objective = start.objective
+    if objective.autocast is None:
+        return
+    with private_randomness(start.batches.device), torch.no_grad(), mode(objective.model, training=False):
+        seed_everything(start.resolved.recipe.seed, 0, PROBE, start.batches.device)
+        batch = next(start.batches.stream(0))
+        mixed = float(objective(batch))
+        full = float(replace(objective, autocast=None)(batch))
+    if not abs(mixed - full) <= 0.05 * abs(full) + 1e-3:
+        why = f"self-check failed: the first loss is {mixed:.6g} in {start.resolved.recipe.precision}, {full:.6g} in float32"
+        start.resolved.choose("precision", "float32", why)
+        start.notes.append(why)
+        objective.autocast = None
+
+
+def _find_reduction(descent: Descent) -> None:
+    """Micro-batches must be weighed as the loss reduces: by their share for a mean, not at all for a sum."""
+    machine = descent.machine
+    if machine.parts == 1 and getattr(machine.objective.loss, "reduction", "mean") == "mean":
+        return
+    with private_randomness(machine.device), mode(machine.objective.model, training=False):
+        batch = next(descent.batches.stream(0))
+        machine.summed = is_summed(machine.objective, batch)
+
+
+def _probe(start: Start, machine: Machine, budget: Budget) -> Probe:
+    """The probe with a fixed handful of examples for the activations."""
+    objective, device = machine.objective, machine.device
+    named = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad]
+    with private_randomness(device):
+        seed_everything(start.resolved.recipe.seed, 0, PROBE, device)
+        batch = next(start.batches.stream(0))
+    few = part(batch, 0, min(_PROBED_ROWS, rows_of(batch)))
+
+    def activations() -> dict[str, tuple[float, float]]:
+        with private_randomness(device), mode(objective.model, training=False):
+            return activation_statistics(objective.model, lambda: objective(few))
+
+    return Probe([n for n, _ in named], [p for _, p in named], budget, activations)

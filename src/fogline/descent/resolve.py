@@ -1,0 +1,123 @@
+"""From ``"auto"`` to numbers: every field of a recipe that was left open, and why it became what it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fogline.data.facts import Opened
+from fogline.descent.optimizers import spec_of
+from fogline.descent.schedules import canonical
+from fogline.recipe import Recipe
+
+_STEPS_AIMED = 2000
+_SELF_PACED = ("schedule_free", "prodigy")
+
+
+@dataclass
+class Resolved:
+    """A recipe being resolved, with the reason of each choice.
+
+    Attributes:
+        recipe: as far as it is resolved.
+        why: value and reason by field.
+    """
+
+    recipe: Recipe
+    why: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def choose(self, name: str, value: Any, reason: str) -> None:
+        """Set a field and remember the reason."""
+        self.recipe = self.recipe.replace(**{name: value})
+        self.why[name] = {"value": value, "why": reason}
+
+
+def resolve_by_rule(recipe: Recipe, opened: Opened, model: nn.Module) -> Resolved:
+    """Everything that needs no measurement; the learning rate and the step mode come later.
+
+    Raises:
+        ValueError: a full batch or a duration in epochs of a stream of unknown length.
+    """
+    found = Resolved(recipe)
+    if recipe.optimizer == "auto":
+        found.choose("optimizer", "adamw", "robust on almost everything")
+    if recipe.device == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        found.choose("device", accelerator.type if accelerator else "cpu", "the accelerator if there is one")
+    _batch(found, opened)
+    _schedule(found)
+    _duration(found, opened)
+    _precision(found, model)
+    if opened.facts.shuffle is False and recipe.shuffle:
+        found.choose("shuffle", False, "the DataLoader that was given does not shuffle")
+    return found
+
+
+def batch_rows(recipe: Recipe, examples: int | None) -> int:
+    """Examples of one optimizer step."""
+    if recipe.batch_size == "full":
+        if examples is None:
+            raise ValueError("batch_size='full': expected data of known length, received a stream; give a number")
+        return examples
+    assert isinstance(recipe.batch_size, int)
+    return recipe.batch_size * recipe.accumulate
+
+
+def _batch(found: Resolved, opened: Opened) -> None:
+    if found.recipe.batch_size != "auto":
+        return
+    examples = opened.train.size
+    if spec_of(found.recipe.optimizer).needs_closure or found.recipe.optimizer in ("gd", "rprop"):
+        found.choose("batch_size", "full", "this method needs the gradient of all examples")
+    elif opened.facts.batch_size is not None:
+        found.choose("batch_size", opened.facts.batch_size, "the batch size of the DataLoader that was given")
+    elif examples is None:
+        found.choose("batch_size", 64, "a stream of unknown length")
+    else:
+        power = round(math.log2(max(1.0, 1.5 * math.sqrt(examples))))
+        found.choose(
+            "batch_size", min(256, max(8, 2**power)), "the power of two nearest 1.5 * sqrt(examples), 8 to 256"
+        )
+
+
+def _duration(found: Resolved, opened: Opened) -> None:
+    if found.recipe.duration != "auto":
+        return
+    examples = opened.train.size
+    if examples is None:
+        found.choose("duration", f"{_STEPS_AIMED}st", "a stream of unknown length")
+        return
+    steps = math.ceil(examples / batch_rows(found.recipe, examples))
+    epochs = min(200, max(5, math.ceil(_STEPS_AIMED / steps)))
+    found.choose("duration", f"{epochs}ep", f"about {_STEPS_AIMED} steps, 5 to 200 epochs")
+
+
+def _schedule(found: Resolved) -> None:
+    recipe, spec = found.recipe, spec_of(found.recipe.optimizer)
+    fixed = spec.needs_closure or not spec.schedulable or recipe.optimizer in _SELF_PACED
+    if recipe.schedule == "auto":
+        if fixed:
+            found.choose("schedule", "constant", "the method paces itself")
+        else:
+            found.choose("schedule", "linear", "to zero, so that the last steps do not jitter")
+    elif recipe.schedule != canonical(recipe.schedule):
+        found.recipe = recipe.replace(schedule=canonical(recipe.schedule))
+    if recipe.warmup == "auto":
+        none = spec.needs_closure or not spec.schedulable or found.recipe.schedule in ("one_cycle", "constant")
+        found.choose("warmup", 0 if none else 0.05, "no warm-up is needed" if none else "5 % of the run")
+
+
+def _precision(found: Resolved, model: nn.Module) -> None:
+    recipe = found.recipe
+    if recipe.precision != "auto":
+        return
+    if any(p.dtype == torch.float64 for p in model.parameters()):
+        found.choose("precision", "float64", "the type of the model's weights")
+    elif recipe.device == "cuda" and torch.cuda.is_bf16_supported():
+        found.choose("precision", "bf16", "this GPU computes in bfloat16")
+    else:
+        found.choose("precision", "float32", "no faster type that is safe here")

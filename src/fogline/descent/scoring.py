@@ -1,0 +1,102 @@
+"""Held-out scores: the loss and the metrics, as means over examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, map_tree
+from fogline.descent.batches import rows_of
+from fogline.descent.interrupts import poll
+from fogline.descent.objective import Objective, mode
+
+
+class Scorer:
+    """Scores a model on held-out data, in order and without augmentation of the order.
+
+    Args:
+        source: the held-out data.
+        metrics: functions of (outputs, targets) by name.
+        batch_size: examples at a time; it does not change the result beyond rounding.
+    """
+
+    def __init__(
+        self, source: Source, metrics: Mapping[str, Callable[[Any, Any], Any]], batch_size: int, device: torch.device
+    ) -> None:
+        self.source = source.to(device) if isinstance(source, InMemory) and device.type != "cpu" else source
+        self.metrics, self.batch_size, self.device = dict(metrics), batch_size, device
+
+    def __call__(self, objective: Objective) -> dict[str, float]:
+        """The mean loss under ``"loss"`` and each metric under its name.
+
+        Raises:
+            StopRequested: a signal came between two batches.
+        """
+        sums: dict[str, Tensor] = {}
+        total = 0
+        with torch.no_grad(), mode(objective.model, training=False):
+            for batch in self._batches():
+                poll()
+                rows = rows_of(batch)
+                total += rows
+                for name, value in self._values(objective, batch).items():
+                    sums[name] = sums[name] + value.double() * rows if name in sums else value.double() * rows
+        if not total:
+            raise ValueError("expected held-out data with examples, received none")
+        return {name: value.item() / total for name, value in sums.items()}
+
+    def _values(self, objective: Objective, batch: Batch) -> dict[str, Tensor]:
+        outputs, loss = objective.with_outputs(batch)
+        values = {"loss": loss.detach()}
+        if objective.supervised:
+            for name, metric in self.metrics.items():
+                values[name] = torch.as_tensor(metric(outputs, batch[1]))
+        return values
+
+    def _batches(self) -> Iterator[Batch]:
+        source, size = self.source, self.batch_size
+        if isinstance(source, InMemory):
+            yield from (source.slice(start, start + size) for start in range(0, source.size, size))
+            return
+        if isinstance(source, MapStyle):
+            starts = range(0, source.size, size)
+            indices = [list(range(start, min(start + size, source.size))) for start in starts]
+            found: Iterator[Batch] = source.loader(indices)
+        else:
+            assert isinstance(source, Stream)
+            found = source.batches(size)
+        for batch in found:
+            yield map_tree(lambda leaf: leaf.to(self.device), batch)
+
+
+def normalisation_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that keep running statistics of their inputs."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+    ]
+
+
+def refresh_statistics(objective: Objective, batches: Iterator[Batch], count: int) -> None:
+    """Recompute the running statistics of normalisation layers for the weights as they are, from training batches.
+
+    The cumulative average over the batches replaces the moving one, as in ``torch.optim.swa_utils.update_bn``; averaged
+    weights have activations of their own, so the statistics gathered on the way do not fit them.
+    """
+    layers = normalisation_layers(objective.model)
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()  # type: ignore[operator]
+        layer.momentum = None  # type: ignore[assignment]
+    with torch.no_grad(), mode(objective.model, training=True):
+        for _ in range(count):
+            poll()
+            objective(next(batches))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum

@@ -1,0 +1,262 @@
+"""The verdict: how a descent ended, decided by tests without units.
+
+Every test compares numbers of the same unit, so multiplying the loss by any positive number changes nothing. The
+constants are shares and numbers of standard errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fogline.data.source import Batch
+from fogline.descent.objective import Objective, mode
+from fogline.verdict import Judgement, Verdict
+
+_BLOCKS = 10
+_SIGNIFICANT = 3.0  # standard errors
+_SMALL_GAIN = 0.01  # of what the run has gained in all
+_TINY_GAIN = 1e-3
+_DEAD_SHARE = 0.5
+_JITTER_SHARE = 0.1
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Slope:
+    """What the weights that were kept would still gain, measured at the end on a few batches.
+
+    Attributes:
+        gain: largest fall of the loss along the negative gradient, by line search, on the batches it came from.
+        signal: |mean gradient|^2, without the part that is noise, over the sum of both; 1 is all signal.
+        dead: share of the parameters whose gradient is exactly zero on every batch.
+        step: length of the best step of the line search over the learning rate at its top; infinite where unknown.
+        loss: mean loss of the batches.
+        spread: standard error of that mean.
+    """
+
+    gain: float
+    signal: float
+    dead: float
+    step: float
+    loss: float
+    spread: float
+
+
+def judge(
+    losses: Numbers,
+    rates: Numbers,
+    held_out: Numbers,
+    *,
+    slope: Slope | None,
+    refused: Numbers,
+    interrupted: bool = False,
+) -> Judgement:
+    """Decide how a run ended.
+
+    Args:
+        losses: training loss of every recorded step, in order; NaN where it was refused.
+        rates: learning rate of the same steps.
+        held_out: held-out losses in order, the first before training; may be empty.
+        slope: what :func:`measure_slope` found at the end, or None.
+        refused: 1 for each of those steps that was refused, else 0.
+        interrupted: a signal ended it.
+
+    Returns:
+        The verdict with the statistics behind it.
+    """
+    evidence: dict[str, Any] = {"steps": len(losses)}
+    if interrupted:
+        return Judgement(Verdict.INTERRUPTED, evidence)
+    evidence["refused_share"] = float(refused[-max(10, len(refused) // 10) :].mean()) if len(refused) else 0.0
+    finite = losses[np.isfinite(losses)]
+    if evidence["refused_share"] > 0.5 or not len(finite):
+        return Judgement(Verdict.NONFINITE, evidence)
+    start, late = _start(finite), float(np.median(finite[-_window(len(finite), 0.1) :]))
+    noise = _noise(finite)
+    evidence |= {"loss_at_start": start, "loss_at_end": late, "noise": noise}
+    if late - start > max(_SIGNIFICANT * noise, _SMALL_GAIN * abs(start)):
+        # A rise within the noise of single batches is jitter; one beyond it is not.
+        return Judgement(Verdict.DIVERGED, evidence)
+    gained = max(start - late, 0.0)
+    overfit = _overfit(held_out, finite)
+    evidence |= overfit
+    if overfit.get("held_out_rise_share", 0.0) > 0.1 and overfit["rise_significance"] > _SIGNIFICANT:
+        return Judgement(Verdict.OVERFIT, evidence)
+    trend = _trend(finite, gained)
+    evidence |= trend
+    improving = trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
+    if slope is None:
+        return Judgement(Verdict.IMPROVING if improving else Verdict.NOISE_FLOOR, evidence)
+    return _by_slope(slope, evidence, improving, gained, noise, rates)
+
+
+def _by_slope(
+    slope: Slope, evidence: dict[str, Any], improving: bool, gained: float, noise: float, rates: Numbers
+) -> Judgement:
+    scale = max(gained, _SMALL_GAIN * abs(slope.loss), 1e-300)
+    share = slope.gain / scale
+    evidence |= {
+        "gain_left_share": share,
+        "gradient_signal": slope.signal,
+        "dead_share": slope.dead,
+        "best_step_over_rate": slope.step,
+    }
+    annealed = bool(len(rates)) and rates[-1] < 0.1 * rates.max()
+    if slope.dead > _DEAD_SHARE and gained <= noise:
+        return Judgement(Verdict.STALLED, evidence)
+    if improving and share > _TINY_GAIN:
+        return Judgement(Verdict.IMPROVING, evidence)
+    if share <= _TINY_GAIN:
+        return Judgement(Verdict.CONVERGED, evidence)
+    jittering = noise > _JITTER_SHARE * scale
+    if share <= 10 * _SMALL_GAIN or slope.step < 10:
+        # What is left is small, or steps as long as those taken would find it were they not thrown about.
+        return Judgement(Verdict.NOISE_FLOOR if jittering and not annealed else Verdict.IMPROVING, evidence)
+    return Judgement(Verdict.STALLED, evidence)
+
+
+def _window(count: int, share: float) -> int:
+    return max(1, min(count, int(count * share)))
+
+
+def _start(losses: Numbers) -> float:
+    """The loss where the run began: of the first step, or of a few where single batches are noisy."""
+    return float(np.median(losses[: max(1, min(5, len(losses) // 50))]))
+
+
+def _noise(losses: Numbers) -> float:
+    """Standard deviation of the loss from batch to batch, by successive differences, which a trend does not move."""
+    if len(losses) < 3:
+        return 0.0
+    tail = losses[-_window(len(losses), 0.3) :]
+    differences = np.abs(np.diff(tail if len(tail) > 2 else losses))
+    return float(np.median(differences) / (0.6745 * math.sqrt(2)))
+
+
+def _trend(losses: Numbers, gained: float) -> dict[str, float]:
+    """Slope over the last third from the means of blocks, with its standard error (least squares)."""
+    tail = losses[-max(_BLOCKS, len(losses) // 3) :]
+    if len(tail) < 4:
+        fell = float(losses[0] - losses[-1])
+        return {"significance": math.inf if fell > 0 else 0.0, "gain_share": 1.0 if fell > 0 else 0.0}
+    blocks = np.array([block.mean() for block in np.array_split(tail, min(_BLOCKS, len(tail)))])
+    x = np.arange(len(blocks)) - (len(blocks) - 1) / 2
+    slope = float((x * blocks).sum() / (x * x).sum())
+    rest = blocks - blocks.mean() - slope * x
+    error = math.sqrt(float((rest * rest).sum()) / (len(blocks) - 2) / float((x * x).sum()))
+    fall = -slope * len(blocks)
+    return {
+        "significance": fall / (error * len(blocks)) if error > 0 else (math.inf if fall > 0 else 0.0),
+        "gain_share": fall / gained if gained > 0 else 0.0,
+    }
+
+
+def _overfit(held_out: Numbers, losses: Numbers) -> dict[str, float]:
+    """How far the held-out loss rose from its best, as a share of what it had gained, while training went on falling."""
+    values = held_out[np.isfinite(held_out)]
+    if len(values) < 4:
+        return {}
+    best = int(values.argmin())
+    gained = float(values[0] - values[best])
+    after = values[best:]
+    training = losses[int(len(losses) * best / len(values)) :]
+    if len(after) < 3 or gained <= 0 or len(training) < 2:
+        return {}
+    half = max(1, len(training) // 4)
+    if training[-half:].mean() >= training[:half].mean():
+        return {}
+    rise = float(np.median(after[-max(1, len(after) // 4) :]) - values[best])
+    wiggle = _noise(after) if len(after) > 3 else 0.0
+    significance = rise / wiggle if wiggle > 0 else (math.inf if rise > 0 else 0.0)
+    return {"held_out_rise_share": rise / gained, "rise_significance": significance}
+
+
+def measure_slope(
+    objective: Objective, batches: Sequence[Batch], rate: float, check: Callable[[], None] = lambda: None
+) -> Slope:
+    """Gradient and line search at the weights as they are, on a few training batches, in evaluation mode.
+
+    Weights, buffers, ``.grad`` and random states are left bitwise as they were (the caller keeps the random states).
+
+    Args:
+        objective: model and loss.
+        batches: a few training batches; the more, the better noise is told from signal.
+        rate: the learning rate at its top.
+        check: called between batches; may raise to stop.
+    """
+    parameters = [p for p in objective.model.parameters() if p.requires_grad]
+    kept = [p.detach().clone() for p in parameters]
+    sums = [torch.zeros_like(p) for p in parameters]
+    squares, losses = 0.0, []
+    with mode(objective.model, training=False):
+        for batch in batches:
+            check()
+            loss = objective(batch)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+            torch._foreach_add_(sums, found)
+            squares += sum(float(g.double().square().sum()) for g in found)
+            losses.append(float(loss.detach()))
+        count = len(batches)
+        torch._foreach_div_(sums, count)
+        size = sum(float(g.double().square().sum()) for g in sums)
+        loss = float(np.mean(losses))
+        gain, length = 0.0, math.inf
+        if size > 0 and math.isfinite(size):
+            gain, length = _search(objective, batches, parameters, kept, sums, loss, rate, check)
+    noise = max(0.0, (squares / count - size) / max(1, count - 1))
+    dead = sum(int((g == 0).sum()) for g in sums) / max(1, sum(g.numel() for g in sums))
+    return Slope(
+        gain=gain,
+        signal=max(0.0, size - noise) / size if size > 0 else 0.0,
+        dead=dead,
+        step=length / rate if rate > 0 else math.inf,
+        loss=loss,
+        spread=float(np.std(losses) / math.sqrt(count)),
+    )
+
+
+def _search(
+    objective: Objective,
+    batches: Sequence[Batch],
+    parameters: Sequence[torch.nn.Parameter],
+    kept: Sequence[torch.Tensor],
+    direction: Sequence[torch.Tensor],
+    loss: float,
+    rate: float,
+    check: Callable[[], None],
+) -> tuple[float, float]:
+    """Double or halve the step along the negative gradient while that helps; (fall of the loss, step)."""
+
+    def fall(length: float) -> float:
+        check()
+        with torch.no_grad():
+            for parameter, start, slope in zip(parameters, kept, direction, strict=True):
+                parameter.copy_(start - length * slope)
+            value = float(np.mean([float(objective(batch)) for batch in batches]))
+        return loss - value if math.isfinite(value) else -math.inf
+
+    best, length = 0.0, math.inf
+    try:
+        trial, gain = rate, fall(rate)
+        factor = 4.0 if gain > 0 else 0.25
+        for _ in range(12):
+            if gain > best:
+                best, length = gain, trial
+            elif best > 0:
+                break
+            trial *= factor
+            gain = fall(trial)
+    finally:
+        with torch.no_grad():
+            for parameter, start in zip(parameters, kept, strict=True):
+                parameter.copy_(start)
+    return best, length

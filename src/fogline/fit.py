@@ -1,0 +1,381 @@
+"""``fit``, ``descend`` and ``resume``: a task and a recipe in, a run out."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fogline.data.check import fingerprint
+from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
+from fogline.descent.loop import Step, steps
+from fogline.descent.prepare import Prepared, Start, assemble, begin, measure, summary
+from fogline.descent.randomness import PROBE, private_randomness, seed_everything
+from fogline.descent.state import Descent
+from fogline.descent.stopping import Slope, judge, measure_slope
+from fogline.progress import ProgressFunction, make_progress
+from fogline.rate import measure_rate
+from fogline.recipe import Duration, Recipe
+from fogline.record.store import read_info, read_table, write_json
+from fogline.run import Run
+from fogline.task import Task
+from fogline.verdict import Judgement, Verdict
+
+Progress = bool | ProgressFunction | None
+_SLOPE_BATCHES = 8
+
+
+def fit(
+    task: Task | nn.Module | Callable[[], nn.Module],
+    recipe: Recipe | Any = None,
+    *,
+    loss: Any = None,
+    valid: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    target: str | None = None,
+    runs: str | Path = "runs",
+    name: str | None = None,
+    progress: Progress = None,
+    source: Mapping[str, Any] | None = None,
+    **recipe_fields: Any,
+) -> Run:
+    """Train until the recipe's duration is over and say how it went.
+
+    Either ``fit(task, recipe)``, or ``fit(model, data, loss=..., valid=...)``; fields of the recipe can be given by name
+    in both forms, and what is not given is measured.
+
+    Args:
+        task: a :class:`Task`, or a module or a function that makes one.
+        recipe: a :class:`Recipe`; with a model, the training data.
+        loss, valid, metrics, target: of the task, when a model was given.
+        runs: the folder that run folders lie in.
+        name: of the run folder; a dated name by default.
+        progress: True or False to show a bar or not, a function to be told; by default a bar where somebody looks on.
+        source: how to make the task again, for ``fogline resume``; written to ``run.json``.
+        **recipe_fields: fields of :class:`Recipe`.
+
+    Returns:
+        The run: ``run.verdict``, ``run.model`` (best held-out weights restored), ``run.steps``, ``run.report(path)``.
+
+    Raises:
+        ValueError, TypeError: what does not fit, before any training time is spent.
+        Interrupted: a signal came; the run was saved.
+        OSError: the run folder cannot be written; older checkpoints are intact.
+
+    >>> X = torch.linspace(-1, 1, 64)[:, None]
+    >>> run = fit(nn.Linear(1, 1), (X, 3 * X + 1), loss=nn.MSELoss(), lr=0.1, optimizer="momentum", duration="100ep")
+    >>> round(run.model.weight.item(), 2)
+    3.0
+    """
+    task, asked = _asked(task, recipe, loss, valid, metrics, target, recipe_fields)
+    folder = _new_folder(Path(runs), name, task)
+    return _completed(_trained(task, asked, folder, progress, source, chunks=True))
+
+
+def descend(
+    task: Task | nn.Module | Callable[[], nn.Module],
+    recipe: Recipe | Any = None,
+    *,
+    loss: Any = None,
+    valid: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    target: str | None = None,
+    runs: str | Path = "runs",
+    name: str | None = None,
+    progress: Progress = False,
+    source: Mapping[str, Any] | None = None,
+    **recipe_fields: Any,
+) -> Iterator[Step]:
+    """The loop of :func:`fit`, one step at a time.
+
+    Leaving the loop early saves the run, which can then be resumed.
+
+    >>> X = torch.linspace(-1, 1, 64)[:, None]
+    >>> for step in descend(nn.Linear(1, 1), (X, 2 * X), loss=nn.MSELoss(), lr=0.1, optimizer="sgd", duration="3st"):
+    ...     print(step.number, step.loss < 2)
+    0 True
+    1 True
+    2 True
+    """
+    task, asked = _asked(task, recipe, loss, valid, metrics, target, recipe_fields)
+    folder = _new_folder(Path(runs), name, task)
+    return _trained(task, asked, folder, progress, source, chunks=False)
+
+
+def resume(
+    folder: str | Path,
+    task: Task | None = None,
+    *,
+    duration: str | Duration | None = None,
+    progress: Progress = None,
+) -> Run:
+    """Go on with a run where its latest checkpoint stands, bit for bit as if it had never stopped.
+
+    Args:
+        folder: the run folder.
+        task: the task as it was given at first; the data must be the same.
+        duration: a longer duration than before, to go on with a finished run.
+        progress: as in :func:`fit`.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: the task's data is not that of the run, or the run is finished and no longer duration is given.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    if task is None:
+        raise TypeError(f"expected the task of the run, received None; pass resume({str(folder)!r}, task)")
+    asked = Recipe.from_dict(info["asked"])
+    if duration is not None:
+        asked = asked.replace(duration=str(Duration.parse(duration)))
+    elif info.get("verdict") is not None and info["verdict"]["name"] != Verdict.INTERRUPTED.name:
+        return Run(folder, task=task)
+    return _completed(_trained(task, asked, folder, progress, info.get("source"), chunks=True, before=info))
+
+
+def _completed(loop: Iterator[Step]) -> Run:
+    """Run the loop to its end."""
+    run = None
+    while True:
+        try:
+            run = next(loop).run
+        except StopIteration as end:
+            finished: Run | None = end.value
+            result = finished if finished is not None else run
+            assert result is not None
+            return result
+
+
+def _asked(
+    task: Any,
+    recipe: Any,
+    loss: Any,
+    valid: Any,
+    metrics: Mapping[str, Any] | None,
+    target: str | None,
+    fields: Mapping[str, Any],
+) -> tuple[Task, Recipe]:
+    if isinstance(task, Task):
+        given = {"loss": loss, "valid": valid, "metrics": metrics, "target": target}
+        for name, value in given.items():
+            if value is not None:
+                raise TypeError(
+                    f"expected {name} in the Task, received it beside the Task; write Task(..., {name}=...)"
+                )
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise TypeError(f"expected a Recipe after the Task, received {type(recipe).__name__}")
+        return task, (recipe or Recipe()).replace(**fields)
+    if isinstance(recipe, Recipe) or recipe is None:
+        raise TypeError(
+            "expected training data after the model, as in fit(model, (X, y), loss=...), or fit(task, recipe)"
+        )
+    made = Task(model=task, loss=loss, train=recipe, valid=valid, metrics=metrics or {}, target=target)
+    return made, Recipe().replace(**fields)
+
+
+def _new_folder(runs: Path, name: str | None, task: Task) -> Path:
+    if name is not None and (not name or Path(name).name != name or name in (".", "..")):
+        raise ValueError(f"expected a plain folder name for the run, received {name!r}")
+    if name is None:
+        model = task.model
+        kind = task.name or (
+            type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "run")
+        )
+        stem = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', kind).strip('-') or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
+        name = next(n for n in (stem, *(f"{stem}-{k}" for k in range(2, 10**6))) if not (runs / n).exists())
+    folder = runs / name
+    if (folder / "run.json").exists():
+        raise FileExistsError(
+            f"expected a new run, found one in {folder}; take another name, or go on with it by fogline.resume"
+        )
+    return folder
+
+
+def _trained(
+    task: Task,
+    asked: Recipe,
+    folder: Path,
+    progress: Progress,
+    source: Mapping[str, Any] | None,
+    *,
+    chunks: bool,
+    before: Mapping[str, Any] | None = None,
+) -> Iterator[Step]:
+    """Prepare, loop, judge; the generator's return value is the finished run."""
+    run = Run(folder, task=task)
+    with watched_signals():
+        decided, info = _decided(asked, before), {**(before or {}), "asked": asked.to_dict()}
+        start = begin(task, asked, decided)
+        run.task = start.task
+        _same_data(start, info)
+        try:
+            if decided is None:
+                _announce(folder, info | _frame(folder, asked, source), start)
+                measure(start, measure_rate)
+            prepared = assemble(start, folder, info.get("mechanics") if before else None, chunks=chunks)
+        except StopRequested:
+            raise Interrupted(run, requested_code()) from None
+        info |= _frame(folder, asked, source) | {"started": info.get("started", _now())}
+        run.attach(prepared.descent.machine.objective.model)
+        with private_randomness(prepared.descent.machine.device), make_progress(progress, folder.name) as report:
+            yield from _looped(run, prepared, info, report, resumed=before is not None)
+            return run
+
+
+def _looped(
+    run: Run, prepared: Prepared, info: dict[str, Any], report: ProgressFunction, *, resumed: bool
+) -> Iterator[Step]:
+    descent = prepared.descent
+    model = descent.machine.objective.model
+    try:
+        if not (resumed and descent.restore()):
+            for note in prepared.notes:
+                descent.store.event(0, "note", note)
+        info |= {
+            "task": summary(prepared),
+            "recipe": descent.recipe.to_dict(),
+            "resolved": prepared.resolved.why or info.get("resolved", {}),
+            "notes": prepared.notes,
+            "mechanics": prepared.mechanics,
+            "verdict": None,
+        }
+        descent.store.write_info(info)
+        model.train()
+        for number, epoch, lr, outcome in steps(descent, report):
+            yield Step(number, epoch, lr, outcome, run)
+        descent.save()
+        _finish(run, prepared, info)
+    except StopRequested:
+        _leave(descent, info)
+        raise Interrupted(run, requested_code()) from None
+    except GeneratorExit:  # the caller of descend() left the loop
+        _leave(descent, info)
+        raise
+    finally:
+        descent.store.close()
+
+
+def _leave(descent: Descent, info: dict[str, Any]) -> None:
+    """Save where it stands; the verdict says that it was interrupted."""
+    descent.save()
+    descent.store.event(descent.step, "interrupted", "stopped from outside and saved")
+    _write_verdict(descent, info, Judgement(Verdict.INTERRUPTED, {"steps": descent.step}))
+
+
+def _finish(run: Run, prepared: Prepared, info: dict[str, Any]) -> None:
+    """Keep the best weights, score them, judge the run."""
+    descent = prepared.descent
+    machine, model = descent.machine, descent.machine.objective.model
+    seed_everything(machine.seed, descent.step, PROBE, machine.device)
+    with descent.evaluation_weights():
+        batches = _some_batches(descent)
+        slope = None
+        if batches and all(p.dtype.is_floating_point for p in machine.parameters):
+            assert not isinstance(descent.recipe.lr, str)
+            slope = measure_slope(machine.objective, batches, descent.recipe.lr, poll)
+        if descent.best is None:
+            descent.best = {k: v.detach().clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+    model.load_state_dict(descent.best, strict=False)
+    model.eval()
+    if descent.scorer is not None:
+        info["scores"] = descent.scorer(machine.objective) | {"step": descent.counters.best_step}
+    _write_verdict(descent, info, _judged(run, descent, slope))
+
+
+def _judged(run: Run, descent: Descent, slope: Slope | None) -> Judgement:
+    table = read_table(run.folder, "steps")
+    scores = read_table(run.folder, "scores")
+    held_out = np.array([row["value"] for row in scores if row["name"] == "loss"], dtype=np.float64)
+    losses = table["loss"].astype(np.float64)
+    refused = (~np.isfinite(losses) | ~np.isfinite(table["grad_norm"].astype(np.float64))).astype(np.float64)
+    return judge(losses, table["lr"].astype(np.float64), held_out, slope=slope, refused=refused)
+
+
+def _write_verdict(descent: Descent, info: dict[str, Any], judgement: Judgement) -> None:
+    descent.recorder.flush()
+    info |= {
+        "verdict": {
+            "name": judgement.verdict.name,
+            "message": str(judgement.verdict),
+            "evidence": {k: v if v == v and abs(v) != float("inf") else str(v) for k, v in judgement.evidence.items()},
+        },
+        "steps": descent.step,
+        "refused": descent.counters.refused,
+        "seconds": descent.elapsed(),
+        "watching": {"share": descent.recorder.budget.measured_share(), "budget": descent.recipe.watch},
+        "ended": _now(),
+    }
+    descent.store.write_info(info)
+
+
+def _some_batches(descent: Descent) -> list[Any]:
+    count = min(_SLOPE_BATCHES, descent.batches.steps_per_epoch or _SLOPE_BATCHES)
+    stream = descent.batches.stream(0)
+    return [next(stream) for _ in range(count)]
+
+
+def _decided(asked: Recipe, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The resolved recipe of a run that had got so far, with what was asked for anew."""
+    if before is None or "mechanics" not in before:
+        return None
+    return {
+        **before["recipe"],
+        "duration": before["recipe"]["duration"] if asked.duration == "auto" else asked.duration,
+    }
+
+
+def _same_data(start: Start, info: Mapping[str, Any]) -> None:
+    before = info.get("task", {}).get("fingerprint")
+    if before is not None and before != fingerprint(start.opened.train):
+        raise ValueError(
+            "expected the data the run was started with, received other data (its fingerprint differs); "
+            "start a new run for new data"
+        )
+
+
+def _frame(folder: Path, asked: Recipe, source: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "name": folder.name,
+        "asked": asked.to_dict(),
+        "source": None if source is None else dict(source),
+        "versions": {
+            "fogline": _version("fogline"),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "device": asked.device,
+        },
+    }
+
+
+def _announce(folder: Path, info: dict[str, Any], start: Start) -> None:
+    """Write run.json before anything is measured, so that a run killed there can be started again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / "run.json", {**info, "recipe": start.resolved.recipe.to_dict(), "started": _now(), "verdict": None}
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

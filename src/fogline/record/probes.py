@@ -1,0 +1,211 @@
+"""Signals that cost something, spaced so that watching stays inside a share of the time.
+
+A probe spans two successive steps: with ``w0 -> w1 -> w2``, steps ``d1 = w1 - w0``, ``d2 = w2 - w1`` and the gradients
+``g1`` at ``w0``, ``g2`` at ``w1`` it measures, for the whole and for each layer,
+
+- update norm ``|d2|`` and update ratio ``|d2| / |w1|``,
+- step cosine ``d1 . d2 / (|d1| |d2|)``: 1 is a straight walk, negative is zig-zag,
+- overshoot ``alpha = -(g2 . d1) / (g1 . d1)``: -1 is an unchanged slope (a short step), 0 a step to the bottom of the
+  line, above 1 the far wall is steeper than the near one; on a quadratic it is ``lr * lambda - 1``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+Rows = list[tuple[int, str, float, float, float, float | None, float | None]]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What one probe measured: the whole, and rows of the table ``layers``."""
+
+    step: int
+    update_norm: float
+    update_ratio: float
+    step_cosine: float | None
+    overshoot: float | None
+    layers: Rows
+
+
+@dataclass
+class Budget:
+    """Keeps what watching costs within a share of the time, by timing every piece of it.
+
+    Attributes:
+        share: the most it may cost, as a share of the time since the start.
+        spent: seconds spent so far.
+    """
+
+    share: float
+    spent: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def affords(self, seconds: float) -> bool:
+        """Whether something that takes this long may be done now."""
+        return self.spent + seconds <= self.share * (time.perf_counter() - self.started)
+
+    def measured_share(self) -> float:
+        """What watching has cost so far, as a share of the time."""
+        return self.spent / max(1e-9, time.perf_counter() - self.started)
+
+
+class Probe:
+    """Measures two successive steps whenever the budget affords it.
+
+    Args:
+        parameters: the trained ones, with their names.
+        activations: called with no argument, gives the rms and the share of zeros of each module's output on a few
+            examples, or None where that is not possible.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        parameters: Sequence[nn.Parameter],
+        budget: Budget,
+        activations: Callable[[], dict[str, tuple[float, float]]] | None = None,
+    ) -> None:
+        self.names, self.parameters, self.budget = list(names), list(parameters), budget
+        self.activations = activations
+        self.cost = 0.0
+        self._before: list[Tensor] | None = None
+        self._first: tuple[list[Tensor], list[Tensor]] | None = None
+        self._window_cost = 0.0
+        self._windows = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether the coming step is the second of a window."""
+        return self._first is not None
+
+    def before(self) -> bool:
+        """To be called before a step; True if :meth:`after` must be called after it."""
+        if not self.open and not (self._windows == 0 or self.budget.affords(2 * self.cost)):
+            return False
+        started = time.perf_counter()
+        self._before = [p.detach().clone() for p in self.parameters]
+        self._count(started)
+        return True
+
+    def after(self, step: int, gradients: Sequence[Tensor]) -> Probed | None:
+        """To be called after a step that was taken; gives the measurement at the end of a window."""
+        started = time.perf_counter()
+        assert self._before is not None
+        before, self._before = self._before, None
+        if len(gradients) != len(self.parameters):
+            return self._close()  # parameters without a gradient: the products below would not line up
+        moved = torch._foreach_sub([p.detach() for p in self.parameters], before)
+        if self._first is None:
+            self._first = (list(moved), [g.detach().clone() for g in gradients])
+            self._count(started)
+            return None
+        first_moved, first_gradients = self._first
+        probed = self.read(step, products(before, gradients, moved, first_gradients, first_moved))
+        self._count(started)
+        self._close()
+        return probed
+
+    def cancel(self) -> None:
+        """The step was refused: what it would have measured is void."""
+        self._before = None
+        self._close()
+
+    def _close(self) -> None:
+        self._first = None
+        self._windows += 1
+        self.cost, self._window_cost = self._window_cost, 0.0
+
+    def _count(self, started: float) -> None:
+        seconds = time.perf_counter() - started
+        self.budget.spent += seconds
+        self._window_cost += seconds
+
+    def read(self, step: int, table: Tensor) -> Probed:
+        """The measurement behind the sums of :func:`products`; one transfer from the device."""
+        w, g, d, turn, first, slope, first_slope = table.tolist()
+        lengths = (sum(first) * sum(d)) ** 0.5
+        return Probed(
+            step,
+            update_norm=sum(d) ** 0.5,
+            update_ratio=(sum(d) / sum(w)) ** 0.5 if sum(w) > 0 else 0.0,
+            step_cosine=sum(turn) / lengths if lengths > 0 else None,
+            overshoot=-sum(slope) / sum(first_slope) if sum(first_slope) != 0 else None,
+            layers=self._layers(step, w, g, d),
+        )
+
+    def _layers(self, step: int, w: list[float], g: list[float], d: list[float]) -> Rows:
+        outputs = self.activations() if self.activations is not None else {}
+        sums: dict[str, list[float]] = {}
+        for name, *squares in zip(self.names, w, g, d, strict=True):
+            layer = name.rpartition(".")[0]
+            found = sums.setdefault(layer, [0.0, 0.0, 0.0])
+            for k, square in enumerate(squares):
+                found[k] += square
+        rows: Rows = []
+        for layer, (weight, gradient, update) in sums.items():
+            rms, zero = outputs.get(layer, (None, None))
+            rows.append((step, layer, weight**0.5, gradient**0.5, update**0.5, rms, zero))
+        return rows
+
+
+def products(
+    weights: Sequence[Tensor],  # w1
+    gradients: Sequence[Tensor],  # g2, at w1
+    moved: Sequence[Tensor],  # d2
+    first_gradients: Sequence[Tensor],  # g1, at w0
+    first_moved: Sequence[Tensor],  # d1
+) -> Tensor:
+    """The sums of products a probe needs, shape (7, parameters), float64.
+
+    Row by row: |w1|^2, |g2|^2, |d2|^2, d1.d2, |d1|^2, g2.d1, g1.d1.
+    """
+    pairs = (
+        (weights, weights),
+        (gradients, gradients),
+        (moved, moved),
+        (first_moved, moved),
+        (first_moved, first_moved),
+        (gradients, first_moved),
+        (first_gradients, first_moved),
+    )
+    with torch.no_grad():
+        return torch.stack([torch.stack([_dot(x, y) for x, y in zip(a, b, strict=True)]) for a, b in pairs])
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return torch.sum(x.detach() * y.detach(), dtype=torch.float64)
+
+
+def activation_statistics(model: nn.Module, forward: Callable[[], object]) -> dict[str, tuple[float, float]]:
+    """Root mean square and share of exact zeros of each module's output during one forward pass.
+
+    Args:
+        model: its modules are observed; hooks are removed afterwards.
+        forward: runs the model on a few examples; the caller sees to evaluation mode and to the random state.
+    """
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def observe(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_: nn.Module, __: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                found[name] = (output.detach().square().mean().sqrt(), (output.detach() == 0).float().mean())
+
+        return hook
+
+    handles = [module.register_forward_hook(observe(name)) for name, module in model.named_modules()]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        return {}
+    values = torch.stack([torch.stack(pair).float() for pair in found.values()]).tolist()
+    return {name: (rms, zero) for name, (rms, zero) in zip(found, values, strict=True)}
