@@ -137,6 +137,7 @@ MISFITS = {
         ValueError,
         r"Linear '0' expected inputs with 20 features .* shape \(6, 4\); set in_features=4",
     ),
+    "single numbers": (nn.Linear(1, 3), CE, (X[:, 0], LABELS), ValueError, r"reshape the inputs with x\[:, None\]"),
     "not flattened": (
         nn.Sequential(nn.Linear(192, 3)),
         CE,
@@ -366,5 +367,7 @@ def test_no_model_or_loss_for_unknown_work():
     for facts in (Facts("other", (4,)), Facts("regression", (4, 4))):
         with pytest.raises(ValueError, match="pass model="):
             default_model(facts)
+    with pytest.raises(ValueError, match=r"pass x\[:, None\]"):
+        default_model(Facts("regression", ()))
     with pytest.raises(ValueError, match="pass loss="):
         default_loss(Facts("other"))

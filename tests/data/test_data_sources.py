@@ -1,6 +1,8 @@
 """Sources: what they return, in which order, and that nobody's random state is touched."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -280,3 +282,17 @@ def test_fingerprints_differ_where_the_data_does():
     assert fingerprint(MapStyle(Noisy())) == prints[5]
     assert states() == before
     assert fingerprint(InMemory(X.bfloat16())) != fingerprint(InMemory(X.half()))
+
+
+def test_libraries_that_are_not_needed_are_not_imported():
+    program = (
+        "import sys, torch; before = set(sys.modules); import fogline.data;"
+        "print(sorted({'pandas', 'polars', 'duckdb', 'PIL', 'pyarrow', 'sklearn'} & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_target_name_beside_tensors_is_said_to_be_unused():
+    facts = open_data(Task(nn.Linear(4, 3), nn.CrossEntropyLoss(), (X, Y), target="y")).facts
+    assert any("target='y' is for frames and files" in note for note in facts.notes)

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from torch import nn
 
-from fogline.data import InMemory, open_data
+from fogline.data import InMemory, load_encoder, open_data
 from fogline.data.labels import hold_out
 from fogline.data.tables import TableEncoder
 from fogline.task import Task, on_batch
@@ -350,3 +350,16 @@ def test_a_handful_of_rows_is_not_split():
     result = opened(pd.DataFrame({"x": [1.0, 2.0, 3.0, 4.0], "y": list("abab")}), target="y")
     assert result.valid is None
     assert any("4 rows are too few to hold some out" in note for note in result.facts.notes)
+
+
+def test_held_out_targets_beside_a_frame_may_have_another_name(frame):
+    inputs = frame.drop(columns="outcome")
+    result = opened((inputs, frame["outcome"]), (inputs.head(6), frame["outcome"].head(6).to_numpy()))
+    assert torch.equal(result.valid.tensors[1], result.train.tensors[1][:6])
+
+
+def test_encoders_are_loaded_by_their_kind(frame):
+    result = opened(frame)
+    assert load_encoder(result.encoder.to_dict()) == result.encoder
+    with pytest.raises(ValueError, match="unknown kind of encoder 'tabel': did you mean 'table'"):
+        load_encoder({"kind": "tabel"})
