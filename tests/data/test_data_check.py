@@ -367,6 +367,8 @@ def test_no_model_or_loss_for_unknown_work():
     for facts in (Facts("other", (4,)), Facts("regression", (4, 4))):
         with pytest.raises(ValueError, match="pass model="):
             default_model(facts)
+    with pytest.raises(ValueError, match="number of classes is known"):
+        default_model(Facts("classification", (4,), outputs=0))
     with pytest.raises(ValueError, match=r"pass x\[:, None\]"):
         default_model(Facts("regression", ()))
     with pytest.raises(ValueError, match="pass loss="):

@@ -26,6 +26,8 @@ def default_model(facts: Facts) -> Callable[[], nn.Module]:
     """
     if facts.inputs == () and facts.kind != "other":
         raise ValueError("expected inputs of shape (examples, columns), received one number each; pass x[:, None]")
+    if facts.outputs < 1 and facts.kind != "other":
+        raise ValueError("expected data whose number of classes is known, received a stream of labels; pass model=")
     if facts.kind == "other" or len(facts.inputs) not in (1, 3):
         raise ValueError(
             "expected columns (width,) or images (channels, height, width) to build a model for, received "
