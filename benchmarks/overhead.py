@@ -1,0 +1,196 @@
+"""What ``fogline.fit`` costs over a hand-written loop, beside other trainers and JAX, interleaved in one process.
+
+    python benchmarks/overhead.py                # everything that is installed; peers that are not get a row saying so
+    python benchmarks/overhead.py --quick        # a minute: fogline and the raw loop only
+    python benchmarks/overhead.py --write        # also docs/evidence/overhead.md and overhead.json
+
+Every contender trains the same model on the same data in memory by the same optimizer, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timing
+
+timing.one_thread()
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp(prefix="inductor-"))  # compile times from cold
+
+import torch  # noqa: E402  after the number of threads is set
+
+from overhead_parts.problems import BATCHES, PROBLEMS, Problem, best_raw_loop, raw_loop  # noqa: E402
+from overhead_parts.report import Outcome, judge, page, startup_lines, summary  # noqa: E402
+
+MODES = ("eager", "compiled", "chunked", "auto")
+PACKAGES = (
+    "torch", "numpy", "lightning", "transformers", "accelerate", "skorch", "fastai", "keras", "jax", "jaxlib"
+)  # fmt: skip
+
+
+def fogline_loop(problem: Problem, mode: str) -> timing.Contender:
+    """The loop behind ``fogline.fit``, run step by step; default watching, logging and checkpoints on."""
+    import fogline
+
+    recipe = fogline.Recipe(
+        optimizer=problem.optimizer, lr=problem.lr, batch_size=problem.batch_size,
+        duration=f"{problem.planned_steps}st", schedule="constant", warmup=0, seed=0, step=mode,
+        weight_decay=0.01 if problem.optimizer == "adamw" else None,
+    )  # fmt: skip
+    task = fogline.Task(model=problem.model(), loss=problem.loss, train=(problem.inputs, problem.targets))
+    folder = tempfile.mkdtemp(prefix="overhead-")
+    descent = fogline.descend(task, recipe, folder=folder, name=mode)
+    steps: Iterator[Any] = iter(descent)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            next(steps)
+
+    setup = timing.clock(lambda: run(1)).wall
+    return timing.Contender(run, setup_seconds=setup, note=resolved(Path(folder) / mode))
+
+
+def resolved(folder: Path) -> str:
+    """How the run says it takes its steps."""
+    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return str(info.get("recipe", {}).get("step", ""))
+
+
+def contenders(peers: bool) -> dict[str, Callable[[Problem], timing.Contender]]:
+    """Everything that is timed in this process, by the name of its row."""
+
+    def usual(problem: Problem) -> timing.Contender:
+        return raw_loop(problem, BATCHES["rows gathered by batch"])
+
+    chosen: dict[str, Callable[[Problem], timing.Contender]] = {"raw": best_raw_loop, "raw, as usually written": usual}
+    chosen |= {f"fogline {mode}": partial(fogline_loop, mode=mode) for mode in MODES}
+    if peers:
+        from overhead_parts import jax_loops, trainers
+
+        chosen |= trainers.all_trainers()
+        chosen |= {"JAX jit": jax_loops.jit, "JAX lax.scan": jax_loops.scan}
+    return chosen
+
+
+def measure(problem: Problem, rounds: int, peers: bool) -> Outcome:
+    """Set every contender up and let them take turns."""
+    outcome, ready = Outcome(problem), {}
+    for name, make in contenders(peers).items():
+        try:
+            contender = make(problem)
+            contender.run(contender.quantum)
+        except Exception as error:  # noqa: BLE001  a contender that does not run is a row that says why
+            outcome.absent[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            continue
+        ready[name] = contender
+        outcome.setup[name], outcome.notes[name] = contender.setup_seconds, contender.note
+        print(f"  {name} is ready", file=sys.stderr)
+    outcome.costs = timing.interleave(ready, rounds=rounds, seconds=problem.seconds)
+    if peers:
+        for backend in ("torch", "jax"):
+            _keras(outcome, backend, rounds)
+    return outcome
+
+
+def _keras(outcome: Outcome, backend: str, rounds: int) -> None:
+    name = f"Keras on {'PyTorch' if backend == 'torch' else 'JAX'}"
+    done = subprocess.run(
+        [sys.executable, __file__, "--keras", backend, "--problems", outcome.problem.name, "--rounds", str(rounds)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode != 0:
+        outcome.absent[name] = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:160]
+        return
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    costs = {who: [timing.Cost(**cost) for cost in values] for who, values in answer["costs"].items()}
+    outcome.costs[name], outcome.beside[name] = costs["keras"], costs["raw"]
+    outcome.setup[name] = answer["setup_seconds"]
+    outcome.notes[name] = "in a process of its own with the raw loop beside it"
+
+
+def startup(rounds: int) -> dict[str, timing.Spread]:
+    """Seconds of fresh processes that import torch, and fogline; and the difference, round by round."""
+    seconds: dict[str, list[float]] = {"torch": [], "fogline": []}
+    for turn in range(rounds + 1):
+        for name in seconds:
+            took = timing.clock(partial(subprocess.run, [sys.executable, "-c", f"import {name}"], check=True))
+            if turn > 0:
+                seconds[name].append(took.wall)
+    extra = [ours - theirs for ours, theirs in zip(seconds["fogline"], seconds["torch"], strict=True)]
+    return {name: timing.Spread.of(values) for name, values in (seconds | {"difference": extra}).items()}
+
+
+def keras_worker(problem: Problem, backend: str, rounds: int) -> None:
+    """Time Keras beside the raw loop and print one line of JSON: a process has one Keras backend."""
+    os.environ["KERAS_BACKEND"] = backend
+    from overhead_parts import keras_fit
+
+    keras = keras_fit.fit(problem)
+    loops = {"raw": best_raw_loop(problem), "keras": keras}
+    costs = timing.interleave(loops, rounds=rounds, seconds=problem.seconds)
+    plain = {name: [vars(cost) for cost in values] for name, values in costs.items()}
+    print(json.dumps({"costs": plain, "setup_seconds": keras.setup_seconds}))
+
+
+def results(outcomes: list[Outcome], rounds: int) -> dict[str, Any]:
+    """Everything measured, for the JSON file."""
+    problems = {
+        outcome.problem.name: {
+            "costs_seconds_a_step": outcome.costs,
+            "raw_beside": outcome.beside,
+            "setup_seconds": outcome.setup,
+            "notes": outcome.notes,
+            "absent": outcome.absent,
+        }
+        for outcome in outcomes
+    }
+    return {"stamp": timing.stamp(PACKAGES), "rounds": rounds, "problems": problems}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one minute: no peers, few rounds")
+    parser.add_argument("--rounds", type=int, default=None, help="slices each contender gets (default 15)")
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--without-peers", action="store_true", help="only fogline and the raw loop")
+    parser.add_argument("--write", action="store_true", help="write docs/evidence/overhead.md and overhead.json")
+    parser.add_argument("--keras", choices=("torch", "jax"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    rounds = arguments.rounds or (3 if arguments.quick else 15)
+    peers = not (arguments.quick or arguments.without_peers)
+    torch.set_num_threads(1)
+    if arguments.keras:
+        keras_worker(PROBLEMS[arguments.problems[0]](), arguments.keras, rounds)
+        return
+
+    started = startup(rounds=3 if arguments.quick else 9)
+    print(startup_lines(started))
+    outcomes = []
+    for name in arguments.problems:
+        outcomes.append(measure(PROBLEMS[name](), rounds, peers))
+        print(f"\n{summary(outcomes[-1])}\n", flush=True)
+    judged = judge(outcomes, started)
+    data = results(outcomes, rounds) | {"startup_seconds": started, "targets": [vars(one) for one in judged]}
+    markdown = page(outcomes, started, judged, data["stamp"], rounds)
+    print(markdown[markdown.index("## Targets") : markdown.index("## Tables")])
+    if arguments.write:
+        written = timing.write_evidence("overhead", markdown, data)
+        print("written:", *(path.relative_to(timing.ROOT) for path in written))
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # parked trainers never return
