@@ -30,6 +30,7 @@ __all__ = ["METHODS", "Path", "Progress", "Result", "minimize"]
 
 FIRST_ORDER = ("gd", "momentum", "nesterov", "adam")
 METHODS = (*FIRST_ORDER, "lbfgs", "bfgs", "newton-cg")
+HISTORY_NUMBERS = 2**25  # in each of the two matrices that lbfgs keeps by default: 256 MB in float64
 LARGEST_DENSE = 20_000  # parameters: a matrix of 3.2 GB in float64
 
 
@@ -46,7 +47,7 @@ def minimize(
     path: Literal["full", "none"] | int = "full",
     momentum: float | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
-    history: int = 20,
+    history: int | None = None,
 ) -> Result:
     """Minimise a scalar function of tensors by gradient descent or one of its faster relatives.
 
@@ -70,7 +71,7 @@ def minimize(
         momentum: of ``"momentum"`` and ``"nesterov"``; by default 0.9 with a given lr, and growing with restarts with
             ``lr="auto"``.
         betas: averaging factors of ``"adam"``.
-        history: pairs kept by ``"lbfgs"``.
+        history: pairs kept by ``"lbfgs"``; by default 100, and fewer from some 300,000 parameters on (at least 10).
 
     Returns:
         A :class:`Result`. ``verdict`` is CONVERGED (at a minimum: a saddle is told apart by the Hessian), IMPROVING
@@ -132,10 +133,11 @@ def _method(
     lr: float | Literal["auto"],
     momentum: float | None,
     betas: tuple[float, float],
-    history: int,
+    history: int | None,
 ) -> Method:
     if name == "lbfgs":
-        return LineSearch(problem, LimitedMemory(history))
+        size = start.x.numel()
+        return LineSearch(problem, LimitedMemory(history or min(100, max(10, HISTORY_NUMBERS // size))))
     if name == "bfgs":
         if start.x.numel() > LARGEST_DENSE:
             raise ValueError(
@@ -186,7 +188,7 @@ def _check_numbers(
     tol: float | None,
     momentum: float | None,
     betas: tuple[float, float],
-    history: int,
+    history: int | None,
 ) -> None:
     if lr != "auto":
         if not isinstance(lr, int | float) or not (math.isfinite(lr) and lr > 0):
@@ -204,5 +206,5 @@ def _check_numbers(
         raise ValueError(f"expected momentum in [0, 1), received {momentum!r}; 0.9 is a good first try")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"expected betas as two numbers in [0, 1), received {betas!r}; (0.9, 0.999) is usual")
-    if not isinstance(history, int) or history < 1:
+    if history is not None and (not isinstance(history, int) or history < 1):
         raise ValueError(f"expected history as an integer >= 1, received {history!r}")

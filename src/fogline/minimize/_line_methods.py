@@ -92,9 +92,9 @@ class LimitedMemory:
         self.end = 0
 
     def _make_room(self, like: Tensor) -> None:
-        """Twice the rows, until the history fits twice; then the newest move to the front."""
+        """Twice the rows, until the history fits with a quarter to spare; then the newest move to the front."""
         kept = min(self.end, self.history - 1)
-        rows = min(max(2 * self.end, 8), 2 * self.history)
+        rows = min(max(2 * self.end, 8), self.history + max(8, self.history // 4))
         window = slice(self.end - kept, self.end)
         old = self.steps[window], self.changes[window], self.crossed[window, window], self.squared[window, window]
         self.steps, self.changes = like.new_zeros(rows, like.numel()), like.new_zeros(rows, like.numel())
