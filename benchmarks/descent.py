@@ -195,7 +195,8 @@ def detail_table(table: dict[str, dict[str, Outcome]], names: list[str]) -> str:
 def page(table: dict[str, dict[str, Outcome]], arguments: argparse.Namespace) -> str:
     """The page of evidence."""
     tight = [name for name in PEERS if "tight" in name]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    last = ["git", "log", "-1", "--format=%h", "--", "src/fogline/minimize"]
+    commit = subprocess.run(last, capture_output=True, text=True, check=False).stdout
     lines = [
         "# Descent: functions with known minima",
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -70,7 +71,7 @@ def adam_rule(betas: tuple[float, float]) -> Rule:
     return rule
 
 
-class FirstOrder:
+class FirstOrder(ABC):
     """What the two ways of setting the step size share: the rule, the bounds, and the estimate of what is left."""
 
     patience = 10
@@ -102,9 +103,9 @@ class FirstOrder:
         """A first-order method keeps to its own steps."""
         return self.step(point)
 
+    @abstractmethod
     def step(self, point: Point) -> Move | None:
         """The next step; None where there is none."""
-        raise NotImplementedError
 
     def _moved(self, before: Point, memory: Memory, heading: Tensor) -> Point:
         wanted = before.x + heading

@@ -42,7 +42,6 @@ class Judge:
         self.held = 0
         self.best = start
         self.quiet = 0
-        self.steepest = start.steepness
         self.lowest = [start.fun]  # lowest value up to each step
         self.left = math.inf
 
@@ -66,7 +65,7 @@ class Judge:
         self.lowest.append(self.best.fun)
         if self.careful:
             return self.blocked(point) if self.quiet >= QUIET else None
-        if point.fun > self.start.fun and point.steepness > 1e8 * self.steepest:
+        if point.fun > self.start.fun and point.steepness > 1e8 * self.start.steepness:
             return self.diverged(point)
         return None
 
@@ -116,17 +115,17 @@ class Judge:
             message = "Stalled: the steps are too short to change the parameters; raise lr or leave it at 'auto'."
         return Ending(Judgement(Verdict.STALLED, self._evidence(point)), message)
 
-    def spent(self, point: Point, steps: int) -> Ending:
+    def spent(self, point: Point) -> Ending:
         """The steps ended first."""
-        evidence = self._evidence(point)
+        steps, evidence = len(self.lowest) - 1, self._evidence(point)
         if point.fun > self.start.fun + 10 * self.eps * abs(self.start.fun):
             return self.diverged(point)
-        halfway, lowest = self.lowest[(len(self.lowest) - 1) // 2], self.lowest[-1]
+        halfway, lowest = self.lowest[steps // 2], self.lowest[-1]
         late = halfway - lowest
         evidence["gain_of_second_half"] = late
         if steps and late <= max(self.tol * (self.start.fun - lowest), self.eps * abs(lowest)):
             message = (
-                f"Stalled: the last {steps - (len(self.lowest) - 1) // 2} steps only jump about without getting lower; "
+                f"Stalled: the last {steps - steps // 2} steps only jump about without getting lower; "
                 "lower lr (a tenth is a good first try) or leave it at 'auto'."
             )
             return Ending(Judgement(Verdict.STALLED, evidence), message)
@@ -169,5 +168,5 @@ class Judge:
             "left_to_gain": self.left,
             "gain": self.start.fun - point.fun,
             "tol": self.tol,
-            "slope_share": point.steepness / self.steepest if self.steepest else 0.0,
+            "slope_share": point.steepness / self.start.steepness if self.start.steepness else 0.0,
         }

@@ -12,8 +12,6 @@ from fogline.minimize._line_methods import Move
 from fogline.minimize._problem import Point, Problem
 from fogline.minimize._result import Recorder
 
-ESCAPES = 10  # saddles left before one is called the end
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -87,37 +85,37 @@ def descend(
         record, show to the callback
     """
     point = used = start
-    steps = escapes = 0
+    steps = 0
     while True:
-        move: Move | None = None
-        ending: Ending | None = None
-        if judge.look(point, method.prepare(point)):
-            seen = survey(problem, point)
-            if steps < max_steps and judge.doubts(point, seen):
-                move = method.detour(point, seen)
-            elif steps < max_steps and seen.bends_down and escapes < ESCAPES:
-                escapes += 1
-                move = method.escape(point, seen)
-            if move is None:
-                ending = judge.settled(point, seen)
-        elif steps >= max_steps:
-            ending = judge.spent(point, steps)
-        else:
-            move = method.step(point)
-            if move is None:
-                ending = judge.blocked(point)
-        if move is not None and not move.point.finite:
-            ending = judge.not_finite(point, move.point)
-        elif move is not None:
-            used, point, steps = point, move.point, steps + 1
-            recorder.add(steps, point, move.lr)
+        ahead = _advance(problem, method, judge, point, steps_left=max_steps - steps)
+        if isinstance(ahead, Move) and not ahead.point.finite:
+            ahead = judge.not_finite(point, ahead.point)
+        if isinstance(ahead, Move):
+            used, point, steps = point, ahead.point, steps + 1
+            recorder.add(steps, point, ahead.lr)
             ending = judge.moved(point)
-            if callback is not None and ending is None and _asks_to_stop(callback, problem, point, steps, move.lr):
-                ending = judge.interrupted(point, steps)
+            if callback is not None and _asks_to_stop(callback, problem, point, steps, ahead.lr):
+                ending = ending or judge.interrupted(point, steps)
+        else:
+            ending = ahead
         if ending is not None:
             if method.careful and judge.best.fun < point.fun - 10 * judge.eps * abs(point.fun):
                 point = judge.best
             return Descent(point, used, steps, ending)
+
+
+def _advance(problem: Problem, method: Method, judge: Judge, point: Point, steps_left: int) -> Move | Ending:
+    """The next step, or why there is none."""
+    seen: Survey | None = None
+    if judge.look(point, method.prepare(point)):
+        seen = survey(problem, point)
+        if not judge.doubts(point, seen):
+            away = method.escape(point, seen) if seen.bends_down and steps_left else None
+            return away or judge.settled(point, seen)
+    if not steps_left:
+        return judge.spent(point)
+    move = method.step(point) if seen is None else method.detour(point, seen)
+    return move or judge.blocked(point)
 
 
 def _asks_to_stop(
