@@ -249,8 +249,9 @@ def _looped(
         }
         descent.store.write_info(info)
         model.train()
-        for number, epoch, lr, outcome in steps(descent, report):
-            yield Step(number, epoch, lr, outcome, run)
+        for taken in steps(descent, report):
+            for k, (lr, outcome) in enumerate(zip(taken.rates, taken.outcomes, strict=True)):
+                yield Step(taken.first + k, taken.epoch, lr, outcome, run)
         descent.save()
         _finish(run, prepared, info)
     except StopRequested:

@@ -22,12 +22,13 @@ def number(value: Any) -> str:
 
 
 def scores_text(scores: Mapping[str, float | None]) -> str:
-    """Scores on one line.
+    """Scores on one line, with the step of the weights they belong to at the end.
 
-    >>> scores_text({"loss": 0.25, "accuracy": 0.9})
-    'loss 0.25, accuracy 0.9'
+    >>> scores_text({"loss": 0.25, "accuracy": 0.9, "step": 120})
+    'loss 0.25, accuracy 0.9 (step 120)'
     """
-    return ", ".join(f"{name} {number(value)}" for name, value in scores.items())
+    words = ", ".join(f"{name} {number(value)}" for name, value in scores.items() if name != "step")
+    return f"{words} (step {scores['step']})" if "step" in scores else words
 
 
 def verdict_name(verdict: Mapping[str, Any] | None) -> str:
@@ -45,14 +46,17 @@ def verdict_sentence(verdict: Mapping[str, Any] | None) -> str:
 
 
 def moment(when: Any) -> str:
-    """A date and a time to the second in local time, from seconds since 1970 or from ISO text.
+    """A date and a time to the second in local time, from ISO text or from seconds since 1970.
 
     >>> moment("2026-11-22T10:00:00.123"), moment(None)
     ('2026-11-22 10:00:00', '')
     """
     if isinstance(when, int | float):
-        return datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M:%S")
-    return str(when or "")[:19].replace("T", " ")
+        return f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M:%S}"
+    if not when:
+        return ""
+    parsed = datetime.fromisoformat(str(when))
+    return f"{parsed.astimezone() if parsed.tzinfo else parsed:%Y-%m-%d %H:%M:%S}"
 
 
 def span(seconds: Any) -> str:

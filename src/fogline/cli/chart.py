@@ -38,7 +38,7 @@ def chart(
     x, y = x[finite], y[finite]
     if not len(y):
         return ["(no finite values to draw)"]
-    logarithmic = bool(y.min() > 0 and y.max() / y.min() > _LOG_FROM)
+    logarithmic = bool(y.min() > 0 and np.log(y.max()) - np.log(y.min()) > np.log(_LOG_FROM))
     widest = len(_label(-1.2345e-104))
     cells = max(8, width - widest - 2)
     across, down = (2, 4) if unicode else (1, 1)

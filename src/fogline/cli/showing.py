@@ -59,8 +59,8 @@ def _facts(info: dict[str, Any], steps: Table) -> list[str]:
     words = [str(task.get("model") or "model")]
     if task.get("parameters"):
         words.append(f"{task['parameters']:,} parameters")
-    if task.get("train examples"):
-        words.append(f"{task['train examples']:,} training examples")
+    if task.get("train_examples"):
+        words.append(f"{task['train_examples']:,} training examples")
     lines = ["task    " + ", ".join(words)]
     named = ("optimizer", "lr", "batch_size", "duration", "schedule", "seed")
     lines.append("recipe  " + ", ".join(f"{name} {_value(recipe[name])}" for name in named if name in recipe))
@@ -68,7 +68,7 @@ def _facts(info: dict[str, Any], steps: Table) -> list[str]:
         done = info["steps"] if info.get("verdict") else int(steps["step"][-1])
         lines.append(f"steps   {done}, last loss {number(float(steps['loss'][-1]))}")
     if info.get("scores"):
-        lines.append(f"scores  {scores_text(info['scores'])} (held out, weights kept)")
+        lines.append(f"scores  {scores_text(info['scores'])}: held out, the weights kept")
     return lines
 
 

@@ -58,6 +58,13 @@ class Batches:
         start = within * self.batch_size
         return Place(epoch, start, min(start + self.batch_size, self.examples))
 
+    def rows_at(self, step: int) -> int | None:
+        """How many examples a step sees; None for a stream."""
+        if self.steps_per_epoch is None or self.examples is None:
+            return None
+        last = step % self.steps_per_epoch == self.steps_per_epoch - 1
+        return self.examples - (self.steps_per_epoch - 1) * self.batch_size if last else self.batch_size
+
     def rows(self, step: int) -> NDArray[np.int64] | None:
         """Which examples a step sees, in order; None for a stream."""
         place = self.place(step)

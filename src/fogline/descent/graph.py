@@ -71,7 +71,8 @@ class Program:
             Signals of shape (chunk, 2), loss and gradient norm of each step, and of a single step the gradients, of
             several the sums of :func:`fogline.record.probes.products` over the last two.
         """
-        signals, *rest = self.call([*self.state, *leaves(batch), lr])
+        rows = batch if type(batch) is tuple and type(batch[0]) is type(batch[-1]) is Tensor else leaves(batch)
+        signals, *rest = self.call([*self.state, *rows, lr])
         return signals, rest
 
 
@@ -136,7 +137,9 @@ def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
         mode = detect_fake_mode(arguments) or FakeTensorMode()
         # Random numbers come from the default generator, seeded for each step, as in the eager step.
         with tracing(TracingContext(mode)), config.patch(fallback_random=True):
-            call = compile_fx_inner(graph, [mode.from_tensor(value) for value in arguments])
+            compiled = compile_fx_inner(graph, [mode.from_tensor(value) for value in arguments])
+        # The wrapper around it looks for profilers and caches; that costs more than a small step.
+        call = getattr(compiled, "current_callable", None) or compiled
     except COMPILE_ERRORS as error:
         raise CannotCompileError(f"cannot be compiled: {_first_line(error)}") from error
     random = any(_draws(node) for node in graph.graph.nodes)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -52,7 +52,16 @@ class Step:
         return float(self.outcome.gradient_norm)
 
 
-def steps(descent: Descent, report: ProgressFunction) -> Iterator[tuple[int, float, float, Outcome]]:
+class Taken(NamedTuple):
+    """What one call of the stepper gave: one step, or several."""
+
+    first: int
+    epoch: float
+    rates: list[float]
+    outcomes: list[Outcome]
+
+
+def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
     """Descend until the recipe's duration is over.
 
     In pseudo-code::
@@ -65,40 +74,49 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[tuple[int, flo
             record the signals;       replay what was refused
             yield
 
-    Yields:
-        (step, epoch, learning rate, outcome).
-
     Raises:
         StopRequested: a signal came; the state is that between two steps.
         OSError: the run folder cannot be written.
     """
-    recorder, counters, stepper = descent.recorder, descent.counters, descent.stepper
+    recorder, stepper, probe = descent.recorder, descent.stepper, descent.probe
+    if _several(descent):
+        probe = None  # a call of several steps measures itself
+    look, wake = 0, 0.0
     while True:
-        if descent.validation_due() or descent.checkpoint_due() or descent.finished():
-            _settle(descent)
-        if descent.validation_due():
-            descent.validate()
-        if descent.finished():
-            return
-        if descent.checkpoint_due():
-            descent.save()
-        poll()
-        first = descent.step
-        probing = descent.probe is not None and not _several(descent) and descent.probe.before()
-        outcomes = stepper.advance(first, descent.next_stop(), descent.rate)
-        for k, outcome in enumerate(outcomes):
-            lr, epoch = descent.rate(first + k), descent.epoch()
-            _count(descent, outcome)
-            recorder.step(
-                first + k, epoch, counters.examples, descent.elapsed(), outcome.loss, lr, outcome.gradient_norm
-            )
-            yield first + k, epoch, lr, outcome
-        _look(descent, probing, outcomes)
         now = time.perf_counter()
-        if recorder.due(now):
-            _settle(descent)
-            recorder.flush()
-            report(_progress(descent, outcomes[-1]))
+        if descent.step >= look or now >= wake:
+            if not _look_around(descent, report):
+                return
+            look, wake = descent.next_look()
+        poll()
+        first, epoch = descent.step, descent.epoch()
+        probing = probe is not None and probe.before()
+        outcomes = stepper.advance(first, descent.next_stop(), descent.rate)
+        rates = [descent.rate(first + k) for k in range(len(outcomes))]
+        seconds = descent.elapsed()
+        for outcome, lr in zip(outcomes, rates, strict=True):
+            step, examples = descent.step, _count(descent, outcome)
+            recorder.step(step, epoch, examples, seconds, outcome.loss, lr, outcome.gradient_norm)
+            if outcome.finite is False:
+                _explain(descent, step)
+                look = 0  # the refusals may be too many
+        _measure(descent, probing, outcomes)
+        yield Taken(first, epoch, rates, outcomes)
+
+
+def _look_around(descent: Descent, report: ProgressFunction) -> bool:
+    """Do what is due besides steps; False when the descent is over."""
+    _settle(descent)
+    if descent.recorder.due(time.perf_counter()):
+        descent.recorder.flush()
+        report(_progress(descent))
+    if descent.validation_due():
+        descent.validate()
+    if descent.finished():
+        return False
+    if descent.checkpoint_due():
+        descent.save()
+    return True
 
 
 def _several(descent: Descent) -> bool:
@@ -109,15 +127,15 @@ def _eager(descent: Descent) -> EagerStep:
     return descent.stepper if isinstance(descent.stepper, EagerStep) else descent.stepper.eager
 
 
-def _count(descent: Descent, outcome: Outcome) -> None:
+def _count(descent: Descent, outcome: Outcome) -> int:
+    """Count one step taken; the number of examples seen before and in it."""
     counters = descent.counters
-    place = descent.place()
-    counters.examples += rows_of(descent.stepper.batch) if place is None else place.stop - place.start
+    counters.examples += descent.batches.rows_at(counters.step) or rows_of(descent.stepper.batch)
     counters.step += 1
     if outcome.finite is False:
         counters.refused += 1
         counters.refused_in_a_row += 1
-        return
+        return counters.examples
     counters.refused_in_a_row = 0
     if descent.average is not None:
         assert descent.recipe.ema is not None
@@ -130,36 +148,34 @@ def _count(descent: Descent, outcome: Outcome) -> None:
         else:
             for average, weight in zip(descent.average, weights, strict=True):
                 average.lerp_(weight, share * (~stuck).to(average.dtype))
+    return counters.examples
 
 
-def _look(descent: Descent, probing: bool, outcomes: list[Outcome]) -> None:
-    """Probe, and replay what was refused."""
-    last, recorder = descent.step - 1, descent.recorder
-    refused = [descent.step - len(outcomes) + k for k, outcome in enumerate(outcomes) if outcome.finite is False]
-    if refused:
-        _explain(descent, refused)
-    products = None if isinstance(descent.stepper, EagerStep) else descent.stepper.products
-    if descent.probe is not None and products is not None and descent.probe.budget.affords(1e-4):
-        recorder.probe(descent.probe.read(last, products))
-    if not probing or descent.probe is None:
+def _measure(descent: Descent, probing: bool, outcomes: list[Outcome]) -> None:
+    """What the probe says of the step(s) just taken."""
+    probe, last = descent.probe, descent.step - 1
+    if probe is None:
         return
-    if refused:
-        descent.probe.cancel()
+    if not isinstance(descent.stepper, EagerStep) and descent.stepper.products is not None:
+        if probe.affords():
+            descent.recorder.probe(probe.read(last, descent.stepper.products))
         return
-    probed = descent.probe.after(last, descent.stepper.gradients)
-    if probed is not None:
-        recorder.probe(probed)
+    if probing and outcomes[-1].finite is False:
+        probe.cancel()
+    elif probing:
+        probed = probe.after(last, descent.stepper.gradients)
+        if probed is not None:
+            descent.recorder.probe(probed)
 
 
-def _explain(descent: Descent, refused: list[int]) -> None:
+def _explain(descent: Descent, step: int) -> None:
     if descent.counters.refused > _MOST_EXPLAINED:
         return
     machine, batches = descent.machine, descent.batches
-    for step in refused:
-        rows = batches.rows(step)
-        batch = descent.stepper.batch if rows is None else batches.at(step)
-        found = explain_refusal(machine.objective, batch, step, machine.seed, machine.device, rows)
-        descent.store.event(step, "refused", found["message"], found)
+    rows = batches.rows(step)
+    batch = descent.stepper.batch if rows is None else batches.at(step)
+    found = explain_refusal(machine.objective, batch, step, machine.seed, machine.device, rows)
+    descent.store.event(step, "refused", found["message"], found)
 
 
 def _settle(descent: Descent) -> None:
@@ -169,26 +185,25 @@ def _settle(descent: Descent) -> None:
         return
     first = descent.recorder.first_not_finite()
     assert first is not None
-    while descent.step > first:
-        descent.counters.step -= 1
-        place = descent.place()
-        assert place is not None
-        descent.counters.examples -= place.stop - place.start
+    counters = descent.counters
+    while counters.step > first:
+        counters.step -= 1
+        counters.examples -= descent.batches.rows_at(counters.step) or 0
     descent.recorder.forget(first + 1)
     eager.release()
     _count(descent, Outcome(float("nan"), float("nan"), finite=False))
-    _explain(descent, [first])
+    _explain(descent, first)
 
 
-def _progress(descent: Descent, outcome: Outcome) -> ProgressReport:
-    counters, elapsed = descent.counters, descent.elapsed()
+def _progress(descent: Descent) -> ProgressReport:
+    counters, last = descent.counters, descent.recorder.last
     position, total = descent.progress()
     return ProgressReport(
         step=descent.step,
         steps=descent.total,
         fraction=min(1.0, position / total),
-        loss=float(outcome.loss),
+        loss=last,
         lr=descent.rate(max(0, descent.step - 1)),
-        examples_per_second=counters.examples / max(elapsed, 1e-9),
+        examples_per_second=counters.examples / max(descent.elapsed(), 1e-9),
         epoch=descent.epoch(),
     )

@@ -6,6 +6,7 @@ that a run measured in minutes asks with `position = progress * expected_steps, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fogline.errors import unknown
@@ -77,33 +78,49 @@ def multiplier(schedule: str, position: float, total: float, *, warmup: float = 
         >>> [multiplier("constant", step, 8, warmup=3) for step in range(5)]
         [0.25, 0.5, 0.75, 1.0, 1.0]
     """
-    name = canonical(schedule)
     if not 0 <= position < math.inf or not 0 < total < math.inf:
         raise ValueError(
             f"expected a position of at least 0 in a finite run longer than 0 steps, "
             f"received position={position!r}, total={total!r}"
         )
-    total = max(total, 1.0)
-    position = min(position, total - 1)
-    if name == "one_cycle":
-        return _one_cycle(position, total, warmup_steps(total, warmup or ONE_CYCLE_RISE))
-    rise = warmup_steps(total, warmup)
-    if position < rise:
+    return curve(schedule, total, warmup=warmup)(position)
+
+
+def curve(schedule: str, total: float, *, warmup: float = 0.0) -> Callable[[float], float]:
+    """The schedule of one run as a function of the position alone: `multiplier` with everything else settled.
+
+    Example:
+        >>> rate = curve("linear", 4)
+        >>> [rate(step) for step in range(4)]
+        [1.0, 0.75, 0.5, 0.25]
+    """
+    name, total = canonical(schedule), max(total, 1.0)
+    last = total - 1
+    rise = warmup_steps(total, (warmup or ONE_CYCLE_RISE) if name == "one_cycle" else warmup)
+
+    def up(position: float) -> float:
+        if name == "one_cycle":
+            return _half_cosine(ONE_CYCLE_START, 1.0, position / rise)
         return (position + 1) / (rise + 1)
-    if name == "linear":
-        return (total - position) / (total - rise)
-    if name == "cosine":
-        return _half_cosine(1.0, 0.0, (position - rise) / (total - rise))
-    if name == "wsd":
-        length = WSD_DECAY * total
-        return 1 - math.sqrt(max(0.0, position - (total - length)) / length)
-    return 1.0
 
+    def down(position: float) -> float:
+        if name == "linear":
+            return (total - position) / (total - rise)
+        if name == "cosine":
+            return _half_cosine(1.0, 0.0, (position - rise) / (total - rise))
+        if name == "one_cycle":
+            return _half_cosine(1.0, ONE_CYCLE_END, (position - rise) / (total - rise))
+        if name == "wsd":
+            length = WSD_DECAY * total
+            return 1 - math.sqrt(max(0.0, position - (total - length)) / length)
+        return 1.0
 
-def _one_cycle(position: float, total: float, rise: float) -> float:
-    if position < rise:
-        return _half_cosine(ONE_CYCLE_START, 1.0, position / rise)
-    return _half_cosine(1.0, ONE_CYCLE_END, (position - rise) / (total - rise))
+    def at(position: float) -> float:
+        if position > last:
+            position = last
+        return up(position) if position < rise else down(position)
+
+    return at
 
 
 def _half_cosine(start: float, end: float, share: float) -> float:

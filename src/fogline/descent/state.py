@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fogline.descent import checkpoint
-from fogline.descent.batches import Batches, Place
+from fogline.descent.batches import Batches
 from fogline.descent.checkpoint import BEST, Checkpoint
 from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors, to_eval, to_train
 from fogline.descent.randomness import REFRESH, seed_step
-from fogline.descent.schedules import PlateauState, multiplier, update
+from fogline.descent.schedules import PlateauState, curve, update
 from fogline.descent.scoring import Scorer, normalisation_layers, refresh_statistics
 from fogline.descent.step import CompiledStep, EagerStep, Machine
 from fogline.recipe import Duration, Recipe
@@ -28,6 +28,7 @@ from fogline.record.store import Store
 _CHECKPOINT_SHARE = 0.01
 _REFRESH_BATCHES = 50
 _PATIENT_REFUSALS = 100
+_LOOK_SECONDS = 0.1
 
 
 @dataclass
@@ -78,6 +79,9 @@ class Descent:
             batches.batch_size, batches.examples if batches.examples is not None else batches.batch_size * 1000
         )
         self.every_seconds = Duration.parse(recipe.validate_every).seconds
+        assert not isinstance(recipe.lr, str) and not isinstance(recipe.warmup, str)
+        self._base = recipe.lr
+        self._curve = curve(recipe.schedule, self.total or 1, warmup=recipe.warmup)
         self.average: list[Tensor] | None = None
         if recipe.ema is not None:
             self.average = [p.detach().clone() for p in machine.parameters]
@@ -108,10 +112,12 @@ class Descent:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        assert not isinstance(self.recipe.lr, str) and not isinstance(self.recipe.warmup, str)
-        position, total = (float(step), float(self.total)) if self.total is not None else self.progress()
-        factor = multiplier(self.recipe.schedule, min(position, total), total, warmup=self.recipe.warmup)
-        return self.recipe.lr * factor * self.counters.plateau.factor
+        if self.limit is None:
+            return self._base * self._curve(step) * self.counters.plateau.factor
+        position, total = self.progress()
+        assert not isinstance(self.recipe.warmup, str)
+        factor = curve(self.recipe.schedule, total, warmup=self.recipe.warmup)(position)
+        return self._base * factor * self.counters.plateau.factor
 
     def finished(self) -> bool:
         if self.stopped_early or self.counters.refused_in_a_row >= self._most_refusals():
@@ -124,10 +130,21 @@ class Descent:
 
     def next_stop(self) -> int:
         """The step before which no call of several steps may reach over: a validation or the end."""
-        stop = self.total if self.total is not None else self.step + 1
+        stop = self.total if self.total is not None else 2**62
         if self.scorer is not None and self.every is not None:
             stop = min(stop, (self.step // self.every + 1) * self.every)
         return stop
+
+    def next_look(self) -> tuple[int, float]:
+        """The step, and the time, before which nothing is due but steps."""
+        step, now = self.next_stop(), time.perf_counter()
+        wake = now + _LOOK_SECONDS
+        if self.recipe.checkpoint_every != "auto":
+            steps = Duration.parse(self.recipe.checkpoint_every).steps(self.batches.batch_size, self.batches.examples)
+            step = step if steps is None else min(step, (self.step // steps + 1) * steps)
+        if self.limit is not None:
+            wake = min(wake, now + self.limit - self.elapsed())
+        return step, wake
 
     def validation_due(self) -> bool:
         if self.scorer is None or self.counters.validated == self.step:
@@ -149,9 +166,6 @@ class Descent:
             return since >= every.seconds
         steps = every.steps(self.batches.batch_size, self.batches.examples) or 1
         return self.step % steps == 0 and self.step > 0
-
-    def place(self) -> Place | None:
-        return self.batches.place(self.step)
 
     def epoch(self) -> float:
         """Passes over the data so far, with their fraction."""

@@ -34,12 +34,12 @@ class Slope:
     """What the weights that were kept would still gain, measured at the end on a few batches.
 
     Attributes:
-        gain: largest fall of the loss along the negative gradient, by line search, on the batches it came from.
+        gain: largest fall of the loss along the negative gradient, by line search, on batches it does not come from; a
+            fall within two standard errors of none counts as none.
         signal: |mean gradient|^2, without the part that is noise, over the sum of both; 1 is all signal.
         dead: share of the parameters whose gradient is exactly zero on every batch.
         step: length of the best step of the line search over the learning rate at its top; infinite where unknown.
         loss: mean loss of the batches.
-        spread: standard error of that mean.
     """
 
     gain: float
@@ -47,7 +47,6 @@ class Slope:
     dead: float
     step: float
     loss: float
-    spread: float
 
 
 def judge(
@@ -196,8 +195,11 @@ def measure_slope(
     kept = [p.detach().clone() for p in parameters]
     sums = [torch.zeros_like(p) for p in parameters]
     squares, losses = 0.0, []
+    # The line search is scored on batches its direction does not come from, or noise would pass for a gain.
+    sources = batches[: max(1, len(batches) // 2)]
+    scored = batches[len(sources) :] or batches
     with mode(objective.model, training=False):
-        for batch in batches:
+        for batch in sources:
             check()
             loss = objective(batch)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -205,13 +207,12 @@ def measure_slope(
             torch._foreach_add_(sums, found)
             squares += sum(float(g.double().square().sum()) for g in found)
             losses.append(float(loss.detach()))
-        count = len(batches)
+        count = len(sources)
         torch._foreach_div_(sums, count)
         size = sum(float(g.double().square().sum()) for g in sums)
-        loss = float(np.mean(losses))
         gain, length = 0.0, math.inf
         if size > 0 and math.isfinite(size):
-            gain, length = _search(objective, batches, parameters, kept, sums, loss, rate, check)
+            gain, length = _search(objective, scored, parameters, kept, sums, rate, check)
     noise = max(0.0, (squares / count - size) / max(1, count - 1))
     dead = sum(int((g == 0).sum()) for g in sums) / max(1, sum(g.numel() for g in sums))
     return Slope(
@@ -219,8 +220,7 @@ def measure_slope(
         signal=max(0.0, size - noise) / size if size > 0 else 0.0,
         dead=dead,
         step=length / rate if rate > 0 else math.inf,
-        loss=loss,
-        spread=float(np.std(losses) / math.sqrt(count)),
+        loss=float(np.mean(losses)),
     )
 
 
@@ -230,19 +230,24 @@ def _search(
     parameters: Sequence[torch.nn.Parameter],
     kept: Sequence[torch.Tensor],
     direction: Sequence[torch.Tensor],
-    loss: float,
     rate: float,
     check: Callable[[], None],
 ) -> tuple[float, float]:
     """Double or halve the step along the negative gradient while that helps; (fall of the loss, step)."""
+
+    with torch.no_grad():
+        here = np.array([float(objective(batch)) for batch in batches])
 
     def fall(length: float) -> float:
         check()
         with torch.no_grad():
             for parameter, start, slope in zip(parameters, kept, direction, strict=True):
                 parameter.copy_(start - length * slope)
-            value = float(np.mean([float(objective(batch)) for batch in batches]))
-        return loss - value if math.isfinite(value) else -math.inf
+            falls = here - np.array([float(objective(batch)) for batch in batches])
+        if not np.isfinite(falls).all():
+            return -math.inf
+        error = float(falls.std(ddof=1)) / math.sqrt(len(falls)) if len(falls) > 1 else 0.0
+        return float(falls.mean()) if falls.mean() > 2 * error else min(0.0, float(falls.mean()))
 
     best, length = 0.0, math.inf
     try:

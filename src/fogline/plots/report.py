@@ -96,8 +96,10 @@ def _section(run: Run, index: int, figures: list[dict[str, Any]]) -> str:
             _events(run),
             _details("Evidence for the verdict", (info.get("verdict") or {}).get("evidence") or {}),
             _details("Task", info.get("task") or {}),
-            _details("Step and signals", {**(info.get("step") or {}), **_prefixed("watching", info.get("watching"))}),
-            _details("Versions and hardware", {**(info.get("versions") or {}), **_hardware(info.get("hardware"))}),
+            _details(
+                "Steps and signals", _flat({**(info.get("mechanics") or {}), "watching": info.get("watching") or {}})
+            ),
+            _details("Versions and hardware", {**(info.get("versions") or {}), **(info.get("hardware") or {})}),
             "</section>",
         ]
     )
@@ -127,7 +129,7 @@ def _scores(run: Run, info: Mapping[str, Any]) -> str:
         best = kept.get(name) if split == "valid" else values[-1]
         rows.append([f"{_SPLITS.get(split, split)} {name}", *map(number, (values[0], values[-1], best))])
     if not rows:
-        rows = [[f"held-out {name}", "", "", number(value)] for name, value in kept.items()]
+        rows = [[f"held-out {name}", "", "", number(value)] for name, value in kept.items() if name != "step"]
     return _table("Scores", ["score", "first", "last", "weights kept"], rows, numbers=True) if rows else ""
 
 
@@ -169,8 +171,14 @@ def _recipe(info: Mapping[str, Any]) -> str:
     for name in dict.fromkeys([*used, *resolved]):
         decision = resolved.get(name) or {}
         value = used.get(name, decision.get("value"))
-        rows.append([name, _plain(asked.get(name, "")), _plain(value), str(decision.get("why", ""))])
+        rows.append([name, _plain(asked.get(name, "")), _plain(value), _why(decision)])
     return _table("Recipe", ["field", "asked", "used", "why"], rows) if rows else ""
+
+
+def _why(decision: Mapping[str, Any]) -> str:
+    words = str(decision.get("why", ""))
+    interval = decision.get("interval")
+    return f"{words}; between {number(interval[0])} and {number(interval[1])}" if interval else words
 
 
 def _events(run: Run) -> str:
@@ -178,12 +186,14 @@ def _events(run: Run) -> str:
     return _table("Events", ["step", "kind", "message"], rows) if rows else ""
 
 
-def _hardware(hardware: Any) -> dict[str, Any]:
-    return dict(hardware) if isinstance(hardware, Mapping) else {"hardware": hardware} if hardware else {}
-
-
-def _prefixed(prefix: str, values: Any) -> dict[str, Any]:
-    return {f"{prefix} {key}": value for key, value in values.items()} if isinstance(values, Mapping) else {}
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values under the names of both levels."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= (
+            {f"{key} {name}": inner for name, inner in value.items()} if isinstance(value, Mapping) else {key: value}
+        )
+    return flat
 
 
 def _details(heading: str, values: Mapping[str, Any]) -> str:
@@ -221,4 +231,6 @@ def _plain(value: Any) -> str:
         return str(value)
     if isinstance(value, int | float):
         return number(value)
+    if isinstance(value, Sequence):
+        return ", ".join(_plain(item) for item in value) or "none"
     return json.dumps(value)

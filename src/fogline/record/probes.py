@@ -84,9 +84,13 @@ class Probe:
         """Whether the coming step is the second of a window."""
         return self._first is not None
 
+    def affords(self) -> bool:
+        """Whether a window may begin: the first always, another when the last one's cost fits in the budget."""
+        return self._windows == 0 or self.budget.affords(self.cost)
+
     def before(self) -> bool:
         """To be called before a step; True if :meth:`after` must be called after it."""
-        if not self.open and not (self._windows == 0 or self.budget.affords(2 * self.cost)):
+        if not self.open and not self.affords():
             return False
         started = time.perf_counter()
         self._before = [p.detach().clone() for p in self.parameters]
@@ -106,10 +110,9 @@ class Probe:
             self._count(started)
             return None
         first_moved, first_gradients = self._first
-        probed = self.read(step, products(before, gradients, moved, first_gradients, first_moved))
+        table = products(before, gradients, moved, first_gradients, first_moved)
         self._count(started)
-        self._close()
-        return probed
+        return self.read(step, table)
 
     def cancel(self) -> None:
         """The step was refused: what it would have measured is void."""
@@ -128,6 +131,13 @@ class Probe:
 
     def read(self, step: int, table: Tensor) -> Probed:
         """The measurement behind the sums of :func:`products`; one transfer from the device."""
+        started = time.perf_counter()
+        probed = self._read(step, table)
+        self._count(started)
+        self._close()
+        return probed
+
+    def _read(self, step: int, table: Tensor) -> Probed:
         w, g, d, turn, first, slope, first_slope = table.tolist()
         lengths = (sum(first) * sum(d)) ** 0.5
         return Probed(

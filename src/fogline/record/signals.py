@@ -31,6 +31,7 @@ class Recorder:
         self._pending: list[tuple[int, float, int, float, float | Tensor, float, float | Tensor]] = []
         self._probed: dict[int, Probed] = {}
         self._flushed = time.perf_counter()
+        self.last = math.nan  # the loss of the last row written
 
     def step(
         self,
@@ -76,6 +77,7 @@ class Recorder:
             self.store.layers(probed.layers)
         self._probed = {}
         if rows:
+            self.last = rows[-1][4]
             self.store.steps(rows)
         self.store.flush()
         self._pending = []
