@@ -42,13 +42,13 @@ def make_run(
         {
             "format": 1,
             "name": folder.name,
-            "task": {"model": "Linear", "loss": "CrossEntropyLoss", "parameters": 650, "train examples": 640},
+            "task": {"model": "Linear", "loss": "CrossEntropyLoss", "parameters": 650, "train_examples": 640},
             "asked": {"optimizer": "auto", "lr": "auto", "batch_size": 32},
             "recipe": {"optimizer": "adamw", "lr": 0.0123456, "batch_size": 32, "duration": "10ep", "seed": 0},
-            "resolved": {"lr": {"value": 0.0123456, "why": "measured by a sweep"}},
+            "resolved": {"lr": {"value": 0.0123456, "why": "measured by a sweep", "interval": [0.01, 0.02]}},
             "notes": ["the labels are numbers from 0 to 9"],
             "versions": {"torch": "2.13.0"},
-            "hardware": "cpu",
+            "hardware": {"machine": "x86_64"},
             "source": source,
             "started": "2026-11-22T10:00:00",
             "ended": "2026-11-22T10:01:00",
@@ -57,9 +57,9 @@ def make_run(
             "verdict": None
             if verdict is None
             else {"name": verdict.name, "message": str(verdict), "evidence": {"slope": -0.1, "p": 0.03}},
-            "scores": {"loss": min(values), "accuracy": 1 - min(values) / 2} if values else {},
+            "scores": {"loss": min(values), "accuracy": 1 - min(values) / 2, "step": 199} if values else {},
             "watching": {"share": 0.013, "budget": 0.02},
-            "step": {"mode": "eager", "implementation": "fused"},
+            "mechanics": {"mode": "eager", "implementation_seconds": {"fused": 1e-4, "foreach": 2e-4}},
             **info,
         }
     )

@@ -76,7 +76,7 @@ def test_runs_lists_every_run(tmp_path: Path) -> None:
     rows = [line.split("\t") for line in call("runs", tmp_path).output.splitlines()]
     assert rows[0] == ["name", "verdict", "steps", "loss", "scores", "when"]
     assert [row[:2] for row in rows[1:]] == [["b", "training"], ["a", "stalled"]]
-    assert rows[2][4] == "loss 0.4, accuracy 0.8"
+    assert rows[2][4] == "loss 0.4, accuracy 0.8 (step 199)"
 
 
 def test_runs_shows_an_unreadable_run_beside_the_others(tmp_path: Path) -> None:

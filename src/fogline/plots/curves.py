@@ -30,16 +30,14 @@ def loss_figure(run: Run, *, dark: bool = False) -> go.Figure:
     if not np.isfinite(loss).any():
         return empty(title, "No finite loss was recorded." if len(loss) else "No steps yet.", dark=dark)
     figure = go.Figure()
-    _add_line(figure, x, loss, "training", colours.first, faint=len(x) >= _SMOOTH_FROM)
-    if len(x) >= _SMOOTH_FROM:
-        _add_line(figure, x, smooth(loss), "training, smoothed", colours.first)
+    smoothed = _add_noisy(figure, x, loss, "training", colours.first, smooth(loss))
     held_x, held = _held_out_loss(run)
     if len(held):
         mode = "lines+markers" if len(held) <= 40 else "lines"
         _add_line(figure, held_x, held, "held out", colours.second, mode=mode)
-    scale = _scale(loss, held)
-    _add_events(figure, run, colours, scale, loss, held)
-    return framed(figure, title, "loss", dark=dark, **scale)
+    axis, floor = _scale(loss, smoothed, held)
+    _add_events(figure, run, colours, floor)
+    return framed(figure, title, "loss", dark=dark, **axis)
 
 
 def lr_figure(run: Run, *, dark: bool = False) -> go.Figure:
@@ -58,20 +56,31 @@ def gradient_figure(run: Run, *, dark: bool = False) -> go.Figure:
     colours = palette(dark)
     steps = run.steps
     x = steps["step"].astype(float)
-    shown = [np.empty(0)]
     named = (("gradient norm", "grad_norm", colours.first), ("update / weight", "update_ratio", colours.third))
     figure = go.Figure()
+    shown = [np.empty(0)]
     for label, column, colour in named:
-        # A logarithmic axis has no place for zero.
-        values = np.where(steps[column] > 0, steps[column], np.nan)
-        if np.isfinite(values).any():
-            _add_line(figure, x, values, label, colour)
-            shown.append(values[np.isfinite(values)])
+        values = steps[column].astype(float)
+        # A logarithmic axis has no place for zero, and its mean is the geometric one.
+        there = np.isfinite(values) & (values > 0)
+        if there.any():
+            middle = np.exp(smooth(np.log(values[there])))
+            shown.append(_add_noisy(figure, x[there], values[there], label, colour, middle))
     if not figure.data:
         return empty("Gradient", "No gradient was recorded.", dark=dark)
     figure.update_layout(showlegend=True)
     every = np.concatenate(shown)
     return framed(figure, "Gradient", "", dark=dark, height=300, **logarithmic(every.min(), every.max()))
+
+
+def _add_noisy(figure: go.Figure, x: Numbers, y: Numbers, name: str, colour: str, middle: Numbers) -> Numbers:
+    """Draw values that jitter faintly and their mean over them; returns what sets the axis."""
+    if len(x) < _SMOOTH_FROM:
+        _add_line(figure, x, y, name, colour)
+        return y
+    _add_line(figure, x, y, name, colour, faint=True)
+    _add_line(figure, x, middle, f"{name}, smoothed", colour)
+    return middle
 
 
 def _add_line(
@@ -91,24 +100,28 @@ def _held_out_loss(run: Run) -> tuple[Numbers, Numbers]:
     return scores["step"][rows].astype(float), scores["value"][rows].astype(float)
 
 
-def _scale(*values: Numbers) -> dict[str, Any]:
-    """Settings of the vertical axis: logarithmic where the values are positive and span a wide range."""
-    every = np.concatenate(values)
+def _scale(loss: Numbers, smoothed: Numbers, held: Numbers) -> tuple[dict[str, Any], float]:
+    """Settings of the vertical axis, logarithmic where positive values span a wide range, and its lower edge.
+
+    A single small batch may have a loss near zero: on a logarithmic axis such dips do not set the lower edge.
+    """
+    every = np.concatenate([loss, smoothed, held])
     every = every[np.isfinite(every)]
-    if every.min() > 0 and every.max() / every.min() > _LOG_FROM:
-        return logarithmic(float(every.min()), float(every.max()))
-    return {"rangemode": "tozero" if every.min() >= 0 else "normal"}
+    low, high = float(every.min()), float(every.max())
+    middle = np.concatenate([smoothed, held])
+    middle = middle[np.isfinite(middle)]
+    if low > 0 and high / float(middle.min()) > _LOG_FROM:
+        edge = max(low, float(middle.min()) / 4)
+        floor = edge * (edge / high) ** 0.06
+        return {**logarithmic(floor, high), "range": [np.log10(floor), np.log10(high) + 0.05]}, floor
+    return {"rangemode": "tozero" if low >= 0 else "normal"}, min(0.0, low)
 
 
-def _add_events(figure: go.Figure, run: Run, colours: Palette, scale: dict[str, Any], *values: Numbers) -> None:
+def _add_events(figure: go.Figure, run: Run, colours: Palette, floor: float) -> None:
     """Marks along the lower edge; their words appear under the pointer, and the report lists them."""
     rows = list(run.events)
     if not rows:
         return
-    every = np.concatenate(values)
-    every = every[np.isfinite(every)]
-    low, high = float(every.min()), float(every.max())
-    floor = low / (high / low) ** 0.05 if scale.get("type") == "log" else min(0.0, low)
     figure.add_scatter(
         x=[float(row["step"]) for row in rows],
         y=[floor] * len(rows),

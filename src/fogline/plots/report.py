@@ -127,7 +127,8 @@ def _scores(run: Run, info: Mapping[str, Any]) -> str:
     for split, name in dict.fromkeys(zip(table["split"], table["name"], strict=True)):
         values = table["value"][(table["split"] == split) & (table["name"] == name)]
         best = kept.get(name) if split == "valid" else values[-1]
-        rows.append([f"{_SPLITS.get(split, split)} {name}", *map(number, (values[0], values[-1], best))])
+        course = [number(values[0]), number(values[-1])] if len(values) > 1 else ["", ""]
+        rows.append([f"{_SPLITS.get(split, split)} {name}", *course, number(best)])
     if not rows:
         rows = [[f"held-out {name}", "", "", number(value)] for name, value in kept.items() if name != "step"]
     return _table("Scores", ["score", "first", "last", "weights kept"], rows, numbers=True) if rows else ""
@@ -166,13 +167,18 @@ def _colours(trace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(info: Mapping[str, Any]) -> str:
+    """What was decided in one table, what was left at its default in another that is folded away."""
     asked, used, resolved = (info.get(key) or {} for key in ("asked", "recipe", "resolved"))
-    rows = []
+    decided, left = [], {}
     for name in dict.fromkeys([*used, *resolved]):
         decision = resolved.get(name) or {}
         value = used.get(name, decision.get("value"))
-        rows.append([name, _plain(asked.get(name, "")), _plain(value), _why(decision)])
-    return _table("Recipe", ["field", "asked", "used", "why"], rows) if rows else ""
+        if decision:
+            decided.append([name, _plain(asked.get(name, "")), _plain(value), _why(decision)])
+        else:
+            left[name] = value
+    table = _table("Recipe", ["field", "asked", "used", "why"], decided) if decided else ""
+    return table + _details("Recipe: as it was given" if decided else "Recipe", left)
 
 
 def _why(decision: Mapping[str, Any]) -> str:
@@ -231,6 +237,8 @@ def _plain(value: Any) -> str:
         return str(value)
     if isinstance(value, int | float):
         return number(value)
+    if isinstance(value, Sequence | Mapping) and not value:
+        return "none"
     if isinstance(value, Sequence):
-        return ", ".join(_plain(item) for item in value) or "none"
+        return ", ".join(_plain(item) for item in value)
     return json.dumps(value)
