@@ -15,10 +15,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timing
 
@@ -29,6 +30,10 @@ import torch  # noqa: E402  after the number of threads is set
 
 from overhead_parts.problems import BATCHES, PROBLEMS, Problem, best_raw_loop, raw_loop  # noqa: E402
 from overhead_parts.report import Outcome, judge, page, startup_lines, summary  # noqa: E402
+from overhead_parts.trainers import Parked, Tick  # noqa: E402
+
+if TYPE_CHECKING:
+    from fogline.progress import ProgressReport
 
 MODES = ("eager", "compiled", "chunked", "auto")
 PACKAGES = (
@@ -36,32 +41,33 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def fogline_loop(problem: Problem, mode: str) -> timing.Contender:
-    """The loop behind ``fogline.fit``, run step by step; default watching, logging and checkpoints on."""
+def fogline_fit(problem: Problem, mode: str) -> timing.Contender:
+    """``fogline.fit`` itself, with default watching, log and checkpoints; it is parked at its log points."""
     import fogline
 
     recipe = fogline.Recipe(
         optimizer=problem.optimizer, lr=problem.lr, batch_size=problem.batch_size,
         duration=f"{problem.planned_steps}st", schedule="constant", warmup=0, seed=0, step=mode,
-        weight_decay=0.01 if problem.optimizer == "adamw" else None,
     )  # fmt: skip
     task = fogline.Task(model=problem.model(), loss=problem.loss, train=(problem.inputs, problem.targets))
-    folder = tempfile.mkdtemp(prefix="overhead-")
-    descent = fogline.descend(task, recipe, folder=folder, name=mode)
-    steps: Iterator[Any] = iter(descent)
+    runs = Path(tempfile.mkdtemp(prefix="overhead-"))
 
-    def run(count: int) -> None:
-        for _ in range(count):
-            next(steps)
+    def train(tick: Tick) -> None:
+        before = 0
 
-    setup = timing.clock(lambda: run(1)).wall
-    return timing.Contender(run, setup_seconds=setup, note=resolved(Path(folder) / mode))
+        def at_log_point(report: ProgressReport) -> None:
+            nonlocal before
+            before, steps = report.step, report.step - before
+            tick(steps)
 
+        fogline.fit(task, recipe, runs=runs, name=mode, progress=at_log_point)
 
-def resolved(folder: Path) -> str:
-    """How the run says it takes its steps."""
-    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return str(info.get("recipe", {}).get("step", ""))
+    run = Parked(train).run
+    mechanics = json.loads((runs / mode / "run.json").read_text(encoding="utf-8"))["mechanics"]
+    compiling = mechanics.get("compile_seconds", 0.0)
+    note = "; ".join(str(mechanics[key]) for key in ("mode", "why") if key in mechanics)
+    # Rows are written twice a second and checkpoints at most once a second.
+    return timing.Contender(run, seconds=1.0, setup_seconds=compiling, note=f"took its steps {note}")
 
 
 def contenders(peers: bool) -> dict[str, Callable[[Problem], timing.Contender]]:
@@ -71,7 +77,7 @@ def contenders(peers: bool) -> dict[str, Callable[[Problem], timing.Contender]]:
         return raw_loop(problem, BATCHES["rows gathered by batch"])
 
     chosen: dict[str, Callable[[Problem], timing.Contender]] = {"raw": best_raw_loop, "raw, as usually written": usual}
-    chosen |= {f"fogline {mode}": partial(fogline_loop, mode=mode) for mode in MODES}
+    chosen |= {f"fogline {mode}": partial(fogline_fit, mode=mode) for mode in MODES}
     if peers:
         from overhead_parts import jax_loops, trainers
 
@@ -121,9 +127,10 @@ def startup(rounds: int) -> dict[str, timing.Spread]:
     seconds: dict[str, list[float]] = {"torch": [], "fogline": []}
     for turn in range(rounds + 1):
         for name in seconds:
-            took = timing.clock(partial(subprocess.run, [sys.executable, "-c", f"import {name}"], check=True))
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
             if turn > 0:
-                seconds[name].append(took.wall)
+                seconds[name].append(time.perf_counter() - begin)
     extra = [ours - theirs for ours, theirs in zip(seconds["fogline"], seconds["torch"], strict=True)]
     return {name: timing.Spread.of(values) for name, values in (seconds | {"difference": extra}).items()}
 
@@ -171,6 +178,7 @@ def main() -> None:
     rounds = arguments.rounds or (3 if arguments.quick else 15)
     peers = not (arguments.quick or arguments.without_peers)
     torch.set_num_threads(1)
+    timing.StandingClock.install()
     if arguments.keras:
         keras_worker(PROBLEMS[arguments.problems[0]](), arguments.keras, rounds)
         return

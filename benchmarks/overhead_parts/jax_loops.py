@@ -215,7 +215,7 @@ def jit(problem: Problem) -> timing.Contender:
     state, position, order = program.state, jnp.int32(0), jnp.asarray(program.order())
     done = 0
 
-    def run(steps: int) -> None:
+    def run(steps: int) -> int:
         nonlocal state, position, order, done
         for _ in range(steps):
             if done == program.steps_per_epoch:
@@ -223,6 +223,7 @@ def jit(problem: Problem) -> timing.Contender:
             state, position = call(state, position, program.data, order)
             done += 1
         jax.block_until_ready(state)
+        return steps
 
     run(1)
     return timing.Contender(run, setup_seconds=time.perf_counter() - begin)
@@ -243,13 +244,15 @@ def scan(problem: Problem) -> timing.Contender:
     call = jax.jit(many, donate_argnums=0)
     state = program.state
 
-    def run(steps: int) -> None:
+    def run(steps: int) -> int:
         nonlocal state
-        while steps > 0:
-            for order in program.order().reshape(-1, chunk, problem.batch_size)[: steps // chunk]:
+        left = steps
+        while left > 0:
+            for order in program.order().reshape(-1, chunk, problem.batch_size)[: left // chunk]:
                 state, _losses = call(state, program.data, order)
-                steps -= chunk
+                left -= chunk
         jax.block_until_ready(state)
+        return steps
 
     run(chunk)
     return timing.Contender(run, quantum=chunk, setup_seconds=time.perf_counter() - begin)

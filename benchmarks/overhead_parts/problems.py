@@ -199,12 +199,13 @@ def raw_loop(
     optimizer = problem.make_optimizer(model.parameters(), **implementation)
     source = batches(problem)
 
-    def run(steps: int) -> None:
+    def run(steps: int) -> int:
         for _ in range(steps):
             inputs, targets = next(source)
             optimizer.zero_grad(set_to_none=True)
             loss_function(model(inputs), targets).backward()
             optimizer.step()
+        return steps
 
     return timing.Contender(run)
 

@@ -125,7 +125,7 @@ def _digits(spread: timing.Spread) -> str:
 def summary(outcome: Outcome) -> str:
     """The table of one problem, fastest first after the raw loop."""
     problem = outcome.problem
-    header = ["loop", "us a step", "quartiles", "x raw", "wall us", "wall x raw", "first step s"]
+    header = ["loop", "us a step", "quartiles", "x raw", "wall us", "wall x raw", "set-up s"]
     names = sorted(outcome.costs, key=lambda name: (not name.startswith("raw"), outcome.ratio(name).median))
     rows = []
     for name in names:
@@ -165,11 +165,12 @@ trainers, and JAX. Made by `python benchmarks/overhead.py --write`; see `benchma
 - *raw* is the fastest of six hand-written loops (rows gathered by batch or by epoch; optimizer fused, foreach or
   for-loop): its note says which. *As usually written* gathers by batch and leaves the choice of the optimizer's
   implementation to PyTorch.
-- Fogline is timed as `descend`, the loop that `fit` runs. Trainers are timed inside their own `fit`, parked between
-  slices, given batches already cut; their progress bars, loggers, checkpoints and validation are off. Fogline's own
-  signals, log and checkpoints stay on.
-- Set-up is not in the cost of a step. *First step* is the wall time until the end of the first step, compiling
-  included, from a cold cache. Fogline's `auto` is asked for a run long enough to make compiling worth considering.
+- Fogline and the trainers run their own `fit`, parked between slices with their clock standing still. The trainers get
+  batches already cut; their progress bars, loggers, checkpoints and validation are off. Fogline's own signals, log and
+  checkpoints stay on, and its slices last over a second, so that all of them fall into every slice.
+- Set-up is not in the cost of a step. *Set-up* is Fogline's compile time as `run.json` has it, and of the others the
+  wall time to the end of the first step; caches are cold, but `auto` finds those of the modes that were compiled before
+  it. `auto` is asked for a run long enough for compiling to be considered.
 - *pass*: the median holds the target; *level*: it does not, but the lower quartile does; *short*: neither does.
 """
 

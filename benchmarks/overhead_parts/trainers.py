@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,34 +24,46 @@ from torch import Tensor, nn
 import timing
 from overhead_parts.problems import BATCHES, Problem
 
-Tick = Callable[[], None]
+
+class Tick(Protocol):
+    """To be called after optimizer steps; comes back when the trainer is to go on."""
+
+    def __call__(self, steps: int = 1) -> None: ...
+
+
 FOREVER = 10**9
 
 
 class Parked:
-    """A trainer running in a thread of its own that stands still between slices.
+    """A trainer running in a thread of its own that stands still between slices, and so does its clock.
 
-    ``train(tick)`` must call ``tick()`` after every optimizer step. Only one of the two threads ever runs.
+    ``train(tick)`` must call ``tick()`` after every optimizer step, or ``tick(n)`` after n of them. Only one of the two
+    threads ever runs.
     """
 
     def __init__(self, train: Callable[[Tick], None]) -> None:
         self._train = train
-        self._left = 1
+        self._wanted = self._taken = 0
+        self._clock = timing.StandingClock()
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
+        self._clock.start()
         begin = time.perf_counter()
         threading.Thread(target=self._work, daemon=True).start()
         self._wait()
         self.setup_seconds = time.perf_counter() - begin
 
-    def run(self, steps: int) -> None:
-        """Let the trainer take so many steps."""
-        self._left = steps
+    def run(self, steps: int) -> int:
+        """Let the trainer take so many steps, and go on to where it ticks next."""
+        self._wanted, self._taken = steps, 0
+        self._clock.come()
         self._go.release()
         self._wait()
+        return self._taken
 
     def _wait(self) -> None:
         self._done.acquire()
+        self._clock.leave()
         if self._error is not None:
             raise RuntimeError(f"{type(self._error).__name__}: {self._error}") from self._error
 
@@ -64,9 +76,9 @@ class Parked:
             self._error = error
             self._done.release()
 
-    def _tick(self) -> None:
-        self._left -= 1
-        if self._left == 0:
+    def _tick(self, steps: int = 1) -> None:
+        self._taken += steps
+        if self._taken >= self._wanted:
             self._done.release()
             self._go.acquire()
 
@@ -197,13 +209,14 @@ def accelerate(problem: Problem) -> timing.Contender:
     model, optimizer = accelerator.prepare(model, optimizer)
     source = BATCHES["rows gathered by epoch"](problem)
 
-    def run(steps: int) -> None:
+    def run(steps: int) -> int:
         for _ in range(steps):
             inputs, targets = next(source)
             with accelerator.accumulate(model):
                 optimizer.zero_grad()
                 accelerator.backward(problem.loss(model(inputs), targets))
                 optimizer.step()
+        return steps
 
     return timing.Contender(run)
 
