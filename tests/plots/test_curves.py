@@ -43,8 +43,8 @@ def test_the_loss_figure_shows_every_spike_and_stays_small(tmp_path: Path) -> No
     losses[12_345] = 1e4
     figure = FIGURES["loss"](Run.open(make_run(tmp_path / "run", losses=losses)))
     by_name = {trace.name: trace for trace in figure.data}
-    assert set(by_name) == {"training", "training, smoothed", "held out"}
-    assert by_name["training"].y.max() == 1e4
+    assert set(by_name) == {"training", "training, each step", "held out"}
+    assert by_name["training, each step"].y.max() == 1e4
     assert sum(len(trace.x) for trace in figure.data) < 3000
     assert figure.layout.yaxis.type == "log"
 

@@ -18,9 +18,9 @@ FIGURES: dict[str, Callable[..., go.Figure]] = {
 """Figures by name; each takes ``(run, *, dark=False)``."""
 
 CAPTIONS = {
-    "loss": "Loss by step: the training loss as it came and smoothed, and the held-out loss.",
+    "loss": "Loss by step: the training loss, faint as it came and bold smoothed; the held-out loss; events as marks.",
     "lr": "Learning rate by step.",
-    "gradient": "Gradient norm, and the size of an update against the weights, by step.",
+    "gradient": "Gradient norm, faint as it came and bold smoothed, and the size of an update against the weights.",
 }
 
 __all__ = ["CAPTIONS", "FIGURES", "gradient_figure", "loss_figure", "lr_figure"]

@@ -30,7 +30,8 @@ def loss_figure(run: Run, *, dark: bool = False) -> go.Figure:
     if not np.isfinite(loss).any():
         return empty(title, "No finite loss was recorded." if len(loss) else "No steps yet.", dark=dark)
     figure = go.Figure()
-    smoothed = _add_noisy(figure, x, loss, "training", colours.first, smooth(loss))
+    smoothed = smooth(loss)
+    _add_noisy(figure, x, loss, "training", colours.first, smoothed)
     held_x, held = _held_out_loss(run)
     if len(held):
         mode = "lines+markers" if len(held) <= 40 else "lines"
@@ -56,31 +57,34 @@ def gradient_figure(run: Run, *, dark: bool = False) -> go.Figure:
     colours = palette(dark)
     steps = run.steps
     x = steps["step"].astype(float)
-    named = (("gradient norm", "grad_norm", colours.first), ("update / weight", "update_ratio", colours.third))
     figure = go.Figure()
-    shown = [np.empty(0)]
-    for label, column, colour in named:
-        values = steps[column].astype(float)
-        # A logarithmic axis has no place for zero, and its mean is the geometric one.
-        there = np.isfinite(values) & (values > 0)
-        if there.any():
-            middle = np.exp(smooth(np.log(values[there])))
-            shown.append(_add_noisy(figure, x[there], values[there], label, colour, middle))
-    if not figure.data:
+    norm_x, norm = _positive(x, steps["grad_norm"])
+    ratio_x, ratio = _positive(x, steps["update_ratio"])
+    if not len(norm) and not len(ratio):
         return empty("Gradient", "No gradient was recorded.", dark=dark)
+    if len(norm):
+        # On a logarithmic axis the middle is the geometric mean.
+        _add_noisy(figure, norm_x, norm, "gradient norm", colours.first, np.exp(smooth(np.log(norm))))
+    if len(ratio):
+        _add_line(figure, ratio_x, ratio, "update / weight", colours.third)
     figure.update_layout(showlegend=True)
-    every = np.concatenate(shown)
+    every = np.concatenate([norm, ratio])
     return framed(figure, "Gradient", "", dark=dark, height=300, **logarithmic(every.min(), every.max()))
 
 
-def _add_noisy(figure: go.Figure, x: Numbers, y: Numbers, name: str, colour: str, middle: Numbers) -> Numbers:
-    """Draw values that jitter faintly and their mean over them; returns what sets the axis."""
+def _positive(x: Numbers, values: Numbers) -> tuple[Numbers, Numbers]:
+    """The finite values above zero: a logarithmic axis has no place for others."""
+    there = np.isfinite(values) & (values > 0)
+    return x[there], values[there]
+
+
+def _add_noisy(figure: go.Figure, x: Numbers, y: Numbers, name: str, colour: str, middle: Numbers) -> None:
+    """Draw values that jitter faintly, and their running mean over them."""
     if len(x) < _SMOOTH_FROM:
         _add_line(figure, x, y, name, colour)
-        return y
-    _add_line(figure, x, y, name, colour, faint=True)
-    _add_line(figure, x, middle, f"{name}, smoothed", colour)
-    return middle
+        return
+    _add_line(figure, x, y, f"{name}, each step", colour, faint=True)
+    _add_line(figure, x, middle, name, colour)
 
 
 def _add_line(
@@ -91,7 +95,9 @@ def _add_line(
     mode = "markers" if len(x) == 1 else mode
     line = {"color": translucent(colour, 0.35) if faint else colour, "width": 1 if faint else 2}
     marker = {"color": colour, "size": 5}
-    figure.add_scatter(x=x, y=y, name=name, mode=mode, line=line, marker=marker, hovertemplate="%{y:.4g}")
+    figure.add_scatter(
+        x=x, y=y, name=name, mode=mode, line=line, marker=marker, hovertemplate="%{y:.4g}", showlegend=not faint
+    )
 
 
 def _held_out_loss(run: Run) -> tuple[Numbers, Numbers]:
