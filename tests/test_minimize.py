@@ -83,7 +83,7 @@ def test_gradient_descent_on_a_quadratic_is_its_closed_form() -> None:
 
 def test_newton_minimises_a_quadratic_to_rounding_in_a_few_steps() -> None:
     result = minimize(bowl, torch.zeros(8, dtype=F64), method="newton-cg")
-    assert result.nit <= 6
+    assert result.nit <= 8
     torch.testing.assert_close(result.x, torch.ones(8, dtype=F64))
 
 
@@ -179,6 +179,17 @@ def test_every_method_finds_easy_minima_without_a_rate(name: str, method: str) -
         assert result.fun - lowest <= 1e-10
     else:
         torch.testing.assert_close(result.x, torch.full_like(start, math.log(0.3) / 1.3), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("problem", problems.more_garbow_hillstrom(), ids=lambda problem: problem.name)
+def test_a_start_ten_times_as_far_does_not_fool_the_verdict(problem: problems.TestFunction) -> None:  # type: ignore[name-defined]
+    """From some of these the value falls by 25 orders of magnitude: the first gain must not be the measure of the last."""
+    result = minimize(problem.function, problem.start * 10 if problem.start.any() else problem.start + 10)
+    lowest = min(problem.minima, key=lambda minimum: abs(result.fun - minimum))
+    if problem.name == "Powell badly scaled":  # it starts on a shelf whose slope drowns in rounding, and says so
+        assert result.verdict is Verdict.STALLED
+    else:
+        assert result.fun - lowest <= max(1e-12, 1e-5 * lowest)
 
 
 # Scale

@@ -63,8 +63,8 @@ def minimize(
         bounds: None; a list of (low, high), one pair a parameter; or a tuple (lower, upper), each a number, None or
             the structure of the start. A start outside is moved to the nearest place inside.
         max_steps: most steps to take.
-        tol: share of the gain so far that may be left to gain; by default the dtype's epsilon (2e-16 in
-            float64). There is no absolute tolerance: the function's scale does not matter.
+        tol: what may be left to gain, as a share of what the last quarter of the steps gained; by default the dtype's
+            epsilon (2e-16 in float64). There is no absolute tolerance: the function's scale does not matter.
         callback: called after every step with a :class:`Progress`; return True to stop.
         path: ``"full"`` keeps every step in ``result.path`` (steps x parameters x 2 numbers), an integer k every k-th,
             ``"none"`` the start and the end.

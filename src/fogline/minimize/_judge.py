@@ -26,10 +26,11 @@ class Ending:
 class Judge:
     """Follows a descent and decides.
 
-    The quantity judged is ``left``, what the method's own model of the function says is still to be gained
-    (for a quasi-Newton method ``-g.d / 2``), against ``gain``, what was gained since the start. ``CONVERGED`` asks
-    for ``left <= tol * gain``, or for less than the value's rounding, in ``patience`` steps running. Then the Hessian
-    is asked: if it bends down this is a saddle, and if its own estimate of what is left is larger the descent goes on.
+    The quantity judged is ``left``, what the method's own model of the function says is still to be gained (for a
+    quasi-Newton method ``-g.d / 2``), against ``gain``, what was gained in the last quarter of the steps. ``CONVERGED``
+    asks for ``left <= tol * gain``, or for less than the value's rounding, in ``patience`` steps running. Then the
+    Hessian is asked: if it bends down this is a saddle, and if its own estimate of what is left is larger the descent
+    goes on.
     """
 
     def __init__(self, problem: Problem, start: Point, tol: float, patience: int, careful: bool):
@@ -52,7 +53,8 @@ class Judge:
         return left == 0 or self.held >= self.patience
 
     def _little(self, point: Point, left: float) -> bool:
-        return left <= max(self.tol * (self.start.fun - point.fun), self.eps * abs(point.fun))
+        earlier = self.lowest[3 * (len(self.lowest) - 1) // 4]  # from a very high start every place looks low
+        return left <= max(self.tol * (earlier - point.fun), self.eps * abs(point.fun))
 
     def moved(self, point: Point) -> Ending | None:
         """Take in a step; an ending where the descent has left the ground or does not get lower any more."""
@@ -103,8 +105,9 @@ class Judge:
     def blocked(self, point: Point) -> Ending:
         """No step goes down: at a minimum as far as rounding shows, or stuck."""
         seen = survey(self.problem, point)
-        rounding = max(math.sqrt(self.eps) * (self.start.fun - point.fun), 1e3 * self.eps * abs(point.fun))
-        if not seen.bends_down and not seen.blind and seen.left <= rounding:
+        of_x = seen.largest * (10 * self.eps * norm(point.x)) ** 2  # what the rounding of x alone changes
+        of_value = max(math.sqrt(self.eps) * (self.start.fun - point.fun), 1e3 * self.eps * abs(point.fun))
+        if not seen.bends_down and not seen.blind and seen.left <= max(of_x, of_value):
             self.left = seen.left
             return self.settled(point, seen)
         message = (
