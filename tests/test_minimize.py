@@ -183,7 +183,7 @@ def test_every_method_finds_easy_minima_without_a_rate(name: str, method: str) -
 
 @pytest.mark.parametrize("problem", problems.more_garbow_hillstrom(), ids=lambda problem: problem.name)
 def test_a_start_ten_times_as_far_does_not_fool_the_verdict(problem: problems.TestFunction) -> None:  # type: ignore[name-defined]
-    """From some of these the value falls by 25 orders of magnitude: the first gain must not be the measure of the last."""
+    """From some of these the value falls by 25 orders of magnitude: the first gain is no measure for the last."""
     result = minimize(problem.function, problem.start * 10 if problem.start.any() else problem.start + 10)
     lowest = min(problem.minima, key=lambda minimum: abs(result.fun - minimum))
     if problem.name == "Powell badly scaled":  # it starts on a shelf whose slope drowns in rounding, and says so
