@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -181,49 +180,3 @@ def test_an_error_in_the_users_code_keeps_its_traceback_and_only_that(tmp_path: 
     assert "return 1 / 0" in ended.stderr
     assert "typer" not in ended.stderr
     assert "fogline/cli" not in ended.stderr
-
-
-TASK = """
-import torch
-from fogline.task import Task
-from fogline.recipe import Recipe
-
-X = torch.linspace(-1, 1, 64).reshape(-1, 1)
-task = Task(torch.nn.Linear(1, 1), torch.nn.MSELoss(), (X, 3 * X + 1), valid=(X, 3 * X + 1), name="line")
-recipe = Recipe(optimizer="gd", lr=0.5, batch_size="full", duration="60st", schedule="constant", step="eager")
-"""
-
-
-def test_train_show_resume_and_report(tmp_path: Path) -> None:
-    (tmp_path / "task.py").write_text(TASK)
-    trained = in_a_process("train", "task.py", "--name", "line", "--report", "line.html", folder=tmp_path)
-    assert trained.returncode == 0, trained.stderr
-    assert trained.stderr == ""
-    assert "run: runs/line" in trained.stdout
-    assert (tmp_path / "line.html").exists()
-    info = json.loads((tmp_path / "runs" / "line" / "run.json").read_text())
-    assert info["steps"] == 60
-    assert info["recipe"]["lr"] == 0.5
-    longer = in_a_process("resume", "line", "--duration", "90st", folder=tmp_path)
-    assert longer.returncode == 0, longer.stderr
-    assert json.loads((tmp_path / "runs" / "line" / "run.json").read_text())["steps"] == 90
-    assert "line" in in_a_process("runs", folder=tmp_path).stdout
-    assert "training loss by step" in in_a_process("show", "line", folder=tmp_path).stdout
-
-
-def test_options_win_over_the_recipe_file_which_wins_over_the_task_file(tmp_path: Path) -> None:
-    (tmp_path / "task.py").write_text(TASK)
-    (tmp_path / "recipe.toml").write_text(
-        'optimizer = "gd"\nlr = 0.25\nduration = "10st"\nbatch_size = 32\nstep = "eager"\n'
-    )
-    ended = in_a_process("train", "task.py", "--recipe", "recipe.toml", "--lr", "0.125", "--name", "x", folder=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    recipe = json.loads((tmp_path / "runs" / "x" / "run.json").read_text())["recipe"]
-    assert (recipe["lr"], recipe["duration"], recipe["batch_size"]) == (0.125, "10st", 32)
-
-
-def test_a_diverged_run_exits_with_1(tmp_path: Path) -> None:
-    (tmp_path / "task.py").write_text(TASK)
-    ended = in_a_process("train", "task.py", "--lr", "30", "--duration", "40st", folder=tmp_path)
-    assert ended.returncode == 1, ended.stderr
-    assert ended.stdout.startswith(("Diverged", "Non-finite"))
