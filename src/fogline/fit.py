@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -141,17 +141,14 @@ def resume(
     return _completed(_trained(task, asked, folder, progress, info.get("source"), chunks=True, before=info))
 
 
-def _completed(loop: Iterator[Step]) -> Run:
+def _completed(loop: Generator[Step, None, Run]) -> Run:
     """Run the loop to its end."""
-    run = None
-    while True:
-        try:
-            run = next(loop).run
-        except StopIteration as end:
-            finished: Run | None = end.value
-            result = finished if finished is not None else run
-            assert result is not None
-            return result
+    try:
+        while True:
+            next(loop)
+    except StopIteration as end:
+        run: Run = end.value
+        return run
 
 
 def _asked(
@@ -208,8 +205,11 @@ def _trained(
     *,
     chunks: bool,
     before: Mapping[str, Any] | None = None,
-) -> Iterator[Step]:
-    """Prepare, loop, judge; the generator's return value is the finished run."""
+) -> Generator[Step, None, Run]:
+    """Prepare, loop, judge; the generator's return value is the finished run.
+
+    With ``chunks`` several steps may be taken in one call, and no single step is yielded.
+    """
     run = Run(folder, task=task)
     with watched_signals():
         decided, info = _decided(asked, before), {**(before or {}), "asked": asked.to_dict()}
@@ -226,12 +226,12 @@ def _trained(
         info |= _frame(folder, asked, source) | {"started": info.get("started", _now())}
         run.attach(prepared.descent.machine.objective.model)
         with private_randomness(prepared.descent.machine.device), make_progress(progress, folder.name) as report:
-            yield from _looped(run, prepared, info, report, resumed=before is not None)
+            yield from _looped(run, prepared, info, report, each=not chunks, resumed=before is not None)
             return run
 
 
 def _looped(
-    run: Run, prepared: Prepared, info: dict[str, Any], report: ProgressFunction, *, resumed: bool
+    run: Run, prepared: Prepared, info: dict[str, Any], report: ProgressFunction, *, each: bool, resumed: bool
 ) -> Iterator[Step]:
     descent = prepared.descent
     model = descent.machine.objective.model
@@ -250,8 +250,9 @@ def _looped(
         descent.store.write_info(info)
         model.train()
         for taken in steps(descent, report):
-            for k, (lr, outcome) in enumerate(zip(taken.rates, taken.outcomes, strict=True)):
-                yield Step(taken.first + k, taken.epoch, lr, outcome, run)
+            losses, norms, rates, _ = taken.outcomes
+            for k, (loss, norm, lr) in enumerate(zip(losses, norms, rates, strict=True) if each else ()):
+                yield Step(taken.first + k, taken.epoch, lr, run, loss, norm)
         descent.save()
         _finish(run, prepared, info)
     except StopRequested:

@@ -15,7 +15,7 @@ from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, leave
 from fogline.descent.order import permute
 
 _BLOCK_BYTES = 4 << 20
-_BLOCK_ROWS = 1 << 16
+_BLOCK_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Batches:
         if self.examples is not None:
             self.batch_size = min(self.batch_size, self.examples)
         self.steps_per_epoch = None if self.examples is None else -(-self.examples // self.batch_size)
+        self._block: tuple[int, int, Batch] = (-1, 0, torch.empty(0))
         if isinstance(self.source, InMemory) and self.device.type != "cpu":
             self.source = self.source.to(self.device)
 
@@ -97,7 +98,18 @@ class Batches:
         stop = place.start + count * self.batch_size
         if self.examples is None or stop > self.examples:
             return None
-        return self._gather(place.epoch, place.start, stop)
+        epoch, start, rows = self._block
+        if epoch != place.epoch or not start <= place.start or stop > start + rows_of(rows):
+            end = min(place.start + self._block_rows(count), self.examples)
+            self._block = epoch, start, rows = place.epoch, place.start, self._gather(place.epoch, place.start, end)
+        return part(rows, place.start - start, stop - start)
+
+    def _block_rows(self, multiple: int) -> int:
+        """Rows of one gather: a few megabytes, a whole number of steps, and of calls of several steps."""
+        assert isinstance(self.source, InMemory) and self.examples is not None
+        row_bytes = max(1, self.source.nbytes // max(1, self.examples))
+        size = self.batch_size * multiple
+        return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes) // size) * size
 
     def stream(self, step: int) -> Iterator[Batch]:
         """The batches from a step on, without end (a stream starts again when it is exhausted)."""
@@ -110,8 +122,7 @@ class Batches:
 
     def _sliced(self, step: int) -> Iterator[Batch]:
         assert isinstance(self.source, InMemory) and self.examples is not None
-        row_bytes = max(1, self.source.nbytes // max(1, self.examples))
-        rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes) // self.batch_size) * self.batch_size
+        rows = self._block_rows(1)
         place = self.place(step)
         assert place is not None
         epoch, start = place.epoch, place.start
@@ -183,6 +194,8 @@ def split(batch: Batch, size: int) -> Iterator[Batch]:
 
 def part(batch: Batch, start: int, stop: int) -> Batch:
     """Rows ``start`` to ``stop`` of every tensor in a batch."""
+    if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is Tensor and type(batch[1]) is Tensor:
+        return batch[0][start:stop], batch[1][start:stop]
     return map_tree(lambda leaf: leaf[start:stop] if leaf.ndim else leaf, batch)
 
 

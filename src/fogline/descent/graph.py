@@ -137,7 +137,10 @@ def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
         mode = detect_fake_mode(arguments) or FakeTensorMode()
         # Random numbers come from the default generator, seeded for each step, as in the eager step.
         with tracing(TracingContext(mode)), config.patch(fallback_random=True):
-            compiled = compile_fx_inner(graph, [mode.from_tensor(value) for value in arguments])
+            # A call of several steps makes hundreds of small buffers, which is cheaper in C++ than in Python.
+            compiled = compile_fx_inner(
+                graph, [mode.from_tensor(value) for value in arguments], cpp_wrapper=chunk > 1
+            )
         # The wrapper around it looks for profilers and caches; that costs more than a small step.
         call = getattr(compiled, "current_callable", None) or compiled
     except COMPILE_ERRORS as error:

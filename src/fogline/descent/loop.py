@@ -6,15 +6,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite, nan
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fogline.descent.batches import rows_of
 from fogline.descent.interrupts import poll
 from fogline.descent.replay import explain_refusal
 from fogline.descent.state import Descent
-from fogline.descent.step import EagerStep, Outcome
+from fogline.descent.step import EagerStep, Outcomes
 from fogline.progress import ProgressFunction, ProgressReport
 
 if TYPE_CHECKING:
@@ -31,25 +33,25 @@ class Step:
         number: which step, from 0.
         epoch: passes over the data before it, with their fraction.
         lr: the learning rate it was taken with.
-        outcome: loss and gradient norm where they arose.
         run: the run it belongs to; ``run.model`` is the module as it is now.
     """
 
     number: int
     epoch: float
     lr: float
-    outcome: Outcome
     run: Run
+    _loss: float | Tensor
+    _gradient_norm: float | Tensor
 
     @cached_property
     def loss(self) -> float:
         """Mean loss of the batch, before the step. Reading it waits for the device."""
-        return float(self.outcome.loss)
+        return float(self._loss)
 
     @cached_property
     def gradient_norm(self) -> float:
         """Euclidean norm of the gradient, before clipping. Reading it waits for the device."""
-        return float(self.outcome.gradient_norm)
+        return float(self._gradient_norm)
 
 
 class Taken(NamedTuple):
@@ -57,8 +59,7 @@ class Taken(NamedTuple):
 
     first: int
     epoch: float
-    rates: list[float]
-    outcomes: list[Outcome]
+    outcomes: Outcomes
 
 
 def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
@@ -92,16 +93,12 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
         first, epoch = descent.step, descent.epoch()
         probing = probe is not None and probe.before()
         outcomes = stepper.advance(first, descent.next_stop(), descent.rate)
-        rates = [descent.rate(first + k) for k in range(len(outcomes))]
-        seconds = descent.elapsed()
-        for outcome, lr in zip(outcomes, rates, strict=True):
-            step, examples = descent.step, _count(descent, outcome)
-            recorder.step(step, epoch, examples, seconds, outcome.loss, lr, outcome.gradient_norm)
-            if outcome.finite is False:
-                _explain(descent, step)
-                look = 0  # the refusals may be too many
+        recorder.steps(first, epoch, descent.counters.examples, descent.elapsed(), outcomes)
+        _count(descent, first, outcomes)
+        if outcomes.finite is False:
+            look = 0  # the refusals may be too many
         _measure(descent, probing, outcomes)
-        yield Taken(first, epoch, rates, outcomes)
+        yield Taken(first, epoch, outcomes)
 
 
 def _look_around(descent: Descent, report: ProgressFunction) -> bool:
@@ -127,31 +124,40 @@ def _eager(descent: Descent) -> EagerStep:
     return descent.stepper if isinstance(descent.stepper, EagerStep) else descent.stepper.eager
 
 
-def _count(descent: Descent, outcome: Outcome) -> int:
-    """Count one step taken; the number of examples seen before and in it."""
-    counters = descent.counters
-    counters.examples += descent.batches.rows_at(counters.step) or rows_of(descent.stepper.batch)
-    counters.step += 1
-    if outcome.finite is False:
-        counters.refused += 1
-        counters.refused_in_a_row += 1
-        return counters.examples
+def _count(descent: Descent, first: int, outcomes: Outcomes) -> None:
+    """Count the steps taken, explain those that were refused, move the average of the weights."""
+    counters, count = descent.counters, len(outcomes.losses)
+    rows = descent.batches.rows_at(first)  # several steps in one call are full batches all
+    counters.examples += count * (rows_of(descent.stepper.batch) if rows is None else rows)
+    counters.step += count
+    if outcomes.finite is False:
+        for k, (loss, norm) in enumerate(zip(outcomes.losses, outcomes.norms, strict=True)):
+            if isfinite(loss) and isfinite(norm):
+                counters.refused_in_a_row = 0
+            else:
+                counters.refused += 1
+                counters.refused_in_a_row += 1
+                _explain(descent, first + k)
+        return
     counters.refused_in_a_row = 0
     if descent.average is not None:
-        assert descent.recipe.ema is not None
-        # The first steps weigh more than the decay says, so that the start is forgotten soon.
-        share = 1 - min(descent.recipe.ema, (1 + counters.step) / (10 + counters.step))
-        weights = [p.detach() for p in descent.machine.parameters]
-        stuck = _eager(descent).stuck
-        if stuck is None:
-            torch._foreach_lerp_(descent.average, weights, share)
-        else:
-            for average, weight in zip(descent.average, weights, strict=True):
-                average.lerp_(weight, share * (~stuck).to(average.dtype))
-    return counters.examples
+        _average(descent)
 
 
-def _measure(descent: Descent, probing: bool, outcomes: list[Outcome]) -> None:
+def _average(descent: Descent) -> None:
+    assert descent.average is not None and descent.recipe.ema is not None
+    # The first steps weigh more than the decay says, so that the start is forgotten soon.
+    share = 1 - min(descent.recipe.ema, (1 + descent.step) / (10 + descent.step))
+    weights = [p.detach() for p in descent.machine.parameters]
+    stuck = _eager(descent).stuck
+    if stuck is None:
+        torch._foreach_lerp_(descent.average, weights, share)
+        return
+    for average, weight in zip(descent.average, weights, strict=True):
+        average.lerp_(weight, share * (~stuck).to(average.dtype))
+
+
+def _measure(descent: Descent, probing: bool, outcomes: Outcomes) -> None:
     """What the probe says of the step(s) just taken."""
     probe, last = descent.probe, descent.step - 1
     if probe is None:
@@ -160,7 +166,7 @@ def _measure(descent: Descent, probing: bool, outcomes: list[Outcome]) -> None:
         if probe.affords():
             descent.recorder.probe(probe.read(last, descent.stepper.products))
         return
-    if probing and outcomes[-1].finite is False:
+    if probing and outcomes.finite is False:
         probe.cancel()
     elif probing:
         probed = probe.after(last, descent.stepper.gradients)
@@ -191,8 +197,7 @@ def _settle(descent: Descent) -> None:
         counters.examples -= descent.batches.rows_at(counters.step) or 0
     descent.recorder.forget(first + 1)
     eager.release()
-    _count(descent, Outcome(float("nan"), float("nan"), finite=False))
-    _explain(descent, first)
+    _count(descent, first, Outcomes([nan], [nan], [descent.rate(first)], finite=False))
 
 
 def _progress(descent: Descent) -> ProgressReport:

@@ -1,18 +1,21 @@
 """The data order as a pure function: ``index = permute(seed, epoch, position)``, with O(1) memory and seek.
 
-A keyed permutation of 0 .. n-1 is made from a Feistel network (Luby and Rackoff, 1988) on the next even number of bits,
-walking the cycle until the value falls below n (Black and Rogaway, 2002). On average less than four walks are needed.
+A keyed permutation of 0 .. n-1 is made from a generalised Feistel network on a x b pairs, a b just above n (Black and
+Rogaway, 2002): a value is (left, right), and each round adds a keyed hash of one to the other, modulo its side. Values
+that land at n or above go through again until they do not.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fogline.data.privacy import derived_seed
 
-Positions = NDArray[np.uint64]
-_ROUNDS = 6
+_ROUNDS = 6  # even: left and right end where they began
 
 
 def permute(
@@ -42,27 +45,44 @@ def permute(
     values = np.asarray(position)
     if values.size and (values.min() < 0 or values.max() >= examples):
         raise ValueError(f"expected positions from 0 to {examples - 1}, received {values.min()} to {values.max()}")
-    half = max(1, (max(examples - 1, 1).bit_length() + 1) // 2)
-    keys = [derived_seed(seed, epoch, turn) & 0xFFFFFFFF for turn in range(_ROUNDS)]
-    walking = _feistel(values.astype(np.uint64).ravel(), half, keys)
+    side = math.isqrt(examples - 1) + 1
+    other = -(-examples // side)
+    keys = [derived_seed(seed, epoch, turn) for turn in range(_ROUNDS)]
+    walking = values.astype(np.uint32 if side < 1 << 15 else np.uint64).ravel()
+    walking = _feistel(walking, side, other, keys)
     outside = np.flatnonzero(walking >= examples)
     while outside.size:
-        walking[outside] = _feistel(walking[outside], half, keys)
+        walking[outside] = _feistel(walking[outside], side, other, keys)
         outside = outside[walking[outside] >= examples]
     return walking.astype(np.int64).reshape(values.shape)
 
 
-def _feistel(values: Positions, half: int, keys: list[int]) -> Positions:
-    mask = np.uint64((1 << half) - 1)
-    shift = np.uint64(half)
-    left, right = values >> shift, values & mask
-    for key in keys:
-        left, right = right, left ^ (_mixed(right + np.uint64(key)) & mask)
-    return (left << shift) | right
+def _feistel(values: NDArray[Any], side: int, other: int, keys: list[int]) -> NDArray[Any]:
+    """Rounds ``(l, r) -> (r, (l + f(r)) mod side of l)``; f is a multiplicative hash, scaled to the side by its top half.
 
-
-def _mixed(values: Positions) -> Positions:
-    """The 64-bit finaliser of MurmurHash3 (Appleby): every bit of the input moves every bit of the output."""
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ (values >> np.uint64(33))
+    All in place: a block of positions stays in the cache.
+    """
+    word = values.dtype.type
+    bits = values.dtype.itemsize * 8
+    mask, half = (1 << bits) - 1, word(bits // 2)
+    first, second = word(0x9E3779B97F4A7C15 & mask), word(0xC4CEB9FE1A85EC53 & mask)
+    left = values // word(side)
+    right = values - left * word(side)
+    sides = other, side
+    hashed, shifted = np.empty_like(values), np.empty_like(values)
+    for turn, key in enumerate(keys):
+        size = word(sides[turn % 2])  # of what `left` holds in this round
+        np.add(right, word(key & mask), out=hashed)
+        np.multiply(hashed, first, out=hashed)
+        np.right_shift(hashed, half, out=shifted)
+        np.bitwise_xor(hashed, shifted, out=hashed)
+        np.multiply(hashed, second, out=hashed)
+        np.right_shift(hashed, half, out=hashed)
+        np.multiply(hashed, size, out=hashed)
+        np.right_shift(hashed, half, out=hashed)
+        np.add(left, hashed, out=left)
+        np.multiply(left >= size, size, out=shifted, casting="unsafe")
+        np.subtract(left, shifted, out=left)
+        left, right = right, left
+    np.multiply(left, word(side), out=left)
+    return np.add(left, right, out=left)

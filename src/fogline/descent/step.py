@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from math import isfinite, nan
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +30,19 @@ class Outcome(NamedTuple):
     finite: bool | None
 
 
-class Stepper(Protocol):
-    """Takes steps of a run; :meth:`advance` takes one or more."""
+class Outcomes(NamedTuple):
+    """What one call gave: the same for one step or several, in order, with the learning rates they were taken at.
 
-    gradients: Sequence[Tensor]
+    ``finite`` is True where all of them were, False where one was not, None where the host does not know yet.
+    """
 
-    def advance(self, step: int, stop: int, rates: RateFunction) -> list[Outcome]:
-        """Take at least one step from ``step`` on and none at ``stop`` or after."""
+    losses: list[float | Tensor]
+    norms: list[float | Tensor]
+    rates: list[float]
+    finite: bool | None
 
 
-class RateFunction(Protocol):
-    def __call__(self, step: int) -> float: ...
+RateFunction = Callable[[int], float]
 
 
 @dataclass
@@ -96,12 +98,15 @@ class EagerStep:
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self.machine.parameters if p.grad is not None]
 
-    def advance(self, step: int, stop: int, rates: RateFunction) -> list[Outcome]:
+    def advance(self, step: int, stop: int, rates: RateFunction) -> Outcomes:
+        """Take one step; ``stop`` is for steppers that take several."""
         if self._stream is None or step != self._next:
             self._stream = self.batches.stream(step)
         self._next = step + 1
         self.batch = next(self._stream)
-        return [self.take(step, self.batch, rates(step))]
+        rate = rates(step)
+        loss, norm, finite = self.take(step, self.batch, rate)
+        return Outcomes([loss], [norm], [rate], finite)
 
     def take(self, step: int, batch: Batch, lr: float) -> Outcome:
         """One step on one batch."""
@@ -115,7 +120,7 @@ class EagerStep:
         loss = self.backward(batch)
         gradients = self.gradients
         if not gradients:
-            return Outcome(loss.item(), 0.0, math.isfinite(loss.item()))
+            return Outcome(loss.item(), 0.0, isfinite(loss.item()))
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return self._deferred(loss, norm, gradients) if self.deferred else self._update(loss, norm, gradients)
 
@@ -147,7 +152,7 @@ class EagerStep:
     def _update(self, loss: Tensor, norm: Tensor, gradients: list[Tensor]) -> Outcome:
         machine = self.machine
         value, size = loss.item(), norm.item()
-        finite = math.isfinite(value) and math.isfinite(size)
+        finite = isfinite(value) and isfinite(size)
         if finite:
             if machine.clipping is not None:
                 machine.clipping(gradients, norm)
@@ -182,7 +187,7 @@ class EagerStep:
         first = self.backward(batch)
         value = first.item()
         size = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients))).item()
-        if not (math.isfinite(value) and math.isfinite(size)):
+        if not (isfinite(value) and isfinite(size)):
             return Outcome(value, size, False)
 
         def closure() -> Tensor:
@@ -196,7 +201,7 @@ class EagerStep:
             for parameter, old in zip(machine.parameters, before, strict=True):
                 parameter.copy_(old)
         machine.optimizer.state.clear()
-        return Outcome(math.nan, size, False)
+        return Outcome(nan, size, False)
 
     def release(self) -> None:
         """Take steps again after the host has seen the refused one."""
@@ -224,35 +229,37 @@ class CompiledStep:
         like = programs[0].state[0]
         self._rate = torch.zeros(1, dtype=programs[0].rate_type, device=like.device)
 
-    def advance(self, step: int, stop: int, rates: RateFunction) -> list[Outcome]:
+    def advance(self, step: int, stop: int, rates: RateFunction) -> Outcomes:
+        """Take at least one step from ``step`` on and none at ``stop`` or after."""
         chunked = self.chunked
         if chunked is not None and step + chunked.chunk <= stop:
             rows = self.batches.run(step, chunked.chunk) if self._aligned(step, chunked.chunk) else None
             if rows is not None:
-                return self._many(chunked, step, rows, rates)
+                return self._several(chunked, step, rows, [rates(step + k) for k in range(chunked.chunk)])
         if self._stream is None or step != self._next:
             self._stream = self.batches.stream(step)
         self._next = step + 1
         self.batch = next(self._stream)
-        single = self.single
+        self.products = None
+        rate, single = rates(step), self.single
         if single is None or rows_of(self.batch) != self.batches.batch_size:
-            outcome = self.eager.take(step, self.batch, rates(step))
-            self.gradients, self.products = self.eager.gradients, None
-            return [outcome]
+            loss, norm, finite = self.eager.take(step, self.batch, rate)
+            self.gradients = self.eager.gradients
+            return Outcomes([loss], [norm], [rate], finite)
         if single.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
-        self._rate.fill_(rates(step))
+        self._rate.fill_(rate)
         signals, self.gradients = single(self.batch, self._rate)
-        self.products = None
-        return _outcomes(signals)
+        loss, norm = signals.tolist()[0]
+        return Outcomes([loss], [norm], [rate], isfinite(loss) and isfinite(norm))
 
-    def _many(self, program: Program, step: int, rows: Batch, rates: RateFunction) -> list[Outcome]:
+    def _several(self, program: Program, step: int, rows: Batch, rates: list[float]) -> Outcomes:
         if program.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
-        lr = torch.tensor([rates(step + k) for k in range(program.chunk)], dtype=self._rate.dtype)
-        signals, rest = program(rows, lr)
+        signals, rest = program(rows, torch.tensor(rates, dtype=self._rate.dtype))
         self.gradients, self.products = (), rest[0] if rest else None
-        return _outcomes(signals)
+        losses, norms = signals.t().tolist()
+        return Outcomes(losses, norms, rates, isfinite(sum(losses)) and isfinite(sum(norms)))
 
     def _aligned(self, step: int, chunk: int) -> bool:
         steps = self.batches.steps_per_epoch
@@ -260,10 +267,6 @@ class CompiledStep:
 
     def release(self) -> None:
         self.eager.release()
-
-
-def _outcomes(signals: Tensor) -> list[Outcome]:
-    return [Outcome(loss, norm, math.isfinite(loss) and math.isfinite(norm)) for loss, norm in signals.tolist()]
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

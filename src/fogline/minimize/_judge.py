@@ -106,7 +106,8 @@ class Judge:
         """No step goes down: at a minimum as far as rounding shows, or stuck."""
         seen = survey(self.problem, point)
         of_x = seen.largest * (10 * self.eps * norm(point.x)) ** 2  # what the rounding of x alone changes
-        of_value = max(math.sqrt(self.eps) * (self.start.fun - point.fun), 1e3 * self.eps * abs(point.fun))
+        halfway = self.lowest[(len(self.lowest) - 1 - self.quiet) // 2]
+        of_value = max(math.sqrt(self.eps) * (halfway - point.fun), 1e3 * self.eps * abs(point.fun))
         if not seen.bends_down and not seen.blind and seen.left <= max(of_x, of_value):
             self.left = seen.left
             return self.settled(point, seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +13,16 @@ from torch import Tensor
 from fogline.record.probes import Budget, Probed
 from fogline.record.store import Store
 
+if TYPE_CHECKING:
+    from fogline.descent.step import Outcomes
+
 _ROWS = 4096
 _SECONDS = 0.5
 _ALWAYS = 2000
+_NOT_PROBED = (None, None, None, None)
+
+Block = tuple[int, float, int, float, "Outcomes"]
+"""Steps of one call: the first, epoch, examples and seconds before it, and what it gave."""
 
 
 class Recorder:
@@ -28,24 +36,23 @@ class Recorder:
         self.store, self.budget = store, budget
         self.stride = 1
         self.written = 0
-        self._pending: list[tuple[int, float, int, float, float | Tensor, float, float | Tensor]] = []
+        self._pending: list[Block] = []
+        self._waiting = 0
         self._probed: dict[int, Probed] = {}
         self._flushed = time.perf_counter()
         self.last = math.nan  # the loss of the last row written
 
-    def step(
-        self,
-        step: int,
-        epoch: float,
-        examples: int,
-        seconds: float,
-        loss: float | Tensor,
-        lr: float,
-        gradient_norm: float | Tensor,
-    ) -> None:
-        """Keep one step; seconds count from the start of the run."""
-        if step % self.stride == 0:
-            self._pending.append((step, epoch, examples, seconds, loss, lr, gradient_norm))
+    def steps(self, first: int, epoch: float, examples: int, seconds: float, outcomes: Outcomes) -> None:
+        """Keep the steps of one call.
+
+        Args:
+            first: number of the first of them.
+            epoch, examples: passes over the data, and examples seen, before them.
+            seconds: from the start of the run.
+            outcomes: losses, gradient norms and learning rates, still on the device or not.
+        """
+        self._pending.append((first, epoch, examples, seconds, outcomes))
+        self._waiting += len(outcomes.losses)
 
     def probe(self, probed: Probed) -> None:
         """Keep what a probe measured; it goes into the row of its step."""
@@ -53,7 +60,7 @@ class Recorder:
 
     def due(self, now: float) -> bool:
         """Whether it is time to flush: half a second has passed, or many rows wait."""
-        return now - self._flushed > _SECONDS or len(self._pending) >= _ROWS
+        return now - self._flushed > _SECONDS or self._waiting >= _ROWS
 
     def flush(self) -> None:
         """Write what waits. This is where the host waits for the device, and nowhere else.
@@ -62,17 +69,19 @@ class Recorder:
             OSError: the folder cannot be written.
         """
         started = time.perf_counter()
-        kept = self._pending
-        losses, norms = _numbers([row[4] for row in kept]), _numbers([row[6] for row in kept])
-        rows = []
-        for (step, epoch, examples, seconds, _, lr, _), loss, norm in zip(kept, losses, norms, strict=True):
-            extra = self._probed.get(step)
-            signals = (
-                (None, None, None, None)
-                if extra is None
-                else (extra.update_norm, extra.update_ratio, extra.step_cosine, extra.overshoot)
-            )
-            rows.append((step, epoch, examples, seconds, loss, lr, norm, *signals))
+        pending, self._pending, self._waiting = self._pending, [], 0
+        losses = _numbers([loss for block in pending for loss in block[4].losses])
+        norms = _numbers([norm for block in pending for norm in block[4].norms])
+        rows, place = [], 0
+        for first, epoch, examples, seconds, outcomes in pending:
+            for k in range(-first % self.stride, len(outcomes.losses), self.stride):
+                signals = _NOT_PROBED
+                if self._probed and (probed := self._probed.get(first + k)) is not None:
+                    signals = (probed.update_norm, probed.update_ratio, probed.step_cosine, probed.overshoot)
+                rows.append(
+                    (first + k, epoch, examples, seconds, losses[place + k], outcomes.rates[k], norms[place + k], *signals)
+                )
+            place += len(outcomes.losses)
         for probed in self._probed.values():
             self.store.layers(probed.layers)
         self._probed = {}
@@ -80,20 +89,21 @@ class Recorder:
             self.last = rows[-1][4]
             self.store.steps(rows)
         self.store.flush()
-        self._pending = []
         self._account(started, len(rows))
 
     def first_not_finite(self) -> int | None:
         """The first waiting step whose loss or gradient norm is not finite."""
-        losses, norms = (_numbers([row[k] for row in self._pending]) for k in (4, 6))
-        for row, loss, norm in zip(self._pending, losses, norms, strict=True):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                return row[0]
+        for first, _, _, _, outcomes in self._pending:
+            losses, norms = _numbers(outcomes.losses), _numbers(outcomes.norms)
+            for k, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    return first + k
         return None
 
     def forget(self, step: int) -> None:
-        """Drop what waits of this step and later ones: they will be taken again."""
-        self._pending = [row for row in self._pending if row[0] < step]
+        """Drop what waits of this step and later ones: they will be taken again (calls of one step only)."""
+        self._pending = [block for block in self._pending if block[0] < step]
+        self._waiting = len(self._pending)
 
     def _account(self, started: float, rows: int) -> None:
         now = time.perf_counter()
