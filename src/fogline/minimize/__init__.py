@@ -64,7 +64,8 @@ def minimize(
             the structure of the start. A start outside is moved to the nearest place inside.
         max_steps: most steps to take.
         tol: what may be left to gain, as a share of what the last quarter of the steps gained; by default the dtype's
-            epsilon (2e-16 in float64). There is no absolute tolerance: the function's scale does not matter.
+            epsilon (2e-16 in float64), for a first-order method its power 3/4 (2e-12). There is no absolute
+            tolerance: the function's scale does not matter.
         callback: called after every step with a :class:`Progress`; return True to stop.
         path: ``"full"`` keeps every step in ``result.path`` (steps x parameters x 2 numbers), an integer k every k-th,
             ``"none"`` the start and the end.
@@ -105,7 +106,9 @@ def minimize(
                 "start where the function is defined"
             )
         plugged = _method(method, problem, first, lr, momentum, betas, history)
-        tolerance = torch.finfo(flat.dtype).eps if tol is None else float(tol)
+        eps = torch.finfo(flat.dtype).eps
+        default = eps**0.75 if method in FIRST_ORDER else eps
+        tolerance = default if tol is None else float(tol)
         judge = Judge(problem, first, tolerance, plugged.patience, plugged.careful)
         recorder = Recorder(first, every)
         end = descend(problem, plugged, first, recorder, judge, max_steps, callback)
