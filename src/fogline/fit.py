@@ -71,7 +71,8 @@ def fit(
         OSError: the run folder cannot be written; older checkpoints are intact.
 
     >>> X = torch.linspace(-1, 1, 64)[:, None]
-    >>> run = fit(nn.Linear(1, 1), (X, 3 * X + 1), loss=nn.MSELoss(), lr=0.1, optimizer="momentum", duration="100ep")
+    >>> data = X, 3 * X + 1
+    >>> run = fit(nn.Linear(1, 1), data, loss=nn.MSELoss(), lr=0.1, optimizer="momentum", duration="100ep")
     >>> round(run.model.weight.item(), 2)
     3.0
     """

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, leaves, map_tree
-from fogline.descent.order import permute
+from fogline.descent.order import permuted_range
 
 _BLOCK_BYTES = 4 << 20
 _BLOCK_ROWS = 1 << 14
@@ -106,7 +106,8 @@ class Batches:
 
     def _block_rows(self, multiple: int) -> int:
         """Rows of one gather: a few megabytes, a whole number of steps, and of calls of several steps."""
-        assert isinstance(self.source, InMemory) and self.examples is not None
+        assert isinstance(self.source, InMemory)
+        assert self.examples is not None
         row_bytes = max(1, self.source.nbytes // max(1, self.examples))
         size = self.batch_size * multiple
         return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes) // size) * size
@@ -121,7 +122,8 @@ class Batches:
         return self._streamed(self.source, step)
 
     def _sliced(self, step: int) -> Iterator[Batch]:
-        assert isinstance(self.source, InMemory) and self.examples is not None
+        assert isinstance(self.source, InMemory)
+        assert self.examples is not None
         rows = self._block_rows(1)
         place = self.place(step)
         assert place is not None
@@ -167,8 +169,9 @@ class Batches:
 
     def _rows(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         assert self.examples is not None
-        positions = np.arange(start, stop)
-        return permute(self.seed, epoch, positions, self.examples) if self.shuffle else positions
+        if not self.shuffle:
+            return np.arange(start, stop)
+        return permuted_range(self.seed, epoch, start, stop, self.examples)
 
     def _gather(self, epoch: int, start: int, stop: int) -> Batch:
         assert isinstance(self.source, InMemory)
@@ -185,9 +188,9 @@ class Batches:
 def split(batch: Batch, size: int) -> Iterator[Batch]:
     """Consecutive parts of at most ``size`` rows, as views."""
     if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is Tensor and type(batch[1]) is Tensor:
-        return zip(batch[0].split(size), batch[1].split(size), strict=True)
+        return zip(torch.split(batch[0], size), torch.split(batch[1], size), strict=True)
     if type(batch) is Tensor:
-        return iter(batch.split(size))
+        return iter(torch.split(batch, size))
     rows = leaves(batch)[0].shape[0]
     return (part(batch, start, start + size) for start in range(0, rows, size))
 

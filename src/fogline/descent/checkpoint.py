@@ -79,7 +79,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The highest checkpoint that verifies, and why each higher one was skipped."""
-    skipped = []
+    skipped: list[str] = []
     for place in _places(folder / "checkpoints"):
         reason = problem(place)
         if reason is None:

@@ -31,6 +31,7 @@ COMPILE_ERRORS = (
 )  # fmt: skip
 
 _SMALL_PRODUCT = 1 << 14
+_SMALL_STATE = 1 << 16
 
 
 class CannotCompileError(Exception):
@@ -137,10 +138,10 @@ def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
         mode = detect_fake_mode(arguments) or FakeTensorMode()
         # Random numbers come from the default generator, seeded for each step, as in the eager step.
         with tracing(TracingContext(mode)), config.patch(fallback_random=True):
-            # A call of several steps makes hundreds of small buffers, which is cheaper in C++ than in Python.
-            compiled = compile_fx_inner(
-                graph, [mode.from_tensor(value) for value in arguments], cpp_wrapper=chunk > 1
-            )
+            # The glue between kernels costs less in C++ than in Python, and longer to compile: small nets gain.
+            small = sum(value.numel() for value in traced.state) < _SMALL_STATE
+            fakes = [mode.from_tensor(value) for value in arguments]
+            compiled = compile_fx_inner(graph, fakes, cpp_wrapper=small and arguments[0].device.type == "cpu")
         # The wrapper around it looks for profilers and caches; that costs more than a small step.
         call = getattr(compiled, "current_callable", None) or compiled
     except COMPILE_ERRORS as error:
@@ -196,7 +197,7 @@ class _Recorder:
                 used = self.clipping.functional(used, norm, memory, finite)
             clipped = iter(used)
             # Nesterov's foreach step writes into the gradients it is given.
-            given = [None if gradient is None else next(clipped).clone() for gradient in gradients]
+            given = [None if g is None else next(clipped).clone() for g in gradients]
             before = [value.clone() for value in (*weights, *slots)]
             self._update(weights, slots, given, lr)
             for value, old in zip((*weights, *slots, *held), (*before, *held_before), strict=True):
@@ -210,12 +211,14 @@ class _Recorder:
         with torch.enable_grad(), _reparametrize_module(model, values, tie_weights=True):
             return self.objective(batch)
 
-    def _update(self, weights: list[Tensor], slots: list[Tensor], gradients: list[Tensor | None], lr: Tensor) -> None:
+    def _update(
+        self, weights: list[Tensor], slots: list[Tensor], gradients: Sequence[Tensor | None], lr: Tensor
+    ) -> None:
         """PyTorch's own optimizer, on stand-ins for weights and state."""
         stand_in = dict(zip(self.trained.values(), weights, strict=True))
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
-        state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
+        state: defaultdict[Tensor, Any] = defaultdict(dict)
         for parameter, weight in stand_in.items():
             state[weight] = dict(self.optimizer.state.get(parameter, {}))
         for (parameter, key), value in zip(self.slots, slots, strict=True):
@@ -233,10 +236,8 @@ class _Recorder:
 def _traceable(group: dict[str, Any], stand_in: dict[Tensor, Tensor], lr: Tensor) -> dict[str, Any]:
     changed = {**group, "params": [stand_in[p] for p in group["params"] if p in stand_in]}
     changed["lr"] = lr * group.get("lr_scale", 1.0)
-    for key, value in (("fused", False), ("foreach", True), ("capturable", True)):
-        if key in group:
-            changed[key] = value
-    return changed
+    tensors_only = {"fused": False, "foreach": True, "capturable": True}
+    return changed | {key: value for key, value in tensors_only.items() if key in group}
 
 
 def _repeated(traced: Trace, chunk: int) -> Callable[..., list[Tensor]]:

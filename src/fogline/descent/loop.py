@@ -145,7 +145,8 @@ def _count(descent: Descent, first: int, outcomes: Outcomes) -> None:
 
 
 def _average(descent: Descent) -> None:
-    assert descent.average is not None and descent.recipe.ema is not None
+    assert descent.average is not None
+    assert descent.recipe.ema is not None
     # The first steps weigh more than the decay says, so that the start is forgotten soon.
     share = 1 - min(descent.recipe.ema, (1 + descent.step) / (10 + descent.step))
     weights = [p.detach() for p in descent.machine.parameters]

@@ -232,7 +232,7 @@ def _check_precision(start: Start) -> None:
         mixed = float(objective(batch))
         full = float(replace(objective, autocast=None)(batch))
     if not abs(mixed - full) <= 0.05 * abs(full) + 1e-3:
-        why = f"self-check failed: the first loss is {mixed:.6g} in {start.resolved.recipe.precision}, {full:.6g} in float32"
+        why = f"self-check failed: the first loss is {mixed:.6g}, in float32 it is {full:.6g}"
         start.resolved.choose("precision", "float32", why)
         start.notes.append(why)
         objective.autocast = None

@@ -79,7 +79,8 @@ class Descent:
             batches.batch_size, batches.examples if batches.examples is not None else batches.batch_size * 1000
         )
         self.every_seconds = Duration.parse(recipe.validate_every).seconds
-        assert not isinstance(recipe.lr, str) and not isinstance(recipe.warmup, str)
+        assert not isinstance(recipe.lr, str)
+        assert not isinstance(recipe.warmup, str)
         self._base = recipe.lr
         self._curve = curve(recipe.schedule, self.total or 1, warmup=recipe.warmup)
         self.average: list[Tensor] | None = None

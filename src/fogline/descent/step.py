@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, nan
-from typing import NamedTuple
+from math import hypot, isfinite, nan
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,14 @@ from fogline.descent.objective import Objective
 from fogline.descent.optimizers import set_lr
 from fogline.descent.randomness import TRAIN, seed_step
 
+_FEW = 16  # tensors up to which reading them one by one beats stacking them
+
 
 class Outcome(NamedTuple):
     """What one step gave. Numbers on the CPU; tensors still on the device elsewhere, so that nothing waits.
 
-    ``finite`` is False where loss or gradient was not and the update was refused; None where the host does not know yet.
+    ``finite`` is False where loss or gradient was not and the update was refused; None where the host does not know
+    yet.
     """
 
     loss: float | Tensor
@@ -80,8 +83,8 @@ class EagerStep:
     """The step as PyTorch runs it, operation by operation.
 
     A loss or gradient that is not finite is refused: weights, buffers and optimizer state stay as they were. On the CPU
-    the host sees it at once. On an accelerator (``deferred``) a flag on the device refuses this step and every one after
-    it, until the host looks, finds the first refused step and goes on behind it: nothing waits and nothing is lost.
+    the host sees it at once. On an accelerator (``deferred``) a flag on the device refuses this step and every one
+    after it, until the host looks, finds the first refused step and goes on behind it: nothing waits, nothing is lost.
     """
 
     def __init__(self, machine: Machine, batches: Batches, *, deferred: bool | None = None) -> None:
@@ -121,8 +124,8 @@ class EagerStep:
         gradients = self.gradients
         if not gradients:
             return Outcome(loss.item(), 0.0, isfinite(loss.item()))
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        return self._deferred(loss, norm, gradients) if self.deferred else self._update(loss, norm, gradients)
+        norms = torch._foreach_norm(gradients)
+        return self._deferred(loss, norms, gradients) if self.deferred else self._update(loss, norms, gradients)
 
     def backward(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss of a batch into ``.grad``, in micro-batches where so set; returns the loss."""
@@ -131,7 +134,7 @@ class EagerStep:
             parameter.grad = None
         if machine.parts == 1:
             loss = machine.objective(batch)
-            (loss if machine.scaler is None else machine.scaler.scale(loss)).backward()
+            (loss if machine.scaler is None else machine.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
             loss = loss.detach()
         else:
             loss = self._accumulated(batch)
@@ -145,17 +148,18 @@ class EagerStep:
         total = torch.zeros((), device=machine.device)
         for micro in split(batch, -(-rows // machine.parts)):
             loss = machine.objective(micro) * (1.0 if machine.summed else rows_of(micro) / rows)
-            (loss if machine.scaler is None else machine.scaler.scale(loss)).backward()
+            (loss if machine.scaler is None else machine.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         return total
 
-    def _update(self, loss: Tensor, norm: Tensor, gradients: list[Tensor]) -> Outcome:
+    def _update(self, loss: Tensor, norms: Sequence[Tensor], gradients: list[Tensor]) -> Outcome:
         machine = self.machine
-        value, size = loss.item(), norm.item()
+        value = loss.item()
+        size = hypot(*(norm.item() for norm in norms) if len(norms) < _FEW else torch.stack(list(norms)).tolist())
         finite = isfinite(value) and isfinite(size)
         if finite:
             if machine.clipping is not None:
-                machine.clipping(gradients, norm)
+                machine.clipping(gradients, torch.tensor(size, dtype=loss.dtype))
             machine.optimizer.step()
         elif machine.buffers:
             torch._foreach_copy_(machine.buffers, self._saved_buffers)
@@ -163,8 +167,9 @@ class EagerStep:
             machine.scaler.update()
         return Outcome(value, size, finite)
 
-    def _deferred(self, loss: Tensor, norm: Tensor, gradients: list[Tensor]) -> Outcome:
+    def _deferred(self, loss: Tensor, norms: Sequence[Tensor], gradients: list[Tensor]) -> Outcome:
         machine = self.machine
+        norm = torch.linalg.vector_norm(torch.stack(list(norms)))
         assert self.stuck is not None
         self.stuck |= ~(torch.isfinite(loss) & torch.isfinite(norm))
         kept = [*machine.parameters, *_state_tensors(machine.optimizer)]
@@ -186,11 +191,11 @@ class EagerStep:
         before = [p.detach().clone() for p in machine.parameters]
         first = self.backward(batch)
         value = first.item()
-        size = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients))).item()
+        size = hypot(*torch.stack(list(torch._foreach_norm(self.gradients))).tolist())
         if not (isfinite(value) and isfinite(size)):
             return Outcome(value, size, False)
 
-        def closure() -> Tensor:
+        def closure() -> Any:
             with torch.enable_grad():
                 return self.backward(batch)
 

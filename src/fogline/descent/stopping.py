@@ -159,7 +159,7 @@ def _trend(losses: Numbers, gained: float) -> dict[str, float]:
 
 
 def _overfit(held_out: Numbers, losses: Numbers) -> dict[str, float]:
-    """How far the held-out loss rose from its best, as a share of what it had gained, while training went on falling."""
+    """How far the held-out loss rose from its best, as a share of its gain, while the training loss went on falling."""
     values = held_out[np.isfinite(held_out)]
     if len(values) < 4:
         return {}

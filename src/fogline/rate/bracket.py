@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fogline.data.source import Batch
 from fogline.descent.step import EagerStep, Machine
@@ -63,7 +64,7 @@ def sweep(
 def _blown(first: list[float], losses: list[float]) -> bool:
     """The last three losses lie above the start by more than its noise and a tenth of its distance to the lowest."""
     start = sorted(first)[len(first) // 2]
-    noise = sum(abs(a - b) for a, b in zip(first, first[1:], strict=False)) / max(1, len(first) - 1)
+    noise = sum(abs(a - b) for a, b in pairwise(first)) / max(1, len(first) - 1)
     margin = _BLOWN * noise + 0.1 * abs(start - min(losses))
     return all(loss > start + margin for loss in losses[-3:])
 

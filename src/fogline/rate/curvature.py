@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,9 +22,9 @@ def edge(
     """The learning rate beyond which the optimizer overshoots on the quadratic it stands on.
 
     With the largest eigenvalue L of the Hessian: gradient descent ``2 / L``, heavy ball ``(2 + 2b) / L``, Nesterov
-    ``(2 + 2b) / ((1 + 2b) L)``, Adam ``(2 + 2b1) / ((1 - b1) L)`` with L of the preconditioned Hessian (Cohen et al., 2021,
-    2022). L is found by power iteration on Hessian-vector products and the median over batches is taken, because a single
-    batch can be ten times off.
+    ``(2 + 2b) / ((1 + 2b) L)``, Adam ``(2 + 2b1) / ((1 - b1) L)`` with L of the preconditioned Hessian (Cohen et al.,
+    2021, 2022). L is found by power iteration on Hessian-vector products; the median over batches is taken, because a
+    single batch can be ten times off.
 
     Returns:
         None where no limit is known for the method, the curvature is not positive, or the model cannot be
@@ -99,4 +100,4 @@ def _scales(objective: Objective, parameters: Sequence[Tensor], batches: Sequenc
 
 
 def _norm(vector: Sequence[Tensor]) -> float:
-    return float(sum(float(v.double().square().sum()) for v in vector)) ** 0.5
+    return math.sqrt(sum(float(v.double().square().sum()) for v in vector))

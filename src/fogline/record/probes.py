@@ -103,7 +103,8 @@ class Probe:
         assert self._before is not None
         before, self._before = self._before, None
         if len(gradients) != len(self.parameters):
-            return self._close()  # parameters without a gradient: the products below would not line up
+            self._close()  # parameters without a gradient: the products below would not line up
+            return None
         moved = torch._foreach_sub([p.detach() for p in self.parameters], before)
         if self._first is None:
             self._first = (list(moved), [g.detach().clone() for g in gradients])

@@ -21,6 +21,7 @@ _SECONDS = 0.5
 _ALWAYS = 2000
 _NOT_PROBED = (None, None, None, None)
 
+Signals = tuple[float | None, float | None, float | None, float | None]
 Block = tuple[int, float, int, float, "Outcomes"]
 """Steps of one call: the first, epoch, examples and seconds before it, and what it gave."""
 
@@ -75,11 +76,20 @@ class Recorder:
         rows, place = [], 0
         for first, epoch, examples, seconds, outcomes in pending:
             for k in range(-first % self.stride, len(outcomes.losses), self.stride):
-                signals = _NOT_PROBED
+                signals: Signals = _NOT_PROBED
                 if self._probed and (probed := self._probed.get(first + k)) is not None:
                     signals = (probed.update_norm, probed.update_ratio, probed.step_cosine, probed.overshoot)
                 rows.append(
-                    (first + k, epoch, examples, seconds, losses[place + k], outcomes.rates[k], norms[place + k], *signals)
+                    (
+                        first + k,
+                        epoch,
+                        examples,
+                        seconds,
+                        losses[place + k],
+                        outcomes.rates[k],
+                        norms[place + k],
+                        *signals,
+                    )
                 )
             place += len(outcomes.losses)
         for probed in self._probed.values():
