@@ -216,7 +216,8 @@ def page(table: dict[str, dict[str, Outcome]], arguments: argparse.Namespace) ->
         "is taken. "
         '"Tight" peers have their stopping tolerances at zero and stop at 10,000 steps or evaluations at the latest; '
         "the others are as they come. "
-        "Every evaluation counts, each Hessian-vector product as two.",
+        "Every evaluation counts; a Hessian-vector product counts as two in the totals and is left out by function, "
+        "where it flatters newton-cg. The first function's times hold the warm-up.",
         "",
         "## Totals",
         "",
