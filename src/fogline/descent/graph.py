@@ -215,7 +215,7 @@ class _Recorder:
         self, weights: list[Tensor], slots: list[Tensor], gradients: Sequence[Tensor | None], lr: Tensor
     ) -> None:
         """PyTorch's own optimizer, on stand-ins for weights and state."""
-        stand_in = dict(zip(self.trained.values(), weights, strict=True))
+        stand_in: dict[Tensor, Tensor] = dict(zip(self.trained.values(), weights, strict=True))
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         state: defaultdict[Tensor, Any] = defaultdict(dict)

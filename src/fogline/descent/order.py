@@ -99,5 +99,5 @@ def _feistel(values: NDArray[Any], side: int, other: int, keys: list[int]) -> ND
         np.subtract(left, shifted, out=left)
         left, right = right, left
     np.multiply(left, word(side), out=left)
-    left += right
-    return left
+    result: NDArray[Any] = np.add(left, right, out=left)
+    return result

@@ -22,9 +22,11 @@ from fogline.verdict import Judgement, Verdict
 _BLOCKS = 10
 _SIGNIFICANT = 3.0  # standard errors
 _SMALL_GAIN = 0.01  # of what the run has gained in all
-_TINY_GAIN = 1e-3
+_LARGE_GAIN = 0.1
+_LONG_STEP = 10.0  # learning rates
 _DEAD_SHARE = 0.5
-_JITTER_SHARE = 0.1
+_DEAD = 1e-6  # of the largest root mean square gradient of a layer
+_EXPLODED = 10.0
 
 Numbers = NDArray[np.float64]
 
@@ -37,7 +39,8 @@ class Slope:
         gain: largest fall of the loss along the negative gradient, by line search, on batches it does not come from; a
             fall within two standard errors of none counts as none.
         signal: |mean gradient|^2, without the part that is noise, over the sum of both; 1 is all signal.
-        dead: share of the parameters whose gradient is exactly zero on every batch.
+        dead: share of the parameters with a gradient of zero on every batch, or in a layer whose gradient is a
+            millionth of that of the layer with the largest.
         step: length of the best step of the line search over the learning rate at its top; infinite where unknown.
         loss: mean loss of the batches.
     """
@@ -76,9 +79,11 @@ def judge(
         return Judgement(Verdict.INTERRUPTED, evidence)
     evidence["refused_share"] = float(refused[-max(10, len(refused) // 10) :].mean()) if len(refused) else 0.0
     finite = losses[np.isfinite(losses)]
+    start, late = (_start(finite), float(np.median(finite[-_window(len(finite), 0.1) :]))) if len(finite) else (0, 0)
     if evidence["refused_share"] > 0.5 or not len(finite):
-        return Judgement(Verdict.NONFINITE, evidence)
-    start, late = _start(finite), float(np.median(finite[-_window(len(finite), 0.1) :]))
+        # A loss that grew without bound until it overflowed is a step too long, not a NaN from somewhere.
+        exploded = len(finite) > 2 and finite[-1] - start > _EXPLODED * abs(start)
+        return Judgement(Verdict.DIVERGED if exploded else Verdict.NONFINITE, evidence)
     noise = _noise(finite)
     evidence |= {"loss_at_start": start, "loss_at_end": late, "noise": noise}
     if late - start > max(_SIGNIFICANT * noise, _SMALL_GAIN * abs(start)):
@@ -110,16 +115,16 @@ def _by_slope(
     }
     annealed = bool(len(rates)) and rates[-1] < 0.1 * rates.max()
     if slope.dead > _DEAD_SHARE and gained <= noise:
-        return Judgement(Verdict.STALLED, evidence)
-    if improving and share > _TINY_GAIN:
+        return Judgement(Verdict.STALLED, evidence)  # the gradient does not reach the weights
+    if share > 1 and slope.step > _LONG_STEP:
+        return Judgement(Verdict.STALLED, evidence)  # one good step would gain more than the whole run did
+    if improving:
         return Judgement(Verdict.IMPROVING, evidence)
-    if share <= _TINY_GAIN:
-        return Judgement(Verdict.CONVERGED, evidence)
-    jittering = noise > _JITTER_SHARE * scale
-    if share <= 10 * _SMALL_GAIN or slope.step < 10:
-        # What is left is small, or steps as long as those taken would find it were they not thrown about.
-        return Judgement(Verdict.NOISE_FLOOR if jittering and not annealed else Verdict.IMPROVING, evidence)
-    return Judgement(Verdict.STALLED, evidence)
+    if not annealed and slope.gain > _SMALL_GAIN * min(scale, abs(slope.loss)):
+        # There is a fall, and steps of this length do not find it.
+        far = slope.step > _LONG_STEP and share > _LARGE_GAIN
+        return Judgement(Verdict.STALLED if far else Verdict.NOISE_FLOOR, evidence)
+    return Judgement(Verdict.IMPROVING if share > _SMALL_GAIN else Verdict.CONVERGED, evidence)
 
 
 def _window(count: int, share: float) -> int:
@@ -214,14 +219,19 @@ def measure_slope(
         if size > 0 and math.isfinite(size):
             gain, length = _search(objective, scored, parameters, kept, sums, rate, check)
     noise = max(0.0, (squares / count - size) / max(1, count - 1))
-    dead = sum(int((g == 0).sum()) for g in sums) / max(1, sum(g.numel() for g in sums))
     return Slope(
         gain=gain,
         signal=max(0.0, size - noise) / size if size > 0 else 0.0,
-        dead=dead,
+        dead=_dead_share(sums),
         step=length / rate if rate > 0 else math.inf,
         loss=float(np.mean(losses)),
     )
+
+
+def _dead_share(gradients: Sequence[torch.Tensor]) -> float:
+    sizes = [float(g.double().square().mean().sqrt()) for g in gradients]
+    live = [int((g != 0).sum()) if size > _DEAD * max(sizes) else 0 for g, size in zip(gradients, sizes, strict=True)]
+    return 1 - sum(live) / max(1, sum(g.numel() for g in gradients))
 
 
 def _search(
@@ -243,9 +253,10 @@ def _search(
         with torch.no_grad():
             for parameter, start, slope in zip(parameters, kept, direction, strict=True):
                 parameter.copy_(start - length * slope)
-            falls = here - np.array([float(objective(batch)) for batch in batches])
-        if not np.isfinite(falls).all():
+            values = np.array([float(objective(batch)) for batch in batches])
+        if not np.isfinite(values).all():
             return -math.inf
+        falls = here - values
         error = float(falls.std(ddof=1)) / math.sqrt(len(falls)) if len(falls) > 1 else 0.0
         return float(falls.mean()) if falls.mean() > 2 * error else min(0.0, float(falls.mean()))
 
