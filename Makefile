@@ -18,10 +18,8 @@ bench: $(READY)
 	@for script in $(BENCH); do echo "== $$script"; $(RUN) $$script || exit 1; done
 
 lint: $(READY)
-	@$(RUN) -m ruff check .
-	@$(RUN) -m ruff format --check .
-	@$(RUN) -m mypy
-	@$(RUN) -m codespell_lib
+	@failed=0; for check in "ruff check ." "ruff format --check ." mypy codespell_lib; do \
+		echo "== $$check"; $(RUN) -m $$check || failed=1; done; exit $$failed
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
