@@ -169,13 +169,13 @@ def _overfit(held_out: Numbers, losses: Numbers) -> dict[str, float]:
     if len(values) < 4:
         return {}
     best = int(values.argmin())
-    gained = float(values[0] - values[best])
     after = values[best:]
     training = losses[int(len(losses) * best / len(values)) :]
-    if len(after) < 3 or gained <= 0 or len(training) < 2:
-        return {}
-    half = max(1, len(training) // 4)
-    if training[-half:].mean() >= training[:half].mean():
+    quarter = max(1, len(training) // 4)
+    fell = float(training[:quarter].mean() - training[-quarter:].mean()) if len(training) > 1 else 0.0
+    # Where the held-out loss never got better, what training gained is the measure.
+    gained = float(values[0] - values[best]) or fell
+    if len(after) < 3 or fell <= 0:
         return {}
     rise = float(np.median(after[-max(1, len(after) // 4) :]) - values[best])
     wiggle = _noise(after) if len(after) > 3 else 0.0

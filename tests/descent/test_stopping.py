@@ -1,0 +1,161 @@
+"""The verdict on runs whose truth is known, at three scales of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fogline
+from fogline.descent.objective import Objective
+from fogline.descent.stopping import judge, measure_slope
+from fogline.verdict import Verdict
+
+
+def _regression(noise: float = 0.1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(256, 8, generator=generator)
+    return X, X @ torch.randn(8, 1, generator=generator) + noise * torch.randn(256, 1, generator=generator)
+
+
+def _coin(rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, 8, generator=generator), torch.randint(2, (rows,), generator=generator)
+
+
+def _linear() -> nn.Module:
+    return nn.Linear(8, 1)
+
+
+def _dead() -> nn.Module:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    nn.init.constant_(model[0].bias, -100.0)
+    return model
+
+
+def _deep_sigmoid() -> nn.Module:
+    hidden = [layer for _ in range(12) for layer in (nn.Linear(32, 32), nn.Sigmoid())]
+    return nn.Sequential(nn.Linear(8, 32), nn.Sigmoid(), *hidden, nn.Linear(32, 1))
+
+
+@dataclass(frozen=True)
+class Case:
+    verdict: Verdict
+    recipe: dict[str, Any]
+    model: Callable[[], nn.Module] = _linear
+    loss: Callable[..., Tensor] = field(default_factory=nn.MSELoss)
+    data: tuple[Tensor, Tensor] = field(default_factory=_regression)
+    valid: tuple[Tensor, Tensor] | None = None
+
+
+_FULL = {"optimizer": "gd", "batch_size": "full", "schedule": "constant"}
+_SGD = {"optimizer": "sgd", "schedule": "constant"}
+
+CASES = {
+    "full batch to the minimum": Case(Verdict.CONVERGED, {**_FULL, "lr": 0.3, "duration": "300st"}),
+    "annealed to the minimum": Case(
+        Verdict.CONVERGED, {"optimizer": "sgd", "lr": 0.1, "batch_size": 4, "duration": "3000st", "schedule": "linear"}
+    ),
+    "adam to the minimum": Case(
+        Verdict.CONVERGED, {"optimizer": "adamw", "lr": 0.05, "batch_size": 32, "duration": "1000st"}
+    ),
+    "the budget ended": Case(Verdict.IMPROVING, {**_FULL, "lr": 0.02, "duration": "30st"}),
+    "step too small": Case(Verdict.STALLED, {**_FULL, "lr": 1e-7, "duration": "300st"}),
+    "step too small, noisy": Case(Verdict.STALLED, {**_SGD, "lr": 1e-7, "batch_size": 16, "duration": "500st"}),
+    "dead units": Case(
+        Verdict.STALLED, {"optimizer": "adamw", "lr": 1e-3, "batch_size": 32, "duration": "500st"}, _dead
+    ),
+    "vanishing gradient": Case(
+        Verdict.STALLED, {"optimizer": "sgd", "lr": 0.01, "batch_size": 32, "duration": "500st"}, _deep_sigmoid
+    ),
+    "step too large": Case(Verdict.DIVERGED, {**_FULL, "lr": 1.2, "duration": "40st"}),
+    "step far too large": Case(Verdict.DIVERGED, {**_FULL, "lr": 100.0, "duration": "400st"}),
+    "jitter": Case(Verdict.NOISE_FLOOR, {**_SGD, "lr": 0.15, "batch_size": 4, "duration": "3000st"}),
+    "coins learnt by heart": Case(
+        Verdict.OVERFIT,
+        {"optimizer": "adamw", "lr": 0.01, "batch_size": 8, "duration": "100ep"},
+        lambda: nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 2)),
+        nn.CrossEntropyLoss(),
+        _coin(40, 1),
+        _coin(200, 2),
+    ),
+}
+
+
+class Scaled(nn.Module):
+    """A loss in other units."""
+
+    def __init__(self, loss: Callable[..., Tensor], factor: float) -> None:
+        super().__init__()
+        self.loss, self.factor = loss, factor
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(outputs, targets) * self.factor
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e6, 1e-6])
+@pytest.mark.parametrize("name", CASES)
+def test_verdict_is_right_in_any_unit_of_the_loss(name: str, factor: float, tmp_path: Path) -> None:
+    case = CASES[name]
+    recipe = dict(case.recipe)
+    if recipe["optimizer"] != "adamw":  # Adam's step does not depend on the unit; that of gradient descent does
+        recipe["lr"] /= factor
+    task = fogline.Task(case.model, Scaled(case.loss, factor), case.data, case.valid)
+    run = fogline.fit(task, fogline.Recipe(**recipe), runs=tmp_path)
+    assert run.verdict is case.verdict, run.judgement
+
+
+def test_nan_everywhere_is_nonfinite(tmp_path: Path) -> None:
+    X, y = _regression()
+    run = fogline.fit(nn.Linear(8, 1), (X, y * torch.nan), loss=nn.MSELoss(), lr=0.1, duration="50st", runs=tmp_path)
+    assert run.verdict is Verdict.NONFINITE
+
+
+def test_a_healthy_spike_on_the_way_is_no_divergence() -> None:
+    losses = np.concatenate([np.linspace(1, 5, 20), 5 * np.exp(-np.arange(400) / 80)])
+    verdict = judge(losses, np.ones(420), np.array([]), slope=None, refused=np.zeros(420)).verdict
+    assert verdict is Verdict.IMPROVING
+
+
+def test_a_warm_start_that_jitters_is_no_divergence() -> None:
+    losses = 1 + 0.1 * np.random.default_rng(0).standard_normal(500)
+    verdict = judge(losses, np.ones(500), np.array([]), slope=None, refused=np.zeros(500)).verdict
+    assert verdict is Verdict.NOISE_FLOOR
+
+
+def test_held_out_loss_that_only_wiggles_is_no_overfit() -> None:
+    rng = np.random.default_rng(0)
+    losses = np.exp(-np.arange(1000) / 100) + 0.02 * rng.random(1000)
+    held_out = 0.5 * np.exp(-np.arange(40) / 4) + 0.5 + 0.02 * rng.random(40)
+    verdict = judge(losses, np.ones(1000), held_out, slope=None, refused=np.zeros(1000)).verdict
+    assert verdict is not Verdict.OVERFIT
+
+
+def test_slope_leaves_everything_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before = [value.clone() for value in model.state_dict().values()]
+    X, y = _regression()
+    slope = measure_slope(Objective(model, nn.MSELoss()), [(X[:64], y[:64]), (X[64:128], y[64:128])], 0.1)
+    assert slope.gain > 0
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before, strict=True))
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    assert model.training
+
+
+def test_slope_of_a_quadratic_is_exact() -> None:
+    """f(w) = w^2 from w = 1: the best step along -2w is 1/2 and gains everything."""
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.ones_(model.weight)
+    data = torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
+    slope = measure_slope(Objective(model, nn.MSELoss()), [data], 0.125)
+    assert slope.gain == pytest.approx(1.0)
+    assert slope.step == pytest.approx(4.0)
+    assert slope.signal == pytest.approx(1.0)
