@@ -24,7 +24,7 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from fogline.minimize import METHODS, minimize
+from fogline._minimize import METHODS, minimize
 from problems import TestFunction, everything
 
 SEED = 0
@@ -195,7 +195,7 @@ def detail_table(table: dict[str, dict[str, Outcome]], names: list[str]) -> str:
 def page(table: dict[str, dict[str, Outcome]], arguments: argparse.Namespace) -> str:
     """The page of evidence."""
     tight = [name for name in PEERS if "tight" in name]
-    last = ["git", "log", "-1", "--format=%h", "--", "src/fogline/minimize"]
+    last = ["git", "log", "-1", "--format=%h", "--", "src/fogline/_minimize"]
     commit = subprocess.run(last, capture_output=True, text=True, check=False).stdout
     lines = [
         "# Descent: functions with known minima",

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fogline.minimize import METHODS, Progress, minimize
-from fogline.minimize._curvature import survey
-from fogline.minimize._line_methods import Dense, LimitedMemory
-from fogline.minimize._problem import Problem, norm
-from fogline.minimize._structure import flatten
+from fogline._minimize import METHODS, Progress, minimize
+from fogline._minimize.curvature import survey
+from fogline._minimize.line_methods import Dense, LimitedMemory
+from fogline._minimize.problem import Problem, norm
+from fogline._minimize.structure import flatten
 from fogline.verdict import Verdict
 
 F64 = torch.float64

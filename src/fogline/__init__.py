@@ -1,18 +1,57 @@
-"""Fogline: gradient descent with the fog lifted."""
+"""Fogline: gradient descent with the fog lifted.
 
-from fogline.descent.interrupts import Interrupted as Interrupted
-from fogline.descent.loop import Step as Step
-from fogline.descent.optimizers import OPTIMIZERS as OPTIMIZERS
-from fogline.descent.schedules import SCHEDULES as SCHEDULES
-from fogline.fit import descend as descend
-from fogline.fit import fit as fit
-from fogline.fit import resume as resume
-from fogline.minimize import minimize as minimize
-from fogline.recipe import Duration as Duration
-from fogline.recipe import Recipe as Recipe
-from fogline.run import Run as Run
-from fogline.task import Task as Task
-from fogline.task import on_batch as on_batch
-from fogline.verdict import Verdict as Verdict
+PyTorch takes a second to import, so a public name is imported when it is first asked for: the command line answers
+``--help``, and shows a run, at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fogline._fit import descend as descend
+    from fogline._fit import fit as fit
+    from fogline._fit import resume as resume
+    from fogline._minimize import minimize as minimize
+    from fogline.descent.interrupts import Interrupted as Interrupted
+    from fogline.descent.loop import Step as Step
+    from fogline.descent.optimizers import OPTIMIZERS as OPTIMIZERS
+    from fogline.descent.schedules import SCHEDULES as SCHEDULES
+    from fogline.recipe import Duration as Duration
+    from fogline.recipe import Recipe as Recipe
+    from fogline.run import Run as Run
+    from fogline.task import Task as Task
+    from fogline.task import on_batch as on_batch
+    from fogline.verdict import Verdict as Verdict
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Duration": "recipe",
+    "Interrupted": "descent.interrupts",
+    "OPTIMIZERS": "descent.optimizers",
+    "Recipe": "recipe",
+    "Run": "run",
+    "SCHEDULES": "descent.schedules",
+    "Step": "descent.loop",
+    "Task": "task",
+    "Verdict": "verdict",
+    "descend": "_fit",
+    "fit": "_fit",
+    "minimize": "_minimize",
+    "on_batch": "task",
+    "resume": "_fit",
+}
+
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'fogline' has no attribute {name!r}")
+    value = getattr(import_module(f"fogline.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

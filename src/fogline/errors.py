@@ -9,7 +9,7 @@ from difflib import get_close_matches
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """A half-sentence that names the nearest known word, or lists all of them.
 
-    >>> did_you_mean("adamv", ["adam", "adamw", "sgd"])
+    >>> did_you_mean("adamm", ["adamw", "sgd"])
     "did you mean 'adamw'?"
     >>> did_you_mean("zzz", ["adam", "sgd"])
     "choose one of 'adam', 'sgd'"
@@ -25,7 +25,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 def unknown(what: str, word: object, known: Iterable[str]) -> ValueError:
     """The error for a name that is not one of the known ones.
 
-    >>> unknown("optimizer", "adamv", ["adam", "adamw"])
-    ValueError("unknown optimizer 'adamv': did you mean 'adamw'?")
+    >>> unknown("optimizer", "adamm", ["adamw", "sgd"])
+    ValueError("unknown optimizer 'adamm': did you mean 'adamw'?")
     """
     return ValueError(f"unknown {what} {word!r}: {did_you_mean(word, known)}")

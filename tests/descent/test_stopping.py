@@ -151,11 +151,11 @@ def test_slope_leaves_everything_as_it_was() -> None:
 
 
 def test_slope_of_a_quadratic_is_exact() -> None:
-    """f(w) = w^2 from w = 1: the best step along -2w is 1/2 and gains everything."""
+    """f(w) = w^2 from w = 1: the best step along -2w goes the distance 1 and gains everything."""
     model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     nn.init.ones_(model.weight)
     data = torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
     slope = measure_slope(Objective(model, nn.MSELoss()), [data], 0.125)
     assert slope.gain == pytest.approx(1.0)
-    assert slope.step == pytest.approx(4.0)
+    assert slope.distance == pytest.approx(1.0)
     assert slope.signal == pytest.approx(1.0)

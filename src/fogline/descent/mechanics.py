@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fogline.data.source import InMemory
+from fogline.descent.batches import rows_of
 from fogline.descent.graph import CannotCompileError, Program, compile_steps, trace
 from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors
 from fogline.descent.randomness import TRAIN, private_randomness, seed_step
@@ -36,72 +37,67 @@ def choose_step(descent: Descent, chosen: dict[str, Any], *, chunks: bool) -> Ea
     eager = descent.stepper
     assert isinstance(eager, EagerStep)
     asked = chosen.get("mode", descent.recipe.step)
+    obstacle = _obstacle(descent)
+    if asked != "eager" and obstacle is not None:
+        chosen |= {"mode": "eager", "why": obstacle}
+        return eager
     if asked == "auto":
         with private_randomness(descent.machine.device):
-            asked = _by_measurement(descent, eager, chosen)
+            asked = _by_measurement(descent, chosen)
     if asked == "eager":
         chosen.setdefault("mode", "eager")
         return eager
-    reason = _obstacle(descent)
-    if reason is None:
-        try:
-            programs = _programs(descent, eager, 1 if asked == "compiled" or not chunks else CHUNK)
-            _check_agreement(descent, programs)
-        except CannotCompileError as error:
-            reason = str(error)
-        else:
-            several = any(program.chunk > 1 for program in programs)
-            chosen |= {
-                "mode": "chunked" if several else "compiled",
-                "compile_seconds": round(sum(program.seconds for program in programs), 3),
-                "chunk": max(program.chunk for program in programs),
-            }
-            return CompiledStep(eager, programs)
-    chosen |= {"mode": "eager", "why": reason}
-    return eager
+    width = chosen.get("chunk") or (_width(descent) if asked == "chunked" and chunks else 1)
+    try:
+        program = _program(descent, width)
+        _check_agreement(descent, program)
+    except CannotCompileError as error:
+        chosen |= {"mode": "eager", "why": str(error)}
+        return eager
+    chosen |= {
+        "mode": "chunked" if width > 1 else "compiled",
+        "compile_seconds": round(program.seconds, 3),
+        "chunk": width,
+    }
+    return CompiledStep(eager, program)
 
 
 def _obstacle(descent: Descent) -> str | None:
     machine = descent.machine
+    deferred = isinstance(descent.stepper, EagerStep) and descent.stepper.deferred
     for there, what in (
         (machine.needs_closure, "the optimizer evaluates the loss several times a step"),
         (machine.scaler is not None, "float16 gradient scaling is taken eagerly"),
         (machine.parts > 1, "gradients are accumulated over micro-batches"),
-        (eager_only(descent), "steps are gated on the device there"),
+        (deferred, "steps are gated on the device there"),
     ):
         if there:
             return what
     return None
 
 
-def eager_only(descent: Descent) -> bool:
-    """Whether the gate is deferred, as on accelerators: compiled steps answer at once."""
-    return isinstance(descent.stepper, EagerStep) and descent.stepper.deferred
+def _width(descent: Descent) -> int:
+    """How many steps one call takes: no more than an epoch has full batches, nor than lie before a validation."""
+    batches = descent.batches
+    if not isinstance(batches.source, InMemory) or descent.average is not None:
+        return 1  # data from elsewhere comes batch by batch, and an average of the weights moves every step
+    return max(1, min(CHUNK, batches.source.size // batches.batch_size, descent.next_stop()))
 
 
-def _programs(descent: Descent, eager: EagerStep, chunk: int) -> list[Program]:
+def _program(descent: Descent, width: int) -> Program:
     batch = next(descent.batches.stream(0))
     machine = descent.machine
-    traced = trace(machine.objective, machine.optimizer, machine.clipping, batch)
-    in_memory = isinstance(descent.batches.source, InMemory) and descent.average is None
-    steps = descent.batches.steps_per_epoch or 0
-    if chunk == 1 or not in_memory or steps < chunk or descent.next_stop() < chunk:
-        return [compile_steps(traced, batch)]
-    return [compile_steps(traced, batch, chunk)]
+    return compile_steps(trace(machine.objective, machine.optimizer, machine.clipping, batch), batch, width)
 
 
-def _by_measurement(descent: Descent, eager: EagerStep, chosen: dict[str, Any]) -> str:
+def _by_measurement(descent: Descent, chosen: dict[str, Any]) -> str:
     """Compile only where the saving pays for it several times over."""
-    ahead = _seconds_ahead(descent, eager, chosen)
-    reason = _obstacle(descent)
-    if reason is not None:
-        chosen["why"] = reason
-        return "eager"
+    ahead = _seconds_ahead(descent, chosen)
     if ahead < _WORTH * _COMPILE_SECONDS:
         chosen["why"] = f"about {ahead:.1f} s of steps lie ahead: compiling would not pay"
         return "eager"
     try:
-        program = _programs(descent, eager, 1)[0]
+        program = _program(descent, 1)
     except CannotCompileError as error:
         chosen["why"] = str(error)
         return "eager"
@@ -117,7 +113,7 @@ def _by_measurement(descent: Descent, eager: EagerStep, chosen: dict[str, Any]) 
     return "compiled"
 
 
-def _seconds_ahead(descent: Descent, eager: EagerStep, chosen: dict[str, Any]) -> float:
+def _seconds_ahead(descent: Descent, chosen: dict[str, Any]) -> float:
     machine = _copied(descent.machine)
     trial = EagerStep(machine, descent.batches, deferred=False)
     batch = next(descent.batches.stream(0))
@@ -155,7 +151,7 @@ def _timed(action: Callable[[], object], kept: Machine | None) -> float:
     return statistics.median(times)
 
 
-def _check_agreement(descent: Descent, programs: list[Program]) -> None:
+def _check_agreement(descent: Descent, program: Program) -> None:
     """The compiled step must give the losses of the eager one from the same weights, on two different batches.
 
     A model whose Python code counts calls or draws from Python's random numbers is frozen by tracing; this finds it.
@@ -164,15 +160,15 @@ def _check_agreement(descent: Descent, programs: list[Program]) -> None:
         CannotCompileError: they differ.
     """
     machine = descent.machine
-    program = programs[0]
     saved = _snapshot(machine)
     twin = EagerStep(_copied(machine), descent.batches, deferred=False)
     rate = descent.rate(0)
+    in_memory = isinstance(descent.batches.source, InMemory)
     with private_randomness(machine.device):
         for k in range(2):
             place = k * program.chunk
-            rows = descent.batches.run(place, program.chunk) if program.chunk > 1 else descent.batches.run(place, 1)
-            if rows is None:
+            rows = descent.batches.run(place, program.chunk) if in_memory else next(descent.batches.stream(place))
+            if rows is None or rows_of(rows) != program.chunk * descent.batches.batch_size:
                 break
             seed_step(machine.seed, place, TRAIN, machine.device)
             lr = torch.full((program.chunk,), rate, dtype=program.rate_type, device=machine.device)

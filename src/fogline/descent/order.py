@@ -39,7 +39,7 @@ def permute(
 
     >>> sorted(permute(0, 0, np.arange(5), 5).tolist())
     [0, 1, 2, 3, 4]
-    >>> int(permute(7, 3, 2, 100)) == permute(7, 3, np.arange(100), 100)[2]
+    >>> int(permute(7, 3, 2, 100)) == int(permute(7, 3, np.arange(100), 100)[2])
     True
     """
     values = np.asarray(position)

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fogline.data.check import check_first_batch, fingerprint
 from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.data.facts import Opened
 from fogline.data.intake import open_data
-from fogline.data.source import Stream
+from fogline.data.source import Batch, Stream
 from fogline.descent import mechanics
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.clipping import Clipping
@@ -36,6 +37,9 @@ from fogline.task import OnBatch, Task
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PROBED_ROWS = 32
 _LEAST_SCORED = 256
+# Floating-point operations of a forward pass below which a second thread costs more than it brings: handing work over
+# takes as long as the work, and on a machine that has other things to do, many times as long.
+_SMALL_STEP = 2e8
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Start:
     batches: Batches
     resolved: Resolved
     notes: list[str]
+    threads: int
 
 
 def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -> Start:
@@ -104,7 +109,8 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -
         first = next(batches.stream(0))
         odd = check_first_batch(model, loss, first, metrics, opened.facts)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
-    return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd])
+    threads = 1 if device.type == "cpu" and _operations(objective, first) < _SMALL_STEP else torch.get_num_threads()
+    return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], threads)
 
 
 def measure(start: Start, find_rate: Callable[[Objective, Batches, Recipe, Callable[[], None]], Any]) -> None:
@@ -123,8 +129,12 @@ def measure(start: Start, find_rate: Callable[[Objective, Batches, Recipe, Calla
         return
     rate = find_rate(start.objective, start.batches, resolved.recipe, poll)
     resolved.choose("lr", rate.value, rate.evidence["rule"])
-    resolved.why["lr"] |= {"interval": rate.interval, "cost_steps": rate.cost_steps, "evidence": rate.evidence}
-    start.notes += [f"learning rate: {warning}" for warning in rate.warnings]
+    resolved.why["lr"] |= {
+        "interval": rate.interval,
+        "cost_steps": rate.cost_steps,
+        "evidence": rate.evidence,
+        "warnings": list(rate.warnings),
+    }
 
 
 def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = None, *, chunks: bool = True) -> Prepared:
@@ -150,7 +160,7 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
             implementation=implementation,
         )
 
-    chosen: dict[str, Any] = dict(decided or {})
+    chosen: dict[str, Any] = {"threads": start.threads, **(decided or {})}
     with private_randomness(device):
         if "implementation" not in chosen:
             chosen["implementation"], chosen["implementation_seconds"] = choose_implementation(make, objective.model)
@@ -200,6 +210,15 @@ def summary(prepared: Prepared) -> dict[str, Any]:
         "columns": None if opened.facts.columns is None else list(opened.facts.columns),
         "fingerprint": fingerprint(opened.train),
     }
+
+
+def _operations(objective: Objective, batch: Batch) -> int:
+    """Floating-point operations of one forward pass: products and convolutions."""
+    device = torch.device(objective.device_type)
+    counter = FlopCounterMode(display=False)
+    with private_randomness(device), torch.no_grad(), mode(objective.model, training=False), counter:
+        objective(batch)
+    return counter.get_total_flops()
 
 
 def _made(task: Task, opened: Opened) -> nn.Module:

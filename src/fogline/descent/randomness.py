@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random as python_random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -31,6 +31,35 @@ def seed_everything(seed: int, step: int, purpose: int, device: torch.device) ->
     python_random.seed(value)
     np.random.seed(value & 0xFFFFFFFF)
     seed_step(seed, step, purpose, device)
+
+
+class Surroundings:
+    """A run's own random states and number of threads, the caller's while it gives a step to the caller.
+
+    The states of a run need not be kept meanwhile: every step is seeded anew.
+    """
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self._caller = ExitStack()
+
+    def __enter__(self) -> Surroundings:
+        self._caller.enter_context(private_randomness(self.device))
+        self._caller.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(self.threads)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._caller.close()
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Within it the caller's random states and threads are back."""
+        self._caller.close()
+        try:
+            yield
+        finally:
+            self.__enter__()
 
 
 @contextmanager

@@ -48,6 +48,7 @@ def resolve_by_rule(recipe: Recipe, opened: Opened, model: nn.Module) -> Resolve
     if recipe.device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         found.choose("device", accelerator.type if accelerator else "cpu", "the accelerator if there is one")
+    _check_device(found.recipe.device)
     _batch(found, opened)
     _schedule(found)
     _duration(found, opened)
@@ -55,6 +56,17 @@ def resolve_by_rule(recipe: Recipe, opened: Opened, model: nn.Module) -> Resolve
     if opened.facts.shuffle is False and recipe.shuffle:
         found.choose("shuffle", False, "the DataLoader that was given does not shuffle")
     return found
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that is not there
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        here = "cpu" if accelerator is None else f"cpu or {accelerator.type}"
+        raise ValueError(
+            f"device: expected {here}, which are here, received {name!r} ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def batch_rows(recipe: Recipe, examples: int | None) -> int:

@@ -157,14 +157,16 @@ class EagerStep:
         value = loss.item()
         size = hypot(*(norm.item() for norm in norms) if len(norms) < _FEW else torch.stack(list(norms)).tolist())
         finite = isfinite(value) and isfinite(size)
+        if isfinite(value) and machine.scaler is not None:
+            machine.scaler.step(machine.optimizer)  # leaves the step out where its scale was too large, by design
+            machine.scaler.update()
+            return Outcome(value, size, finite=True)
         if finite:
             if machine.clipping is not None:
                 machine.clipping(gradients, torch.tensor(size, dtype=loss.dtype))
             machine.optimizer.step()
         elif machine.buffers:
             torch._foreach_copy_(machine.buffers, self._saved_buffers)
-        if machine.scaler is not None:
-            machine.scaler.update()
         return Outcome(value, size, finite)
 
     def _deferred(self, loss: Tensor, norms: Sequence[Tensor], gradients: list[Tensor]) -> Outcome:
@@ -215,24 +217,23 @@ class EagerStep:
 
 
 class CompiledStep:
-    """Compiled programs where a batch has their shape, the eager step for the others.
+    """The compiled program where batches have its shape, the eager step for the others.
 
     Which of the two takes a step depends on its position alone, so a resumed run takes the same.
     """
 
-    def __init__(self, eager: EagerStep, programs: Sequence[Program]) -> None:
+    def __init__(self, eager: EagerStep, program: Program) -> None:
         self.eager = eager
         self.machine = eager.machine
         self.batches = eager.batches
-        self.single = next((program for program in programs if program.chunk == 1), None)
-        self.chunked = next((program for program in programs if program.chunk > 1), None)
+        self.single = program if program.chunk == 1 else None
+        self.chunked = program if program.chunk > 1 else None
         self.gradients: Sequence[Tensor] = ()
         self.products: Tensor | None = None  # of the last two steps of a call of several
         self.batch: Batch = None
         self._stream: Iterator[Batch] | None = None
         self._next = -1
-        like = programs[0].state[0]
-        self._rate = torch.zeros(1, dtype=programs[0].rate_type, device=like.device)
+        self._rate = torch.zeros(1, dtype=program.rate_type, device=program.state[0].device)
 
     def advance(self, step: int, stop: int, rates: RateFunction) -> Outcomes:
         """Take at least one step from ``step`` on and none at ``stop`` or after."""

@@ -22,8 +22,7 @@ from fogline.verdict import Judgement, Verdict
 _BLOCKS = 10
 _SIGNIFICANT = 3.0  # standard errors
 _SMALL_GAIN = 0.01  # of what the run has gained in all
-_LARGE_GAIN = 0.1
-_LONG_STEP = 10.0  # learning rates
+_FAR = 3.0  # lengths of the path that was walked
 _DEAD_SHARE = 0.5
 _DEAD = 1e-6  # of the largest root mean square gradient of a layer
 _EXPLODED = 10.0
@@ -41,14 +40,14 @@ class Slope:
         signal: |mean gradient|^2, without the part that is noise, over the sum of both; 1 is all signal.
         dead: share of the parameters with a gradient of zero on every batch, or in a layer whose gradient is a
             millionth of that of the layer with the largest.
-        step: length of the best step of the line search over the learning rate at its top; infinite where unknown.
+        distance: length of the best step of the line search; 0 where none gains.
         loss: mean loss of the batches.
     """
 
     gain: float
     signal: float
     dead: float
-    step: float
+    distance: float
     loss: float
 
 
@@ -59,6 +58,7 @@ def judge(
     *,
     slope: Slope | None,
     refused: Numbers,
+    path: float = 0.0,
     interrupted: bool = False,
 ) -> Judgement:
     """Decide how a run ended.
@@ -69,6 +69,7 @@ def judge(
         held_out: held-out losses in order, the first before training; may be empty.
         slope: what :func:`measure_slope` found at the end, or None.
         refused: 1 for each of those steps that was refused, else 0.
+        path: length of the path of the weights, as far as it was measured; 0 where it was not.
         interrupted: a signal ended it.
 
     Returns:
@@ -99,31 +100,37 @@ def judge(
     improving = trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
     if slope is None:
         return Judgement(Verdict.IMPROVING if improving else Verdict.NOISE_FLOOR, evidence)
-    return _by_slope(slope, evidence, improving, gained, noise, rates)
+    return _by_slope(slope, evidence, improving, gained, noise, rates, path)
 
 
 def _by_slope(
-    slope: Slope, evidence: dict[str, Any], improving: bool, gained: float, noise: float, rates: Numbers
+    slope: Slope,
+    evidence: dict[str, Any],
+    improving: bool,
+    gained: float,
+    noise: float,
+    rates: Numbers,
+    path: float,
 ) -> Judgement:
     scale = max(gained, _SMALL_GAIN * abs(slope.loss), 1e-300)
     share = slope.gain / scale
+    far = slope.distance / path if path > 0 else 0.0
     evidence |= {
         "gain_left_share": share,
         "gradient_signal": slope.signal,
         "dead_share": slope.dead,
-        "best_step_over_rate": slope.step,
+        "best_step_over_path": far,
     }
     annealed = bool(len(rates)) and rates[-1] < 0.1 * rates.max()
     if slope.dead > _DEAD_SHARE and gained <= noise:
         return Judgement(Verdict.STALLED, evidence)  # the gradient does not reach the weights
-    if share > 1 and slope.step > _LONG_STEP:
-        return Judgement(Verdict.STALLED, evidence)  # one good step would gain more than the whole run did
+    if share > 1 and far > _FAR:
+        return Judgement(Verdict.STALLED, evidence)  # one step would go further, and gain more, than the whole run
     if improving:
         return Judgement(Verdict.IMPROVING, evidence)
     if not annealed and slope.gain > _SMALL_GAIN * min(scale, abs(slope.loss)):
         # There is a fall, and steps of this length do not find it.
-        far = slope.step > _LONG_STEP and share > _LARGE_GAIN
-        return Judgement(Verdict.STALLED if far else Verdict.NOISE_FLOOR, evidence)
+        return Judgement(Verdict.NOISE_FLOOR, evidence)
     return Judgement(Verdict.IMPROVING if share > _SMALL_GAIN else Verdict.CONVERGED, evidence)
 
 
@@ -178,9 +185,11 @@ def _overfit(held_out: Numbers, losses: Numbers) -> dict[str, float]:
     if len(after) < 3 or fell <= 0:
         return {}
     rise = float(np.median(after[-max(1, len(after) // 4) :]) - values[best])
+    # Between the gain and the best loss: a doubling of a loss of nearly nothing is nothing.
+    scale = math.sqrt(gained * min(gained, abs(float(values[best])))) if values[best] else gained
     wiggle = _noise(after) if len(after) > 3 else 0.0
     significance = rise / wiggle if wiggle > 0 else (math.inf if rise > 0 else 0.0)
-    return {"held_out_rise_share": rise / gained, "rise_significance": significance}
+    return {"held_out_rise_share": rise / scale, "rise_significance": significance}
 
 
 def measure_slope(
@@ -215,7 +224,7 @@ def measure_slope(
         count = len(sources)
         torch._foreach_div_(sums, count)
         size = sum(float(g.double().square().sum()) for g in sums)
-        gain, length = 0.0, math.inf
+        gain, length = 0.0, 0.0
         if size > 0 and math.isfinite(size):
             gain, length = _search(objective, scored, parameters, kept, sums, rate, check)
     noise = max(0.0, (squares / count - size) / max(1, count - 1))
@@ -223,7 +232,7 @@ def measure_slope(
         gain=gain,
         signal=max(0.0, size - noise) / size if size > 0 else 0.0,
         dead=_dead_share(sums),
-        step=length / rate if rate > 0 else math.inf,
+        distance=length * math.sqrt(size),
         loss=float(np.mean(losses)),
     )
 
@@ -260,7 +269,7 @@ def _search(
         error = float(falls.std(ddof=1)) / math.sqrt(len(falls)) if len(falls) > 1 else 0.0
         return float(falls.mean()) if falls.mean() > 2 * error else min(0.0, float(falls.mean()))
 
-    best, length = 0.0, math.inf
+    best, length = 0.0, 0.0
     try:
         trial, gain = rate, fall(rate)
         factor = 4.0 if gain > 0 else 0.25

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fogline.minimize._problem import Point
+from fogline._minimize.problem import Point
 
 SUFFICIENT = 1e-4  # share of the promised decrease that has to arrive (Nocedal & Wright 2006, section 3.1)
 FLATTER = 0.9  # the slope must have fallen to this share

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fogline.minimize._curvature import Survey, first_length
-from fogline.minimize._linesearch import Trial, projected_wolfe, strong_wolfe
-from fogline.minimize._problem import Point, Problem, norm
+from fogline._minimize.curvature import Survey, first_length
+from fogline._minimize.linesearch import Trial, projected_wolfe, strong_wolfe
+from fogline._minimize.problem import Point, Problem, norm
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fogline.minimize._structure import Structure
+from fogline._minimize.structure import Structure
 
 Product = Callable[[Tensor], Tensor]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fogline.minimize._problem import Point
+from fogline._minimize.problem import Point
 from fogline.verdict import Verdict
 
 STATUS = {

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fogline.minimize._curvature import Survey, survey
-from fogline.minimize._judge import Ending, Judge
-from fogline.minimize._line_methods import Move
-from fogline.minimize._problem import Point, Problem
-from fogline.minimize._result import Recorder
+from fogline._minimize.curvature import Survey, survey
+from fogline._minimize.judge import Ending, Judge
+from fogline._minimize.line_methods import Move
+from fogline._minimize.problem import Point, Problem
+from fogline._minimize.result import Recorder
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fogline.minimize._curvature import Survey, first_length
-from fogline.minimize._line_methods import Move
-from fogline.minimize._problem import Point, Problem, norm
+from fogline._minimize.curvature import Survey, first_length
+from fogline._minimize.line_methods import Move
+from fogline._minimize.problem import Point, Problem, norm
 
 
 class Memory(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -16,9 +17,9 @@ from torch import nn
 
 from fogline.data.check import fingerprint
 from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
-from fogline.descent.loop import Step, steps
+from fogline.descent.loop import Step, Taken, steps
 from fogline.descent.prepare import Prepared, Start, assemble, begin, measure, summary
-from fogline.descent.randomness import PROBE, private_randomness, seed_everything
+from fogline.descent.randomness import PROBE, Surroundings, seed_everything
 from fogline.descent.state import Descent
 from fogline.descent.stopping import Slope, judge, measure_slope
 from fogline.progress import ProgressFunction, make_progress
@@ -49,8 +50,8 @@ def fit(
 ) -> Run:
     """Train until the recipe's duration is over and say how it went.
 
-    Either ``fit(task, recipe)``, or ``fit(model, data, loss=..., valid=...)``; fields of the recipe can be given by name
-    in both forms, and what is not given is measured.
+    Either ``fit(task, recipe)``, or ``fit(model, data, loss=..., valid=...)``; fields of the recipe can be given by
+    name in both forms, and what is not given is measured.
 
     Args:
         task: a :class:`Task`, or a module or a function that makes one.
@@ -217,23 +218,39 @@ def _trained(
         start = begin(task, asked, decided)
         run.task = start.task
         _same_data(start, info)
-        try:
-            if decided is None:
-                _announce(folder, info | _frame(folder, asked, source), start)
-                measure(start, measure_rate)
-            prepared = assemble(start, folder, info.get("mechanics") if before else None, chunks=chunks)
-        except StopRequested:
-            raise Interrupted(run, requested_code()) from None
-        info |= _frame(folder, asked, source) | {"started": info.get("started", _now())}
-        run.attach(prepared.descent.machine.objective.model)
-        with private_randomness(prepared.descent.machine.device), make_progress(progress, folder.name) as report:
-            yield from _looped(run, prepared, info, report, each=not chunks, resumed=before is not None)
-            return run
+        decided_mechanics = info.get("mechanics") if before else None
+        start.threads = (decided_mechanics or {}).get("threads", start.threads)
+        with Surroundings(start.batches.device, start.threads) as surroundings:
+            try:
+                if decided is None:
+                    _announce(folder, info | _frame(folder, asked, source), start)
+                    measure(start, measure_rate)
+                prepared = assemble(start, folder, decided_mechanics, chunks=chunks)
+            except StopRequested:
+                raise Interrupted(run, requested_code()) from None
+            info |= _frame(folder, asked, source) | {"started": info.get("started", _now())}
+            run.attach(prepared.descent.machine.objective.model)
+            with make_progress(progress, folder.name) as report:
+                loop = _looped(run, prepared, info, report, resumed=before is not None)
+                if chunks:
+                    for _ in loop:
+                        pass
+                else:
+                    yield from _singly(run, loop, surroundings)
+        return run
+
+
+def _singly(run: Run, loop: Iterator[Taken], surroundings: Surroundings) -> Iterator[Step]:
+    """Each step on its own, given to the caller in the caller's surroundings."""
+    for first, epoch, (losses, norms, rates, _) in loop:
+        for k, (loss, norm, rate) in enumerate(zip(losses, norms, rates, strict=True)):
+            with surroundings.outside():
+                yield Step(first + k, epoch, rate, run, loss, norm)
 
 
 def _looped(
-    run: Run, prepared: Prepared, info: dict[str, Any], report: ProgressFunction, *, each: bool, resumed: bool
-) -> Iterator[Step]:
+    run: Run, prepared: Prepared, info: dict[str, Any], report: ProgressFunction, *, resumed: bool
+) -> Iterator[Taken]:
     descent = prepared.descent
     model = descent.machine.objective.model
     try:
@@ -250,10 +267,7 @@ def _looped(
         }
         descent.store.write_info(info)
         model.train()
-        for taken in steps(descent, report):
-            losses, norms, rates, _ = taken.outcomes
-            for k, (loss, norm, lr) in enumerate(zip(losses, norms, rates, strict=True) if each else ()):
-                yield Step(taken.first + k, taken.epoch, lr, run, loss, norm)
+        yield from steps(descent, report)
         descent.save()
         _finish(run, prepared, info)
     except StopRequested:
@@ -299,7 +313,9 @@ def _judged(run: Run, descent: Descent, slope: Slope | None) -> Judgement:
     held_out = np.array([row["value"] for row in scores if row["name"] == "loss"], dtype=np.float64)
     losses = table["loss"].astype(np.float64)
     refused = (~np.isfinite(losses) | ~np.isfinite(table["grad_norm"].astype(np.float64))).astype(np.float64)
-    return judge(losses, table["lr"].astype(np.float64), held_out, slope=slope, refused=refused)
+    moved = table["update_norm"].astype(np.float64)
+    path = float(np.nanmedian(moved)) * descent.step if np.isfinite(moved).any() else 0.0
+    return judge(losses, table["lr"].astype(np.float64), held_out, slope=slope, refused=refused, path=path)
 
 
 def _write_verdict(descent: Descent, info: dict[str, Any], judgement: Judgement) -> None:
@@ -359,7 +375,7 @@ def _frame(folder: Path, asked: Recipe, source: Mapping[str, Any] | None) -> dic
         "hardware": {
             "machine": platform.machine(),
             "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
             "device": asked.device,
         },
     }

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fogline.minimize._curvature import Survey, survey
-from fogline.minimize._problem import Point, Problem, norm
+from fogline._minimize.curvature import Survey, survey
+from fogline._minimize.problem import Point, Problem, norm
 from fogline.verdict import Judgement, Verdict
 
 QUIET = 100  # steps of a careful method without a lower value, after which no more is expected

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fogline.minimize._problem import Point, Problem, Product, norm
+from fogline._minimize.problem import Point, Problem, Product, norm
 
 PRODUCTS = 10  # Hessian-vector products spent on one look at the curvature
 

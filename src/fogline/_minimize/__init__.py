@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fogline.minimize._first_order import (
+from fogline._minimize.first_order import (
     FixedRate,
     Rule,
     SafeguardedRate,
@@ -19,12 +19,12 @@ from fogline.minimize._first_order import (
     gradient_rule,
     momentum_rule,
 )
-from fogline.minimize._judge import Judge
-from fogline.minimize._line_methods import Dense, LimitedMemory, LineSearch, NewtonCG
-from fogline.minimize._loop import Method, Progress, descend
-from fogline.minimize._problem import Point, Problem
-from fogline.minimize._result import Path, Recorder, Result
-from fogline.minimize._structure import flatten, read_bounds
+from fogline._minimize.judge import Judge
+from fogline._minimize.line_methods import Dense, LimitedMemory, LineSearch, NewtonCG
+from fogline._minimize.loop import Method, Progress, descend
+from fogline._minimize.problem import Point, Problem
+from fogline._minimize.result import Path, Recorder, Result
+from fogline._minimize.structure import flatten, read_bounds
 
 __all__ = ["METHODS", "Path", "Progress", "Result", "minimize"]
 
