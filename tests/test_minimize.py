@@ -593,5 +593,5 @@ def test_the_norm_neither_overflows_nor_underflows() -> None:
 
 
 def test_the_examples_in_the_docstring_run() -> None:
-    module = sys.modules["fogline.minimize"]
+    module = sys.modules["fogline._minimize"]
     assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0

