@@ -80,24 +80,25 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
         OSError: the run folder cannot be written.
     """
     recorder, stepper, probe = descent.recorder, descent.stepper, descent.probe
-    if _several(descent):
-        probe = None  # a call of several steps measures itself
-    look, wake = 0, 0.0
+    look, wake, probing = 0, 0.0, False
     while True:
         now = time.perf_counter()
         if descent.step >= look or now >= wake:
             if not _look_around(descent, report):
                 return
             look, wake = descent.next_look()
+            probing = probing or (probe is not None and probe.affords())
         poll()
         first, epoch = descent.step, descent.epoch()
-        probing = probe is not None and probe.before()
+        if probing:
+            _before(descent)
         outcomes = stepper.advance(first, descent.next_stop(), descent.rate)
         recorder.steps(first, epoch, descent.counters.examples, descent.elapsed(), outcomes)
         _count(descent, first, outcomes)
         if outcomes.finite is False:
             look = 0  # the refusals may be too many
-        _measure(descent, probing, outcomes)
+        if probing:
+            probing = _after(descent, outcomes)
         yield Taken(first, epoch, outcomes)
 
 
@@ -114,10 +115,6 @@ def _look_around(descent: Descent, report: ProgressFunction) -> bool:
     if descent.checkpoint_due():
         descent.save()
     return True
-
-
-def _several(descent: Descent) -> bool:
-    return not isinstance(descent.stepper, EagerStep) and descent.stepper.chunked is not None
 
 
 def _eager(descent: Descent) -> EagerStep:
@@ -158,21 +155,28 @@ def _average(descent: Descent) -> None:
         average.lerp_(weight, share * (~stuck).to(average.dtype))
 
 
-def _measure(descent: Descent, probing: bool, outcomes: Outcomes) -> None:
-    """What the probe says of the step(s) just taken."""
-    probe, last = descent.probe, descent.step - 1
-    if probe is None:
-        return
-    if not isinstance(descent.stepper, EagerStep) and descent.stepper.products is not None:
-        if probe.affords():
-            descent.recorder.probe(probe.read(last, descent.stepper.products))
-        return
-    if probing and outcomes.finite is False:
+def _before(descent: Descent) -> None:
+    """A probe of single steps keeps the weights before each; a call of several steps measures itself."""
+    if descent.probe is not None and (isinstance(descent.stepper, EagerStep) or descent.stepper.chunked is None):
+        descent.probe.before()
+
+
+def _after(descent: Descent, outcomes: Outcomes) -> bool:
+    """What the probe says of the step(s) just taken; True if it wants the next one too."""
+    probe, stepper, last = descent.probe, descent.stepper, descent.step - 1
+    assert probe is not None
+    if not isinstance(stepper, EagerStep) and stepper.chunked is not None:
+        if stepper.products is None:
+            return True  # a single step between calls of several: wait for the next call
+        descent.recorder.probe(probe.read(last, stepper.products))
+        return False
+    if outcomes.finite is False:
         probe.cancel()
-    elif probing:
-        probed = probe.after(last, descent.stepper.gradients)
-        if probed is not None:
-            descent.recorder.probe(probed)
+        return False
+    probed = probe.after(last, stepper.gradients)
+    if probed is not None:
+        descent.recorder.probe(probed)
+    return probe.open
 
 
 def _explain(descent: Descent, step: int) -> None:

@@ -28,7 +28,7 @@ from fogline.record.store import Store
 _CHECKPOINT_SHARE = 0.01
 _REFRESH_BATCHES = 50
 _PATIENT_REFUSALS = 100
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.05
 
 
 @dataclass

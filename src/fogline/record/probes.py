@@ -88,14 +88,11 @@ class Probe:
         """Whether a window may begin: the first always, another when the last one's cost fits in the budget."""
         return self._windows == 0 or self.budget.affords(self.cost)
 
-    def before(self) -> bool:
-        """To be called before a step; True if :meth:`after` must be called after it."""
-        if not self.open and not self.affords():
-            return False
+    def before(self) -> None:
+        """To be called before each of the two steps of a window, and :meth:`after` or :meth:`cancel` after it."""
         started = time.perf_counter()
         self._before = [p.detach().clone() for p in self.parameters]
         self._count(started)
-        return True
 
     def after(self, step: int, gradients: Sequence[Tensor]) -> Probed | None:
         """To be called after a step that was taken; gives the measurement at the end of a window."""
