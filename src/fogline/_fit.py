@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 from collections.abc import Callable, Generator, Iterator, Mapping
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ import torch
 from torch import nn
 
 from fogline.data.check import fingerprint
+from fogline.descent.batches import split
 from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
 from fogline.descent.loop import Step, Taken, steps
 from fogline.descent.prepare import Prepared, Start, assemble, begin, measure, summary
@@ -25,6 +21,7 @@ from fogline.descent.stopping import Slope, judge, measure_slope
 from fogline.progress import ProgressFunction, make_progress
 from fogline.rate import measure_rate
 from fogline.recipe import Duration, Recipe
+from fogline.record.info import ending, frame, new_folder, now
 from fogline.record.store import read_info, read_table, write_json
 from fogline.run import Run
 from fogline.task import Task
@@ -78,7 +75,7 @@ def fit(
     3.0
     """
     task, asked = _asked(task, recipe, loss, valid, metrics, target, recipe_fields)
-    folder = _new_folder(Path(runs), name, task)
+    folder = _new_folder(runs, name, task)
     return _completed(_trained(task, asked, folder, progress, source, chunks=True))
 
 
@@ -108,7 +105,7 @@ def descend(
     2 True
     """
     task, asked = _asked(task, recipe, loss, valid, metrics, target, recipe_fields)
-    folder = _new_folder(Path(runs), name, task)
+    folder = _new_folder(runs, name, task)
     return _trained(task, asked, folder, progress, source, chunks=False)
 
 
@@ -180,22 +177,10 @@ def _asked(
     return made, Recipe().replace(**fields)
 
 
-def _new_folder(runs: Path, name: str | None, task: Task) -> Path:
-    if name is not None and (not name or Path(name).name != name or name in (".", "..")):
-        raise ValueError(f"expected a plain folder name for the run, received {name!r}")
-    if name is None:
-        model = task.model
-        kind = task.name or (
-            type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "run")
-        )
-        stem = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', kind).strip('-') or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
-        name = next(n for n in (stem, *(f"{stem}-{k}" for k in range(2, 10**6))) if not (runs / n).exists())
-    folder = runs / name
-    if (folder / "run.json").exists():
-        raise FileExistsError(
-            f"expected a new run, found one in {folder}; take another name, or go on with it by fogline.resume"
-        )
-    return folder
+def _new_folder(runs: str | Path, name: str | None, task: Task) -> Path:
+    model = task.model
+    kind = task.name or (type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "run"))
+    return new_folder(Path(runs), name, kind, remedy="take another name, or go on with it by fogline.resume")
 
 
 def _trained(
@@ -228,7 +213,7 @@ def _trained(
                 prepared = assemble(start, folder, decided_mechanics, chunks=chunks)
             except StopRequested:
                 raise Interrupted(run, requested_code()) from None
-            info |= _frame(folder, asked, source) | {"started": info.get("started", _now())}
+            info |= _frame(folder, asked, source) | {"started": info.get("started", now())}
             run.attach(prepared.descent.machine.objective.model)
             with make_progress(progress, folder.name) as report:
                 loop = _looped(run, prepared, info, report, resumed=before is not None)
@@ -268,7 +253,6 @@ def _looped(
         descent.store.write_info(info)
         model.train()
         yield from steps(descent, report)
-        descent.save()
         _finish(run, prepared, info)
     except StopRequested:
         _leave(descent, info)
@@ -300,6 +284,7 @@ def _finish(run: Run, prepared: Prepared, info: dict[str, Any]) -> None:
             slope = measure_slope(machine.objective, batches, descent.recipe.lr, poll)
         if descent.best is None:
             descent.best = {k: v.detach().clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+    descent.save()
     model.load_state_dict(descent.best, strict=False)
     model.eval()
     if descent.scorer is not None:
@@ -320,25 +305,21 @@ def _judged(run: Run, descent: Descent, slope: Slope | None) -> Judgement:
 
 def _write_verdict(descent: Descent, info: dict[str, Any], judgement: Judgement) -> None:
     descent.recorder.flush()
-    info |= {
-        "verdict": {
-            "name": judgement.verdict.name,
-            "message": str(judgement.verdict),
-            "evidence": {k: v if v == v and abs(v) != float("inf") else str(v) for k, v in judgement.evidence.items()},
-        },
-        "steps": descent.step,
-        "refused": descent.counters.refused,
-        "seconds": descent.elapsed(),
-        "watching": {"share": descent.recorder.budget.measured_share(), "budget": descent.recipe.watch},
-        "ended": _now(),
-    }
+    info |= ending(
+        judgement,
+        steps=descent.step,
+        refused=descent.counters.refused,
+        seconds=descent.elapsed(),
+        budget=descent.recorder.budget,
+    )
     descent.store.write_info(info)
 
 
 def _some_batches(descent: Descent) -> list[Any]:
     count = min(_SLOPE_BATCHES, descent.batches.steps_per_epoch or _SLOPE_BATCHES)
     stream = descent.batches.stream(0)
-    return [next(stream) for _ in range(count)]
+    size = -(-descent.batches.batch_size // descent.machine.parts)  # what the memory is known to hold
+    return [piece for _ in range(count) for piece in split(next(stream), size)]
 
 
 def _decided(asked: Recipe, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -361,40 +342,12 @@ def _same_data(start: Start, info: Mapping[str, Any]) -> None:
 
 
 def _frame(folder: Path, asked: Recipe, source: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "name": folder.name,
-        "asked": asked.to_dict(),
-        "source": None if source is None else dict(source),
-        "versions": {
-            "fogline": _version("fogline"),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "hardware": {
-            "machine": platform.machine(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "device": asked.device,
-        },
-    }
+    return frame(folder, asked.to_dict(), asked.device, source)
 
 
 def _announce(folder: Path, info: dict[str, Any], start: Start) -> None:
     """Write run.json before anything is measured, so that a run killed there can be started again."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
-        folder / "run.json", {**info, "recipe": start.resolved.recipe.to_dict(), "started": _now(), "verdict": None}
+        folder / "run.json", {**info, "recipe": start.resolved.recipe.to_dict(), "started": now(), "verdict": None}
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

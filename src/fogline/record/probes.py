@@ -190,6 +190,50 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
     return torch.sum(x.detach() * y.detach(), dtype=torch.float64)
 
 
+class Activations:
+    """Observes the output of every module from now on until :meth:`read`.
+
+    Args:
+        model: gets a forward hook on each of its modules.
+        rows: of each output, the first so many are looked at; None looks at all of them.
+
+    Attributes:
+        seconds: what observing has cost so far.
+    """
+
+    def __init__(self, model: nn.Module, rows: int | None = None) -> None:
+        self.seconds = 0.0
+        self._rows = rows
+        self._found: dict[str, tuple[Tensor, Tensor]] = {}
+        self._handles = [module.register_forward_hook(self._observer(name)) for name, module in model.named_modules()]
+
+    def _observer(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_: nn.Module, __: object, output: object) -> None:
+            if torch.compiler.is_compiling():
+                return  # nothing of this may become part of somebody's graph
+            started = time.perf_counter()
+            if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
+                some = output.detach() if output.ndim == 0 else output.detach()[: self._rows]
+                self._found[name] = (some.float().square().mean().sqrt(), (some == 0).float().mean())
+            self.seconds += time.perf_counter() - started
+
+        return hook
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def read(self) -> dict[str, tuple[float, float]]:
+        """Root mean square and share of exact zeros by name of the module, of its latest output; ends observing."""
+        self.remove()
+        if not self._found:
+            return {}
+        values = torch.stack([torch.stack(pair) for pair in self._found.values()]).tolist()
+        return {name: (rms, zero) for name, (rms, zero) in zip(self._found, values, strict=True)}
+
+
 def activation_statistics(model: nn.Module, forward: Callable[[], object]) -> dict[str, tuple[float, float]]:
     """Root mean square and share of exact zeros of each module's output during one forward pass.
 
@@ -197,23 +241,10 @@ def activation_statistics(model: nn.Module, forward: Callable[[], object]) -> di
         model: its modules are observed; hooks are removed afterwards.
         forward: runs the model on a few examples; the caller sees to evaluation mode and to the random state.
     """
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def observe(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(_: nn.Module, __: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point():
-                found[name] = (output.detach().square().mean().sqrt(), (output.detach() == 0).float().mean())
-
-        return hook
-
-    handles = [module.register_forward_hook(observe(name)) for name, module in model.named_modules()]
+    observed = Activations(model)
     try:
         with torch.no_grad():
             forward()
     finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
-        return {}
-    values = torch.stack([torch.stack(pair).float() for pair in found.values()]).tolist()
-    return {name: (rms, zero) for name, (rms, zero) in zip(found, values, strict=True)}
+        observed.remove()
+    return observed.read()

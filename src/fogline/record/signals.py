@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _ROWS = 4096
 _SECONDS = 0.5
 _ALWAYS = 2000
+_ENOUGH = 200
+_SPARSEST = 1024
 _NOT_PROBED = (None, None, None, None)
 
 Signals = tuple[float | None, float | None, float | None, float | None]
@@ -63,16 +65,20 @@ class Recorder:
         """Whether it is time to flush: half a second has passed, or many rows wait."""
         return now - self._flushed > _SECONDS or self._waiting >= _ROWS
 
-    def flush(self) -> None:
+    def flush(self, collecting: float = 0.0) -> None:
         """Write what waits. This is where the host waits for the device, and nowhere else.
+
+        Args:
+            collecting: seconds that collecting the rows has cost since the last flush, where that is worth counting;
+                they are in the budget already.
 
         Raises:
             OSError: the folder cannot be written.
         """
         started = time.perf_counter()
         pending, self._pending, self._waiting = self._pending, [], 0
-        losses = _numbers([loss for block in pending for loss in block[4].losses])
-        norms = _numbers([norm for block in pending for norm in block[4].norms])
+        losses = numbers([loss for block in pending for loss in block[4].losses])
+        norms = numbers([norm for block in pending for norm in block[4].norms])
         rows, place = [], 0
         for first, epoch, examples, seconds, outcomes in pending:
             for k in range(-first % self.stride, len(outcomes.losses), self.stride):
@@ -99,12 +105,12 @@ class Recorder:
             self.last = rows[-1][4]
             self.store.steps(rows)
         self.store.flush()
-        self._account(started, len(rows))
+        self._account(started, len(rows), collecting)
 
     def first_not_finite(self) -> int | None:
         """The first waiting step whose loss or gradient norm is not finite."""
         for first, _, _, _, outcomes in self._pending:
-            losses, norms = _numbers(outcomes.losses), _numbers(outcomes.norms)
+            losses, norms = numbers(outcomes.losses), numbers(outcomes.norms)
             for k, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     return first + k
@@ -115,18 +121,22 @@ class Recorder:
         self._pending = [block for block in self._pending if block[0] < step]
         self._waiting = len(self._pending)
 
-    def _account(self, started: float, rows: int) -> None:
+    def _account(self, started: float, rows: int, collecting: float) -> None:
         now = time.perf_counter()
         cost, period = now - started, max(1e-9, now - self._flushed)
         self.budget.spent += cost
         self.written += rows
         self._flushed = now
         # Writing may take half of the budget; the probes have the rest.
-        if self.written > _ALWAYS and rows > 100 and cost > 0.5 * self.budget.share * period:
+        most = 0.5 * self.budget.share * period
+        if self.written > _ALWAYS and rows > 100 and cost > most:
             self.stride *= 2
+        elif self.written > _ENOUGH and rows > 1:
+            while collecting > most and self.stride < _SPARSEST:
+                self.stride, collecting = self.stride * 2, collecting / 2
 
 
-def _numbers(values: Sequence[float | Tensor]) -> list[float]:
+def numbers(values: Sequence[float | Tensor]) -> list[float]:
     """Plain numbers; the tensors among them come in one transfer."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors:
