@@ -66,10 +66,13 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             _sync(beside / name)
         write_json(beside / "manifest.json", {"files": {name: _digest(beside / name) for name in _FILES}})
         _sync(beside)
+        replaced = place.with_name(f"{place.name}.old")  # still found should this be the end
         if place.exists():
-            shutil.rmtree(place)
+            _remove(replaced)
+            place.rename(replaced)
         beside.rename(place)
         _sync(root)
+        _remove(replaced)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise OSError(f"the checkpoint of step {checkpoint.step} cannot be written to {root}: {error}") from error
@@ -149,7 +152,15 @@ def _prune(root: Path, newest: Path, keep: int) -> None:
     if len(older) < keep or problem(newest) is not None:
         return
     for place in older[max(0, keep - 1) :]:
-        shutil.rmtree(place)
+        _remove(place)
+
+
+def _remove(place: Path) -> None:
+    """Take the name away first: half a checkpoint is never seen under the name of a whole one."""
+    if place.exists():
+        unnamed = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        place.rename(unnamed)
+        shutil.rmtree(unnamed)
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -105,6 +105,9 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
 def _look_around(descent: Descent, report: ProgressFunction) -> bool:
     """Do what is due besides steps; False when the descent is over."""
     _settle(descent)
+    for event in descent.machine.events:
+        descent.store.event(*event)
+    descent.machine.events.clear()
     if descent.recorder.due(time.perf_counter()):
         descent.recorder.flush()
         report(_progress(descent))

@@ -94,9 +94,11 @@ def refresh_statistics(objective: Objective, batches: Iterator[Batch], count: in
     for layer in layers:
         layer.reset_running_stats()  # type: ignore[operator]
         layer.momentum = None  # type: ignore[assignment]
-    with torch.no_grad(), mode(objective.model, training=True):
-        for _ in range(count):
-            poll()
-            objective(next(batches))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
+    try:
+        with torch.no_grad(), mode(objective.model, training=True):
+            for _ in range(count):
+                poll()
+                objective(next(batches))
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -261,8 +262,10 @@ class Descent:
         """Go back to the latest checkpoint that verifies; False where there is none."""
         found, skipped = checkpoint.latest(self.folder)
         for reason in skipped:
+            print(f"fogline: {reason}", file=sys.stderr)
             self.store.event(0 if found is None else found.step, "checkpoint_skipped", reason)
         if found is None:
+            self.store.rewind(0)
             return False
         machine = self.machine
         values = found.state["counters"]
@@ -275,7 +278,8 @@ class Descent:
             if name.startswith("buffer/"):
                 buffers[name.removeprefix("buffer/")].copy_(value)
         best = {name.removeprefix(BEST): v for name, v in found.model.items() if name.startswith(BEST)}
-        self.best = {name: v.to(machine.device) for name, v in best.items()} or None
+        # Without held-out data the "best" are those that were kept at the end, and the end has moved.
+        self.best = {name: v.to(machine.device) for name, v in best.items()} if best and self.scorer else None
         tensors = {n.removeprefix("optimizer/"): v for n, v in found.optimizer.items() if n.startswith("optimizer/")}
         load_state_tensors(machine.optimizer, tensors, found.state["optimizer"])
         for k, value in enumerate(self.average or []):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import Batch, leaves
-from fogline.descent.batches import Batches, rows_of, split
+from fogline.descent.batches import Batches, part, rows_of, split
 from fogline.descent.clipping import Clipping
 from fogline.descent.graph import Program
 from fogline.descent.objective import Objective
@@ -59,6 +59,7 @@ class Machine:
         scaler: of mixed precision with float16, or None.
         parts: micro-batches a step is made of.
         summed: the loss adds over examples instead of averaging.
+        events: what happened on the way, as (step, kind, message), for the loop to write down.
     """
 
     objective: Objective
@@ -70,6 +71,7 @@ class Machine:
     parts: int = 1
     summed: bool = False
     needs_closure: bool = False
+    events: list[tuple[int, str, str]] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(init=False)
     buffers: list[Tensor] = field(init=False)
 
@@ -120,12 +122,30 @@ class EagerStep:
             torch._foreach_copy_(self._saved_buffers, machine.buffers)
         if machine.needs_closure:
             return self._with_closure(batch)
-        loss = self.backward(batch)
+        loss = self._in_memory(step, batch)
         gradients = self.gradients
         if not gradients:
             return Outcome(loss.item(), 0.0, isfinite(loss.item()))
         norms = torch._foreach_norm(gradients)
         return self._deferred(loss, norms, gradients) if self.deferred else self._update(loss, norms, gradients)
+
+    def _in_memory(self, step: int, batch: Batch) -> Tensor:
+        """:meth:`backward`, in twice as many micro-batches each time the memory does not suffice; the maths stay."""
+        machine = self.machine
+        while True:
+            try:
+                return self.backward(batch)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
+                if not _out_of_memory(error) or rows_of(batch) < 2 * machine.parts:
+                    raise
+            if machine.buffers:
+                torch._foreach_copy_(machine.buffers, self._saved_buffers)
+            machine.summed = is_summed(machine.objective, part(batch, 0, 2))
+            machine.parts *= 2
+            machine.events.append(
+                (step, "out_of_memory", f"out of memory: each step is now made of {machine.parts} micro-batches")
+            )
+            seed_step(machine.seed, step, TRAIN, machine.device)
 
     def backward(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss of a batch into ``.grad``, in micro-batches where so set; returns the loss."""
@@ -279,6 +299,11 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
+def _out_of_memory(error: RuntimeError) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+
+
 def is_summed(objective: Objective, batch: Batch) -> bool:
     """Whether the loss adds over examples: the loss of a batch against those of its halves."""
     if rows_of(batch) < 2:
@@ -289,7 +314,7 @@ def is_summed(objective: Objective, batch: Batch) -> bool:
     half = rows_of(batch) // 2
     with torch.no_grad():
         whole = objective(batch).item()
-        parts = [(objective(part).item(), rows_of(part)) for part in split(batch, half)]
+        parts = [(objective(piece).item(), rows_of(piece)) for piece in split(batch, half)]
     averaged = sum(loss * rows for loss, rows in parts) / sum(rows for _, rows in parts)
     return abs(whole - sum(loss for loss, _ in parts)) < abs(whole - averaged)
 
