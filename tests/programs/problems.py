@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ def points(count: int = EXAMPLES, seed: int = 0, dtype: torch.dtype = torch.floa
     return (centres[labels] + torch.randn(count, FEATURES, generator=generator)).to(dtype), labels
 
 
-def mlp(dropout: float = 0.2) -> nn.Module:
+def mlp(width: int = 8) -> nn.Module:
     """Dropout draws, batch normalisation remembers: both must come back after a resume."""
-    layers = [nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, CLASSES)]
-    return nn.Sequential(*layers)
+    return nn.Sequential(
+        nn.Linear(FEATURES, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, CLASSES)
+    )
 
 
 def plain_mlp() -> nn.Module:
@@ -52,7 +54,7 @@ def again(run: Path, folder: Path, upto: int = 0, **changes: Any) -> Path:
     """The folder of a run as it was when its checkpoint of step ``upto`` was the last thing written (0: none was).
 
     Args:
-        run: a finished run; its checkpoints up to ``upto`` are linked into the new folder.
+        run: a finished run; its checkpoints up to ``upto`` are copied into the new folder.
         folder: the new folder, ready to be resumed.
         upto: the step.
         **changes: to the recipe as resolved; ``step`` modes and durations excepted, which are decided elsewhere.
@@ -60,10 +62,11 @@ def again(run: Path, folder: Path, upto: int = 0, **changes: Any) -> Path:
     info = read_info(run)
     folder.mkdir(parents=True)
     write_json(folder / "run.json", info | {"verdict": None, "recipe": info["recipe"] | changes})
+    shutil.copy(run / "run.sqlite", folder)  # with rows of later steps, as where a process was killed
     (folder / "checkpoints").mkdir()
     for place in (run / "checkpoints").iterdir():
         if int(place.name.removeprefix("step-")) <= upto:
-            (folder / "checkpoints" / place.name).symlink_to(place, target_is_directory=True)
+            shutil.copytree(place, folder / "checkpoints" / place.name)
     return folder
 
 
