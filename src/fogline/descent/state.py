@@ -270,6 +270,8 @@ class Descent:
         machine = self.machine
         values = found.state["counters"]
         self.counters = Counters(**{**values, "plateau": PlateauState(**values["plateau"])})
+        patience = self.recipe.patience
+        self.stopped_early = patience is not None and self.counters.waited >= patience
         machine.parts = self.counters.parts
         model = {name: v for name, v in found.model.items() if not name.startswith((BEST, "buffer/"))}
         machine.objective.model.load_state_dict(model, strict=False)
