@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ class Problem:
     lr: float
     planned_steps: int  # the length of the run that fit is asked for; it is not run to its end
     seconds: float = 0.15  # the length of a slice
-    options: dict[str, Any] = field(default_factory=dict)
+    chunked: bool = False  # whether several steps in one graph are a sensible thing to compile
 
     @property
     def steps_per_epoch(self) -> int:
@@ -121,7 +121,7 @@ def linear() -> Problem:
     targets = inputs @ torch.randn(20, 1, generator=generator) + 0.1 * torch.randn(6400, 1, generator=generator)
     return Problem(
         "linear", "linear regression, 20 features, batch 64, SGD", partial(nn.Linear, 20, 1), nn.MSELoss(),
-        inputs, targets, 64, "sgd", 0.01, planned_steps=10_000_000,
+        inputs, targets, 64, "sgd", 0.01, planned_steps=10_000_000, chunked=True,
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def mlp() -> Problem:
     inputs, targets = _digits()
     return Problem(
         "mlp", "MLP 64-128-128-10 on digits, batch 64, AdamW", _mlp_model, nn.CrossEntropyLoss(),
-        inputs, targets, 64, "adamw", 1e-7, planned_steps=2_000_000,
+        inputs, targets, 64, "adamw", 1e-7, planned_steps=2_000_000, chunked=True,
     )  # fmt: skip
 
 

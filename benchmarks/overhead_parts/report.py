@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import timing
@@ -20,11 +20,26 @@ class Outcome:
     """What was measured on one problem: costs and notes by contender, and why others have none."""
 
     problem: Problem
+    rounds: int
+    stamp: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, list[timing.Cost]] = field(default_factory=dict)
     beside: dict[str, list[timing.Cost]] = field(default_factory=dict)  # the raw loop in another process
     setup: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values and costs, for the JSON file."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "problem"}
+
+    @classmethod
+    def from_dict(cls, problem: Problem, values: Mapping[str, Any]) -> Outcome:
+        """What an earlier run wrote."""
+        costs = {
+            key: {name: [timing.Cost(**cost) for cost in costs] for name, costs in values[key].items()}
+            for key in ("costs", "beside")
+        }
+        return cls(problem, **{**values, **costs})
 
     def ratio(self, name: str, against: str = "raw", by: str = "processor") -> timing.Spread:
         """A contender's cost over another's.
@@ -138,7 +153,8 @@ def summary(outcome: Outcome) -> str:
         ])  # fmt: skip
     notes = [f"- {name}: {outcome.notes[name]}." for name in names if outcome.notes.get(name)]
     notes += [f"- {name} is not in the table: {why}" for name, why in outcome.absent.items()]
-    return f"### {problem.title}\n\n{timing.table(header, rows)}\n\n" + "\n".join(notes)
+    made = f"{outcome.rounds} rounds, {outcome.stamp['date']}, commit {outcome.stamp['commit']}."
+    return f"### {problem.title}\n\n{timing.table(header, rows)}\n\n{made}\n\n" + "\n".join(notes)
 
 
 def _us(value: float) -> str:
@@ -154,13 +170,19 @@ def startup_lines(started: Mapping[str, timing.Spread]) -> str:
     )
 
 
+def targets_table(judged: Sequence[Judged]) -> str:
+    """Every target beside its measurement."""
+    rows = [[one.claim, one.limit, one.measured, one.word] for one in judged]
+    return timing.table(["cost", "target", "measured (quartiles)", "result"], rows, text_columns=2)
+
+
 ABOUT = """# What a step costs
 
 Fogline's loop with default watching, logging and checkpoints on, beside the best raw PyTorch loop found, other
 trainers, and JAX. Made by `python benchmarks/overhead.py --write`; see `benchmarks/README.md`.
 
 - One thread each (PyTorch, OpenMP, XLA). Data is in memory. Contenders run in slices of {seconds} s that take turns in
-  one process, {rounds} rounds; a ratio is taken within a round. Times are medians of processor time over the rounds,
+  one process; a ratio is taken within a round. Times are medians of processor time over the rounds,
   with wall time beside them. Ratios and targets are by processor time, which other work on the machine disturbs less.
 - *raw* is the fastest of six hand-written loops (rows gathered by batch or by epoch; optimizer fused, foreach or
   for-loop): its note says which. *As usually written* gathers by batch and leaves the choice of the optimizer's
@@ -179,17 +201,14 @@ def page(
     outcomes: Sequence[Outcome],
     started: Mapping[str, timing.Spread],
     judged: Sequence[Judged],
-    stamped: Mapping[str, Any],
-    rounds: int,
 ) -> str:
     """The whole page of evidence."""
     seconds = " to ".join(f"{value:g}" for value in sorted({outcome.problem.seconds for outcome in outcomes}))
-    rows = [[verdict.claim, verdict.limit, verdict.measured, verdict.word] for verdict in judged]
     parts = [
-        ABOUT.format(seconds=seconds, rounds=rounds),
-        timing.describe(stamped),
+        ABOUT.format(seconds=seconds),
+        timing.describe(max((outcome.stamp for outcome in outcomes), key=lambda stamp: stamp["date"])),
         "## Targets",
-        timing.table(["cost", "target", "measured (quartiles)", "result"], rows, text_columns=2),
+        targets_table(judged),
         "## Tables",
         *(summary(outcome) for outcome in outcomes),
         "### Start-up",
