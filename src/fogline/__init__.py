@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fogline._fit import fit as fit
     from fogline._fit import resume as resume
     from fogline._minimize import minimize as minimize
+    from fogline._watch import watch as watch
     from fogline.descent.interrupts import Interrupted as Interrupted
     from fogline.descent.loop import Step as Step
     from fogline.descent.optimizers import OPTIMIZERS as OPTIMIZERS
@@ -40,6 +41,7 @@ _PLACES = {
     "minimize": "_minimize",
     "on_batch": "task",
     "resume": "_fit",
+    "watch": "_watch",
 }
 
 __all__ = list(_PLACES)

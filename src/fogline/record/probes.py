@@ -92,7 +92,7 @@ class Probe:
         """To be called before each of the two steps of a window, and :meth:`after` or :meth:`cancel` after it."""
         started = time.perf_counter()
         self._before = [p.detach().clone() for p in self.parameters]
-        self._count(started)
+        self.charge(started)
 
     def after(self, step: int, gradients: Sequence[Tensor]) -> Probed | None:
         """To be called after a step that was taken; gives the measurement at the end of a window."""
@@ -105,11 +105,11 @@ class Probe:
         moved = torch._foreach_sub([p.detach() for p in self.parameters], before)
         if self._first is None:
             self._first = (list(moved), [g.detach().clone() for g in gradients])
-            self._count(started)
+            self.charge(started)
             return None
         first_moved, first_gradients = self._first
         table = products(before, gradients, moved, first_gradients, first_moved)
-        self._count(started)
+        self.charge(started)
         return self.read(step, table)
 
     def cancel(self) -> None:
@@ -122,7 +122,8 @@ class Probe:
         self._windows += 1
         self.cost, self._window_cost = self._window_cost, 0.0
 
-    def _count(self, started: float) -> None:
+    def charge(self, started: float) -> None:
+        """Count the time since ``started`` (of ``perf_counter``) as spent on this window."""
         seconds = time.perf_counter() - started
         self.budget.spent += seconds
         self._window_cost += seconds
@@ -131,7 +132,7 @@ class Probe:
         """The measurement behind the sums of :func:`products`; one transfer from the device."""
         started = time.perf_counter()
         probed = self._read(step, table)
-        self._count(started)
+        self.charge(started)
         self._close()
         return probed
 

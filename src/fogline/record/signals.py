@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ _SPARSEST = 1024
 _NOT_PROBED = (None, None, None, None)
 
 Signals = tuple[float | None, float | None, float | None, float | None]
+Row = tuple[int, float, int, float, float | None, float | None, float | None]
 Block = tuple[int, float, int, float, "Outcomes"]
 """Steps of one call: the first, epoch, examples and seconds before it, and what it gave."""
 
@@ -41,6 +42,7 @@ class Recorder:
         self.written = 0
         self._pending: list[Block] = []
         self._waiting = 0
+        self._rows: list[Row] = []
         self._probed: dict[int, Probed] = {}
         self._flushed = time.perf_counter()
         self.last = math.nan  # the loss of the last row written
@@ -56,6 +58,19 @@ class Recorder:
         """
         self._pending.append((first, epoch, examples, seconds, outcomes))
         self._waiting += len(outcomes.losses)
+
+    def row(
+        self,
+        step: int,
+        epoch: float,
+        examples: int,
+        seconds: float,
+        loss: float | None,
+        lr: float | None,
+        gradient_norm: float | None,
+    ) -> None:
+        """Keep one step whose numbers are known already; None where one was not seen."""
+        self._rows.append((step, epoch, examples, seconds, loss, lr, gradient_norm))
 
     def probe(self, probed: Probed) -> None:
         """Keep what a probe measured; it goes into the row of its step."""
@@ -79,33 +94,28 @@ class Recorder:
         pending, self._pending, self._waiting = self._pending, [], 0
         losses = numbers([loss for block in pending for loss in block[4].losses])
         norms = numbers([norm for block in pending for norm in block[4].norms])
-        rows, place = [], 0
+        rows: list[tuple[float | None, ...]] = []
+        place = 0
         for first, epoch, examples, seconds, outcomes in pending:
             for k in range(-first % self.stride, len(outcomes.losses), self.stride):
-                signals: Signals = _NOT_PROBED
-                if self._probed and (probed := self._probed.get(first + k)) is not None:
-                    signals = (probed.update_norm, probed.update_ratio, probed.step_cosine, probed.overshoot)
-                rows.append(
-                    (
-                        first + k,
-                        epoch,
-                        examples,
-                        seconds,
-                        losses[place + k],
-                        outcomes.rates[k],
-                        norms[place + k],
-                        *signals,
-                    )
-                )
+                step, loss, norm = first + k, losses[place + k], norms[place + k]
+                rows.append((step, epoch, examples, seconds, loss, outcomes.rates[k], norm, *self._signals(step)))
             place += len(outcomes.losses)
+        plain, self._rows = self._rows, []
+        rows += [(*r, *self._signals(r[0])) for r in plain if r[0] % self.stride == 0 or r[0] in self._probed]
         for probed in self._probed.values():
             self.store.layers(probed.layers)
         self._probed = {}
         if rows:
-            self.last = rows[-1][4]
+            self.last = math.nan if rows[-1][4] is None else rows[-1][4]
             self.store.steps(rows)
         self.store.flush()
         self._account(started, len(rows), collecting)
+
+    def _signals(self, step: int) -> Signals:
+        if not self._probed or (probed := self._probed.get(step)) is None:
+            return _NOT_PROBED
+        return probed.update_norm, probed.update_ratio, probed.step_cosine, probed.overshoot
 
     def first_not_finite(self) -> int | None:
         """The first waiting step whose loss or gradient norm is not finite."""
@@ -136,10 +146,15 @@ class Recorder:
                 self.stride, collecting = self.stride * 2, collecting / 2
 
 
-def numbers(values: Sequence[float | Tensor]) -> list[float]:
-    """Plain numbers; the tensors among them come in one transfer."""
+@overload
+def numbers(values: Sequence[float | Tensor]) -> list[float]: ...
+@overload
+def numbers(values: Sequence[float | Tensor | None]) -> list[float | None]: ...
+def numbers(values: Sequence[float | Tensor | None]) -> Sequence[float | None]:
+    """Plain numbers, None as it is; the tensors among them come in one transfer."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors:
         return list(values)  # type: ignore[arg-type]  # no tensor is left
-    moved = iter(torch.stack([tensor.detach().float() for tensor in tensors]).tolist())
+    device = tensors[0].device
+    moved = iter(torch.stack([tensor.detach().float().to(device) for tensor in tensors]).tolist())
     return [next(moved) if isinstance(value, Tensor) else value for value in values]
