@@ -31,7 +31,7 @@ COMPILE_ERRORS = (
 )  # fmt: skip
 
 _SMALL_PRODUCT = 1 << 14
-_SMALL_STATE = 1 << 16
+_SMALL_STATE = 1 << 18
 
 
 class CannotCompileError(Exception):
@@ -137,7 +137,7 @@ def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
         graph = _functional(_repeated(traced, chunk), arguments)
         mode = detect_fake_mode(arguments) or FakeTensorMode()
         # Random numbers come from the default generator, seeded for each step, as in the eager step.
-        with tracing(TracingContext(mode)), config.patch(fallback_random=True):
+        with tracing(TracingContext(mode)), config.patch(fallback_random=True, size_asserts=False):
             # The glue between kernels costs less in C++ than in Python, and longer to compile: small nets gain.
             small = sum(value.numel() for value in traced.state) < _SMALL_STATE
             fakes = [mode.from_tensor(value) for value in arguments]

@@ -80,20 +80,20 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
         OSError: the run folder cannot be written.
     """
     recorder, stepper, probe = descent.recorder, descent.stepper, descent.probe
-    look, wake, probing = 0, 0.0, False
+    counters, look, stop, wake, probing = descent.counters, 0, 0, 0.0, False
     while True:
         now = time.perf_counter()
-        if descent.step >= look or now >= wake:
+        if counters.step >= look or now >= wake:
             if not _look_around(descent, report):
                 return
-            look, wake = descent.next_look()
+            look, stop, wake = descent.next_look()
             probing = probing or (probe is not None and probe.affords())
         poll()
-        first, epoch = descent.step, descent.epoch()
+        first, epoch = counters.step, descent.epoch()
         if probing:
             _before(descent)
-        outcomes = stepper.advance(first, descent.next_stop(), descent.rate)
-        recorder.steps(first, epoch, descent.counters.examples, descent.elapsed(), outcomes)
+        outcomes = stepper.advance(first, stop, descent.rate)
+        recorder.steps(first, epoch, counters.examples, descent.elapsed(now), outcomes, probed=probing)
         _count(descent, first, outcomes)
         if outcomes.finite is False:
             look = 0  # the refusals may be too many

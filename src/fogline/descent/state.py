@@ -99,9 +99,9 @@ class Descent:
     def step(self) -> int:
         return self.counters.step
 
-    def elapsed(self) -> float:
-        """Seconds of training so far, over all sessions."""
-        return self.counters.seconds + time.perf_counter() - self._resumed_at
+    def elapsed(self, now: float | None = None) -> float:
+        """Seconds of training so far, over all sessions; ``now`` is a reading of the clock one has already."""
+        return self.counters.seconds + (time.perf_counter() if now is None else now) - self._resumed_at
 
     def progress(self) -> tuple[float, float]:
         """Position and total for the schedule, in steps (in seconds for a duration in time)."""
@@ -137,16 +137,17 @@ class Descent:
             stop = min(stop, (self.step // self.every + 1) * self.every)
         return stop
 
-    def next_look(self) -> tuple[int, float]:
-        """The step, and the time, before which nothing is due but steps."""
-        step, now = self.next_stop(), time.perf_counter()
+    def next_look(self) -> tuple[int, int, float]:
+        """The step before which nothing is due but steps, :meth:`next_stop`, and the time before which nothing is."""
+        stop, now = self.next_stop(), time.perf_counter()
+        step = stop
         wake = now + _LOOK_SECONDS
         if self.recipe.checkpoint_every != "auto":
             steps = Duration.parse(self.recipe.checkpoint_every).steps(self.batches.batch_size, self.batches.examples)
             step = step if steps is None else min(step, (self.step // steps + 1) * steps)
         if self.limit is not None:
             wake = min(wake, now + self.limit - self.elapsed())
-        return step, wake
+        return step, stop, wake
 
     def validation_due(self) -> bool:
         if self.scorer is None or self.counters.validated == self.step:

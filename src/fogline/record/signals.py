@@ -47,7 +47,9 @@ class Recorder:
         self._flushed = time.perf_counter()
         self.last = math.nan  # the loss of the last row written
 
-    def steps(self, first: int, epoch: float, examples: int, seconds: float, outcomes: Outcomes) -> None:
+    def steps(
+        self, first: int, epoch: float, examples: int, seconds: float, outcomes: Outcomes, *, probed: bool = False
+    ) -> None:
         """Keep the steps of one call.
 
         Args:
@@ -55,7 +57,10 @@ class Recorder:
             epoch, examples: passes over the data, and examples seen, before them.
             seconds: from the start of the run.
             outcomes: losses, gradient norms and learning rates, still on the device or not.
+            probed: a probe looks at them: the row is kept however many are left out.
         """
+        if first % self.stride and outcomes.finite and not probed and len(outcomes.losses) == 1:
+            return
         self._pending.append((first, epoch, examples, seconds, outcomes))
         self._waiting += len(outcomes.losses)
 
@@ -97,7 +102,8 @@ class Recorder:
         rows: list[tuple[float | None, ...]] = []
         place = 0
         for first, epoch, examples, seconds, outcomes in pending:
-            for k in range(-first % self.stride, len(outcomes.losses), self.stride):
+            single = len(outcomes.losses) == 1  # sorted out already
+            for k in (0,) if single else range(-first % self.stride, len(outcomes.losses), self.stride):
                 step, loss, norm = first + k, losses[place + k], norms[place + k]
                 rows.append((step, epoch, examples, seconds, loss, outcomes.rates[k], norm, *self._signals(step)))
             place += len(outcomes.losses)
