@@ -24,7 +24,7 @@ KILLS = 20
 
 
 def assert_as_quiet(run: Path, forked: Forked, job: str = "train", **arguments: Any) -> None:
-    """The run has the bits of one on the same recipe, from the start to the end in one go with no checkpoint between."""
+    """The run has the bits of one on the same recipe, from start to end with no checkpoint between."""
     quiet = again(run, run.with_name(run.name + "-quiet"), checkpoint_every="1000000st")
     answer = forked(job, folder=quiet, **arguments)
     assert answer["code"] == 0, answer["errors"]

@@ -20,9 +20,10 @@ from fogline.descent.state import Descent
 from fogline.descent.step import CompiledStep, EagerStep, Machine
 
 CHUNK = 16
-_PROBED_STEPS = 5
+_WARM_UP, _ROUNDS = 2, 7
 _COMPILE_SECONDS = 20.0  # assumed before anything was compiled: a cold start of Inductor with its C++ compiler
 _WORTH = 2.0  # the saving must be this many times the cost: two runs should not differ in mode for noise
+_CLEARLY = 0.85  # of an eager step, for the same reason
 _AGREEMENT = 1e-2
 
 
@@ -92,8 +93,16 @@ def _program(descent: Descent, width: int) -> Program:
 
 def _by_measurement(descent: Descent, chosen: dict[str, Any]) -> str:
     """Compile only where the saving pays for it several times over."""
-    ahead = _seconds_ahead(descent, chosen)
-    if ahead < _WORTH * _COMPILE_SECONDS:
+    trial = EagerStep(_copied(descent.machine), descent.batches, deferred=False)
+    batch, rate = next(descent.batches.stream(0)), descent.rate(0)
+
+    def eager() -> object:
+        return trial.take(0, batch, rate)
+
+    chosen["eager_seconds"] = _medians(eager)[0]
+    steps = None if descent.total is None else descent.total - descent.step
+    ahead = descent.limit if steps is None else chosen["eager_seconds"] * steps
+    if ahead is not None and ahead < _WORTH * _COMPILE_SECONDS:
         chosen["why"] = f"about {ahead:.1f} s of steps lie ahead: compiling would not pay"
         return "eager"
     try:
@@ -101,28 +110,18 @@ def _by_measurement(descent: Descent, chosen: dict[str, Any]) -> str:
     except CannotCompileError as error:
         chosen["why"] = str(error)
         return "eager"
-    batch = next(descent.batches.stream(0))
-    compiled_seconds = _timed(lambda: program(batch, torch.zeros(1, dtype=program.rate_type)), descent.machine)
-    eager_seconds = chosen["eager_seconds"]
-    chosen["compiled_seconds"] = compiled_seconds
-    saved = ahead * (1 - compiled_seconds / eager_seconds)
-    if saved < _WORTH * program.seconds:
-        chosen["why"] = f"a compiled step takes {compiled_seconds / eager_seconds:.2f} of an eager one"
+    lr = torch.zeros(1, dtype=program.rate_type, device=descent.machine.device)
+    saved = _snapshot(descent.machine)
+    chosen["eager_seconds"], chosen["compiled_seconds"] = _medians(eager, lambda: program(batch, lr))
+    _put_back(descent.machine, saved)
+    share = chosen["compiled_seconds"] / chosen["eager_seconds"]
+    ahead = descent.limit if steps is None else chosen["eager_seconds"] * steps
+    assert ahead is not None
+    if share > _CLEARLY or ahead * (1 - share) < _WORTH * program.seconds:
+        chosen["why"] = f"a compiled step takes {share:.2f} of the time of an eager one, and compiling takes time too"
         return "eager"
-    chosen["why"] = f"saves about {saved:.0f} s for {program.seconds:.0f} s of compiling"
+    chosen["why"] = f"saves about {ahead * (1 - share):.0f} s for {program.seconds:.0f} s of compiling"
     return "compiled"
-
-
-def _seconds_ahead(descent: Descent, chosen: dict[str, Any]) -> float:
-    machine = _copied(descent.machine)
-    trial = EagerStep(machine, descent.batches, deferred=False)
-    batch = next(descent.batches.stream(0))
-    rate = descent.rate(0)
-    chosen["eager_seconds"] = _timed(lambda: trial.take(0, batch, rate), None)
-    if descent.limit is not None:
-        return descent.limit
-    assert descent.total is not None
-    return float(chosen["eager_seconds"]) * (descent.total - descent.step)
 
 
 def _copied(machine: Machine) -> Machine:
@@ -137,18 +136,16 @@ def _copied(machine: Machine) -> Machine:
     return replace(machine, objective=replace(machine.objective, model=model), optimizer=twin)
 
 
-def _timed(action: Callable[[], object], kept: Machine | None) -> float:
-    """Median seconds of a few calls after one that warms up; the state of ``kept`` is put back."""
-    saved = None if kept is None else _snapshot(kept)
-    action()
-    times = []
-    for _ in range(_PROBED_STEPS):
-        started = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - started)
-    if kept is not None and saved is not None:
-        _put_back(kept, saved)
-    return statistics.median(times)
+def _medians(*actions: Callable[[], object]) -> list[float]:
+    """Median seconds of each, taken in turn so that a passing load slows all alike; the first rounds only warm up."""
+    times: list[list[float]] = [[] for _ in actions]
+    for turn in range(_WARM_UP + _ROUNDS):
+        for action, found in zip(actions, times, strict=True):
+            started = time.perf_counter()
+            action()
+            if turn >= _WARM_UP:
+                found.append(time.perf_counter() - started)
+    return [statistics.median(found) for found in times]
 
 
 def _check_agreement(descent: Descent, program: Program) -> None:

@@ -15,7 +15,7 @@ from fogline.descent.batches import Batches, part, rows_of, split
 from fogline.descent.clipping import Clipping
 from fogline.descent.graph import Program
 from fogline.descent.objective import Objective
-from fogline.descent.optimizers import set_lr
+from fogline.descent.optimizers import init_state, set_lr
 from fogline.descent.randomness import TRAIN, seed_step
 
 _FEW = 16  # tensors up to which reading them one by one beats stacking them
@@ -92,12 +92,14 @@ class EagerStep:
     def __init__(self, machine: Machine, batches: Batches, *, deferred: bool | None = None) -> None:
         self.machine = machine
         self.batches = batches
-        self.deferred = machine.device.type != "cpu" if deferred is None else deferred
+        wanted = machine.device.type != "cpu" if deferred is None else deferred
+        self.deferred = wanted and machine.scaler is None  # the scaler makes the host wait for the device anyway
         self.stuck = torch.zeros((), dtype=torch.bool, device=machine.device) if self.deferred else None
         self.batch: Batch = None
         self._stream: Iterator[Batch] | None = None
         self._next = -1
         self._saved_buffers = [buffer.clone() for buffer in machine.buffers]
+        self._has_state = False
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -127,7 +129,15 @@ class EagerStep:
         if not gradients:
             return Outcome(loss.item(), 0.0, isfinite(loss.item()))
         norms = torch._foreach_norm(gradients)
-        return self._deferred(loss, norms, gradients) if self.deferred else self._update(loss, norms, gradients)
+        if self.deferred and self._restorable():
+            return self._deferred(loss, norms, gradients)
+        return self._update(loss, norms, gradients)
+
+    def _restorable(self) -> bool:
+        """Whether there is an optimizer state to go back to; where it cannot be made now, the first step makes it."""
+        ready = self._has_state
+        self._has_state = ready or init_state(self.machine.optimizer) or bool(self.machine.optimizer.state)
+        return self._has_state
 
     def _in_memory(self, step: int, batch: Batch) -> Tensor:
         """:meth:`backward`, in twice as many micro-batches each time the memory does not suffice; the maths stay."""
@@ -138,8 +148,7 @@ class EagerStep:
             except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
                 if not _out_of_memory(error) or rows_of(batch) < 2 * machine.parts:
                     raise
-            if machine.buffers:
-                torch._foreach_copy_(machine.buffers, self._saved_buffers)
+            self._restore_buffers()
             machine.summed = is_summed(machine.objective, part(batch, 0, 2))
             machine.parts *= 2
             machine.events.append(
@@ -178,6 +187,8 @@ class EagerStep:
         size = hypot(*(norm.item() for norm in norms) if len(norms) < _FEW else torch.stack(list(norms)).tolist())
         finite = isfinite(value) and isfinite(size)
         if isfinite(value) and machine.scaler is not None:
+            if finite and machine.clipping is not None:
+                machine.clipping(gradients, torch.tensor(size, dtype=loss.dtype))
             machine.scaler.step(machine.optimizer)  # leaves the step out where its scale was too large, by design
             machine.scaler.update()
             return Outcome(value, size, finite=True)
@@ -185,9 +196,13 @@ class EagerStep:
             if machine.clipping is not None:
                 machine.clipping(gradients, torch.tensor(size, dtype=loss.dtype))
             machine.optimizer.step()
-        elif machine.buffers:
-            torch._foreach_copy_(machine.buffers, self._saved_buffers)
+        else:
+            self._restore_buffers()
         return Outcome(value, size, finite)
+
+    def _restore_buffers(self) -> None:
+        if self.machine.buffers:
+            torch._foreach_copy_(self.machine.buffers, self._saved_buffers)
 
     def _deferred(self, loss: Tensor, norms: Sequence[Tensor], gradients: list[Tensor]) -> Outcome:
         machine = self.machine
@@ -215,6 +230,7 @@ class EagerStep:
         value = first.item()
         size = hypot(*torch.stack(list(torch._foreach_norm(self.gradients))).tolist())
         if not (isfinite(value) and isfinite(size)):
+            self._restore_buffers()
             return Outcome(value, size, False)
 
         def closure() -> Any:
@@ -227,6 +243,7 @@ class EagerStep:
         with torch.no_grad():
             for parameter, old in zip(machine.parameters, before, strict=True):
                 parameter.copy_(old)
+        self._restore_buffers()
         machine.optimizer.state.clear()
         return Outcome(nan, size, False)
 
