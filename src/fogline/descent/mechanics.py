@@ -42,23 +42,24 @@ def choose_step(descent: Descent, chosen: dict[str, Any], *, chunks: bool) -> Ea
     if asked != "eager" and obstacle is not None:
         chosen |= {"mode": "eager", "why": obstacle}
         return eager
-    if asked == "auto":
-        with private_randomness(descent.machine.device):
-            asked = _by_measurement(descent, chosen)
-    if asked == "eager":
-        chosen.setdefault("mode", "eager")
-        return eager
-    width = chosen.get("chunk") or (_width(descent) if asked == "chunked" and chunks else 1)
+    program = None
     try:
-        program = _program(descent, width)
-        _check_agreement(descent, program)
+        if asked == "auto":
+            program = _worthwhile(descent, chosen)
+        elif asked != "eager":
+            width = chosen.get("chunk") or (_width(descent) if asked == "chunked" and chunks else 1)
+            program = _program(descent, width)
+        if program is not None:
+            _check_agreement(descent, program)
     except CannotCompileError as error:
-        chosen |= {"mode": "eager", "why": str(error)}
+        chosen["why"], program = str(error), None
+    if program is None:
+        chosen["mode"] = "eager"
         return eager
     chosen |= {
-        "mode": "chunked" if width > 1 else "compiled",
+        "mode": "chunked" if program.chunk > 1 else "compiled",
         "compile_seconds": round(program.seconds, 3),
-        "chunk": width,
+        "chunk": program.chunk,
     }
     return CompiledStep(eager, program)
 
@@ -91,8 +92,17 @@ def _program(descent: Descent, width: int) -> Program:
     return compile_steps(trace(machine.objective, machine.optimizer, machine.clipping, batch), batch, width)
 
 
-def _by_measurement(descent: Descent, chosen: dict[str, Any]) -> str:
-    """Compile only where the saving pays for it several times over."""
+def _worthwhile(descent: Descent, chosen: dict[str, Any]) -> Program | None:
+    """The compiled step, where measuring says that it pays for its compiling several times over.
+
+    Raises:
+        CannotCompileError: it would pay, and cannot be had.
+    """
+    with private_randomness(descent.machine.device):
+        return _measured(descent, chosen)
+
+
+def _measured(descent: Descent, chosen: dict[str, Any]) -> Program | None:
     trial = EagerStep(_copied(descent.machine), descent.batches, deferred=False)
     batch, rate = next(descent.batches.stream(0)), descent.rate(0)
 
@@ -104,12 +114,8 @@ def _by_measurement(descent: Descent, chosen: dict[str, Any]) -> str:
     ahead = descent.limit if steps is None else chosen["eager_seconds"] * steps
     if ahead is not None and ahead < _WORTH * _COMPILE_SECONDS:
         chosen["why"] = f"about {ahead:.1f} s of steps lie ahead: compiling would not pay"
-        return "eager"
-    try:
-        program = _program(descent, 1)
-    except CannotCompileError as error:
-        chosen["why"] = str(error)
-        return "eager"
+        return None
+    program = _program(descent, 1)
     lr = torch.zeros(1, dtype=program.rate_type, device=descent.machine.device)
     saved = _snapshot(descent.machine)
     chosen["eager_seconds"], chosen["compiled_seconds"] = _medians(eager, lambda: program(batch, lr))
@@ -119,9 +125,9 @@ def _by_measurement(descent: Descent, chosen: dict[str, Any]) -> str:
     assert ahead is not None
     if share > _CLEARLY or ahead * (1 - share) < _WORTH * program.seconds:
         chosen["why"] = f"a compiled step takes {share:.2f} of the time of an eager one, and compiling takes time too"
-        return "eager"
+        return None
     chosen["why"] = f"saves about {ahead * (1 - share):.0f} s for {program.seconds:.0f} s of compiling"
-    return "compiled"
+    return program
 
 
 def _copied(machine: Machine) -> Machine:
