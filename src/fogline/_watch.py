@@ -231,8 +231,7 @@ class WatchedRun(Run):
         if error is not None and (judgement.verdict is not Verdict.DIVERGED or isinstance(error, KeyboardInterrupt)):
             # A loop that stops itself at a NaN has ended by it; any other error says nothing of the descent.
             if not (bad.any() and judgement.verdict is Verdict.NONFINITE):
-                evidence = {"steps": observer.taken, "error": type(error).__name__}
-                judgement = Judgement(Verdict.INTERRUPTED, evidence)
+                judgement = Judgement(Verdict.INTERRUPTED, {"steps": observer.taken})
         elif not observer.taken:
             return None, "no step was seen, so there is no verdict; watch the optimizer whose step() the loop calls"
         elif not known.any():

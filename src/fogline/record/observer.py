@@ -248,6 +248,7 @@ class Observer:
             self._skip(self.taken)
             self._cancel_probe()
             self._coming = Seen() if seen is not None else None
+            self._feeds = None if self._feeds is None else self.taken - 1  # a loss still to come is of no step
         else:
             if seen is not None and found is not None:
                 seen.skipped = found.clone()
