@@ -13,7 +13,7 @@ from torch import nn
 from fogline.data.check import fingerprint
 from fogline.descent.batches import split
 from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
-from fogline.descent.loop import Step, Taken, steps
+from fogline.descent.loop import Step, Taken, settle, steps
 from fogline.descent.prepare import Prepared, Start, assemble, begin, measure, summary
 from fogline.descent.randomness import PROBE, Surroundings, seed_everything
 from fogline.descent.state import Descent
@@ -266,6 +266,7 @@ def _looped(
 
 def _leave(descent: Descent, info: dict[str, Any]) -> None:
     """Save where it stands; the verdict says that it was interrupted."""
+    settle(descent)
     descent.save()
     descent.store.event(descent.step, "interrupted", "stopped from outside and saved")
     _write_verdict(descent, info, Judgement(Verdict.INTERRUPTED, {"steps": descent.step}))

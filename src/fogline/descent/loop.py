@@ -104,7 +104,7 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
 
 def _look_around(descent: Descent, report: ProgressFunction) -> bool:
     """Do what is due besides steps; False when the descent is over."""
-    _settle(descent)
+    settle(descent)
     for event in descent.machine.events:
         descent.store.event(*event)
     descent.machine.events.clear()
@@ -192,7 +192,7 @@ def _explain(descent: Descent, step: int) -> None:
     descent.store.event(step, "refused", found["message"], found)
 
 
-def _settle(descent: Descent) -> None:
+def settle(descent: Descent) -> None:
     """On an accelerator: look whether a step was refused since last time, and go back behind it."""
     eager = _eager(descent)
     if eager.stuck is None or not bool(eager.stuck):
@@ -204,6 +204,7 @@ def _settle(descent: Descent) -> None:
         counters.step -= 1
         counters.examples -= descent.batches.rows_at(counters.step) or 0
     descent.recorder.forget(first + 1)
+    descent.recorder.flush()  # what waits is searched for the next refusal: this one must not be found again
     eager.release()
     _count(descent, first, Outcomes([nan], [nan], [descent.rate(first)], finite=False))
 
