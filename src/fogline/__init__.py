@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fogline.descent.interrupts import Interrupted as Interrupted
     from fogline.descent.loop import Step as Step
     from fogline.descent.optimizers import OPTIMIZERS as OPTIMIZERS
-    from fogline.descent.schedules import SCHEDULES as SCHEDULES
+    from fogline.recipe import SCHEDULES as SCHEDULES
     from fogline.recipe import Duration as Duration
     from fogline.recipe import Recipe as Recipe
     from fogline.run import Run as Run
@@ -32,7 +32,7 @@ _PLACES = {
     "OPTIMIZERS": "descent.optimizers",
     "Recipe": "recipe",
     "Run": "run",
-    "SCHEDULES": "descent.schedules",
+    "SCHEDULES": "recipe",
     "Step": "descent.loop",
     "Task": "task",
     "Verdict": "verdict",

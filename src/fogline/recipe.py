@@ -14,14 +14,18 @@ from typing import Any, Literal
 
 from torch.optim import Optimizer
 
-from fogline.descent.optimizers import OPTIMIZERS
-from fogline.descent.schedules import SCHEDULES
 from fogline.errors import did_you_mean, unknown
 
 UNITS = {"ep": "epochs", "st": "steps", "ex": "examples", "s": "seconds", "min": "minutes", "h": "hours"}
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]+)\s*", re.IGNORECASE)
 
+OPTIMIZERS = (
+    "gd", "sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "radam", "rmsprop", "adagrad", "adadelta", "adamax",
+    "asgd", "rprop", "lbfgs", "lion", "muon", "schedule_free", "prodigy",
+)  # fmt: skip
+"""Names an optimizer can be given by; what stands behind them is in :mod:`fogline.descent.optimizers`."""
+SCHEDULES = ("constant", "linear", "cosine", "one_cycle", "wsd", "plateau")
 PRECISIONS = ("auto", "float32", "float64", "bf16", "fp16")
 STEPS = ("auto", "eager", "compiled", "chunked")
 
@@ -210,7 +214,7 @@ class Recipe:
 
 def _check(recipe: Recipe) -> None:
     _check_optimizer(recipe.optimizer)
-    if recipe.schedule != "auto" and recipe.schedule not in SCHEDULES:
+    if str(recipe.schedule).lower().replace("-", "_") not in ("auto", *SCHEDULES):
         raise unknown("schedule", recipe.schedule, ["auto", *SCHEDULES])
     if recipe.precision not in PRECISIONS:
         raise unknown("precision", recipe.precision, PRECISIONS)

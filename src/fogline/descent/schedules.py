@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fogline.errors import unknown
-
-SCHEDULES = ("constant", "linear", "cosine", "one_cycle", "wsd", "plateau")
+from fogline.recipe import SCHEDULES
 
 ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1e-4
 WSD_DECAY = 0.2
