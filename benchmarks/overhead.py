@@ -1,7 +1,7 @@
 """What ``fogline.fit`` costs over a hand-written loop, beside other trainers and JAX, interleaved in one process.
 
     python benchmarks/overhead.py                # everything that is installed; peers that are not get a row saying so
-    python benchmarks/overhead.py --quick        # a minute: fogline and the raw loop only
+    python benchmarks/overhead.py --quick        # a minute: two problems, fogline and the raw loop only
     python benchmarks/overhead.py --write        # also docs/evidence/overhead.md and overhead.json
 
 Every contender trains the same model on the same data in memory by the same optimizer, on one thread.
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from fogline.progress import ProgressReport
 
 MODES = ("eager", "compiled", "chunked", "auto")
+QUICK_MODES = ("eager", "compiled")
+QUICK_PROBLEMS = ("linear", "mlp")
 PACKAGES = (
     "torch", "numpy", "lightning", "transformers", "accelerate", "skorch", "fastai", "keras", "jax", "jaxlib"
 )  # fmt: skip
@@ -70,14 +72,14 @@ def fogline_fit(problem: Problem, mode: str) -> timing.Contender:
     return timing.Contender(run, seconds=1.0, setup_seconds=compiling, note=f"took its steps {note}")
 
 
-def contenders(peers: bool) -> dict[str, Callable[[Problem], timing.Contender]]:
+def contenders(peers: bool, modes: Sequence[str]) -> dict[str, Callable[[Problem], timing.Contender]]:
     """Everything that is timed in this process, by the name of its row."""
 
     def usual(problem: Problem) -> timing.Contender:
         return raw_loop(problem, BATCHES["rows gathered by batch"])
 
     chosen: dict[str, Callable[[Problem], timing.Contender]] = {"raw": best_raw_loop, "raw, as usually written": usual}
-    chosen |= {f"fogline {mode}": partial(fogline_fit, mode=mode) for mode in MODES}
+    chosen |= {f"fogline {mode}": partial(fogline_fit, mode=mode) for mode in modes}
     if peers:
         from overhead_parts import jax_loops, trainers
 
@@ -86,10 +88,10 @@ def contenders(peers: bool) -> dict[str, Callable[[Problem], timing.Contender]]:
     return chosen
 
 
-def measure(problem: Problem, rounds: int, peers: bool) -> Outcome:
+def measure(problem: Problem, rounds: int, peers: bool, modes: Sequence[str] = MODES) -> Outcome:
     """Set every contender up and let them take turns."""
     outcome, ready = Outcome(problem, rounds), {}
-    for name, make in contenders(peers).items():
+    for name, make in contenders(peers, modes).items():
         if name == "fogline chunked" and not problem.chunked:
             outcome.absent[name] = "several steps of such a net in one graph take minutes to compile and save little"
             continue
@@ -177,9 +179,9 @@ def write(outcomes: list[Outcome], started: dict[str, timing.Spread]) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one minute: no peers, few rounds")
+    parser.add_argument("--quick", action="store_true", help="a minute: linear and mlp, eager and compiled, no peers")
     parser.add_argument("--rounds", type=int, default=None, help="slices each contender gets (default 15)")
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS)
     parser.add_argument("--without-peers", action="store_true", help="only fogline and the raw loop")
     parser.add_argument("--write", action="store_true", help="write docs/evidence/overhead.md and overhead.json")
     parser.add_argument("--keras", choices=("torch", "jax"), help=argparse.SUPPRESS)
@@ -188,7 +190,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    rounds = arguments.rounds or (3 if arguments.quick else 15)
+    rounds = arguments.rounds or (2 if arguments.quick else 15)
     peers = not (arguments.quick or arguments.without_peers)
     torch.set_num_threads(1)
     timing.StandingClock.install()
@@ -199,8 +201,8 @@ def main() -> None:
     started = startup(rounds=3 if arguments.quick else 9)
     print(startup_lines(started))
     outcomes = []
-    for name in arguments.problems:
-        outcomes.append(measure(PROBLEMS[name](), rounds, peers))
+    for name in arguments.problems or (QUICK_PROBLEMS if arguments.quick else PROBLEMS):
+        outcomes.append(measure(PROBLEMS[name](), rounds, peers, QUICK_MODES if arguments.quick else MODES))
         print(f"\n{summary(outcomes[-1])}\n", flush=True)
         if arguments.write:
             write(outcomes, started)
