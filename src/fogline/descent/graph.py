@@ -23,6 +23,7 @@ from fogline.data.source import Batch, leaves
 from fogline.descent.clipping import Clipping
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import init_state
+from fogline.descent.shortcuts import bare_step
 from fogline.record.probes import products
 
 # What tracing or compiling a model that cannot be compiled raises, a missing C++ compiler included.
@@ -227,8 +228,7 @@ class _Recorder:
         shadow.__dict__ = dict(self.optimizer.__dict__)
         shadow.state = state
         shadow.param_groups = [_traceable(group, stand_in, lr) for group in self.optimizer.param_groups]
-        step = type(self.optimizer).step
-        getattr(step, "__wrapped__", step)(shadow)
+        bare_step(shadow)()
         for weight in weights:
             weight.grad = None
 

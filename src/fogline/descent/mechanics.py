@@ -83,7 +83,11 @@ def _width(descent: Descent) -> int:
     batches = descent.batches
     if not isinstance(batches.source, InMemory) or descent.average is not None:
         return 1  # data from elsewhere comes batch by batch, and an average of the weights moves every step
-    return max(1, min(CHUNK, batches.source.size // batches.batch_size, descent.next_stop()))
+    full = min(batches.source.size // batches.batch_size, descent.next_stop())
+    # Of the widths near the best one, that which leaves the fewest steps of an epoch to be taken singly.
+    return max(
+        1, min(full, min(range(CHUNK + 4, CHUNK - 8, -1), key=lambda width: full % width if width <= full else full))
+    )
 
 
 def _program(descent: Descent, width: int) -> Program:

@@ -17,6 +17,7 @@ from fogline.descent.graph import Program
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import init_state, set_lr
 from fogline.descent.randomness import TRAIN, seed_step
+from fogline.descent.shortcuts import backward, bare_step
 
 _FEW = 16  # tensors up to which reading them one by one beats stacking them
 
@@ -100,6 +101,7 @@ class EagerStep:
         self._next = -1
         self._saved_buffers = [buffer.clone() for buffer in machine.buffers]
         self._has_state = False
+        self._step = bare_step(machine.optimizer)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -163,7 +165,7 @@ class EagerStep:
             parameter.grad = None
         if machine.parts == 1:
             loss = machine.objective(batch)
-            (loss if machine.scaler is None else machine.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+            backward(loss if machine.scaler is None else machine.scaler.scale(loss))
             loss = loss.detach()
         else:
             loss = self._accumulated(batch)
@@ -177,7 +179,7 @@ class EagerStep:
         total = torch.zeros((), device=machine.device)
         for micro in split(batch, -(-rows // machine.parts)):
             loss = machine.objective(micro) * (1.0 if machine.summed else rows_of(micro) / rows)
-            (loss if machine.scaler is None else machine.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+            backward(loss if machine.scaler is None else machine.scaler.scale(loss))
             total = total + loss.detach()
         return total
 
@@ -195,7 +197,7 @@ class EagerStep:
         if finite:
             if machine.clipping is not None:
                 machine.clipping(gradients, torch.tensor(size, dtype=loss.dtype))
-            machine.optimizer.step()
+            self._step()
         else:
             self._restore_buffers()
         return Outcome(value, size, finite)

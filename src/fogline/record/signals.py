@@ -62,7 +62,7 @@ class Recorder:
         if first % self.stride and outcomes.finite and not probed and len(outcomes.losses) == 1:
             return
         self._pending.append((first, epoch, examples, seconds, outcomes))
-        self._waiting += len(outcomes.losses)
+        self._waiting += max(1, len(outcomes.losses) // self.stride)
 
     def row(
         self,
