@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from programs.problems import bits, classification, mlp, plain_mlp, points, recipe
 from torch import Tensor, nn
 
 import fogline
@@ -23,6 +22,7 @@ from fogline.descent.optimizers import build, state_tensors
 from fogline.descent.prepare import assemble, begin
 from fogline.descent.step import EagerStep, Machine
 from fogline.record.store import read_table
+from programs.problems import bits, classification, mlp, plain_mlp, points, recipe
 
 OPTIMIZERS = ("momentum", "adamw", "schedule_free", "rmsprop", "sgd")
 
@@ -150,7 +150,9 @@ def test_rows_with_nan_are_named_and_the_weights_are_those_of_a_run_that_leaves_
         assert refusal["rows"] == [17]
         assert refusal["message"] == f"step {refusal['step']} refused: the data hold NaN or infinity; rows 17"
     refused = {refusal["step"] for refusal in found}
-    assert refused == {int(step) for step, loss in zip(run.steps["step"], run.steps["loss"], strict=True) if loss != loss}
+    assert refused == {
+        int(step) for step, loss in zip(run.steps["step"], run.steps["loss"], strict=True) if loss != loss
+    }
 
     torch.manual_seed(0)
     start = begin(classification(train=spoiled(17), valid=None), chosen)  # the first weights are those of the seed
@@ -195,9 +197,7 @@ def test_a_loss_or_gradient_that_is_not_finite_leaves_the_first_weights(
 ) -> None:
     torch.manual_seed(3)
     model = plain_mlp()
-    run = fogline.fit(
-        Task(model, loss, points()), recipe(batch_size=40, duration="30st"), runs=quick_path, name="run"
-    )
+    run = fogline.fit(Task(model, loss, points()), recipe(batch_size=40, duration="30st"), runs=quick_path, name="run")
     assert run.verdict is Verdict.NONFINITE
     for refusal in refusals(run):
         assert (refusal["where"], refusal["module"]) == (where, module)
