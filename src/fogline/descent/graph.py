@@ -99,6 +99,7 @@ def trace(
     Raises:
         CannotCompileError: the model, the loss or the optimizer cannot be recorded.
     """
+    from torch._dispatch.python import enable_python_dispatcher
     from torch.fx.experimental.proxy_tensor import make_fx
 
     started = time.perf_counter()
@@ -108,7 +109,9 @@ def trace(
     state = recorder.state
     lr = torch.zeros(1, dtype=recorder.real_type, device=state[0].device)
     try:
-        with _compiling_flag(), torch.random.fork_rng(devices=[]):
+        # The Python dispatcher names batch normalisation for what it does: plain `native_batch_norm` changes the running
+        # statistics behind the back of the second pass.
+        with _compiling_flag(), enable_python_dispatcher(), torch.random.fork_rng(devices=[]):
             plain = make_fx(recorder, tracing_mode="fake")(*state, *leaves(batch), lr)
     except COMPILE_ERRORS as error:
         raise CannotCompileError(f"cannot be traced: {_first_line(error)}") from error
