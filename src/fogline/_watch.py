@@ -150,6 +150,8 @@ class WatchedRun(Run):
         """
         if loss is not None:
             self._observer.log(loss, step)
+            if valid is None and not scores:
+                return
         held_out = dict(valid) if isinstance(valid, Mapping) else {} if valid is None else {"loss": valid}
         for name, value in (held_out | scores).items():
             self._observer.score(name, value, step)
@@ -209,8 +211,8 @@ class WatchedRun(Run):
         self._info |= {
             **end,
             "scores": self._last_scores(),
-            "skipped": observer.skipped,
-            "not_finite": len(observer.not_finite),
+            "skipped": observer.incidents.skipped,
+            "not_finite": len(observer.incidents.not_finite),
         }
         self._store.write_info(self._info)
 
@@ -218,7 +220,7 @@ class WatchedRun(Run):
         """The verdict and its sentence; None, and why, where nothing was seen that could be judged."""
         observer, table = self._observer, read_table(self.folder, "steps")
         losses, steps = table["loss"].astype(np.float64), table["step"]
-        bad = np.isin(steps, np.array(observer.not_finite, dtype=np.int64))
+        bad = np.isin(steps, np.array(observer.incidents.not_finite, dtype=np.int64))
         known = np.isfinite(losses) | bad
         held_out = np.array([row["value"] for row in self.scores if row["name"] == "loss"], dtype=np.float64)
         judgement = judge(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from array import array
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -25,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fogline.record.probes import Activations, Probe
-from fogline.record.seen import Hook, Seen, Value, gradient_norm, rate_of, rows_of, value_of
+from fogline.record.incidents import Incidents
+from fogline.record.seen import Hook, Seen, Value, gradient_norm, hook_seconds, rate_of, rows_of, value_of
 from fogline.record.signals import Recorder, numbers
+from fogline.record.window import Window
 
-_MOST_EVENTS = 20
 _MOST_WAITING = 1024
-_ROWS_OBSERVED = 32
+_SCALER_SHOWS = 200  # steps after which a gradient scaler would have been seen at work
 
 
 class Observer:
@@ -46,8 +45,7 @@ class Observer:
     Attributes:
         taken: steps so far.
         examples: rows that went forward through the model in training.
-        not_finite: the steps whose loss or gradient was not finite.
-        skipped: steps that a gradient scaler skipped; they are not counted as taken.
+        incidents: steps that were not finite or were skipped.
         last_rate: learning rate of the latest step flushed.
     """
 
@@ -62,17 +60,14 @@ class Observer:
     ) -> None:
         self.optimizer, self.recorder, self.flushed = optimizer, recorder, flushed
         self.budget, self.store = recorder.budget, recorder.store
-        self.taken = self.examples = self.skipped = 0
+        self.taken = self.examples = 0
+        self.incidents = Incidents(recorder.store)
         self.last_rate: float | None = None
-        self.not_finite: array[int] = array("q")
-        self._named, self._started = list(named), time.perf_counter()
+        self._model, self._loss_fn = model, loss_fn if isinstance(loss_fn, nn.Module) else None
+        self._started = time.perf_counter()
         inner = getattr(model, "_orig_mod", model)
         compiled = inner is not model or any(m._compiled_call_impl is not None for m in inner.modules())
-        self._observable = None if compiled else inner
-        self._activations: Activations | None = None
-        self._probe: Probe | None = None
-        self._probing = False
-        self._gradients: list[Tensor] = []
+        self._window = Window(optimizer, named, self.budget, None if compiled else inner)
         self._coming: Seen | None = Seen()
         self._last: Seen | None = None
         self._waiting: list[Seen] = []
@@ -81,33 +76,63 @@ class Observer:
         self._feeds: int | None = None  # the step that the latest forward pass of the model is for
         self._first_log_before_step: bool | None = None
         self._inside, self._evaluations = False, 0
-        self._examples_before, self._mark = 0, (0, 0)
+        self._examples_before, self._rows_a_step, self._mark = 0, 0, (0, 0)
+        self._scaled = False
+        self._missed: bool | None = None  # whether a step's loss was not logged; None before the first
         self._sentinel_gradient: Tensor | None = None
         self._sentinel_version = 0
         self._collecting = 0.0
-        self._was_finite = True
-        self._handles = self._register(model, loss_fn)
-
-    def _register(self, model: nn.Module, loss_fn: object) -> list[Any]:
-        trained = [p for _, p in self._named]
         # Overflow in a backward pass reaches the early layers; a small parameter costs nothing to hold on to.
-        sentinel = next((p for p in trained if p.ndim == 1), trained[0])
-        handles = [
-            model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True),
-            self.optimizer.register_step_pre_hook(Hook(self._before_step)),
-            self.optimizer.register_step_post_hook(Hook(self._after_step)),
-            sentinel.register_post_accumulate_grad_hook(Hook(self._after_backward)),  # type: ignore[no-untyped-call]
-        ]
-        if isinstance(loss_fn, nn.Module):
-            handles.append(loss_fn.register_forward_hook(Hook(self._after_loss)))
-        return handles
+        sentinel = next((p for _, p in named if p.ndim == 1), named[0][1])
+        hook: Any = sentinel.register_post_accumulate_grad_hook(Hook(self._after_backward))  # type: ignore[no-untyped-call]
+        self._sentinel_hook, self._sentinel_device = hook, sentinel.device.type
+        self._hook_seconds = hook_seconds()
+        self._passes: list[Any] = []
+        self._ahead: list[Any] = []
+        self._wake = self._flushed_at = 0
+        self._handles = [optimizer.register_step_post_hook(self._after_step)]
+        self._attach()
+        self._look_ahead()
+
+    def _attach(self) -> None:
+        """Look at the forward passes of the coming step: a hook there costs more than one on the optimizer."""
+        if self._passes:
+            return
+        self._passes.append(self._model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True))
+        if self._loss_fn is not None and self._missed is not False:
+            self._passes.append(self._loss_fn.register_forward_hook(Hook(self._after_loss)))
+
+    def _detach(self) -> None:
+        for handle in self._passes:
+            handle.remove()
+        self._passes = []
+
+    def _look_ahead(self) -> None:
+        """Be there before the coming step only if it has a row or may be the first of a window."""
+        if self._coming is not None or self._window.open or self._may_probe():
+            if not self._ahead:
+                self._ahead = [self.optimizer.register_step_pre_hook(self._before_step)]
+            self._wake = 0
+            return
+        for handle in self._ahead:
+            handle.remove()
+        self._ahead = []
+        stride = self.recorder.stride
+        self._wake = 0 if self._last is not None else self.taken + stride - 1 - self.taken % stride
+        if self.taken < _SCALER_SHOWS:
+            self._wake = min(self._wake, _SCALER_SHOWS)
+
+    def _may_probe(self) -> bool:
+        """The second step of a window must be one that has a row."""
+        return (self.taken + 1) % self.recorder.stride == 0
 
     def remove(self) -> None:
         """Take every hook away."""
-        for handle in self._handles:
+        self._detach()
+        for handle in (*self._handles, *self._ahead, self._sentinel_hook):
             handle.remove()
-        self._handles = []
-        self._stop_activations()
+        self._handles, self._ahead = [], []
+        self._window.remove()
 
     # -- what the loop says ----------------------------------------------------------------------------------------
 
@@ -117,10 +142,10 @@ class Observer:
         Raises:
             TypeError, ValueError: it is no single number, or is for a step that is neither the last nor the coming one.
         """
+        if (self._coming is None and self._last is None) or not self._handles:
+            return
         started = time.perf_counter()
         kept = value_of("loss", loss)
-        if not self._handles:
-            return
         if step is None:
             step = self._step_logged()
         elif step not in (self.taken - 1, self.taken):
@@ -129,7 +154,7 @@ class Observer:
                 f"step={step}; leave `step` out, or count optimizer steps from 0"
             )
         if not self._inside:  # within a closure the loss is that of a trial point
-            seen = self._coming if step == self.taken else self._last
+            seen = self._coming if step == self.taken else self._last if step == self.taken - 1 else None
             if seen is not None:
                 seen.logged.append(kept)
         self._count(started)
@@ -153,11 +178,15 @@ class Observer:
             return
         started = time.perf_counter()
         self._feeds = self.taken
-        if self._coming is not None:
+        if self._coming is None:
+            self._detach()
+        else:
             self._mark = (len(self._coming.logged), len(self._coming.observed))
-        self.examples += rows_of(args, kwargs)
-        if self._probe is not None and self._probe.open and self._activations is None and self._observable is not None:
-            self._activations = Activations(self._observable, _ROWS_OBSERVED)
+            self.examples += rows_of(args, kwargs)
+            self._window.forward()
+            if not self._scaled and self.taken < _SCALER_SHOWS:
+                kind = self._sentinel_device
+                self._scaled = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
         self._count(started)
 
     def _after_loss(self, _: nn.Module, __: object, output: object) -> None:
@@ -178,11 +207,7 @@ class Observer:
         # Accumulation is in place and counts the version up; after zero_grad the gradient is another tensor.
         if before is not None and before is not gradient and version <= self._sentinel_version:
             if self._coming is not None:
-                logged, observed = self._mark
-                self._coming.logged, self._coming.observed = (
-                    self._coming.logged[logged:],
-                    self._coming.observed[observed:],
-                )
+                self._coming.forget(*self._mark)
             bad = ~torch.isfinite(before).all()
             if bad.device.type != "cpu" or bool(bad):
                 self._suspects.append((self.taken, bad))
@@ -190,18 +215,18 @@ class Observer:
         self._count(started)
 
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        started = time.perf_counter()
-        self._sentinel_gradient = None
-        if self._last is not None:
-            self._waiting.append(self._last)
-            self._last = None
+        if torch.compiler.is_compiling():
+            return None
         self._inside, self._evaluations = True, 0
+        if self._last is not None:
+            self._settle()
         seen = self._coming
+        started = time.perf_counter()
         if seen is not None:
             seen.number, seen.seconds, seen.examples = self.taken, started - self._started, self._examples_before
             seen.rate = rate_of(self.optimizer)
-            self._count(started)
-            self._begin_probe()
+        self._count(started)
+        self._window.begin(self._may_probe())
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             self._look_at_gradients(seen)
@@ -209,11 +234,23 @@ class Observer:
         observed = self._closure(seen, closure)
         return ((args[0], observed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": observed})
 
+    def _settle(self) -> None:
+        """No more losses come for the last step. A loss module is looked at until, and after, the loop logs its own."""
+        last, self._last = self._last, None
+        assert last is not None
+        self._waiting.append(last)
+        if not last.logged and self._missed is False:
+            self._missed = True
+        elif last.logged and self._missed is None:
+            self._missed = False
+            self._detach()
+            self._attach()
+
     def _closure(self, seen: Seen | None, closure: Callable[[], Any]) -> Callable[[], Any]:
         def observed() -> Any:
             loss = closure()
-            if self._evaluations == 0 and seen is not None:
-                if isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1):
+            if self._evaluations == 0:
+                if seen is not None and (isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1)):
                     seen.evaluated = value_of("loss", loss)
                 self._look_at_gradients(seen)
             self._evaluations += 1
@@ -222,45 +259,81 @@ class Observer:
         return observed
 
     def _look_at_gradients(self, seen: Seen | None) -> None:
-        if seen is None:
-            return
         started = time.perf_counter()
         scale = getattr(self.optimizer, "grad_scale", None)
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if gradients:
-            norm = gradient_norm(gradients)
-            seen.norm = value_of("norm", norm if scale is None else norm / scale.to(norm.device))
-        self._count(started)
-        if self._probing and self._probe is not None:
-            started = time.perf_counter()
-            held = [p.grad.detach() for p in self._probe.parameters if p.grad is not None]
-            # Copies: a fused optimizer unscales in place, a closure is called again.
-            self._gradients = [
-                (g.to_dense() if g.is_sparse else g.clone()) if scale is None else g / scale.to(g.device) for g in held
-            ]
-            self._probe.charge(started)
+        if seen is not None:
+            groups = self.optimizer.param_groups
+            gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            if gradients:
+                norm = gradient_norm(gradients)
+                seen.norm = value_of("norm", norm if scale is None else norm / scale.to(norm.device))
+            self._count(started)
+        if self._window.probing:
+            self._window.gradients(scale)
 
     def _after_step(self, optimizer: Optimizer, _: object, __: object) -> None:
-        started = time.perf_counter()
+        if torch.compiler.is_compiling():
+            return
+        found = optimizer.__dict__.get("found_inf")
+        if found is None and self.taken + 1 < self._wake:
+            self.taken += 1  # most steps, where they come too fast for a row each: every microsecond counts
+            self.examples += self._rows_a_step
+            self._sentinel_gradient = None
+            return
         self._inside, self._evaluations = False, 0
-        seen, found = self._coming, getattr(optimizer, "found_inf", None)
-        if found is not None and (found.device.type == "cpu" or self._probing) and bool(found):
-            self._skip(self.taken)
-            self._cancel_probe()
+        self._sentinel_gradient = None
+        started = time.perf_counter()
+        seen = self._coming
+        if found is not None and self._skipped(seen, found):
+            return
+        self._next(seen)
+        if seen is not None:
+            self._count(started)
+        if self._window.probing:
+            self._end_probe()
+        if self.recorder.due(started) or len(self._waiting) >= _MOST_WAITING:
+            self._flush_or_stop()
+        self._look_ahead()
+
+    def _skipped(self, seen: Seen | None, found: Tensor) -> bool:
+        """Whether a fused optimizer is known to have left the weights alone; on a device that is asked at the flush."""
+        self._scaled = True
+        if (found.device.type == "cpu" or self._window.probing) and bool(found):
+            self.incidents.skip(self.taken)
+            self._window.cancel()
             self._coming = Seen() if seen is not None else None
             self._feeds = None if self._feeds is None else self.taken - 1  # a loss still to come is of no step
+            return True
+        if seen is None:
+            self._waiting.append(Seen(self.taken, skipped=found, recorded=False))
         else:
-            if seen is not None and found is not None:
-                seen.skipped = found.clone()
-            self._last = seen
-            self.taken += 1
-            self._coming = Seen() if self.taken % self.recorder.stride == 0 else None
+            seen.skipped = found
+        return False
+
+    def _next(self, seen: Seen | None) -> None:
+        """A step was taken."""
+        if self._last is not None:
+            self._settle()
+        if seen is None:
+            self.examples += self._rows_a_step
+        else:
+            self._rows_a_step = self.examples - self._examples_before
         self._examples_before, self._mark = self.examples, (0, 0)
-        self._count(started)
-        if self._probing:
-            self._end_probe()
-        if len(self._waiting) >= _MOST_WAITING or self.recorder.due(started):
-            self._flush_or_stop()
+        self._last = seen
+        self.taken += 1
+        self._coming = None
+        if self.taken % self.recorder.stride == 0:
+            self._coming = Seen()
+            self._attach()
+        if self.taken >= _SCALER_SHOWS and not (self._scaled or self.incidents.skipped or self._suspects):
+            self._sentinel_hook.remove()
+
+    def _end_probe(self) -> None:
+        if self._window.open and any(seen.skipped is not None for seen in self._waiting):
+            self._resolve()  # else the number of this step would not be known
+        probed = self._window.end(self.taken - 1)
+        if probed is not None:
+            self.recorder.probe(probed)
 
     def _flush_or_stop(self) -> None:
         """A full disk ends the watching, not the training."""
@@ -268,51 +341,8 @@ class Observer:
             self.flush()
         except OSError as error:
             self.remove()
-            warnings.warn(
-                f"watching ended at step {self.taken}, training goes on: {error}", RuntimeWarning, stacklevel=2
-            )
-
-    # -- probes ----------------------------------------------------------------------------------------------------
-
-    def _begin_probe(self) -> None:
-        if self._probe is None:
-            named = [(name, p) for name, p in self._named if p.grad is not None] or self._named
-            self._probe = Probe([n for n, _ in named], [p for _, p in named], self.budget, self._read_activations)
-        # The second step of a window must be one that has a row.
-        ready = (self.taken + 1) % self.recorder.stride == 0
-        self._probing = self.budget.share > 0 and (self._probe.open or (ready and self._probe.affords()))
-        if self._probing:
-            self._probe.before()
-
-    def _end_probe(self) -> None:
-        probe, self._probing = self._probe, False
-        assert probe is not None
-        if probe.open and any(seen.skipped is not None for seen in self._waiting):
-            self._resolve()  # else the number of this step would not be known
-        probed = probe.after(self.taken - 1, self._gradients)
-        self._gradients = []
-        if probed is not None:
-            self.recorder.probe(probed)
-        if not probe.open:
-            self._stop_activations()
-
-    def _stop_activations(self) -> None:
-        if self._activations is not None:
-            self._activations.remove()
-            self._activations = None
-
-    def _cancel_probe(self) -> None:
-        if self._probing and self._probe is not None:
-            self._probe.cancel()
-            self._probing, self._gradients = False, []
-            self._stop_activations()
-
-    def _read_activations(self) -> dict[str, tuple[float, float]]:
-        observed, self._activations = self._activations, None
-        if observed is None or self._probe is None:
-            return {}
-        self._probe.charge(time.perf_counter() - observed.seconds)
-        return observed.read()
+            message = f"watching ended at step {self.taken}, training goes on: {error}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     # -- from the device to the recorder ---------------------------------------------------------------------------
 
@@ -324,13 +354,14 @@ class Observer:
         """
         started = time.perf_counter()
         if last and self._last is not None:
-            self._waiting.append(self._last)
-            self._last = None
+            self._settle()
         self._resolve()
         for (step, name, _), value in zip(self._scores, numbers([v for *_, v in self._scores]), strict=True):
             self.store.scores(step, "valid", {name: value})
         self._scores = []
         self._count(started)
+        self.budget.spent += (self.taken - self._flushed_at) * self._hook_seconds  # of the steps without a row, too
+        self._flushed_at = self.taken
         self.recorder.flush(self._collecting)
         self._collecting = 0.0
         self.flushed()
@@ -341,7 +372,7 @@ class Observer:
         suspects, self._suspects = self._suspects, []
         for (step, _), bad in zip(suspects, numbers([flag for _, flag in suspects]), strict=True):
             if bad:
-                self._skip(step)
+                self.incidents.skip(step)
         losses = numbers([seen.loss() for seen in waiting])
         norms, rates = numbers([seen.norm for seen in waiting]), numbers([seen.rate for seen in waiting])
         skips = numbers([seen.skipped for seen in waiting])
@@ -349,10 +380,12 @@ class Observer:
         for seen, loss, norm, rate, skip in zip(waiting, losses, norms, rates, skips, strict=True):
             step = seen.number - moved
             if skip:
-                self._skip(step)
+                self.incidents.skip(step)
                 moved += 1
                 continue
-            self._check(step, loss, norm)
+            if not seen.recorded:
+                continue
+            self.incidents.check(step, loss, norm)
             self.last_rate = rate
             self.recorder.row(step, math.nan, seen.examples, seen.seconds, loss, rate, norm)
         self.taken -= moved
@@ -360,24 +393,7 @@ class Observer:
         if self._last is not None:
             self._last.number -= moved
 
-    def _check(self, step: int, loss: float | None, norm: float | None) -> None:
-        wrong = [
-            f"the {name} is {value}"
-            for name, value in (("loss", loss), ("gradient norm", norm))
-            if value is not None and not math.isfinite(value)
-        ]
-        if wrong:
-            self.not_finite.append(step)
-            if self._was_finite and len(self.not_finite) <= _MOST_EVENTS:
-                self.store.event(step, "nonfinite", f"step {step}: {' and '.join(wrong)}")
-        self._was_finite = not wrong
-
-    def _skip(self, step: int) -> None:
-        self.skipped += 1
-        if self.skipped <= _MOST_EVENTS:
-            self.store.event(step, "amp_skip", f"the gradient scaler found infinity and skipped one before step {step}")
-
     def _count(self, started: float) -> None:
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started + self._hook_seconds
         self.budget.spent += seconds
         self._collecting += seconds

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fogline.data.source import leaves
+
+_HOOK_CALLS = 30
 
 Value = float | Tensor
 
@@ -47,6 +50,7 @@ class Seen:
     rate: Value | None = None
     norm: Value | None = None
     skipped: Tensor | None = None  # on the device: not 0 where a fused optimizer left the weights alone
+    recorded: bool = True  # False for a step between two rows that is only asked whether it was skipped
 
     def loss(self) -> Value | None:
         """What the loop logged, else what the closure gave, else what the loss module gave; the mean of several."""
@@ -99,3 +103,16 @@ def rows_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     if not isinstance(first, Tensor):
         first = next(iter(leaves((args, kwargs))), None)
     return int(first.shape[0]) if first is not None and first.ndim else 0
+
+
+def hook_seconds() -> float:
+    """What the call of a hook costs before anything is done in it, which no hook can measure of itself."""
+    plain, hooked = nn.Identity(), nn.Identity()
+    hooked.register_forward_pre_hook(Hook(lambda *_: None), with_kwargs=True)
+    times = []
+    for module in (plain, hooked):
+        started = time.perf_counter()
+        for _ in range(_HOOK_CALLS):
+            module(None)
+        times.append(time.perf_counter() - started)
+    return max(0.0, times[1] - times[0]) / _HOOK_CALLS
