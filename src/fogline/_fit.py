@@ -238,6 +238,7 @@ def _looped(
 ) -> Iterator[Taken]:
     descent = prepared.descent
     model = descent.machine.objective.model
+    complete = False
     try:
         if not (resumed and descent.restore()):
             for note in prepared.notes:
@@ -253,9 +254,12 @@ def _looped(
         descent.store.write_info(info)
         model.train()
         yield from steps(descent, report)
-        _finish(run, prepared, info)
+        slope = _measured_end(descent)
+        descent.save()
+        complete = True
+        _finish(run, descent, info, slope)
     except StopRequested:
-        _leave(descent, info)
+        _leave(descent, info, save=not complete)
         raise Interrupted(run, requested_code()) from None
     except GeneratorExit:  # the caller of descend() left the loop
         _leave(descent, info)
@@ -264,17 +268,20 @@ def _looped(
         descent.store.close()
 
 
-def _leave(descent: Descent, info: dict[str, Any]) -> None:
-    """Save where it stands; the verdict says that it was interrupted."""
-    settle(descent)
-    descent.save()
+def _leave(descent: Descent, info: dict[str, Any], *, save: bool = True) -> None:
+    """Save where it stands; the verdict says that it was interrupted.
+
+    Once the last checkpoint is written the model takes on its best weights, which must not get into it: no ``save``.
+    """
+    if save:
+        settle(descent)
+        descent.save()
     descent.store.event(descent.step, "interrupted", "stopped from outside and saved")
     _write_verdict(descent, info, Judgement(Verdict.INTERRUPTED, {"steps": descent.step}))
 
 
-def _finish(run: Run, prepared: Prepared, info: dict[str, Any]) -> None:
-    """Keep the best weights, score them, judge the run."""
-    descent = prepared.descent
+def _measured_end(descent: Descent) -> Slope | None:
+    """What there is still to gain where the descent ended; without held-out data its weights are the ones to keep."""
     machine, model = descent.machine, descent.machine.objective.model
     seed_everything(machine.seed, descent.step, PROBE, machine.device)
     with descent.evaluation_weights():
@@ -283,9 +290,15 @@ def _finish(run: Run, prepared: Prepared, info: dict[str, Any]) -> None:
         if batches and all(p.dtype.is_floating_point for p in machine.parameters):
             assert not isinstance(descent.recipe.lr, str)
             slope = measure_slope(machine.objective, batches, descent.recipe.lr, poll)
-        if descent.best is None:
+        if descent.scorer is None or descent.best is None:
             descent.best = {k: v.detach().clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
-    descent.save()
+    return slope
+
+
+def _finish(run: Run, descent: Descent, info: dict[str, Any], slope: Slope | None) -> None:
+    """Take the best weights, score them, judge the run."""
+    machine, model = descent.machine, descent.machine.objective.model
+    assert descent.best is not None
     model.load_state_dict(descent.best, strict=False)
     model.eval()
     if descent.scorer is not None:

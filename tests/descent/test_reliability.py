@@ -184,7 +184,7 @@ def assert_goes_on_elsewhere(full: Path, run: Path, forked: Forked, **arguments:
     assert_as_quiet(run, forked, **arguments)
 
 
-PLACES = ("training", "validation", "rate", "judging")
+PLACES = ("training", "validation", "rate", "judging", "scoring")
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -204,7 +204,7 @@ def test_a_signal_saves_and_ends_with_its_code(
     else:
         assert read_info(run)["verdict"]["name"] == "INTERRUPTED"
         assert saved is not None
-        assert saved.step == {"training": 9, "validation": 6, "judging": 40}[place]
+        assert saved.step == {"training": 9, "validation": 6, "judging": 40, "scoring": 40}[place]
         assert [event["message"] for event in read_table(run, "events")] == ["stopped from outside and saved"]
     assert forked("train_whole", folder=run)["code"] == 0
     assert_as_quiet(run, forked, "train_whole")

@@ -116,6 +116,15 @@ def test_a_finished_run_is_returned_as_it_is_and_goes_on_with_a_longer_duration(
     assert losses(longer) == losses(whole)
 
 
+def test_without_held_out_data_a_longer_run_keeps_its_own_last_weights(quick_path: Path) -> None:
+    task = classification(valid=None)
+    run = fogline.fit(task, recipe(schedule="constant", warmup=0, duration="10st"), runs=quick_path, name="run")
+    short = model_bits(run)
+    whole = fogline.resume(again(run.folder, quick_path / "whole"), task, duration="25st")
+    longer = fogline.resume(run.folder, task, duration="25st")
+    assert model_bits(longer) == model_bits(whole) != short
+
+
 def test_other_data_is_refused(quick_path: Path) -> None:
     task = classification()
     run = fogline.fit(task, recipe(duration="4st", keep=9), runs=quick_path, name="run")

@@ -18,6 +18,9 @@ from fogline import descend, fit, resume  # the page is lazy: imported here, onc
 from programs import problems
 
 
+HELD_OUT = problems.points(600, 1)  # three batches: a signal comes between two
+
+
 def train(folder: str, width: int = 8, **changes: Any) -> None:
     """Start the run, or go on with it where there is one."""
     go(Path(folder), problems.classification(model=lambda: problems.mlp(width)), changes)
@@ -81,15 +84,17 @@ def train_until_signal(folder: str, place: str, numbers: list[int], **changes: A
         if not (path / "run.sqlite").exists():
             return place == "rate" and learning and (path / "run.json").exists()
         if place == "judging":
+            return learning and not model.training
+        if place == "scoring":
             return (path / "checkpoints").exists()
         calls["training"] += model.training and learning
         calls["validation"] += not model.training and not learning
-        return calls.get(place) == {"training": 9, "validation": 2}.get(place) and model.training == learning
+        return calls.get(place) == {"training": 9, "validation": 5}.get(place) and model.training == learning
 
-    task = problems.classification(model=lambda: Signalling(when, numbers))
+    task = problems.classification(model=lambda: Signalling(when, numbers), valid=HELD_OUT)
     go(path, task, changes)
 
 
 def train_whole(folder: str, **changes: Any) -> None:
     """The task of ``train_until_signal`` without a signal."""
-    go(Path(folder), problems.classification(model=lambda: Signalling(lambda _: False, [])), changes)
+    go(Path(folder), problems.classification(model=lambda: Signalling(lambda _: False, []), valid=HELD_OUT), changes)
