@@ -17,7 +17,6 @@ import fogline
 from fogline import descend, fit, resume  # the page is lazy: imported here, once, and not in every job
 from programs import problems
 
-
 HELD_OUT = problems.points(600, 1)  # three batches: a signal comes between two
 
 
