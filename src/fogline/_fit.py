@@ -288,8 +288,7 @@ def _measured_end(descent: Descent) -> Slope | None:
         batches = _some_batches(descent)
         slope = None
         if batches and all(p.dtype.is_floating_point for p in machine.parameters):
-            assert not isinstance(descent.recipe.lr, str)
-            slope = measure_slope(machine.objective, batches, descent.recipe.lr, poll)
+            slope = measure_slope(machine.objective, batches, _stride(descent), poll)
         if descent.scorer is None or descent.best is None:
             descent.best = {k: v.detach().clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
     return slope
@@ -312,9 +311,20 @@ def _judged(run: Run, descent: Descent, slope: Slope | None) -> Judgement:
     held_out = np.array([row["value"] for row in scores if row["name"] == "loss"], dtype=np.float64)
     losses = table["loss"].astype(np.float64)
     refused = (~np.isfinite(losses) | ~np.isfinite(table["grad_norm"].astype(np.float64))).astype(np.float64)
-    moved = table["update_norm"].astype(np.float64)
-    path = float(np.nanmedian(moved)) * descent.step if np.isfinite(moved).any() else 0.0
+    path = _stride(descent) * descent.step if descent.probe is not None else 0.0
     return judge(losses, table["lr"].astype(np.float64), held_out, slope=slope, refused=refused, path=path)
+
+
+def _stride(descent: Descent) -> float:
+    """Length of a typical step of the run, as it was probed; where it was not, that of plain gradient descent."""
+    descent.recorder.flush()
+    table = read_table(descent.folder, "steps")
+    moved = table["update_norm"].astype(np.float64)
+    if np.isfinite(moved).any():
+        return float(np.nanmedian(moved))
+    norms = table["grad_norm"].astype(np.float64)
+    assert not isinstance(descent.recipe.lr, str)
+    return descent.recipe.lr * (float(np.median(norms[np.isfinite(norms)])) if np.isfinite(norms).any() else 1.0)
 
 
 def _write_verdict(descent: Descent, info: dict[str, Any], judgement: Judgement) -> None:

@@ -155,7 +155,7 @@ def test_slope_of_a_quadratic_is_exact() -> None:
     model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     nn.init.ones_(model.weight)
     data = torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
-    slope = measure_slope(Objective(model, nn.MSELoss()), [data], 0.125)
+    slope = measure_slope(Objective(model, nn.MSELoss()), [data], 0.25)
     assert slope.gain == pytest.approx(1.0)
     assert slope.distance == pytest.approx(1.0)
     assert slope.signal == pytest.approx(1.0)

@@ -109,8 +109,8 @@ def trace(
     state = recorder.state
     lr = torch.zeros(1, dtype=recorder.real_type, device=state[0].device)
     try:
-        # The Python dispatcher names batch normalisation for what it does: plain `native_batch_norm` changes the running
-        # statistics behind the back of the second pass.
+        # The Python dispatcher names batch normalisation for what it does: plain `native_batch_norm` changes the
+        # running statistics behind the back of the second pass.
         with _compiling_flag(), enable_python_dispatcher(), torch.random.fork_rng(devices=[]):
             plain = make_fx(recorder, tracing_mode="fake")(*state, *leaves(batch), lr)
     except COMPILE_ERRORS as error:

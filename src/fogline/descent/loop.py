@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, nan
@@ -176,10 +176,19 @@ def _after(descent: Descent, outcomes: Outcomes) -> bool:
     if outcomes.finite is False:
         probe.cancel()
         return False
-    probed = probe.after(last, stepper.gradients)
+    probed = probe.after(last, _unclipped(descent, outcomes))
     if probed is not None:
         descent.recorder.probe(probed)
     return probe.open
+
+
+def _unclipped(descent: Descent, outcomes: Outcomes) -> Sequence[Tensor]:
+    """The gradients of the step just taken; the eager step clips them where they are."""
+    gradients, norm = descent.stepper.gradients, outcomes.norms[-1]
+    if descent.machine.clipping is None or not isinstance(descent.stepper, EagerStep):
+        return gradients
+    clipped = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(list(gradients)))))
+    return torch._foreach_mul(list(gradients), float(norm / clipped)) if clipped > 0 else gradients
 
 
 def _explain(descent: Descent, step: int) -> None:

@@ -193,7 +193,7 @@ def _overfit(held_out: Numbers, losses: Numbers) -> dict[str, float]:
 
 
 def measure_slope(
-    objective: Objective, batches: Sequence[Batch], rate: float, check: Callable[[], None] = lambda: None
+    objective: Objective, batches: Sequence[Batch], stride: float, check: Callable[[], None] = lambda: None
 ) -> Slope:
     """Gradient and line search at the weights as they are, on a few training batches, in evaluation mode.
 
@@ -202,7 +202,7 @@ def measure_slope(
     Args:
         objective: model and loss.
         batches: a few training batches; the more, the better noise is told from signal.
-        rate: the learning rate at its top.
+        stride: length of the first step tried, such as the run's own; longer and shorter ones follow.
         check: called between batches; may raise to stop.
     """
     parameters = [p for p in objective.model.parameters() if p.requires_grad]
@@ -226,7 +226,7 @@ def measure_slope(
         size = sum(float(g.double().square().sum()) for g in sums)
         gain, length = 0.0, 0.0
         if size > 0 and math.isfinite(size):
-            gain, length = _search(objective, scored, parameters, kept, sums, rate, check)
+            gain, length = _search(objective, scored, parameters, kept, sums, stride / math.sqrt(size), check)
     noise = max(0.0, (squares / count - size) / max(1, count - 1))
     return Slope(
         gain=gain,
@@ -249,7 +249,7 @@ def _search(
     parameters: Sequence[torch.nn.Parameter],
     kept: Sequence[torch.Tensor],
     direction: Sequence[torch.Tensor],
-    rate: float,
+    first: float,
     check: Callable[[], None],
 ) -> tuple[float, float]:
     """Double or halve the step along the negative gradient while that helps; (fall of the loss, step)."""
@@ -271,7 +271,7 @@ def _search(
 
     best, length = 0.0, 0.0
     try:
-        trial, gain = rate, fall(rate)
+        trial, gain = first, fall(first)
         factor = 4.0 if gain > 0 else 0.25
         for _ in range(12):
             if gain > best:
