@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_cases import assert_same_bits, bits, make, make_model, train
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -23,6 +22,7 @@ from fogline.descent.optimizers import (
     state_scalars,
     state_tensors,
 )
+from optimizer_cases import assert_same_bits, bits, make, make_model, train
 
 NAMES = tuple(OPTIMIZERS)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from optimizer_cases import assert_same_bits, bits, make, make_model, train
 from torch import Tensor, nn
 
 from fogline.descent.optimizers import build, set_lr, state_scalars, state_tensors, to_eval, to_train
 from fogline.descent.own_optimizers import Lion, Muon, Prodigy, ScheduleFreeAdamW
 from fogline.descent.own_optimizers.common import cache_blocks
+from optimizer_cases import assert_same_bits, bits, make, make_model, train
 
 # Reference twins: the equations of each method, one parameter and one line at a time, in float64.
 

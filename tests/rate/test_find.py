@@ -71,7 +71,7 @@ def test_beyond_the_edge_gradient_descent_grows_and_below_it_falls() -> None:
 
 
 def test_no_edge_where_a_second_derivative_is_missing() -> None:
-    class OnlyOnce(torch.autograd.Function):
+    class Once(torch.autograd.Function):
         @staticmethod
         def forward(ctx: object, x: Tensor) -> Tensor:
             return x * 2
@@ -83,7 +83,7 @@ def test_no_edge_where_a_second_derivative_is_missing() -> None:
 
     class Model(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return OnlyOnce.apply(super().forward(x))  # type: ignore[no-any-return]
+            return Once.apply(super().forward(x))  # type: ignore[no-any-return]
 
     batch = torch.ones(4, 2), torch.ones(4, 1)
     assert edge(Objective(Model(2, 1), nn.MSELoss()), [batch], spec_of("sgd")) is None
