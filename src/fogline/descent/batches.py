@@ -85,7 +85,7 @@ class Batches:
         if isinstance(self.source, MapStyle):
             return self._placed(self.source.take(torch.from_numpy(rows), self.seed, place.epoch))
         assert isinstance(self.source, InMemory)
-        return self.source.take(torch.from_numpy(rows).to(self.device))
+        return self.source.take(self._index(rows))
 
     def run(self, step: int, count: int) -> Batch | None:
         """The batches of ``count`` steps as one, rows one after another, or None where that is not ``count`` full ones.
@@ -177,7 +177,14 @@ class Batches:
         assert isinstance(self.source, InMemory)
         if not self.shuffle:
             return self.source.slice(start, stop)
-        return self.source.take(torch.from_numpy(self._rows(epoch, start, stop)).to(self.device))
+        return self.source.take(self._index(self._rows(epoch, start, stop)))
+
+    def _index(self, rows: NDArray[np.int64]) -> Tensor:
+        """Row numbers where the data is, without the host waiting for the device."""
+        index = torch.from_numpy(rows)
+        if self.device.type == "cpu":
+            return index
+        return (index.pin_memory() if self.device.type == "cuda" else index).to(self.device, non_blocking=True)
 
     def _placed(self, batch: Any) -> Batch:
         if self.device.type == "cpu":
