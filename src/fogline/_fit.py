@@ -14,7 +14,7 @@ from fogline.data.check import fingerprint
 from fogline.descent.batches import split
 from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
 from fogline.descent.loop import Step, Taken, settle, steps
-from fogline.descent.prepare import Prepared, Start, assemble, begin, measure, summary
+from fogline.descent.prepare import Prepared, Start, assemble, begin, keep_start, measure, summary
 from fogline.descent.randomness import PROBE, Surroundings, seed_everything
 from fogline.descent.state import Descent
 from fogline.descent.stopping import Slope, judge, measure_slope
@@ -22,13 +22,15 @@ from fogline.progress import ProgressFunction, make_progress
 from fogline.rate import measure_rate
 from fogline.recipe import Duration, Recipe
 from fogline.record.info import ending, frame, new_folder, now
-from fogline.record.store import read_info, read_table, write_json
+from fogline.record.probes import Budget
+from fogline.record.store import Store, read_info, read_table, write_json
 from fogline.run import Run
 from fogline.task import Task
 from fogline.verdict import Judgement, Verdict
 
 Progress = bool | ProgressFunction | None
 _SLOPE_BATCHES = 8
+_STOPPED = "stopped from outside and saved"
 
 
 def fit(
@@ -205,15 +207,18 @@ def _trained(
         _same_data(start, info)
         decided_mechanics = info.get("mechanics") if before else None
         start.threads = (decided_mechanics or {}).get("threads", start.threads)
+        info |= frame(folder, asked.to_dict(), asked.device, source) | {"started": info.get("started", now())}
         with Surroundings(start.batches.device, start.threads) as surroundings:
             try:
                 if decided is None:
-                    _announce(folder, info | _frame(folder, asked, source), start)
+                    _announce(folder, info, start)
+                keep_start(start, folder)
+                if decided is None:
                     measure(start, measure_rate)
                 prepared = assemble(start, folder, decided_mechanics, chunks=chunks)
             except StopRequested:
+                _leave_unstarted(folder, info, start)
                 raise Interrupted(run, requested_code()) from None
-            info |= _frame(folder, asked, source) | {"started": info.get("started", now())}
             run.attach(prepared.descent.machine.objective.model)
             with make_progress(progress, folder.name) as report:
                 loop = _looped(run, prepared, info, report, resumed=before is not None)
@@ -276,8 +281,19 @@ def _leave(descent: Descent, info: dict[str, Any], *, save: bool = True) -> None
     if save:
         settle(descent)
         descent.save()
-    descent.store.event(descent.step, "interrupted", "stopped from outside and saved")
+    descent.store.event(descent.step, "interrupted", _STOPPED)
     _write_verdict(descent, info, Judgement(Verdict.INTERRUPTED, {"steps": descent.step}))
+
+
+def _leave_unstarted(folder: Path, info: dict[str, Any], start: Start) -> None:
+    """Stopped while the recipe was being measured: what is saved are the first weights, and nothing was decided."""
+    recipe = start.resolved.recipe
+    judgement, budget = Judgement(Verdict.INTERRUPTED, {"steps": 0}), Budget(recipe.watch)
+    info |= {"recipe": recipe.to_dict()} | ending(judgement, steps=0, refused=0, seconds=0.0, budget=budget)
+    store = Store(folder)
+    store.event(0, "interrupted", _STOPPED)
+    store.write_info(info)
+    store.close()
 
 
 def _measured_end(descent: Descent) -> Slope | None:
@@ -365,13 +381,7 @@ def _same_data(start: Start, info: Mapping[str, Any]) -> None:
         )
 
 
-def _frame(folder: Path, asked: Recipe, source: Mapping[str, Any] | None) -> dict[str, Any]:
-    return frame(folder, asked.to_dict(), asked.device, source)
-
-
 def _announce(folder: Path, info: dict[str, Any], start: Start) -> None:
     """Write run.json before anything is measured, so that a run killed there can be started again."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "run.json", {**info, "recipe": start.resolved.recipe.to_dict(), "started": now(), "verdict": None}
-    )
+    write_json(folder / "run.json", {**info, "recipe": start.resolved.recipe.to_dict(), "verdict": None})

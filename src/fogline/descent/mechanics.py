@@ -14,6 +14,7 @@ import torch
 from fogline.data.source import InMemory
 from fogline.descent.batches import rows_of
 from fogline.descent.graph import CannotCompileError, Program, compile_steps, trace
+from fogline.descent.interrupts import poll
 from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors
 from fogline.descent.randomness import TRAIN, private_randomness, seed_step
 from fogline.descent.state import Descent
@@ -91,6 +92,7 @@ def _width(descent: Descent) -> int:
 
 
 def _program(descent: Descent, width: int) -> Program:
+    poll()  # compiling cannot be interrupted
     batch = next(descent.batches.stream(0))
     machine = descent.machine
     return compile_steps(trace(machine.objective, machine.optimizer, machine.clipping, batch), batch, width)

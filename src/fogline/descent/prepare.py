@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.data.facts import Opened
 from fogline.data.intake import open_data
 from fogline.data.source import Batch, Stream
-from fogline.descent import mechanics
+from fogline.descent import checkpoint, mechanics
 from fogline.descent.batches import Batches, part, rows_of
+from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from fogline.descent.clipping import Clipping
-from fogline.descent.interrupts import poll
+from fogline.descent.interrupts import StopRequested, poll
 from fogline.descent.objective import Objective, mode
 from fogline.descent.optimizers import build, choose_implementation, set_lr, spec_of
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
 from fogline.descent.scoring import Scorer
-from fogline.descent.state import Descent
+from fogline.descent.state import Counters, Descent
 from fogline.descent.step import EagerStep, Machine, is_summed
 from fogline.recipe import Recipe
 from fogline.record.probes import Budget, Probe, activation_statistics
@@ -113,6 +114,24 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -
     return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], threads)
 
 
+def keep_start(start: Start, folder: Path) -> None:
+    """Save the first weights as the checkpoint of step 0, or go back to those that are there.
+
+    Done before anything is measured: a run that is stopped there goes on from the weights it began with, also where
+    the function that makes the model draws others each time.
+
+    Raises:
+        OSError: the run folder cannot be written.
+    """
+    model = start.objective.model
+    found, _ = checkpoint.latest(folder)
+    if found is None:
+        first = Checkpoint(0, model_tensors(model), {}, {"counters": asdict(Counters())})
+        checkpoint.save(folder, first, start.resolved.recipe.keep)
+    elif found.step == 0:
+        load_model_tensors(model, found.model)
+
+
 def measure(start: Start, find_rate: Callable[[Objective, Batches, Recipe, Callable[[], None]], Any]) -> None:
     """Resolve what is measured: precision by its self-check, the learning rate by a sweep and the curvature.
 
@@ -188,7 +207,11 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
     set_lr(optimizer, descent.rate(0))
     _find_reduction(descent)
     prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)
-    descent.stepper = mechanics.choose_step(descent, chosen, chunks=chunks)
+    try:
+        descent.stepper = mechanics.choose_step(descent, chosen, chunks=chunks)
+    except StopRequested:
+        store.close()
+        raise
     return prepared
 
 

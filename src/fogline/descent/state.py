@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fogline.descent import checkpoint
 from fogline.descent.batches import Batches
-from fogline.descent.checkpoint import BEST, Checkpoint
+from fogline.descent.checkpoint import BEST, Checkpoint, load_model_tensors, model_tensors
 from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors, to_eval, to_train
 from fogline.descent.randomness import REFRESH, seed_step
 from fogline.descent.schedules import PlateauState, curve, update
@@ -239,9 +239,7 @@ class Descent:
         started = time.perf_counter()
         self.recorder.flush()
         machine = self.machine
-        machine_state = machine.objective.model.state_dict()
-        model = {name: value for name, value in machine_state.items() if isinstance(value, Tensor)}
-        model |= {f"buffer/{n}": b for n, b in machine.objective.model.named_buffers() if n not in machine_state}
+        model = model_tensors(machine.objective.model)
         model |= {BEST + name: value for name, value in (self.best or {}).items()}
         optimizer = {f"optimizer/{name}": value for name, value in state_tensors(machine.optimizer).items()}
         if self.average is not None:
@@ -260,12 +258,12 @@ class Descent:
         return saved
 
     def restore(self) -> bool:
-        """Go back to the latest checkpoint that verifies; False where there is none."""
+        """Go back to the latest checkpoint that verifies; False where there is none but that of the start."""
         found, skipped = checkpoint.latest(self.folder)
         for reason in skipped:
             print(f"fogline: {reason}", file=sys.stderr)
             self.store.event(0 if found is None else found.step, "checkpoint_skipped", reason)
-        if found is None:
+        if found is None or found.step == 0:
             self.store.rewind(0)
             return False
         machine = self.machine
@@ -274,12 +272,7 @@ class Descent:
         patience = self.recipe.patience
         self.stopped_early = patience is not None and self.counters.waited >= patience
         machine.parts = self.counters.parts
-        model = {name: v for name, v in found.model.items() if not name.startswith((BEST, "buffer/"))}
-        machine.objective.model.load_state_dict(model, strict=False)
-        buffers = dict(machine.objective.model.named_buffers())
-        for name, value in found.model.items():
-            if name.startswith("buffer/"):
-                buffers[name.removeprefix("buffer/")].copy_(value)
+        load_model_tensors(machine.objective.model, found.model)
         best = {name.removeprefix(BEST): v for name, v in found.model.items() if name.startswith(BEST)}
         # Without held-out data the "best" are those that were kept at the end, and the end has moved.
         self.best = {name: v.to(machine.device) for name, v in best.items()} if best and self.scorer else None
