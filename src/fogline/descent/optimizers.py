@@ -49,6 +49,7 @@ class OptimizerSpec:
         edge: which limit on `lr * sharpness` holds: "gradient" 2, "heavy_ball" 2 + 2b, "nesterov" (2 + 2b)/(1 + 2b),
             "preconditioned" (2 + 2b)/(1 - b) on the preconditioned Hessian, None where none is known.
         needs_closure: `step` evaluates the loss several times and takes a closure.
+        proportional: the update is the rate times a direction that does not depend on the rate.
         schedulable: False where the rate only sets the first step (Rprop) and a schedule changes nothing.
         grouping: roles and decay to parameter groups.
     """
@@ -62,6 +63,7 @@ class OptimizerSpec:
     momentum: float = 0.0
     edge: str | None = None
     needs_closure: bool = False
+    proportional: bool = True
     schedulable: bool = True
     grouping: Callable[[list[ParameterRole], float | None], Groups] = groups_of
 
@@ -129,13 +131,21 @@ _SPECS = (
     OptimizerSpec("adagrad", torch.optim.Adagrad, 0.01, "sparse features; its steps shrink for ever"),
     OptimizerSpec("adadelta", torch.optim.Adadelta, 1.0, "sets its own step; of historical interest"),
     OptimizerSpec("adamax", torch.optim.Adamax, 2e-3, "adam with the infinity norm; gradients with rare huge values"),
-    OptimizerSpec("asgd", torch.optim.ASGD, 0.01, "sgd with averaged iterates for convex problems", edge="gradient"),
+    OptimizerSpec(
+        "asgd",
+        torch.optim.ASGD,
+        0.01,
+        "sgd with averaged iterates for convex problems",
+        edge="gradient",
+        proportional=False,
+    ),
     OptimizerSpec(
         "rprop",
         torch.optim.Rprop,
         0.01,
         "full batch only: steps by the sign of the gradient, whatever its size",
         weight_decay=None,
+        proportional=False,
         schedulable=False,
     ),
     OptimizerSpec(
@@ -147,6 +157,7 @@ _SPECS = (
         {"line_search_fn": "strong_wolfe", "history_size": 10, "tolerance_grad": 0.0, "tolerance_change": 0.0},
         weight_decay=None,
         needs_closure=True,
+        proportional=False,
     ),
     OptimizerSpec("lion", Lion, 1e-4, "half the memory of adamw; large batches, vision and language models"),
     OptimizerSpec(
@@ -162,8 +173,15 @@ _SPECS = (
         ScheduleFreeAdamW,
         2.5e-3,
         "when the length of the run is not known: constant schedule with warm-up, the average is evaluated",
+        proportional=False,
     ),
-    OptimizerSpec("prodigy", Prodigy, 1.0, "no learning rate to set: leave it at 1; several times adamw's memory"),
+    OptimizerSpec(
+        "prodigy",
+        Prodigy,
+        1.0,
+        "no learning rate to set: leave it at 1; several times adamw's memory",
+        proportional=False,
+    ),
 )
 
 OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
@@ -199,6 +217,7 @@ def spec_of(name: object) -> OptimizerSpec:
             when="an optimizer class of your own",
             weight_decay=_default_decay(arguments),
             needs_closure=issubclass(name, torch.optim.LBFGS),
+            proportional=False,  # nobody knows
         )
     if isinstance(name, torch.optim.Optimizer):
         raise TypeError(
@@ -242,6 +261,24 @@ def build(
         >>> type(optimizer).__name__, optimizer.param_groups[0]["momentum"]
         ('SGD', 0.9)
     """
+    optimizer = build_on(
+        parameter_roles(model), name, lr, weight_decay=weight_decay, options=options, implementation=implementation
+    )
+    if lr_as_tensor:
+        _make_lr_tensors(optimizer)
+    return optimizer
+
+
+def build_on(
+    roles: list[ParameterRole],
+    name: str | type[torch.optim.Optimizer],
+    lr: float,
+    *,
+    weight_decay: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    implementation: str | None = None,
+) -> torch.optim.Optimizer:
+    """`build` on parameters whose roles are known."""
     spec = spec_of(name)
     _check_number("lr", lr)
     decay = spec.weight_decay if weight_decay is None else weight_decay
@@ -256,16 +293,12 @@ def build(
     if spec.cls in (torch.optim.NAdam, torch.optim.RAdam) and decay:
         settings.setdefault("decoupled_weight_decay", True)
     settings |= _implementation_flags(spec, implementation)
-    roles = parameter_roles(model)
     arguments = _arguments(spec.cls)
     if "weight_decay" in arguments:
         settings["weight_decay"] = decay or 0.0
     if "lr" in arguments or _takes_anything(spec.cls):
         settings["lr"] = lr
-    optimizer = spec.cls(spec.grouping(roles, decay), **settings)
-    if lr_as_tensor:
-        _make_lr_tensors(optimizer)
-    return optimizer
+    return spec.cls(spec.grouping(roles, decay), **settings)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
