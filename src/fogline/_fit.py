@@ -14,7 +14,7 @@ from fogline.data.check import fingerprint
 from fogline.descent.batches import split
 from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
 from fogline.descent.loop import Step, Taken, settle, steps
-from fogline.descent.prepare import Prepared, Start, assemble, begin, keep_start, measure, summary
+from fogline.descent.prepare import Prepared, Start, as_asked, assemble, begin, keep_start, measure, summary
 from fogline.descent.randomness import PROBE, Surroundings, seed_everything
 from fogline.descent.state import Descent
 from fogline.descent.stopping import Slope, judge, measure_slope
@@ -76,7 +76,7 @@ def fit(
     >>> round(run.model.weight.item(), 2)
     3.0
     """
-    task, asked = _asked(task, recipe, loss, valid, metrics, target, recipe_fields)
+    task, asked = as_asked(task, recipe, loss, valid, metrics, target, recipe_fields)
     folder = _new_folder(runs, name, task)
     return _completed(_trained(task, asked, folder, progress, source, chunks=True))
 
@@ -106,7 +106,7 @@ def descend(
     1 True
     2 True
     """
-    task, asked = _asked(task, recipe, loss, valid, metrics, target, recipe_fields)
+    task, asked = as_asked(task, recipe, loss, valid, metrics, target, recipe_fields)
     folder = _new_folder(runs, name, task)
     return _trained(task, asked, folder, progress, source, chunks=False)
 
@@ -152,33 +152,6 @@ def _completed(loop: Generator[Step, None, Run]) -> Run:
         return run
 
 
-def _asked(
-    task: Any,
-    recipe: Any,
-    loss: Any,
-    valid: Any,
-    metrics: Mapping[str, Any] | None,
-    target: str | None,
-    fields: Mapping[str, Any],
-) -> tuple[Task, Recipe]:
-    if isinstance(task, Task):
-        given = {"loss": loss, "valid": valid, "metrics": metrics, "target": target}
-        for name, value in given.items():
-            if value is not None:
-                raise TypeError(
-                    f"expected {name} in the Task, received it beside the Task; write Task(..., {name}=...)"
-                )
-        if recipe is not None and not isinstance(recipe, Recipe):
-            raise TypeError(f"expected a Recipe after the Task, received {type(recipe).__name__}")
-        return task, (recipe or Recipe()).replace(**fields)
-    if isinstance(recipe, Recipe) or recipe is None:
-        raise TypeError(
-            "expected training data after the model, as in fit(model, (X, y), loss=...), or fit(task, recipe)"
-        )
-    made = Task(model=task, loss=loss, train=recipe, valid=valid, metrics=metrics or {}, target=target)
-    return made, Recipe().replace(**fields)
-
-
 def _new_folder(runs: str | Path, name: str | None, task: Task) -> Path:
     model = task.model
     kind = task.name or (type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "run"))
@@ -214,7 +187,7 @@ def _trained(
                     _announce(folder, info, start)
                 keep_start(start, folder)
                 if decided is None:
-                    measure(start, measure_rate)
+                    measure(start, lambda: measure_rate(start, poll))
                 prepared = assemble(start, folder, decided_mechanics, chunks=chunks)
             except StopRequested:
                 _leave_unstarted(folder, info, start)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -31,10 +31,11 @@ from fogline.descent.groups import ParameterRole, parameter_roles
 from fogline.descent.objective import Objective, mode
 from fogline.descent.optimizers import build, build_on, spec_of, to_eval, to_train
 from fogline.descent.randomness import TRAIN, seed_step
+from fogline.descent.scoring import normalisation_layers
 from fogline.descent.step import EagerStep, Machine
 from fogline.recipe import Recipe
 
-_ROUNDS = 3
+_ROUNDS = 1
 _CLEARLY = 0.8  # of the time of taking turns, or two runs with one seed would differ for noise
 
 # What ``vmap`` raises for a model it cannot map: no rule for an operation, data-dependent flow, a batch dimension lost.
@@ -59,7 +60,10 @@ class Population(Protocol):
         """
 
     def losses(self, batch: Batch) -> list[float]:
-        """The loss of each member on a batch, in evaluation mode; nothing is learned."""
+        """The loss of each member on a batch, in evaluation mode; nothing is learned.
+
+        Layers with running statistics take those of the batch: in a short descent the running ones lag behind.
+        """
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,14 @@ class Choice:
         together: whether its members step in one program.
         why: the reason, with the times measured.
         steps: what one step of all members costs, in steps of one.
+        trials: steps of each form that were taken to find that out.
     """
 
     population: Population
     together: bool
     why: str
     steps: float
+    trials: int = 0
 
 
 def populate(
@@ -102,14 +108,15 @@ def populate(
         trial, one = Together(objective, recipe, size), InTurn(objective, recipe, 1, batches)
         batch = next(batches.stream(0))
         rates = [1e-12] * size
-        seconds = _medians(lambda: trial.step(0, batch, rates), lambda: one.step(0, batch, rates[:1]))
+        seconds = _shortest(lambda: trial.step(0, batch, rates), lambda: one.step(0, batch, rates[:1]))
     except _CANNOT_MAP as error:
         why = f"cannot be mapped over members: {str(error).strip().splitlines()[0][:200] if str(error) else error!r}"
         return Choice(InTurn(objective, recipe, size, batches), False, why, float(size))
     cost = seconds[0] / seconds[1]
     together = cost < _CLEARLY * size
     why = f"a step of {size} members in one program takes {cost:.1f} times as long as a step of one"
-    return Choice(_formed(objective, recipe, size, batches, together), together, why, min(cost, float(size)))
+    population = _formed(objective, recipe, size, batches, together)
+    return Choice(population, together, why, max(1.0, min(cost, float(size))), 1 + _ROUNDS)
 
 
 def _formed(objective: Objective, recipe: Recipe, size: int, batches: Batches, together: bool) -> Population:
@@ -151,7 +158,7 @@ class Together:
         return values
 
     def losses(self, batch: Batch) -> list[float]:
-        with torch.no_grad(), mode(self._objective.model, training=False):
+        with torch.no_grad(), _judging(self._objective.model):
             values: list[float] = self._mapped(batch).tolist()
         return values
 
@@ -213,7 +220,7 @@ class InTurn:
         for step, lost in zip(self._steps, self._lost, strict=True):
             objective, optimizer = step.machine.objective, step.machine.optimizer
             to_eval(optimizer)
-            with torch.no_grad(), mode(objective.model, training=False):
+            with torch.no_grad(), _judging(objective.model):
                 found.append(math.nan if lost else objective(batch).item())
             to_train(optimizer)
         return found
@@ -228,6 +235,16 @@ def _ordinary(objective: Objective, recipe: Recipe, batches: Batches) -> EagerSt
     clipping = None if recipe.clip is None else Clipping(recipe.clip, like)
     machine = Machine(own, optimizer, like.device, seed=recipe.seed, clipping=clipping, parts=recipe.accumulate)
     return EagerStep(machine, batches, deferred=False)
+
+
+@contextmanager
+def _judging(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, but for layers with running statistics."""
+    layers = [layer for layer in normalisation_layers(model) if layer.training]
+    with mode(model, training=False):
+        for layer in layers:
+            layer.training = True
+        yield
 
 
 def _one_optimizer(roles: list[ParameterRole], recipe: Recipe) -> torch.optim.Optimizer:
@@ -265,11 +282,12 @@ def _stacked_role(role: ParameterRole, weights: nn.Parameter, size: int) -> Para
     return replace(role, parameter=weights, hidden=hidden)
 
 
-def _medians(*actions: Callable[[], object]) -> list[float]:
+def _shortest(*actions: Callable[[], object]) -> list[float]:
+    """Seconds of each, the shortest of a few, taken in turn; the first round only warms up."""
     times: list[list[float]] = [[] for _ in actions]
     for _ in range(1 + _ROUNDS):
         for action, found in zip(actions, times, strict=True):
             started = time.perf_counter()
             action()
             found.append(time.perf_counter() - started)
-    return [statistics.median(found[1:]) for found in times]
+    return [min(found[1:]) for found in times]

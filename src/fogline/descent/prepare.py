@@ -21,7 +21,7 @@ from fogline.descent import checkpoint, mechanics
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from fogline.descent.clipping import Clipping
-from fogline.descent.interrupts import StopRequested, poll
+from fogline.descent.interrupts import StopRequested
 from fogline.descent.objective import Objective, mode
 from fogline.descent.optimizers import build, choose_implementation, set_lr, spec_of
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
@@ -73,7 +73,40 @@ class Start:
     batches: Batches
     resolved: Resolved
     notes: list[str]
+    operations: int  # floating-point, of one forward pass
     threads: int
+
+
+def as_asked(
+    task: Any,
+    recipe: Any,
+    loss: Any,
+    valid: Any,
+    metrics: Mapping[str, Any] | None,
+    target: str | None,
+    fields: Mapping[str, Any],
+) -> tuple[Task, Recipe]:
+    """Task and recipe from what was given: ``(task, recipe)``, or ``(model, data)`` with the rest by name.
+
+    Raises:
+        TypeError: the two ways are mixed, or there is no data.
+    """
+    if isinstance(task, Task):
+        given = {"loss": loss, "valid": valid, "metrics": metrics, "target": target}
+        for name, value in given.items():
+            if value is not None:
+                raise TypeError(
+                    f"expected {name} in the Task, received it beside the Task; write Task(..., {name}=...)"
+                )
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise TypeError(f"expected a Recipe after the Task, received {type(recipe).__name__}")
+        return task, (recipe or Recipe()).replace(**fields)
+    if isinstance(recipe, Recipe) or recipe is None:
+        raise TypeError(
+            "expected training data after the model, as in fit(model, (X, y), loss=...), or fit(task, recipe)"
+        )
+    made = Task(model=task, loss=loss, train=recipe, valid=valid, metrics=metrics or {}, target=target)
+    return made, Recipe().replace(**fields)
 
 
 def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -> Start:
@@ -110,8 +143,9 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -
         first = next(batches.stream(0))
         odd = check_first_batch(model, loss, first, metrics, opened.facts)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
-    threads = 1 if device.type == "cpu" and _operations(objective, first) < _SMALL_STEP else torch.get_num_threads()
-    return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], threads)
+    operations = _operations(objective, first)
+    threads = 1 if device.type == "cpu" and operations < _SMALL_STEP else torch.get_num_threads()
+    return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], operations, threads)
 
 
 def keep_start(start: Start, folder: Path) -> None:
@@ -132,8 +166,8 @@ def keep_start(start: Start, folder: Path) -> None:
         load_model_tensors(model, found.model)
 
 
-def measure(start: Start, find_rate: Callable[[Objective, Batches, Recipe, Callable[[], None]], Any]) -> None:
-    """Resolve what is measured: precision by its self-check, the learning rate by a sweep and the curvature.
+def measure(start: Start, find_rate: Callable[[], Any]) -> None:
+    """Resolve what is measured: precision by its self-check, the learning rate by ``find_rate``.
 
     Raises:
         StopRequested: a signal came meanwhile.
@@ -142,11 +176,7 @@ def measure(start: Start, find_rate: Callable[[Objective, Batches, Recipe, Calla
     _check_precision(start)
     if resolved.recipe.lr != "auto":
         return
-    spec = spec_of(resolved.recipe.optimizer)
-    if spec.needs_closure or spec.name == "prodigy":
-        resolved.choose("lr", spec.lr, "the method finds its own step; this scales it")
-        return
-    rate = find_rate(start.objective, start.batches, resolved.recipe, poll)
+    rate = find_rate()
     resolved.choose("lr", rate.value, rate.evidence["rule"])
     resolved.why["lr"] |= {
         "interval": rate.interval,
