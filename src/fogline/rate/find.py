@@ -45,7 +45,7 @@ _UNKNOWN_LENGTH = 2000
 # Floating-point operations of a forward pass below which calling them costs more than computing them, so that many
 # members in one program cost little more than one; above, only a large budget can afford to try.
 _SMALL_ON_CPU, _SMALL_ELSEWHERE, _ENOUGH_TO_TRY = 1.5e6, 2e9, 150
-_WIDER = 10.0
+_WIDER = 20.0
 _CHUNKS, _CHUNK_ROWS = 4, 64
 
 
