@@ -12,6 +12,7 @@ from torch import nn
 
 from fogline.data.check import fingerprint
 from fogline.descent.batches import split
+from fogline.descent.guard import MOST as MOST_ROLLBACKS
 from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
 from fogline.descent.loop import Step, Taken, settle, steps
 from fogline.descent.prepare import Prepared, Start, as_asked, assemble, begin, keep_start, measure, summary
@@ -301,6 +302,8 @@ def _judged(run: Run, descent: Descent, slope: Slope | None) -> Judgement:
     losses = table["loss"].astype(np.float64)
     refused = (~np.isfinite(losses) | ~np.isfinite(table["grad_norm"].astype(np.float64))).astype(np.float64)
     path = _stride(descent) * descent.step if descent.probe is not None else 0.0
+    if descent.counters.rollbacks > MOST_ROLLBACKS:
+        return Judgement(Verdict.DIVERGED, {"steps": descent.step, "rollbacks": descent.counters.rollbacks - 1})
     return judge(losses, table["lr"].astype(np.float64), held_out, slope=slope, refused=refused, path=path)
 
 

@@ -149,6 +149,9 @@ class Recipe:
     """How often the run is saved; ``"auto"`` spends at most one percent of the time on it."""
     keep: int = 2
     """Checkpoints kept on disk."""
+    guard: bool | Literal["auto"] = "auto"
+    """Whether a loss that runs away goes back to the last good state at a third of the rate, at most three times; auto:
+    where the learning rate was measured."""
     step: str = "auto"
     """eager, compiled (one graph a step), chunked (several steps a call) or auto, by measurement."""
     workers: int = 0
@@ -236,6 +239,8 @@ def _check(recipe: Recipe) -> None:
         _number("patience", recipe.patience, least=1, whole=True)
     for name, least in (("accumulate", 1), ("keep", 1), ("workers", 0), ("seed", 0)):
         _number(name, getattr(recipe, name), least=least, whole=True)
+    if recipe.guard not in (True, False, "auto"):
+        raise TypeError(f"guard: expected True, False or 'auto', received {recipe.guard!r}")
     _number("watch", recipe.watch, least=0, below=1)
     for name in ("duration", "checkpoint_every", "validate_every"):
         if not (getattr(recipe, name) == "auto" and name != "validate_every"):

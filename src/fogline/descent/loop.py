@@ -68,6 +68,7 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
     In pseudo-code::
 
         until the duration is over, patience is lost, or nothing but NaN comes:
+            if a block of steps ends: keep its state, or go back to the last good one
             if a validation is due:   score the held-out data, remember the best weights
             if a checkpoint is due:   save
             if a signal came:         stop here (the caller saves)
@@ -111,6 +112,7 @@ def _look_around(descent: Descent, report: ProgressFunction) -> bool:
     if descent.recorder.due(time.perf_counter()):
         descent.recorder.flush()
         report(_progress(descent))
+    descent.look_after()
     if descent.validation_due():
         descent.validate()
     if descent.finished():
@@ -130,6 +132,8 @@ def _count(descent: Descent, first: int, outcomes: Outcomes) -> None:
     rows = descent.batches.rows_at(first)  # several steps in one call are full batches all
     counters.examples += count * (rows_of(descent.stepper.batch) if rows is None else rows)
     counters.step += count
+    if descent.guard is not None:
+        descent.guard.saw(outcomes.losses)
     if outcomes.finite is False:
         for k, (loss, norm) in enumerate(zip(outcomes.losses, outcomes.norms, strict=True)):
             if isfinite(loss) and isfinite(norm):
@@ -199,6 +203,8 @@ def _explain(descent: Descent, step: int) -> None:
     batch = descent.stepper.batch if rows is None else batches.at(step)
     found = explain_refusal(machine.objective, batch, step, machine.seed, machine.device, rows)
     descent.store.event(step, "refused", found["message"], found)
+    if descent.guard is not None and found["where"] == "data":
+        descent.guard.memory.bad_data = True
 
 
 def settle(descent: Descent) -> None:

@@ -28,7 +28,7 @@ from fogline.data.source import Batch
 from fogline.descent.batches import Batches
 from fogline.descent.clipping import Clipping
 from fogline.descent.groups import ParameterRole, parameter_roles
-from fogline.descent.objective import Objective, mode
+from fogline.descent.objective import Objective
 from fogline.descent.optimizers import build, build_on, spec_of, to_eval, to_train
 from fogline.descent.randomness import TRAIN, seed_step
 from fogline.descent.scoring import normalisation_layers
@@ -158,7 +158,7 @@ class Together:
         return values
 
     def losses(self, batch: Batch) -> list[float]:
-        with torch.no_grad(), _judging(self._objective.model):
+        with _judging(self._objective):
             values: list[float] = self._mapped(batch).tolist()
         return values
 
@@ -220,7 +220,7 @@ class InTurn:
         for step, lost in zip(self._steps, self._lost, strict=True):
             objective, optimizer = step.machine.objective, step.machine.optimizer
             to_eval(optimizer)
-            with torch.no_grad(), _judging(objective.model):
+            with _judging(objective):
                 found.append(math.nan if lost else objective(batch).item())
             to_train(optimizer)
         return found
@@ -238,10 +238,10 @@ def _ordinary(objective: Objective, recipe: Recipe, batches: Batches) -> EagerSt
 
 
 @contextmanager
-def _judging(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, but for layers with running statistics."""
-    layers = [layer for layer in normalisation_layers(model) if layer.training]
-    with mode(model, training=False):
+def _judging(objective: Objective) -> Iterator[None]:
+    """Nothing is learned; evaluation mode, but for layers with running statistics."""
+    layers = [layer for layer in normalisation_layers(objective.model) if layer.training]
+    with objective.without_learning():
         for layer in layers:
             layer.training = True
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,10 @@ def measure(start: Start, find_rate: Callable[[], Any]) -> None:
     """
     resolved = start.resolved
     _check_precision(start)
+    if resolved.recipe.guard == "auto":
+        measured = resolved.recipe.lr == "auto" and not spec_of(resolved.recipe.optimizer).needs_closure
+        why = "the learning rate is measured" if measured else "the learning rate is yours, or the method's own"
+        resolved.choose("guard", measured, why)
     if resolved.recipe.lr != "auto":
         return
     rate = find_rate()
@@ -269,7 +274,8 @@ def _operations(objective: Objective, batch: Batch) -> int:
     """Floating-point operations of one forward pass: products and convolutions."""
     device = torch.device(objective.device_type)
     counter = FlopCounterMode(display=False)
-    with private_randomness(device), torch.no_grad(), mode(objective.model, training=False), counter:
+    # A loss that differentiates its inputs cannot be counted to its end; what was counted by then is enough.
+    with private_randomness(device), suppress(RuntimeError), mode(objective.model, training=False), counter:
         objective(batch)
     return counter.get_total_flops()
 

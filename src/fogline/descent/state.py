@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from fogline.descent import checkpoint
+from fogline.descent import guard as guarding
 from fogline.descent.batches import Batches
 from fogline.descent.checkpoint import BEST, Checkpoint, load_model_tensors, model_tensors
+from fogline.descent.guard import Guard
 from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors, to_eval, to_train
 from fogline.descent.randomness import REFRESH, seed_step
 from fogline.descent.schedules import PlateauState, curve, update
@@ -26,6 +28,7 @@ from fogline.record.probes import Probe
 from fogline.record.signals import Recorder
 from fogline.record.store import Store
 
+_GUARD = "guard/"
 _CHECKPOINT_SHARE = 0.01
 _REFRESH_BATCHES = 50
 _PATIENT_REFUSALS = 100
@@ -34,7 +37,10 @@ _LOOK_SECONDS = 0.05
 
 @dataclass
 class Counters:
-    """What a checkpoint keeps besides tensors; plain JSON."""
+    """What a checkpoint keeps besides tensors; plain JSON.
+
+    ``lowered`` is what the learning rate is multiplied by since the guard went back or the rate was verified.
+    """
 
     step: int = 0
     examples: int = 0
@@ -47,6 +53,8 @@ class Counters:
     waited: int = 0
     parts: int = 1
     plateau: PlateauState = field(default_factory=PlateauState)
+    rollbacks: int = 0
+    lowered: float = 1.0
 
 
 class Descent:
@@ -87,6 +95,7 @@ class Descent:
         self.average: list[Tensor] | None = None
         if recipe.ema is not None:
             self.average = [p.detach().clone() for p in machine.parameters]
+        self.guard = Guard(machine, self.average, self.total) if recipe.guard is True else None
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}
         self.stopped_early = False
@@ -115,14 +124,16 @@ class Descent:
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         if self.limit is None:
-            return self._base * self._curve(step) * self.counters.plateau.factor
+            return self._base * self._curve(step) * self.counters.plateau.factor * self.counters.lowered
         position, total = self.progress()
         assert not isinstance(self.recipe.warmup, str)
         factor = curve(self.recipe.schedule, total, warmup=self.recipe.warmup)(position)
-        return self._base * factor * self.counters.plateau.factor
+        return self._base * factor * self.counters.plateau.factor * self.counters.lowered
 
     def finished(self) -> bool:
         if self.stopped_early or self.counters.refused_in_a_row >= self._most_refusals():
+            return True
+        if self.counters.rollbacks > guarding.MOST:
             return True
         return self.elapsed() >= self.limit if self.limit is not None else self.step >= (self.total or 0)
 
@@ -135,6 +146,8 @@ class Descent:
         stop = self.total if self.total is not None else 2**62
         if self.scorer is not None and self.every is not None:
             stop = min(stop, (self.step // self.every + 1) * self.every)
+        if self.guard is not None:
+            stop = min(stop, self.guard.next_end(self.step))
         return stop
 
     def next_look(self) -> tuple[int, int, float]:
@@ -175,6 +188,25 @@ class Descent:
         if self.batches.examples is None:
             return 0.0
         return self.counters.examples / self.batches.examples
+
+    def look_after(self) -> None:
+        """At the end of a block of steps: keep its state, or go back to the last good one at a lower rate."""
+        guard, counters = self.guard, self.counters
+        wrong = None if guard is None else guard.look(self.step, counters.refused_in_a_row)
+        if guard is None or wrong is None:
+            return
+        counters.rollbacks += 1
+        if counters.rollbacks > guarding.MOST:
+            self.store.event(self.step, "gave_up", f"{wrong}; it went back {guarding.MOST} times already")
+            return
+        kept, counters.refused_in_a_row = guard.back(), 0
+        counters.lowered *= guarding.LOWER
+        self.store.event(
+            self.step,
+            "rollback",
+            f"{wrong}: back to the weights of step {kept}, at a third of the learning rate "
+            f"(time {counters.rollbacks} of at most {guarding.MOST})",
+        )
 
     # -- validation ----------------------------------------------------------------------------------------------
 
@@ -246,11 +278,14 @@ class Descent:
             optimizer |= {f"average/{k:06d}": value for k, value in enumerate(self.average)}
         if machine.clipping is not None and machine.clipping.memory is not None:
             optimizer["clipping"] = machine.clipping.memory
+        kept, remembered = ({}, None) if self.guard is None else self.guard.state()
+        optimizer |= {_GUARD + name: value for name, value in kept.items()}
         counters = {**asdict(self.counters), "seconds": self.elapsed(), "parts": machine.parts}
         state = {
             "counters": counters,
             "optimizer": state_scalars(machine.optimizer),
             "scaler": {} if machine.scaler is None else machine.scaler.state_dict(),
+            "guard": remembered,
         }
         saved = checkpoint.save(self.folder, Checkpoint(self.step, model, optimizer, state), self.recipe.keep)
         self._saved_at = time.perf_counter()
@@ -284,6 +319,9 @@ class Descent:
             machine.clipping.memory.copy_(found.optimizer["clipping"])
         if machine.scaler is not None:
             machine.scaler.load_state_dict(found.state["scaler"])
+        if self.guard is not None and found.state.get("guard"):
+            kept = {n.removeprefix(_GUARD): v for n, v in found.optimizer.items() if n.startswith(_GUARD)}
+            self.guard.load(kept, found.state["guard"])
         self.store.rewind(found.step)
         self._resumed_at = time.perf_counter()
         return True
