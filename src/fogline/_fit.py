@@ -20,7 +20,7 @@ from fogline.descent.randomness import PROBE, Surroundings, seed_everything
 from fogline.descent.state import Descent
 from fogline.descent.stopping import Slope, judge, measure_slope
 from fogline.progress import ProgressFunction, make_progress
-from fogline.rate import measure_rate
+from fogline.rate import measure_rate, verification
 from fogline.recipe import Duration, Recipe
 from fogline.record.info import ending, frame, new_folder, now
 from fogline.record.probes import Budget
@@ -193,6 +193,8 @@ def _trained(
             except StopRequested:
                 _leave_unstarted(folder, info, start)
                 raise Interrupted(run, requested_code()) from None
+            evidence = (info.get("resolved") or start.resolved.why).get("lr", {}).get("evidence", {})
+            prepared.descent.verification = verification(start, evidence)
             run.attach(prepared.descent.machine.objective.model)
             with make_progress(progress, folder.name) as report:
                 loop = _looped(run, prepared, info, report, resumed=before is not None)

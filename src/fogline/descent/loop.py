@@ -69,6 +69,7 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
 
         until the duration is over, patience is lost, or nothing but NaN comes:
             if a block of steps ends: keep its state, or go back to the last good one
+            if the rate is to be verified: try others from here
             if a validation is due:   score the held-out data, remember the best weights
             if a checkpoint is due:   save
             if a signal came:         stop here (the caller saves)
@@ -117,6 +118,7 @@ def _look_around(descent: Descent, report: ProgressFunction) -> bool:
         descent.validate()
     if descent.finished():
         return False
+    descent.verify_rate()
     if descent.checkpoint_due():
         descent.save()
     return True

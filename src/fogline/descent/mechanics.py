@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +13,6 @@ from fogline.data.source import InMemory
 from fogline.descent.batches import rows_of
 from fogline.descent.graph import CannotCompileError, Program, compile_steps, trace
 from fogline.descent.interrupts import poll
-from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors
 from fogline.descent.randomness import TRAIN, private_randomness, seed_step
 from fogline.descent.state import Descent
 from fogline.descent.step import CompiledStep, EagerStep, Machine
@@ -109,7 +106,7 @@ def _worthwhile(descent: Descent, chosen: dict[str, Any]) -> Program | None:
 
 
 def _measured(descent: Descent, chosen: dict[str, Any]) -> Program | None:
-    trial = EagerStep(_copied(descent.machine), descent.batches, deferred=False)
+    trial = EagerStep(descent.machine.copied(), descent.batches, deferred=False)
     batch, rate = next(descent.batches.stream(0)), descent.rate(0)
 
     def eager() -> object:
@@ -136,18 +133,6 @@ def _measured(descent: Descent, chosen: dict[str, Any]) -> Program | None:
     return program
 
 
-def _copied(machine: Machine) -> Machine:
-    """A machine of its own on copies of model and optimizer state."""
-    model = copy.deepcopy(machine.objective.model)
-    optimizer = machine.optimizer
-    twin = copy.copy(optimizer)
-    partner = dict(zip(machine.objective.model.parameters(), model.parameters(), strict=True))
-    twin.param_groups = [{**g, "params": [partner[p] for p in g["params"]]} for g in optimizer.param_groups]
-    twin.state = type(optimizer.state)(dict)
-    load_state_tensors(twin, state_tensors(optimizer), state_scalars(optimizer))
-    return replace(machine, objective=replace(machine.objective, model=model), optimizer=twin)
-
-
 def _medians(*actions: Callable[[], object]) -> list[float]:
     """Median seconds of each, taken in turn so that a passing load slows all alike; the first rounds only warm up."""
     times: list[list[float]] = [[] for _ in actions]
@@ -170,7 +155,7 @@ def _check_agreement(descent: Descent, program: Program) -> None:
     """
     machine = descent.machine
     saved = _snapshot(machine)
-    twin = EagerStep(_copied(machine), descent.batches, deferred=False)
+    twin = EagerStep(machine.copied(), descent.batches, deferred=False)
     rate = descent.rate(0)
     in_memory = isinstance(descent.batches.source, InMemory)
     with private_randomness(machine.device):

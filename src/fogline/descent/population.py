@@ -158,7 +158,7 @@ class Together:
         return values
 
     def losses(self, batch: Batch) -> list[float]:
-        with _judging(self._objective):
+        with judging(self._objective):
             values: list[float] = self._mapped(batch).tolist()
         return values
 
@@ -220,7 +220,7 @@ class InTurn:
         for step, lost in zip(self._steps, self._lost, strict=True):
             objective, optimizer = step.machine.objective, step.machine.optimizer
             to_eval(optimizer)
-            with _judging(objective):
+            with judging(objective):
                 found.append(math.nan if lost else objective(batch).item())
             to_train(optimizer)
         return found
@@ -238,7 +238,7 @@ def _ordinary(objective: Objective, recipe: Recipe, batches: Batches) -> EagerSt
 
 
 @contextmanager
-def _judging(objective: Objective) -> Iterator[None]:
+def judging(objective: Objective) -> Iterator[None]:
     """Nothing is learned; evaluation mode, but for layers with running statistics."""
     layers = [layer for layer in normalisation_layers(objective.model) if layer.training]
     with objective.without_learning():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from fogline.descent.batches import Batches
 from fogline.descent.checkpoint import BEST, Checkpoint, load_model_tensors, model_tensors
 from fogline.descent.guard import Guard
 from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors, to_eval, to_train
-from fogline.descent.randomness import REFRESH, seed_step
+from fogline.descent.randomness import REFRESH, private_randomness, seed_step
 from fogline.descent.schedules import PlateauState, curve, update
 from fogline.descent.scoring import Scorer, normalisation_layers, refresh_statistics
 from fogline.descent.step import CompiledStep, EagerStep, Machine
@@ -39,7 +40,7 @@ _LOOK_SECONDS = 0.05
 class Counters:
     """What a checkpoint keeps besides tensors; plain JSON.
 
-    ``lowered`` is what the learning rate is multiplied by since the guard went back or the rate was verified.
+    ``rate_factor`` is what the learning rate is multiplied by since the guard went back or the rate was verified.
     """
 
     step: int = 0
@@ -54,7 +55,19 @@ class Counters:
     parts: int = 1
     plateau: PlateauState = field(default_factory=PlateauState)
     rollbacks: int = 0
-    lowered: float = 1.0
+    rate_factor: float = 1.0
+    verified: bool = False
+
+
+class Verification(Protocol):
+    """Tries other learning rates from the state of a descent."""
+
+    @property
+    def step(self) -> int:
+        """Of the run, at which it is done."""
+
+    def __call__(self, descent: Descent) -> tuple[float, str]:
+        """What the rate is to be multiplied by from here on, and why; the descent is left as it was."""
 
 
 class Descent:
@@ -96,6 +109,7 @@ class Descent:
         if recipe.ema is not None:
             self.average = [p.detach().clone() for p in machine.parameters]
         self.guard = Guard(machine, self.average, self.total) if recipe.guard is True else None
+        self.verification: Verification | None = None
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}
         self.stopped_early = False
@@ -124,11 +138,11 @@ class Descent:
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         if self.limit is None:
-            return self._base * self._curve(step) * self.counters.plateau.factor * self.counters.lowered
+            return self._base * self._curve(step) * self.counters.plateau.factor * self.counters.rate_factor
         position, total = self.progress()
         assert not isinstance(self.recipe.warmup, str)
         factor = curve(self.recipe.schedule, total, warmup=self.recipe.warmup)(position)
-        return self._base * factor * self.counters.plateau.factor * self.counters.lowered
+        return self._base * factor * self.counters.plateau.factor * self.counters.rate_factor
 
     def finished(self) -> bool:
         if self.stopped_early or self.counters.refused_in_a_row >= self._most_refusals():
@@ -148,6 +162,8 @@ class Descent:
             stop = min(stop, (self.step // self.every + 1) * self.every)
         if self.guard is not None:
             stop = min(stop, self.guard.next_end(self.step))
+        if self.verification is not None and self.step < self.verification.step:
+            stop = min(stop, self.verification.step)
         return stop
 
     def next_look(self) -> tuple[int, int, float]:
@@ -200,13 +216,29 @@ class Descent:
             self.store.event(self.step, "gave_up", f"{wrong}; it went back {guarding.MOST} times already")
             return
         kept, counters.refused_in_a_row = guard.back(), 0
-        counters.lowered *= guarding.LOWER
+        counters.rate_factor *= guarding.LOWER
         self.store.event(
             self.step,
             "rollback",
             f"{wrong}: back to the weights of step {kept}, at a third of the learning rate "
             f"(time {counters.rollbacks} of at most {guarding.MOST})",
         )
+
+    def verify_rate(self) -> None:
+        """Once, where the verification says: try other rates from this very state, and take one that is clearly better.
+
+        Raises:
+            StopRequested: a signal came meanwhile; it is done again when the run goes on.
+        """
+        verification, counters = self.verification, self.counters
+        if verification is None or counters.verified or self.step != verification.step:
+            return
+        with private_randomness(self.machine.device):
+            factor, why = verification(self)
+        counters.verified = True
+        counters.rate_factor *= factor
+        chosen = "kept" if factor == 1 else f"multiplied by {factor:.3g}"
+        self.store.event(self.step, "rate_verified", f"learning rate {chosen}: {why}", {"factor": factor})
 
     # -- validation ----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from fogline.data.source import Batch, InMemory, MapStyle, Stream
+from fogline.data.source import Batch, Stream
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import spec_of
 from fogline.descent.population import InTurn
@@ -22,7 +22,8 @@ from fogline.descent.prepare import Start, as_asked, begin
 from fogline.descent.randomness import PROBE, Surroundings, seed_step
 from fogline.rate.bracket import Sweep, sweep
 from fogline.rate.curvature import PRODUCTS, edge
-from fogline.rate.race import Course, Race, race
+from fogline.rate.held_out import held_out_batches
+from fogline.rate.race import LENGTHS, Course, Race, race
 from fogline.recipe import Duration, Recipe
 from fogline.task import Task
 
@@ -41,12 +42,12 @@ BELOW_CLIFF, LEAST_BELOW_CLIFF = 25.0, 20.0
 _LOW, _HIGH = 1e-6, 10.0
 _SWEEP_STEPS = 12
 _BELOW_EDGE, _ABOVE_LOWEST = 0.3, 1.5  # where a race is won, from the edge and from the sweep's lowest loss
+_ENOUGH_TO_VERIFY, _SHARE_TO_VERIFY, _TRIALS = 100, 0.4, 3
 _UNKNOWN_LENGTH = 2000
 # Floating-point operations of a forward pass below which calling them costs more than computing them, so that many
 # members in one program cost little more than one; above, only a large budget can afford to try.
 _SMALL_ON_CPU, _SMALL_ELSEWHERE, _ENOUGH_TO_TRY = 1.5e6, 2e9, 150
 _WIDER = 20.0
-_CHUNKS, _CHUNK_ROWS = 4, 64
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,26 @@ def measure_rate(start: Start, check: Callable[[], None] = lambda: None) -> Rate
     planned = planned_steps(start)
     budget = max(float(FLOOR), SHARE * planned)
     seed_step(recipe.seed, 0, PROBE, start.batches.device)
-    held_out = list(_held_out(start))
+    held_out = list(held_out_batches(start))
+    verified = _verified_steps(start, budget, len(held_out) / 3)
+    budget -= 0 if verified is None else _TRIALS * verified + (_TRIALS + 1) * len(held_out) / 3
     objective = replace(start.objective, model=copy.deepcopy(start.objective.model).train())
     bracket = _bracket(start, objective, held_out[0], budget, check)
     try_together = budget >= _ENOUGH_TO_TRY or _cheap_together(start)
     course = Course(objective, start.batches, recipe, held_out, try_together, check)
     raced = race(course, bracket.centre, budget - bracket.cost)
     rate = _judged(raced, bracket, planned)
+    rate.evidence["verify_steps"] = verified
     rate.evidence["seconds"] = time.perf_counter() - began
     return rate
+
+
+def _verified_steps(start: Start, budget: float, scoring: float) -> int | None:
+    """The length of the trials that verify the rate early in the run; None where the budget has no room for them."""
+    if budget < _ENOUGH_TO_VERIFY or isinstance(start.opened.train, Stream):
+        return None
+    affordable = (_SHARE_TO_VERIFY * budget - (_TRIALS + 1) * scoring) / _TRIALS
+    return max((length for length in LENGTHS if length <= affordable), default=None)
 
 
 def _cheap_together(start: Start) -> bool:
@@ -167,29 +179,6 @@ def planned_steps(start: Start) -> int:
         return _UNKNOWN_LENGTH
     steps = Duration.parse(duration).steps(start.batches.batch_size, start.batches.examples)
     return steps or _UNKNOWN_LENGTH
-
-
-def _held_out(start: Start) -> Iterator[Batch]:
-    """A few batches that the probes do not learn from: held-out data, else training data that comes later."""
-    rows = max(_CHUNK_ROWS, start.batches.batch_size)
-    source, device = start.opened.valid, start.batches.device
-    if isinstance(source, InMemory):
-        size = min(source.size, rows * _CHUNKS)
-        pieces = min(_CHUNKS, size)
-        for k in range(pieces):  # of equal length, give or take one row
-            piece = source.slice(k * size // pieces, (k + 1) * size // pieces)
-            yield InMemory(piece).to(device).tensors
-        return
-    if isinstance(source, MapStyle | Stream):
-        if isinstance(source, Stream):
-            found = source.batches(rows)
-        else:
-            size = min(source.size, rows * _CHUNKS)
-            found = source.loader([list(range(k, min(k + rows, size))) for k in range(0, size, rows)], 0)
-        yield from (start.batches.placed(batch) for batch in islice(found, _CHUNKS))
-        return
-    later = 64 if start.batches.steps_per_epoch is None else max(0, start.batches.steps_per_epoch - _CHUNKS)
-    yield from islice(start.batches.stream(later), min(_CHUNKS, start.batches.steps_per_epoch or _CHUNKS))
 
 
 @dataclass(frozen=True)
@@ -283,7 +272,7 @@ def _vertex(raced: Race) -> float:
     bend = left.score - 2 * middle.score + right.score
     if not (math.isfinite(bend) and bend > 0):
         return middle.rate
-    return middle.rate * (right.rate / middle.rate) ** (0.5 * (left.score - right.score) / bend)
+    return float(middle.rate * (right.rate / middle.rate) ** (0.5 * (left.score - right.score) / bend))
 
 
 def _saturation(raced: Race, gain: float) -> float:
@@ -296,7 +285,7 @@ def _saturation(raced: Race, gain: float) -> float:
     if k == 0 or not math.isfinite(outside.score):
         return inside.rate
     share = (outside.score - wanted) / (outside.score - inside.score)
-    return outside.rate * (inside.rate / outside.rate) ** share
+    return float(outside.rate * (inside.rate / outside.rate) ** share)
 
 
 def _cliff(raced: Race) -> float:

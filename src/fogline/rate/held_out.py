@@ -1,0 +1,34 @@
+"""What probes are compared on: a few batches that they do not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from fogline.data.source import Batch, InMemory, MapStyle, Stream
+from fogline.descent.prepare import Start
+
+_CHUNKS, _CHUNK_ROWS = 4, 64
+
+
+def held_out_batches(start: Start) -> Iterator[Batch]:
+    """A few batches that the probes do not learn from: held-out data, else training data that comes later."""
+    rows = max(_CHUNK_ROWS, start.batches.batch_size)
+    source, device = start.opened.valid, start.batches.device
+    if isinstance(source, InMemory):
+        size = min(source.size, rows * _CHUNKS)
+        pieces = min(_CHUNKS, size)
+        for k in range(pieces):  # of equal length, give or take one row
+            piece = source.slice(k * size // pieces, (k + 1) * size // pieces)
+            yield InMemory(piece).to(device).tensors
+        return
+    if isinstance(source, MapStyle | Stream):
+        if isinstance(source, Stream):
+            found = source.batches(rows)
+        else:
+            size = min(source.size, rows * _CHUNKS)
+            found = source.loader([list(range(k, min(k + rows, size))) for k in range(0, size, rows)], 0)
+        yield from (start.batches.placed(batch) for batch in islice(found, _CHUNKS))
+        return
+    later = 64 if start.batches.steps_per_epoch is None else max(0, start.batches.steps_per_epoch - _CHUNKS)
+    yield from islice(start.batches.stream(later), min(_CHUNKS, start.batches.steps_per_epoch or _CHUNKS))
