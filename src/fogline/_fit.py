@@ -292,6 +292,10 @@ def _finish(run: Run, descent: Descent, info: dict[str, Any], slope: Slope | Non
     assert descent.best is not None
     model.load_state_dict(descent.best, strict=False)
     model.eval()
+    if descent.length.open:
+        length = f"{descent.step}st"
+        info["recipe"]["duration"] = length
+        info["resolved"]["duration"] |= {"value": length}
     if descent.scorer is not None:
         info["scores"] = descent.scorer(machine.objective) | {"step": descent.counters.best_step}
     _write_verdict(descent, info, _judged(run, descent, slope))
@@ -306,7 +310,8 @@ def _judged(run: Run, descent: Descent, slope: Slope | None) -> Judgement:
     path = _stride(descent) * descent.step if descent.probe is not None else 0.0
     if descent.counters.rollbacks > MOST_ROLLBACKS:
         return Judgement(Verdict.DIVERGED, {"steps": descent.step, "rollbacks": descent.counters.rollbacks - 1})
-    return judge(losses, table["lr"].astype(np.float64), held_out, slope=slope, refused=refused, path=path)
+    rates, settled = table["lr"].astype(np.float64), descent.length.settled
+    return judge(losses, rates, held_out, slope=slope, refused=refused, path=path, settled=settled)
 
 
 def _stride(descent: Descent) -> float:

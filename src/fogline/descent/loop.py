@@ -116,6 +116,7 @@ def _look_around(descent: Descent, report: ProgressFunction) -> bool:
     descent.look_after()
     if descent.validation_due():
         descent.validate()
+    descent.check_training()
     if descent.finished():
         return False
     descent.verify_rate()
@@ -134,8 +135,7 @@ def _count(descent: Descent, first: int, outcomes: Outcomes) -> None:
     rows = descent.batches.rows_at(first)  # several steps in one call are full batches all
     counters.examples += count * (rows_of(descent.stepper.batch) if rows is None else rows)
     counters.step += count
-    if descent.guard is not None:
-        descent.guard.saw(outcomes.losses)
+    descent.saw(outcomes.losses)
     if outcomes.finite is False:
         for k, (loss, norm) in enumerate(zip(outcomes.losses, outcomes.norms, strict=True)):
             if isfinite(loss) and isfinite(norm):
@@ -228,10 +228,10 @@ def settle(descent: Descent) -> None:
 
 def _progress(descent: Descent) -> ProgressReport:
     counters, last = descent.counters, descent.recorder.last
-    position, total = descent.progress()
+    position, total = descent.length.position(descent.step, descent.elapsed())
     return ProgressReport(
         step=descent.step,
-        steps=descent.total,
+        steps=descent.length.total,
         fraction=min(1.0, position / total),
         loss=last,
         lr=descent.rate(max(0, descent.step - 1)),

@@ -113,8 +113,8 @@ def _measured(descent: Descent, chosen: dict[str, Any]) -> Program | None:
         return trial.take(0, batch, rate)
 
     chosen["eager_seconds"] = _medians(eager)[0]
-    steps = None if descent.total is None else descent.total - descent.step
-    ahead = descent.limit if steps is None else chosen["eager_seconds"] * steps
+    steps = None if descent.length.expected is None else descent.length.expected - descent.step
+    ahead = descent.length.limit if steps is None else chosen["eager_seconds"] * steps
     if ahead is not None and ahead < _WORTH * _COMPILE_SECONDS:
         chosen["why"] = f"about {ahead:.1f} s of steps lie ahead: compiling would not pay"
         return None
@@ -124,7 +124,7 @@ def _measured(descent: Descent, chosen: dict[str, Any]) -> Program | None:
     chosen["eager_seconds"], chosen["compiled_seconds"] = _medians(eager, lambda: program(batch, lr))
     _put_back(descent.machine, saved)
     share = chosen["compiled_seconds"] / chosen["eager_seconds"]
-    ahead = descent.limit if steps is None else chosen["eager_seconds"] * steps
+    ahead = descent.length.limit if steps is None else chosen["eager_seconds"] * steps
     assert ahead is not None
     if share > _CLEARLY or ahead * (1 - share) < _WORTH * program.seconds:
         chosen["why"] = f"a compiled step takes {share:.2f} of the time of an eager one, and compiling takes time too"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
 import torch
@@ -19,14 +20,15 @@ from fogline.descent import guard as guarding
 from fogline.descent.batches import Batches
 from fogline.descent.checkpoint import BEST, Checkpoint, load_model_tensors, model_tensors
 from fogline.descent.guard import Guard
+from fogline.descent.length import Length
 from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors, to_eval, to_train
 from fogline.descent.randomness import REFRESH, private_randomness, seed_step
-from fogline.descent.schedules import PlateauState, curve, update
+from fogline.descent.schedules import PlateauState, update
 from fogline.descent.scoring import Scorer, normalisation_layers, refresh_statistics
 from fogline.descent.step import CompiledStep, EagerStep, Machine
 from fogline.recipe import Duration, Recipe
 from fogline.record.probes import Probe
-from fogline.record.signals import Recorder
+from fogline.record.signals import Recorder, numbers
 from fogline.record.store import Store
 
 _GUARD = "guard/"
@@ -76,7 +78,7 @@ class Descent:
     Attributes:
         recipe: resolved.
         counters: how far it has come.
-        total: optimizer steps planned; None when the duration is measured in time.
+        length: how long it goes on.
     """
 
     def __init__(
@@ -94,24 +96,21 @@ class Descent:
         self.folder, self.recipe, self.machine, self.batches = folder, recipe, machine, batches
         self.stepper, self.store, self.recorder, self.probe, self.scorer = stepper, store, recorder, probe, scorer
         self.counters = Counters(parts=machine.parts)
-        duration = Duration.parse(recipe.duration)
-        self.total = duration.steps(batches.batch_size, batches.examples)
-        self.limit = duration.seconds
+        self.length = Length(recipe, batches.batch_size, batches.examples)
         self.every = Duration.parse(recipe.validate_every).steps(
             batches.batch_size, batches.examples if batches.examples is not None else batches.batch_size * 1000
         )
         self.every_seconds = Duration.parse(recipe.validate_every).seconds
         assert not isinstance(recipe.lr, str)
-        assert not isinstance(recipe.warmup, str)
         self._base = recipe.lr
-        self._curve = curve(recipe.schedule, self.total or 1, warmup=recipe.warmup)
         self.average: list[Tensor] | None = None
         if recipe.ema is not None:
             self.average = [p.detach().clone() for p in machine.parameters]
-        self.guard = Guard(machine, self.average, self.total) if recipe.guard is True else None
+        self.guard = Guard(machine, self.average, self.length.expected) if recipe.guard is True else None
         self.verification: Verification | None = None
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}
+        self._since_check: list[float | Tensor] = []
         self.stopped_early = False
         self._resumed_at = self._saved_at = self._validated_at = time.perf_counter()
         self._save_cost = 0.0
@@ -126,22 +125,10 @@ class Descent:
         """Seconds of training so far, over all sessions; ``now`` is a reading of the clock one has already."""
         return self.counters.seconds + (time.perf_counter() if now is None else now) - self._resumed_at
 
-    def progress(self) -> tuple[float, float]:
-        """Position and total for the schedule, in steps (in seconds for a duration in time)."""
-        if self.total is not None:
-            return float(self.step), float(self.total)
-        assert self.limit is not None
-        done = min(self.elapsed() / self.limit, 1.0)
-        rate = max(self.step, 1) / max(done, 1e-6)
-        return done * rate, max(rate, 1.0)
-
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        if self.limit is None:
-            return self._base * self._curve(step) * self.counters.plateau.factor * self.counters.rate_factor
-        position, total = self.progress()
-        assert not isinstance(self.recipe.warmup, str)
-        factor = curve(self.recipe.schedule, total, warmup=self.recipe.warmup)(position)
+        seconds = 0.0 if self.length.limit is None else self.elapsed()
+        factor = self.length.multiplier(step, seconds)
         return self._base * factor * self.counters.plateau.factor * self.counters.rate_factor
 
     def finished(self) -> bool:
@@ -149,7 +136,7 @@ class Descent:
             return True
         if self.counters.rollbacks > guarding.MOST:
             return True
-        return self.elapsed() >= self.limit if self.limit is not None else self.step >= (self.total or 0)
+        return self.length.over(self.step, 0.0 if self.length.limit is None else self.elapsed())
 
     def _most_refusals(self) -> int:
         per_epoch = self.batches.steps_per_epoch or _PATIENT_REFUSALS
@@ -157,8 +144,9 @@ class Descent:
 
     def next_stop(self) -> int:
         """The step before which no call of several steps may reach over: a validation or the end."""
-        stop = self.total if self.total is not None else 2**62
-        if self.scorer is not None and self.every is not None:
+        length = self.length
+        stop = length.total if length.total is not None else 2**62
+        if (self.scorer is not None or length.open) and self.every is not None:
             stop = min(stop, (self.step // self.every + 1) * self.every)
         if self.guard is not None:
             stop = min(stop, self.guard.next_end(self.step))
@@ -174,14 +162,14 @@ class Descent:
         if self.recipe.checkpoint_every != "auto":
             steps = Duration.parse(self.recipe.checkpoint_every).steps(self.batches.batch_size, self.batches.examples)
             step = step if steps is None else min(step, (self.step // steps + 1) * steps)
-        if self.limit is not None:
-            wake = min(wake, now + self.limit - self.elapsed())
+        if self.length.limit is not None:
+            wake = min(wake, now + self.length.limit - self.elapsed())
         return step, stop, wake
 
     def validation_due(self) -> bool:
         if self.scorer is None or self.counters.validated == self.step:
             return False
-        if self.step == 0 or self.step == self.total:
+        if self.step == 0 or self.step == self.length.total:
             return True
         if self.every is None:
             assert self.every_seconds is not None
@@ -287,10 +275,33 @@ class Descent:
         self._validated_at = time.perf_counter()
         self.scores = scores
         self.store.scores(self.step, "valid", scores)
+        self._check_length(loss)
         self.stopped_early = self.recipe.patience is not None and counters.waited >= self.recipe.patience
         if self.stopped_early:
             self.store.event(self.step, "early_stop", f"no better held-out loss for {counters.waited} validations")
         return scores
+
+    def saw(self, losses: list[float | Tensor]) -> None:
+        """Take note of the losses of the steps just taken."""
+        if self.guard is not None:
+            self.guard.saw(losses)
+        if self.length.open and self.scorer is None:
+            self._since_check += losses
+
+    def check_training(self) -> None:
+        """Without held-out data an open-ended run is judged by its training loss, as often as it would be validated."""
+        if self._since_check and self.every is not None and self.step % self.every == 0:
+            self._check_length(self._mean_since_check())
+            self._since_check = []
+
+    def _mean_since_check(self) -> float:
+        finite = [loss for loss in numbers(self._since_check) if math.isfinite(loss)]
+        return fmean(finite) if finite else math.nan
+
+    def _check_length(self, loss: float) -> None:
+        why = self.length.check(self.step, loss)
+        if why is not None:
+            self.store.event(self.step, "cool_down", f"{why}: {(self.length.total or 0) - self.step} more steps")
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -318,6 +329,8 @@ class Descent:
             "optimizer": state_scalars(machine.optimizer),
             "scaler": {} if machine.scaler is None else machine.scaler.state_dict(),
             "guard": remembered,
+            "length": self.length.state(),
+            "since_check": numbers(self._since_check),
         }
         saved = checkpoint.save(self.folder, Checkpoint(self.step, model, optimizer, state), self.recipe.keep)
         self._saved_at = time.perf_counter()
@@ -351,6 +364,8 @@ class Descent:
             machine.clipping.memory.copy_(found.optimizer["clipping"])
         if machine.scaler is not None:
             machine.scaler.load_state_dict(found.state["scaler"])
+        self.length.load(found.state["length"])
+        self._since_check = list(found.state["since_check"])
         if self.guard is not None and found.state.get("guard"):
             kept = {n.removeprefix(_GUARD): v for n, v in found.optimizer.items() if n.startswith(_GUARD)}
             self.guard.load(kept, found.state["guard"])

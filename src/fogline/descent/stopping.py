@@ -59,7 +59,7 @@ def judge(
     slope: Slope | None,
     refused: Numbers,
     path: float = 0.0,
-    interrupted: bool = False,
+    settled: bool = False,
 ) -> Judgement:
     """Decide how a run ended.
 
@@ -70,14 +70,12 @@ def judge(
         slope: what :func:`measure_slope` found at the end, or None.
         refused: 1 for each of those steps that was refused, else 0.
         path: length of the path of the weights, as far as it was measured; 0 where it was not.
-        interrupted: a signal ended it.
+        settled: it went on until nothing more was gained; what a cool-down gained at the end is no trend.
 
     Returns:
         The verdict with the statistics behind it.
     """
     evidence: dict[str, Any] = {"steps": len(losses)}
-    if interrupted:
-        return Judgement(Verdict.INTERRUPTED, evidence)
     evidence["refused_share"] = float(refused[-max(10, len(refused) // 10) :].mean()) if len(refused) else 0.0
     finite = losses[np.isfinite(losses)]
     start, late = (_start(finite), float(np.median(finite[-_window(len(finite), 0.1) :]))) if len(finite) else (0, 0)
@@ -97,7 +95,7 @@ def judge(
         return Judgement(Verdict.OVERFIT, evidence)
     trend = _trend(finite, gained)
     evidence |= trend
-    improving = trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
+    improving = not settled and trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
     if slope is None:
         return Judgement(Verdict.IMPROVING if improving else Verdict.NOISE_FLOOR, evidence)
     return _by_slope(slope, evidence, improving, gained, noise, rates, path)
