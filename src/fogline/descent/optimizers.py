@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.descent.groups import ParameterRole, groups_of, parameter_groups, parameter_roles
+from fogline.descent.groups import ParameterRole, groups_of, parameter_groups, parameter_roles, scaled_roles
 from fogline.descent.implementation import IMPLEMENTATIONS, choose_implementation
 from fogline.descent.optimizer_state import init_state, load_state_tensors, state_scalars, state_tensors
 from fogline.descent.own_optimizers import Lion, Muon, Prodigy, ScheduleFreeAdamW, to_eval, to_train
@@ -237,6 +237,7 @@ def build(
     *,
     weight_decay: float | None = None,
     options: Mapping[str, Any] | None = None,
+    lr_scale: Mapping[str, float] | None = None,
     implementation: str | None = None,
     lr_as_tensor: bool = False,
 ) -> torch.optim.Optimizer:
@@ -248,6 +249,7 @@ def build(
         lr: learning rate.
         weight_decay: None for the method's own default (0.01 for adamw, 0 for most).
         options: further settings of the method, such as `{"betas": (0.9, 0.95)}`.
+        lr_scale: what multiplies the rate of the parameters below a module, by its name.
         implementation: "fused", "foreach" or "forloop" (see `choose_implementation`); None leaves it to PyTorch.
         lr_as_tensor: keep the rate as a 0-D tensor on the parameters' device, for a compiled step.
 
@@ -261,9 +263,8 @@ def build(
         >>> type(optimizer).__name__, optimizer.param_groups[0]["momentum"]
         ('SGD', 0.9)
     """
-    optimizer = build_on(
-        parameter_roles(model), name, lr, weight_decay=weight_decay, options=options, implementation=implementation
-    )
+    roles = scaled_roles(parameter_roles(model), lr_scale or {})
+    optimizer = build_on(roles, name, lr, weight_decay=weight_decay, options=options, implementation=implementation)
     if lr_as_tensor:
         _make_lr_tensors(optimizer)
     return optimizer

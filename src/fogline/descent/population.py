@@ -27,9 +27,9 @@ from torch.nn.utils.stateless import _reparametrize_module  # functional_call wi
 from fogline.data.source import Batch
 from fogline.descent.batches import Batches
 from fogline.descent.clipping import Clipping
-from fogline.descent.groups import ParameterRole, parameter_roles
+from fogline.descent.groups import ParameterRole, parameter_roles, scaled_roles
 from fogline.descent.objective import Objective
-from fogline.descent.optimizers import build, build_on, spec_of, to_eval, to_train
+from fogline.descent.optimizers import build, build_on, set_lr, spec_of, to_eval, to_train
 from fogline.descent.randomness import TRAIN, seed_step
 from fogline.descent.scoring import normalisation_layers
 from fogline.descent.step import EagerStep, Machine
@@ -139,7 +139,8 @@ class Together:
         self._trained = {n: _stacked(p, size) for n, p in model.named_parameters() if p.requires_grad}
         frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
         self._held = {n: _repeated(v, size) for n, v in (*frozen.items(), *model.named_buffers())}
-        roles = [_stacked_role(role, self._trained[role.name], size) for role in parameter_roles(model)]
+        known = scaled_roles(parameter_roles(model), recipe.lr_scale)
+        roles = [_stacked_role(role, self._trained[role.name], size) for role in known]
         self._optimizer = _one_optimizer(roles, recipe)
         self._seed, self._device = recipe.seed, next(iter(self._trained.values())).device
         like = next(iter(self._trained.values()))
@@ -229,8 +230,14 @@ class InTurn:
 def _ordinary(objective: Objective, recipe: Recipe, batches: Batches) -> EagerStep:
     """The step of ``fit`` on a copy of the model."""
     own = replace(objective, model=copy.deepcopy(objective.model).train())
-    decay, options = recipe.weight_decay, dict(recipe.options)
-    optimizer = build(own.model, recipe.optimizer, 1.0, weight_decay=decay, options=options)
+    optimizer = build(
+        own.model,
+        recipe.optimizer,
+        1.0,
+        weight_decay=recipe.weight_decay,
+        options=dict(recipe.options),
+        lr_scale=recipe.lr_scale,
+    )
     like = next(p for p in own.model.parameters() if p.requires_grad)
     clipping = None if recipe.clip is None else Clipping(recipe.clip, like)
     machine = Machine(own, optimizer, like.device, seed=recipe.seed, clipping=clipping, parts=recipe.accumulate)
@@ -251,7 +258,7 @@ def _one_optimizer(roles: list[ParameterRole], recipe: Recipe) -> torch.optim.Op
     """The optimizer of all members, fused where it can be: their weights are few tensors, and large."""
 
     def built(implementation: str | None) -> torch.optim.Optimizer:
-        return build_on(
+        optimizer = build_on(
             roles,
             recipe.optimizer,
             1.0,
@@ -259,6 +266,8 @@ def _one_optimizer(roles: list[ParameterRole], recipe: Recipe) -> torch.optim.Op
             options=dict(recipe.options),
             implementation=implementation,
         )
+        set_lr(optimizer, 1.0)  # times what each group multiplies it by
+        return optimizer
 
     if "fused" in spec_of(recipe.optimizer).implementations:
         try:

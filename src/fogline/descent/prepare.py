@@ -211,6 +211,7 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
             recipe.lr,
             weight_decay=recipe.weight_decay,
             options=dict(recipe.options),
+            lr_scale=recipe.lr_scale,
             implementation=implementation,
         )
 
