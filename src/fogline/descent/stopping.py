@@ -22,6 +22,7 @@ from fogline.verdict import Judgement, Verdict
 _BLOCKS = 10
 _SIGNIFICANT = 3.0  # standard errors
 _SMALL_GAIN = 0.01  # of what the run has gained in all
+_NOTHING = 1e-8  # of what the run has gained: the rounding of float32 alone is as much
 _FAR = 3.0  # lengths of the path that was walked
 _DEAD_SHARE = 0.5
 _DEAD = 1e-6  # of the largest root mean square gradient of a layer
@@ -126,7 +127,7 @@ def _by_slope(
         return Judgement(Verdict.STALLED, evidence)  # one step would go further, and gain more, than the whole run
     if improving:
         return Judgement(Verdict.IMPROVING, evidence)
-    if not annealed and slope.gain > _SMALL_GAIN * min(scale, abs(slope.loss)):
+    if not annealed and share > _NOTHING and slope.gain > _SMALL_GAIN * min(scale, abs(slope.loss)):
         # There is a fall, and steps of this length do not find it.
         return Judgement(Verdict.NOISE_FLOOR, evidence)
     return Judgement(Verdict.IMPROVING if share > _SMALL_GAIN else Verdict.CONVERGED, evidence)

@@ -37,7 +37,7 @@ HORIZON = 0.4
 arXiv:2409.19913, measured 0.32 for language models)."""
 SATURATED = 0.5
 """Of the winner's gain, reached by the lowest rate that is worth having."""
-BELOW_CLIFF, LEAST_BELOW_CLIFF = 25.0, 20.0
+BELOW_CLIFF = 25.0
 """The cliff is the lowest rate above the winner at which nothing is gained; a longer descent falls off it earlier."""
 _LOW, _HIGH = 1e-6, 10.0
 _SWEEP_STEPS = 12
@@ -237,11 +237,12 @@ def _judged(raced: Race, bracket: Bracket, planned: int) -> Rate:
     shorter = (raced.steps / max(planned, raced.steps)) ** HORIZON
     warnings = []
     if gain > max(2 * error, 1e-6 * abs(raced.first)):
-        opinions = [_vertex(raced) * shorter, _saturation(raced, gain), _cliff(raced) / BELOW_CLIFF]
-        value = min(math.prod(opinions) ** (1 / 3), _cliff(raced) / LEAST_BELOW_CLIFF)
+        below_cliff = _cliff(raced) / BELOW_CLIFF
+        opinions = [_vertex(raced) * shorter, _saturation(raced, gain), below_cliff]
+        value = min(math.prod(opinions) ** (1 / 3), below_cliff)
         rule = (
             "geometric mean of winner * (steps / planned) ** 0.4, the lowest rate with half of the winner's gain, and "
-            "1/25 of the lowest rate above it that gains nothing; at most 1/20 of that"
+            "1/25 of the lowest rate above it that gains nothing; at most the last of the three"
         )
         if bracket.overshoots is not None and value > bracket.overshoots:
             value, rule = bracket.overshoots, "the rate beyond which the optimizer overshoots; the race went higher"

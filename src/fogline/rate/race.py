@@ -22,6 +22,8 @@ TOGETHER, IN_TURN = 12, 3
 """Rates in the field at first."""
 RATIO_TOGETHER, RATIO_IN_TURN = 10 ** (1 / 3), 10**0.5
 """Between neighbours: many members in one program cost little more than a few, in turn each costs the same."""
+USUAL_COST = 3.0
+"""Of a step of a large field in one program, in steps of one member, for a model so small that calling costs most."""
 LENGTHS = (10, 12, 16, 24, 32, 48, 64)
 """Steps of a probe: fewer tell too little, more add nothing (benchmarks/rate.py); few, so that a measured cost seldom
 decides between two."""
@@ -137,22 +139,41 @@ def race(course: Course, centre: float, budget: float) -> Race:
     """
     scoring = len(course.held_out) / 3
     before, spent = course.score(), scoring
-    size, ratio, steps = TOGETHER, RATIO_TOGETHER, None
+    choice, steps = None, None
     if course.try_together:
-        choice = course.populate(size)
-        spent += choice.trials * (1 + choice.steps)
-        steps = _length((budget - spent) / choice.steps - scoring) if choice.together else None
-    if steps is None:
-        affordable = int((budget - spent) / (LENGTHS[0] + scoring))
-        size, ratio = max(2, min(IN_TURN, affordable)), RATIO_IN_TURN
-        choice = course.populate(size, together=False)
-        steps = _length((budget - spent) / (size + 1) - scoring) or LENGTHS[0]  # with room for one more
+        choice, steps, tried = _together(course, budget - spent)
+        spent += tried
+    if choice is None or steps is None:
+        choice, steps = _in_turn(course, budget - spent)
+    size, ratio = choice.population.size, RATIO_TOGETHER if choice.together else RATIO_IN_TURN
     rates = [centre * ratio ** (k - size // 2) for k in range(size)]
     probes = course.heat(choice, rates, steps)
     spent += choice.steps * (steps + scoring)
     found = Race(probes, steps, ratio, before, choice.together, choice.why, spent)
     found.cost += _extend(course, found, choice, budget - spent)
     return found
+
+
+def _together(course: Course, budget: float) -> tuple[Choice | None, int | None, float]:
+    """A large field in one program where that fits the budget, the steps of its probes, and what trying cost.
+
+    The number of steps follows from the budget and a usual cost, not from the cost just measured: two runs with one
+    seed shall agree. The measured one only decides whether it is done at all.
+    """
+    scoring = len(course.held_out) / 3
+    choice = course.populate(TOGETHER)
+    tried = choice.trials * (1 + choice.steps)
+    steps = _length((budget - choice.trials * (1 + USUAL_COST)) / USUAL_COST - scoring)
+    fits = steps is not None and choice.together and choice.steps * (steps + scoring) <= budget - tried
+    return (choice, steps, tried) if fits else (None, None, tried)
+
+
+def _in_turn(course: Course, budget: float) -> tuple[Choice, int]:
+    """A small field, with room for one more probe."""
+    scoring = len(course.held_out) / 3
+    size = max(2, min(IN_TURN, int(budget / (LENGTHS[0] + scoring))))
+    steps = _length(budget / (size + 1) - scoring) or LENGTHS[0]
+    return course.populate(size, together=False), steps
 
 
 def _extend(course: Course, found: Race, choice: Choice, budget: float) -> float:
