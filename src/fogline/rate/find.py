@@ -283,7 +283,7 @@ def _vertex(raced: Race) -> float:
     bend = left.score - 2 * middle.score + right.score
     if not (math.isfinite(bend) and bend > 0):
         return middle.rate
-    return middle.rate * (right.rate / middle.rate) ** (0.5 * (left.score - right.score) / bend)
+    return float(middle.rate * (right.rate / middle.rate) ** (0.5 * (left.score - right.score) / bend))
 
 
 def _saturation(raced: Race, gain: float) -> float:
@@ -296,7 +296,7 @@ def _saturation(raced: Race, gain: float) -> float:
     if k == 0 or not math.isfinite(outside.score):
         return inside.rate
     share = (outside.score - wanted) / (outside.score - inside.score)
-    return outside.rate * (inside.rate / outside.rate) ** share
+    return float(outside.rate * (inside.rate / outside.rate) ** share)
 
 
 def _cliff(raced: Race) -> float:

@@ -138,10 +138,12 @@ def race(course: Course, centre: float, budget: float) -> Race:
     scoring = len(course.held_out) / 3
     before, spent = course.score(), scoring
     size, ratio, steps = TOGETHER, RATIO_TOGETHER, None
+    why = "to try whether one program is faster would take too much of the budget"
     if course.try_together:
         choice = course.populate(size)
         spent += choice.trials * (1 + choice.steps)
         steps = _length((budget - spent) / choice.steps - scoring) if choice.together else None
+        why = choice.why if steps or not choice.together else f"{choice.why}, more than the budget has"
     if steps is None:
         affordable = int((budget - spent) / (LENGTHS[0] + scoring))
         size, ratio = max(2, min(IN_TURN, affordable)), RATIO_IN_TURN
@@ -150,7 +152,7 @@ def race(course: Course, centre: float, budget: float) -> Race:
     rates = [centre * ratio ** (k - size // 2) for k in range(size)]
     probes = course.heat(choice, rates, steps)
     spent += choice.steps * (steps + scoring)
-    found = Race(probes, steps, ratio, before, choice.together, choice.why, spent)
+    found = Race(probes, steps, ratio, before, choice.together, why, spent)
     found.cost += _extend(course, found, choice, budget - spent)
     return found
 
