@@ -88,11 +88,11 @@ def test_an_open_ended_run_ends_by_itself_and_says_how_long_it_was(held_out: boo
 
 
 @pytest.mark.parametrize("held_out", [True, False])
-@pytest.mark.parametrize("upto", [5, 303, 390])
+@pytest.mark.parametrize("upto", [5, 303, 370])
 def test_an_open_ended_run_resumes_with_the_same_bits(held_out: bool, upto: int, quick_path: Path) -> None:
     chosen = recipe(lr=0.02, batch_size=16, duration="auto", schedule="wsd", warmup=10, keep=1000)
     whole = fogline.fit(task(held_out), chosen, runs=quick_path, name="whole")
-    assert whole.info["steps"] > 390
+    assert whole.info["steps"] > 370
     cut = again(whole.folder, quick_path / "cut", upto, duration="auto")
     fogline.resume(cut, task(held_out))
     assert final_bits(cut) == final_bits(whole.folder)

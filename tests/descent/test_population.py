@@ -135,7 +135,7 @@ def test_a_member_that_is_lost_stays_lost_and_alone(form: bool) -> None:
     objective, recipe, batches = made("mlp", optimizer="sgd")
     population = populate(objective, recipe, 2, batches, together=form).population
     stream = batches.stream(0)
-    rows = [population.step(k, next(stream), [1e200, 1e-3]) for k in range(6)]
+    rows = [population.step(k, next(stream), [math.inf, 1e-3]) for k in range(6)]
     assert not math.isfinite(rows[-1][0])
     assert all(math.isfinite(good) for _, good in rows)
     lost, good = population.losses(batches.at(0))

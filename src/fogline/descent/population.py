@@ -242,7 +242,15 @@ def _ordinary(objective: Objective, recipe: Recipe, batches: Batches) -> EagerSt
     )
     like = next(p for p in own.model.parameters() if p.requires_grad)
     clipping = None if recipe.clip is None else Clipping(recipe.clip, like)
-    machine = Machine(own, optimizer, like.device, seed=recipe.seed, clipping=clipping, parts=recipe.accumulate)
+    machine = Machine(
+        own,
+        optimizer,
+        like.device,
+        seed=recipe.seed,
+        clipping=clipping,
+        parts=recipe.accumulate,
+        needs_closure=spec_of(recipe.optimizer).needs_closure,
+    )
     return EagerStep(machine, batches, deferred=False)
 
 

@@ -139,41 +139,39 @@ def race(course: Course, centre: float, budget: float) -> Race:
     """
     scoring = len(course.held_out) / 3
     before, spent = course.score(), scoring
-    choice, steps = None, None
-    if course.try_together:
-        choice, steps, tried = _together(course, budget - spent)
-        spent += tried
-    if choice is None or steps is None:
-        choice, steps = _in_turn(course, budget - spent)
+    choice, steps, why, tried = _field(course, budget - spent)
+    spent += tried
     size, ratio = choice.population.size, RATIO_TOGETHER if choice.together else RATIO_IN_TURN
     rates = [centre * ratio ** (k - size // 2) for k in range(size)]
     probes = course.heat(choice, rates, steps)
     spent += choice.steps * (steps + scoring)
-    found = Race(probes, steps, ratio, before, choice.together, choice.why, spent)
+    found = Race(probes, steps, ratio, before, choice.together, why, spent)
     found.cost += _extend(course, found, choice, budget - spent)
     return found
 
 
-def _together(course: Course, budget: float) -> tuple[Choice | None, int | None, float]:
-    """A large field in one program where that fits the budget, the steps of its probes, and what trying cost.
+def _field(course: Course, budget: float) -> tuple[Choice, int, str, float]:
+    """Who races: a large field in one program where that fits the budget, else a small one in turn.
 
     The number of steps follows from the budget and a usual cost, not from the cost just measured: two runs with one
-    seed shall agree. The measured one only decides whether it is done at all.
+    seed shall agree. The measured one only decides whether the field is a large one.
+
+    Returns:
+        The members, the steps of their probes, why they step together or not, and what trying cost.
     """
-    scoring = len(course.held_out) / 3
-    choice = course.populate(TOGETHER)
-    tried = choice.trials * (1 + choice.steps)
-    steps = _length((budget - choice.trials * (1 + USUAL_COST)) / USUAL_COST - scoring)
-    fits = steps is not None and choice.together and choice.steps * (steps + scoring) <= budget - tried
-    return (choice, steps, tried) if fits else (None, None, tried)
-
-
-def _in_turn(course: Course, budget: float) -> tuple[Choice, int]:
-    """A small field, with room for one more probe."""
-    scoring = len(course.held_out) / 3
-    size = max(2, min(IN_TURN, int(budget / (LENGTHS[0] + scoring))))
-    steps = _length(budget / (size + 1) - scoring) or LENGTHS[0]
-    return course.populate(size, together=False), steps
+    scoring, tried = len(course.held_out) / 3, 0.0
+    why = "to try whether one program is faster would take too much of the budget"
+    if course.try_together:
+        choice = course.populate(TOGETHER)
+        tried = choice.trials * (1 + choice.steps)
+        steps = _length((budget - choice.trials * (1 + USUAL_COST)) / USUAL_COST - scoring)
+        if steps is not None and choice.together and choice.steps * (steps + scoring) <= budget - tried:
+            return choice, steps, choice.why, tried
+        why = f"{choice.why}, more than the budget has" if choice.together else choice.why
+    left = budget - tried
+    size = max(2, min(IN_TURN, int(left / (LENGTHS[0] + scoring))))
+    steps = _length(left / (size + 1) - scoring) or LENGTHS[0]  # with room for one more
+    return course.populate(size, together=False), steps, why, tried
 
 
 def _extend(course: Course, found: Race, choice: Choice, budget: float) -> float:
