@@ -184,7 +184,7 @@ def _next_character(model: nn.Module, windows: Tensor) -> Tensor:  # (B, T + 1) 
 def _transformer_text(seed: int) -> fogline.Task:
     codes, vocabulary = _text()
     windows = codes.unfold(0, 25, 12)[torch.randperm((len(codes) - 25) // 12 + 1, generator=_generator(seed))]
-    data = windows[400:].contiguous(), windows[:400].contiguous()
+    data = windows[150:].contiguous(), windows[:150].contiguous()
     return alone(seed, lambda: Transformer(vocabulary, 24, 32, 2, causal=True), _next_character, data)
 
 
