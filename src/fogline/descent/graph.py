@@ -141,7 +141,8 @@ def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
         graph = _functional(_repeated(traced, chunk), arguments)
         mode = detect_fake_mode(arguments) or FakeTensorMode()
         # Random numbers come from the default generator, seeded for each step, as in the eager step.
-        with tracing(TracingContext(mode)), config.patch(fallback_random=True, size_asserts=False):
+        options = {"fallback_random": True, "size_asserts": False, "aot_inductor.allow_stack_allocation": True}
+        with tracing(TracingContext(mode)), config.patch(options):
             # The glue between kernels costs less in C++ than in Python, and longer to compile: small nets gain.
             small = sum(value.numel() for value in traced.state) < _SMALL_STATE
             fakes = [mode.from_tensor(value) for value in arguments]
