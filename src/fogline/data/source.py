@@ -85,9 +85,13 @@ class InMemory:
     def take(
         self,
         index: Tensor,  # (b,) int64, on the device of the data
+        into: Batch | None = None,
     ) -> Batch:
-        """The rows of these positions, in this order."""
+        """The rows of these positions, in this order; written ``into`` a batch of as many rows where one is given."""
         tensors = self.tensors
+        if into is not None:
+            held = iter(leaves(into))
+            return map_tree(lambda leaf: torch.index_select(leaf, 0, index, out=next(held)), tensors)
         if type(tensors) is tuple and len(tensors) == 2:
             inputs, targets = tensors
             if type(inputs) is Tensor and type(targets) is Tensor:
