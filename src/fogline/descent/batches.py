@@ -102,8 +102,10 @@ class Batches:
         epoch, start, rows = self._block
         if epoch != place.epoch or not start <= place.start or stop > start + rows_of(rows):
             end = min(place.start + self._block_rows(count), self.examples)
-            into = rows if self.shuffle and rows_of(rows) == end - place.start else None
-            self._block = epoch, start, rows = place.epoch, place.start, self._gather(place.epoch, place.start, end, into)
+            again = rows if self.shuffle and rows_of(rows) == end - place.start else None
+            epoch, start = place.epoch, place.start
+            rows = self._gather(epoch, start, end, again)
+            self._block = epoch, start, rows
         return part(rows, place.start - start, stop - start)
 
     def _block_rows(self, multiple: int) -> int:
