@@ -71,7 +71,8 @@ class Program:
 
         Returns:
             Signals of shape (chunk, 2), loss and gradient norm of each step, and of a single step the gradients, of
-            several the sums of :func:`fogline.record.probes.products` over the last two.
+            several the sums of :func:`fogline.record.probes.products` over the last two. The next call may overwrite
+            them.
         """
         rows = batch if type(batch) is tuple and type(batch[0]) is type(batch[-1]) is Tensor else leaves(batch)
         signals, *rest = self.call([*self.state, *rows, lr])
@@ -140,7 +141,9 @@ def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
     try:
         graph = _functional(_repeated(traced, chunk), arguments)
         mode = detect_fake_mode(arguments) or FakeTensorMode()
-        # Random numbers come from the default generator, seeded for each step, as in the eager step.
+        # Random numbers come from the default generator, seeded for each step, as in the eager step. Making tensors of
+        # the buffers between kernels costs several times a small step: where all of them are small and no kernel is a
+        # library's, Inductor puts them on the stack.
         options = {"fallback_random": True, "size_asserts": False, "aot_inductor.allow_stack_allocation": True}
         with tracing(TracingContext(mode)), config.patch(options):
             # The glue between kernels costs less in C++ than in Python, and longer to compile: small nets gain.
