@@ -21,7 +21,7 @@ def call(first: int, count: int) -> Outcomes:
 
 @pytest.mark.parametrize("count", [1, 3, 5, 24])
 @pytest.mark.parametrize("stride", [1, 4, 16])
-def test_every_so_manieth_step_has_a_row_whatever_the_calls(count: int, stride: int, tmp_path: Path) -> None:
+def test_every_nth_step_has_a_row_whatever_the_calls(count: int, stride: int, tmp_path: Path) -> None:
     with closing(Store(tmp_path)) as store:
         recorder = Recorder(store, Budget(1.0))
         recorder.stride = stride

@@ -272,8 +272,7 @@ class CompiledStep:
         self.batch: Batch = None
         self._stream: Iterator[Batch] | None = None
         self._next = -1
-        self._rates = torch.zeros(program.chunk, dtype=program.rate_type)
-        self._rates_array = self._rates.numpy()  # written to in a tenth of the time
+        self._rates = torch.zeros(program.chunk, dtype=program.rate_type, device=program.state[0].device)
 
     def advance(self, step: int, stop: int, rates: RateFunction) -> Outcomes:
         """Take at least one step from ``step`` on and none at ``stop`` or after."""
@@ -294,7 +293,7 @@ class CompiledStep:
             return Outcomes([loss], [norm], [rate], finite)
         if single.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
-        self._rates_array[0] = rate
+        self._rates.fill_(rate)
         signals, self.gradients = single(self.batch, self._rates)
         loss, norm = signals.tolist()[0]
         return Outcomes([loss], [norm], [rate], isfinite(loss) and isfinite(norm))
@@ -302,7 +301,7 @@ class CompiledStep:
     def _several(self, program: Program, step: int, rows: Batch, rates: list[float]) -> Outcomes:
         if program.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
-        self._rates_array[:] = rates
+        self._rates.numpy()[:] = rates  # calls of several steps are for the CPU; a tensor of a list costs more
         signals, rest = program(rows, self._rates)
         self.gradients, self.products = (), rest[0] if rest else None
         losses, norms = signals.t().tolist()
