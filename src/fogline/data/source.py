@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, defau
 
 from fogline.data.privacy import PrivateRandom, derived_seed
 
+_IN_NUMPY = (torch.float32, torch.float64, torch.int32, torch.int64)
+
 Batch = Any
 """``(inputs, targets)`` for supervised work; a tensor, tuple or dict of tensors for ``on_batch``."""
 
@@ -120,7 +122,7 @@ class InMemory:
 
 
 def _fill(held: Tensor, leaf: Tensor, index: Tensor) -> None:
-    if leaf.is_cpu and leaf.dtype != torch.bfloat16:  # NumPy has no such type, and takes short rows in half the time
+    if leaf.is_cpu and leaf.dtype in _IN_NUMPY:  # which takes short rows in half the time
         np.take(leaf.numpy(), index.numpy(), axis=0, out=held.numpy(), mode="clip")
     else:
         torch.index_select(leaf, 0, index, out=held)

@@ -335,8 +335,8 @@ def _compiling_flag() -> Iterator[None]:
 def _buffers_on_the_stack() -> Iterator[None]:
     """In C++, let arrays on the stack be the buffers between kernels; making tensors costs several times a small step.
 
-    Inductor does so where they are small and no kernel is a library's. Which of its two ways of writing C++ it goes it
-    settles once a process, so that is put back for whoever compiles next.
+    Inductor does so where they are small and no kernel is a library's. It chooses between its two writers of C++ once a
+    process: the choice is put back for whoever compiles next.
     """
     from torch._inductor import config
     from torch._inductor.codegen import common
