@@ -76,7 +76,7 @@ def task() -> Task:
 
 def measured(**fields: Any) -> Recipe:
     chosen = {"lr": "auto", "duration": "2200st", "batch_size": 32, "schedule": "linear", "watch": 0, "guard": False}
-    return recipe(checkpoint_every="1h", **(chosen | fields))
+    return recipe(**({"checkpoint_every": "1h"} | chosen | fields))
 
 
 def verified(run: fogline.Run) -> list[tuple[int, str]]:

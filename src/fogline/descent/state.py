@@ -331,6 +331,7 @@ class Descent:
             "scaler": {} if machine.scaler is None else machine.scaler.state_dict(),
             "guard": remembered,
             "length": self.length.state(),
+            "last_event": self.store.last_event(),
             "since_check": numbers(self._since_check),
         }
         saved = checkpoint.save(self.folder, Checkpoint(self.step, model, optimizer, state), self.recipe.keep)
@@ -371,6 +372,6 @@ class Descent:
         if self.guard is not None and found.state.get("guard"):
             kept = {n.removeprefix(_GUARD): v for n, v in found.optimizer.items() if n.startswith(_GUARD)}
             self.guard.load(kept, found.state["guard"])
-        self.store.rewind(found.step)
+        self.store.rewind(found.step, found.state["last_event"])
         self._resumed_at = time.perf_counter()
         return True

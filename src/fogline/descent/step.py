@@ -345,9 +345,8 @@ def is_summed(objective: Objective, batch: Batch) -> bool:
     if reduction in ("sum", "mean"):
         return bool(reduction == "sum")
     half = rows_of(batch) // 2
-    with torch.no_grad():
-        whole = objective(batch).item()
-        parts = [(objective(piece).item(), rows_of(piece)) for piece in split(batch, half)]
+    whole = objective.value(batch).item()
+    parts = [(objective.value(piece).item(), rows_of(piece)) for piece in split(batch, half)]
     averaged = sum(loss * rows for loss, rows in parts) / sum(rows for _, rows in parts)
     return abs(whole - sum(loss for loss, _ in parts)) < abs(whole - averaged)
 
