@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fogline._minimize.problem import Point, Problem, Product, norm
+from fogline._minimize.problem import Point, Problem, norm
+from fogline.lanczos import lanczos
 
 PRODUCTS = 10  # Hessian-vector products spent on one look at the curvature
 
@@ -64,7 +65,13 @@ def survey(problem: Problem, point: Point) -> Survey:
     product, free = problem.curvature(point.x), problem.free(point)
     noise = torch.randn(point.x.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grad = problem.free_gradient(point)
-    looked = [_lanczos(product, free, noise.to(point.x)), _lanczos(product, free, grad)]
+
+    def among_free(vector: Tensor) -> Tensor:
+        return product(vector) if free is None else product(vector) * free
+
+    looked = [
+        lanczos(among_free, start if free is None else start * free, PRODUCTS) for start in (noise.to(point.x), grad)
+    ]
     ends = [
         (float(values[0].item()), basis @ vectors[:, 0], values) for basis, values, vectors in looked if len(values)
     ]
@@ -80,34 +87,3 @@ def survey(problem: Problem, point: Point) -> Survey:
     heading = -(directions @ (slopes / values[sure]))
     left = -0.5 * float(heading.dot(grad).item()) if sure.any() or not len(values) else math.inf
     return Survey(smallest, largest, downward, left, heading, blind=bool((~sure).any()))
-
-
-def _lanczos(product: Product, free: Tensor | None, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lanczos with full reorthogonalisation (Golub & Van Loan 2013, section 10.3).
-
-    Returns:
-        Basis (n, k), Ritz values in rising order (k,) and their vectors in that basis (k, k).
-    """
-    vector = start if free is None else start * free
-    size = norm(vector)
-    if size == 0:
-        return start.new_zeros(start.numel(), 0), start.new_zeros(0), start.new_zeros(0, 0)
-    basis: list[Tensor] = [vector / size]
-    images: list[Tensor] = []
-    while len(images) < min(PRODUCTS, start.numel()):
-        image = product(basis[-1]) if free is None else product(basis[-1]) * free
-        images.append(image)
-        scale, rest = norm(image), image
-        for _ in range(2):  # twice is enough (Kahan, in Parlett 1998)
-            for earlier in basis:
-                rest = rest - rest.dot(earlier) * earlier
-        size = norm(rest)
-        if not math.isfinite(size) or size <= 1e-10 * scale:
-            break
-        basis.append(rest / size)
-    known = torch.stack(basis[: len(images)], 1)
-    small = known.T @ torch.stack(images, 1)
-    if not torch.isfinite(small).all():
-        return start.new_zeros(start.numel(), 0), start.new_zeros(0), start.new_zeros(0, 0)
-    values, vectors = torch.linalg.eigh((small + small.T) / 2)
-    return known, values, vectors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from fogline.data.source import Batch
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import OptimizerSpec
+from fogline.lanczos import lanczos
 
 PRODUCTS = 5
 """Hessian-vector products a batch; each costs about one training step."""
@@ -85,41 +85,8 @@ def _largest(
             ]
         )
 
-    return lanczos(curvature, start, products)
-
-
-def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, count: int) -> float:
-    """The largest eigenvalue of a symmetric matrix, from below, by ``count`` products with it.
-
-    In exact arithmetic it is exact once ``count`` reaches the number of distinct eigenvalues; all vectors are kept and
-    each new one made orthogonal to them (Golub & Van Loan, Matrix Computations, 10.3).
-
-    >>> matrix = torch.diag(torch.tensor([4.0, 1.0, -9.0], dtype=torch.float64))
-    >>> round(lanczos(lambda v: matrix @ v, torch.ones(3, dtype=torch.float64), 3), 9)
-    4.0
-    """
-    length = float(start.norm())
-    if not 0 < length < math.inf:
-        return 0.0
-    basis = [start / length]
-    diagonal: list[float] = []
-    beside: list[float] = []
-    for _ in range(min(count, start.numel())):
-        following = product(basis[-1])
-        if not bool(torch.isfinite(following).all()):
-            return 0.0
-        diagonal.append(float(following @ basis[-1]))
-        for _ in range(2):  # twice is enough
-            for vector in basis:
-                following = following - (following @ vector) * vector
-        length = float(following.norm())
-        if length <= 1e-10 * max(map(abs, diagonal)):
-            break
-        beside.append(length)
-        basis.append(following / length)
-    inner = torch.tensor(beside[: len(diagonal) - 1], dtype=torch.float64)
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(inner, 1) + torch.diag(inner, -1)
-    return float(torch.linalg.eigvalsh(matrix)[-1])
+    _, values, _ = lanczos(curvature, start, products)
+    return float(values[-1]) if len(values) else 0.0
 
 
 def _scales(objective: Objective, batches: Sequence[Batch]) -> list[Tensor]:
