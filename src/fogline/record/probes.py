@@ -131,15 +131,9 @@ class Probe:
     def read(self, step: int, table: Tensor) -> Probed:
         """The measurement behind the sums of :func:`products`; one transfer from the device."""
         started = time.perf_counter()
-        probed = self._read(step, table)
-        self.charge(started)
-        self._close()
-        return probed
-
-    def _read(self, step: int, table: Tensor) -> Probed:
         w, g, d, turn, first, slope, first_slope = table.tolist()
         lengths = (sum(first) * sum(d)) ** 0.5
-        return Probed(
+        probed = Probed(
             step,
             update_norm=sum(d) ** 0.5,
             update_ratio=(sum(d) / sum(w)) ** 0.5 if sum(w) > 0 else 0.0,
@@ -147,20 +141,22 @@ class Probe:
             overshoot=-sum(slope) / sum(first_slope) if sum(first_slope) != 0 else None,
             layers=self._layers(step, w, g, d),
         )
+        self.charge(started)
+        self._close()
+        return probed
 
-    def _layers(self, step: int, w: list[float], g: list[float], d: list[float]) -> Rows:
+    def _layers(self, step: int, *squares: list[float]) -> Rows:
+        """A row for each module that holds parameters, from the squared norms of weights, gradients and updates."""
         outputs = self.activations() if self.activations is not None else {}
-        sums: dict[str, list[float]] = {}
-        for name, *squares in zip(self.names, w, g, d, strict=True):
+        sums: dict[str, tuple[float, ...]] = {}
+        for name, *found in zip(self.names, *squares, strict=True):
             layer = name.rpartition(".")[0]
-            found = sums.setdefault(layer, [0.0, 0.0, 0.0])
-            for k, square in enumerate(squares):
-                found[k] += square
-        rows: Rows = []
-        for layer, (weight, gradient, update) in sums.items():
-            rms, zero = outputs.get(layer, (None, None))
-            rows.append((step, layer, weight**0.5, gradient**0.5, update**0.5, rms, zero))
-        return rows
+            before = sums.get(layer, (0.0, 0.0, 0.0))
+            sums[layer] = tuple(a + b for a, b in zip(before, found, strict=True))
+        return [
+            (step, layer, weight**0.5, gradient**0.5, update**0.5, *outputs.get(layer, (None, None)))
+            for layer, (weight, gradient, update) in sums.items()
+        ]
 
 
 def products(
@@ -197,14 +193,13 @@ class Activations:
     Args:
         model: gets a forward hook on each of its modules.
         rows: of each output, the first so many are looked at; None looks at all of them.
-
-    Attributes:
-        seconds: what observing has cost so far.
+        charge: called with the time at which a look began, where it is of interest what it cost.
     """
 
-    def __init__(self, model: nn.Module, rows: int | None = None) -> None:
-        self.seconds = 0.0
-        self._rows = rows
+    def __init__(
+        self, model: nn.Module, rows: int | None = None, charge: Callable[[float], None] | None = None
+    ) -> None:
+        self._rows, self._charge = rows, charge
         self._found: dict[str, tuple[Tensor, Tensor]] = {}
         self._handles = [module.register_forward_hook(self._observer(name)) for name, module in model.named_modules()]
 
@@ -216,7 +211,8 @@ class Activations:
             if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
                 some = output.detach() if output.ndim == 0 else output.detach()[: self._rows]
                 self._found[name] = (some.float().square().mean().sqrt(), (some == 0).float().mean())
-            self.seconds += time.perf_counter() - started
+            if self._charge is not None:
+                self._charge(started)
 
         return hook
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class Seen:
     """What was seen of one step."""
 
     number: int = -1
+    rows: int = 0  # that went forward for it, of one or several batches
     examples: int = 0
     seconds: float = 0.0
     logged: list[Value] = field(default_factory=list)
@@ -50,16 +52,29 @@ class Seen:
     rate: Value | None = None
     norm: Value | None = None
     skipped: Tensor | None = None  # on the device: not 0 where a fused optimizer left the weights alone
-    recorded: bool = True  # False for a step between two rows that is only asked whether it was skipped
+    has_row: bool = True  # False for a step between two rows that is only asked whether it was skipped
+    taken: bool = True  # False where the optimizer was not even called
+    earlier: tuple[int, int] = (0, 0)  # losses logged and observed before the latest forward pass
 
     def loss(self) -> Value | None:
         """What the loop logged, else what the closure gave, else what the loss module gave; the mean of several."""
         values = self.logged or ([] if self.evaluated is None else [self.evaluated]) or self.observed
         return sum(values[1:], values[0]) / len(values) if values else None
 
-    def forget(self, logged: int, observed: int) -> None:
-        """Drop so many of the first losses: their gradients came to nothing."""
+    def forward(self, rows: int) -> None:
+        """So many rows go forward, for this step's first batch or for another."""
+        self.rows += rows
+        self.earlier = len(self.logged), len(self.observed)
+
+    def forget(self) -> None:
+        """Drop the losses from before the latest forward pass: their gradients came to nothing."""
+        logged, observed = self.earlier
         self.logged, self.observed = self.logged[logged:], self.observed[observed:]
+
+
+def is_single(value: object) -> bool:
+    """Whether it is one number, on whatever device."""
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
 
 
 def value_of(name: str, value: object) -> Value:
@@ -109,10 +124,5 @@ def hook_seconds() -> float:
     """What the call of a hook costs before anything is done in it, which no hook can measure of itself."""
     plain, hooked = nn.Identity(), nn.Identity()
     hooked.register_forward_pre_hook(Hook(lambda *_: None), with_kwargs=True)
-    times = []
-    for module in (plain, hooked):
-        started = time.perf_counter()
-        for _ in range(_HOOK_CALLS):
-            module(None)
-        times.append(time.perf_counter() - started)
-    return max(0.0, times[1] - times[0]) / _HOOK_CALLS
+    without, with_hook = (timeit(partial(module, None), number=_HOOK_CALLS) for module in (plain, hooked))
+    return max(0.0, with_hook - without) / _HOOK_CALLS

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from fogline.record.probes import Activations, Budget, Probe, Probed
 
@@ -17,7 +16,6 @@ class Window:
     """Opens a probe when the budget affords it, and gives it what it needs at each turn of a step.
 
     Args:
-        optimizer: of the loop.
         named: the trained parameters; those without a gradient at the first probe are left out.
         budget: of the signals.
         observed: the module whose activations are sampled, or None where it is compiled.
@@ -26,16 +24,9 @@ class Window:
         probing: whether the step going on is one of the two.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        named: Sequence[tuple[str, nn.Parameter]],
-        budget: Budget,
-        observed: nn.Module | None,
-    ) -> None:
-        self.optimizer, self.budget = optimizer, budget
-        self.probing = False
-        self._named, self._observed = list(named), observed
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], budget: Budget, observed: nn.Module | None) -> None:
+        self.budget, self.probing = budget, False
+        self._named, self._observed = named, observed
         self._probe: Probe | None = None
         self._gradients: list[Tensor] = []
         self._activations: Activations | None = None
@@ -47,14 +38,15 @@ class Window:
 
     def forward(self) -> None:
         """Before a forward pass in training."""
-        if self.open and self._activations is None and self._observed is not None:
-            self._activations = Activations(self._observed, _ROWS_OBSERVED)
+        if self._probe is not None and self._probe.open and self._activations is None and self._observed is not None:
+            self._activations = Activations(self._observed, _ROWS_OBSERVED, self._probe.charge)
+            self._probe.activations = self._activations.read
 
     def begin(self, may_open: bool) -> None:
         """Before a step; a window is opened only if it may be."""
         if self._probe is None:
             named = [(name, p) for name, p in self._named if p.grad is not None] or self._named
-            self._probe = Probe([n for n, _ in named], [p for _, p in named], self.budget, self._read)
+            self._probe = Probe([n for n, _ in named], [p for _, p in named], self.budget)
         self.probing = self._probe.open or (may_open and self.budget.share > 0 and self._probe.affords())
         if self.probing:
             self._probe.before()
@@ -72,29 +64,23 @@ class Window:
     def end(self, step: int) -> Probed | None:
         """After a step that was taken; gives the measurement after the second one."""
         assert self._probe is not None
-        self.probing = False
         probed = self._probe.after(step, self._gradients)
-        self._gradients = []
-        if not self._probe.open:
-            self.remove()
+        self._close()
         return probed
 
     def cancel(self) -> None:
         """The step was skipped."""
         if self.probing and self._probe is not None:
             self._probe.cancel()
-            self.probing, self._gradients = False, []
+            self._close()
+
+    def _close(self) -> None:
+        self.probing, self._gradients = False, []
+        if not self.open:
             self.remove()
 
     def remove(self) -> None:
         """Take away the hooks that sample activations."""
-        if self._activations is not None:
+        if self._activations is not None and self._probe is not None:
             self._activations.remove()
-            self._activations = None
-
-    def _read(self) -> dict[str, tuple[float, float]]:
-        observed, self._activations = self._activations, None
-        if observed is None or self._probe is None:
-            return {}
-        self._probe.charge(time.perf_counter() - observed.seconds)
-        return observed.read()
+            self._activations = self._probe.activations = None
