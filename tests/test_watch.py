@@ -536,6 +536,50 @@ def test_sparse_rows_hold_the_values_of_their_steps(where: str, tmp_path: Path) 
     assert hooks_of(model, optimizer) == 0
 
 
+@pytest.mark.parametrize("where", ["after the step", "before the step"])
+def test_sparse_rows_keep_their_steps_where_a_scaler_skips(where: str, tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    losses = []
+    with fogline.watch(model, optimizer, runs=tmp_path, share=0.9) as run:
+        run._recorder.stride = 4
+        for k, (x, y) in enumerate(batches(40)):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            bad = k in (9, 10, 21)
+            scaler.scale(loss * (torch.inf if bad else 1)).backward()
+            if not bad:
+                losses.append(loss.item())
+            if where == "before the step":
+                run.log(loss)
+            scaler.step(optimizer)
+            scaler.update()
+            if where == "after the step":
+                run.log(loss)
+    assert run.steps["step"].tolist() == list(range(0, 37, 4))
+    assert run.steps["loss"].tolist() == losses[::4]
+    assert [row["step"] for row in run.events] == [9, 9, 19]
+
+
+def test_a_loss_module_is_looked_at_where_the_loop_logs_now_and_then(tmp_path: Path) -> None:
+    model, loss_fn = make_model(), nn.MSELoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = []
+    with fogline.watch(model, optimizer, loss_fn=loss_fn, runs=tmp_path) as run:
+        for k, (x, y) in enumerate(batches()):
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            if k % 10 == 0:
+                run.log(loss)
+    found = run.steps["loss"]
+    assert np.isfinite(found).sum() >= STEPS - 1  # until it is noticed that a loss was not logged
+    assert all(a == b for a, b in zip(found.tolist(), losses, strict=True) if np.isfinite(a))
+
+
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)

@@ -62,7 +62,7 @@ class Ledger:
             elif seen.has_row:
                 self._check(step, loss, norm)
                 self.last_rate = math.nan if rate is None else rate
-                self.recorder.row(step, math.nan, seen.examples, seen.seconds, loss, rate, norm)
+                self.recorder.row((step, math.nan, seen.examples, seen.seconds, loss, rate, norm))
         for (step, name, _), value in zip(scores, numbers([value for *_, value in scores]), strict=True):
             self.store.scores(step, "valid", {name: value})
         return moved

@@ -26,6 +26,7 @@ _NOT_PROBED = (None, None, None, None)
 Known = TypeVar("Known", float, float | None)
 Signals = tuple[float, float, float | None, float | None] | tuple[None, None, None, None]
 Row = tuple[int, float, int, float, float | None, float | None, float | None]
+"""Step, epoch, examples and seconds before it, loss, lr, gradient norm; None where one was not seen."""
 Block = tuple[int, float, int, float, "Outcomes"]
 """Steps of one call: the first, epoch, examples and seconds before it, and what it gave."""
 
@@ -65,18 +66,9 @@ class Recorder:
         self._pending.append((first, epoch, examples, seconds, outcomes))
         self._waiting += max(1, len(outcomes.losses) // self.stride)
 
-    def row(
-        self,
-        step: int,
-        epoch: float,
-        examples: int,
-        seconds: float,
-        loss: float | None,
-        lr: float | None,
-        gradient_norm: float | None,
-    ) -> None:
-        """Keep one step whose numbers are known already; None where one was not seen."""
-        self._rows.append((step, epoch, examples, seconds, loss, lr, gradient_norm))
+    def row(self, row: Row) -> None:
+        """Keep one step whose numbers are known already."""
+        self._rows.append(row)
 
     def probe(self, probed: Probed) -> None:
         """Keep what a probe measured; it goes into the row of its step."""
