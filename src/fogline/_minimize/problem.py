@@ -58,7 +58,6 @@ class Problem:
         self.bounded = bounds is not None
         self.evaluations = 0
         self.curvature_products = 0
-        self.bottomless = False
 
     def project(self, x: Tensor) -> Tensor:
         """The nearest vector inside the bounds."""
@@ -82,16 +81,13 @@ class Problem:
         value = self._value(leaf)
         self.evaluations += 1
         fun = float(value.item())
-        if not value.requires_grad:
-            if math.isfinite(fun):
-                raise ValueError(
-                    "expected a function that torch can differentiate, received a result that does not require grad; "
-                    "compute it from the argument with torch operations (no .item(), .detach(), numpy or rounding)"
-                )
-            return Point(x, fun, torch.full_like(x, math.nan), math.nan)
         if not math.isfinite(fun):
-            self.bottomless = self.bottomless or fun == -math.inf
             return Point(x, fun, torch.full_like(x, math.nan), math.nan)
+        if not value.requires_grad:
+            raise ValueError(
+                "expected a function that torch can differentiate, received a result that does not require grad; "
+                "compute it from the argument with torch operations (no .item(), .detach(), numpy or rounding)"
+            )
         (grad,) = torch.autograd.grad(value, leaf)
         return Point(x, fun, grad, norm(grad))
 
