@@ -16,7 +16,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
+from timeit import timeit
 from typing import Any, TypeVar, TypeVarTuple
 
 import torch
@@ -25,16 +26,31 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fogline.progress import ProgressFunction, ProgressReport
-from fogline.record.ledger import Ledger
-from fogline.record.seen import Hook, Seen, gradient_norm, hook_seconds, is_single, rate_of, rows_of, value_of
+from fogline.record.probes import Window
+from fogline.record.seen import Ledger, Seen, gradient_norm, is_single, rate_of, rows_of, value_of
 from fogline.record.signals import Recorder
-from fogline.record.window import Window
 
+_HOOK_CALLS = 30
 _MOST_WAITING = 1024
 _SCALER_SHOWS = 200  # steps after which a gradient scaler would have been seen at work
 
 Given = TypeVarTuple("Given")
 Result = TypeVar("Result")
+
+
+class Hook:
+    """A hook that copies and pickles of its module do not carry along, and that no compiler traces into a graph."""
+
+    def __init__(self, call: Callable[..., Any] | None = None) -> None:
+        self._call = call
+
+    def __call__(self, *given: Any) -> Any:
+        if torch.compiler.is_compiling() or self._call is None:
+            return None
+        return self._call(*given)
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:  # deepcopy asks for it, too
+        return Hook, ()
 
 
 def counted(method: Callable[[Observer, *Given], Result]) -> Callable[[Observer, *Given], Result]:
@@ -245,7 +261,7 @@ class Observer:
         self._evaluations += 1
         if self._evaluations == 1:
             if self._coming is not None and is_single(loss):
-                self._coming.evaluated = value_of("loss", loss)
+                self._coming.observed = [value_of("loss", loss)]
             self._look_at_gradients()
 
     def _look_at_gradients(self) -> None:
@@ -348,3 +364,11 @@ class Observer:
         self.taken -= moved
         if self._last is not None:
             self._last.number -= moved
+
+
+def hook_seconds() -> float:
+    """What the call of a hook costs before anything is done in it, which no hook can measure of itself."""
+    plain, hooked = nn.Identity(), nn.Identity()
+    hooked.register_forward_pre_hook(Hook(lambda *_: None), with_kwargs=True)
+    without, with_hook = (timeit(partial(module, None), number=_HOOK_CALLS) for module in (plain, hooked))
+    return max(0.0, with_hook - without) / _HOOK_CALLS

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+_ROWS_OBSERVED = 32
+
 Rows = list[tuple[int, str, float, float, float, float | None, float | None]]
 
 
@@ -245,3 +247,77 @@ def activation_statistics(model: nn.Module, forward: Callable[[], object]) -> di
     finally:
         observed.remove()
     return observed.read()
+
+
+class Window:
+    """Opens a probe when the budget affords it, and gives it what it needs at each turn of a step.
+
+    Args:
+        named: the trained parameters; those without a gradient as a window opens are left out.
+        budget: of the signals.
+        observed: the module whose activations are sampled, or None where it is compiled.
+
+    Attributes:
+        probing: whether the step going on is one of the two.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], budget: Budget, observed: nn.Module | None) -> None:
+        self.probing = False
+        self._named, self._observed = named, observed
+        self._probe = Probe([n for n, _ in named], [p for _, p in named], budget)
+        self._gradients: list[Tensor] = []
+        self._activations: Activations | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether the coming step is the second one."""
+        return self._probe.open
+
+    def forward(self) -> None:
+        """Before a forward pass in training."""
+        if self._probe.open and self._activations is None and self._observed is not None:
+            self._activations = Activations(self._observed, _ROWS_OBSERVED, self._probe.charge)
+            self._probe.activations = self._activations.read
+
+    def begin(self, may_open: bool) -> None:
+        """Before a step; a window is opened only if it may be."""
+        probe = self._probe
+        opens = may_open and not probe.open and probe.budget.share > 0 and probe.affords()
+        if opens:
+            named = [(name, p) for name, p in self._named if p.grad is not None] or self._named
+            probe.names, probe.parameters = [n for n, _ in named], [p for _, p in named]
+        self.probing = opens or probe.open
+        if self.probing:
+            probe.before()
+
+    def gradients(self, scale: Tensor | None) -> None:
+        """When the gradients of the step are there; ``scale`` is what a fused optimizer will divide them by."""
+        started = time.perf_counter()
+        held = [p.grad.detach() for p in self._probe.parameters if p.grad is not None]
+        dense = [g.to_dense() if g.is_sparse else g for g in held]
+        # Copies: a fused optimizer unscales in place, a closure is called again.
+        self._gradients = [g.clone() if scale is None else g / scale.to(g.device) for g in dense]
+        self._probe.charge(started)
+
+    def end(self, step: int) -> Probed | None:
+        """After a step that was taken; gives the measurement after the second one."""
+        probed = self._probe.after(step, self._gradients)
+        self._close()
+        return probed
+
+    def cancel(self) -> None:
+        """The step was skipped."""
+        if self.probing:
+            self._probe.cancel()
+            self._close()
+
+    def _close(self) -> None:
+        self.probing, self._gradients = False, []
+        if not self._probe.open:
+            self.remove()
+
+    def remove(self) -> None:
+        """Take away the hooks that sample activations."""
+        if self._activations is not None:
+            self._activations.remove()
+            self._activations = self._probe.activations = None
