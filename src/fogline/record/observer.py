@@ -54,15 +54,13 @@ class Hook:
 
 
 def counted(method: Callable[[Observer, *Given], Result]) -> Callable[[Observer, *Given], Result]:
-    """Count what a method costs as collecting, less what has been counted inside it already."""
+    """Count what a method costs, and what is counted inside it only once."""
 
     @wraps(method)
     def counting(self: Observer, *given: *Given) -> Result:
-        started, before = time.perf_counter(), self.budget.spent
+        before, started = self.budget.spent, time.perf_counter()
         result = method(self, *given)
-        seconds = time.perf_counter() - started + self.hook_seconds - (self.budget.spent - before)
-        self.budget.spent += seconds
-        self.collecting += seconds
+        self.budget.spent = before + time.perf_counter() - started + self.hook_seconds
         return result
 
     return counting
@@ -82,7 +80,7 @@ class Observer:
         examples: rows that went forward through the model in training.
         ledger: what was seen of the steps, and what went wrong in them.
         started: when the observing began, a reading of ``perf_counter``.
-        hook_seconds, collecting: what the call of a hook costs, and all of them since the last flush.
+        hook_seconds: what the call of a hook costs.
     """
 
     def __init__(
@@ -96,7 +94,7 @@ class Observer:
     ) -> None:
         self.optimizer, self.recorder, self.report = optimizer, recorder, report
         self.budget, self.ledger = recorder.budget, Ledger(recorder)
-        self.hook_seconds, self.collecting = hook_seconds(), 0.0
+        self.hook_seconds, self._collected = hook_seconds(), 0.0
         self.started = time.perf_counter()
         self.taken = self.examples = 0
         inner = getattr(model, "_orig_mod", model)
@@ -339,10 +337,11 @@ class Observer:
             OSError: the run folder cannot be written.
         """
         self._read()
+        collecting = self.budget.spent - self.budget.probing - self._collected
         self.budget.spent += (self.taken - self._flushed_at) * self.hook_seconds  # of the steps without a row, too
         self._flushed_at = self.taken
-        self.recorder.flush(self.collecting)
-        self.collecting = 0.0
+        self.recorder.flush(collecting)
+        self._collected = self.budget.spent - self.budget.probing
         speed = self.examples / max(time.perf_counter() - self.started, 1e-9)
         self.report(
             ProgressReport(self.taken, loss=self.recorder.last, lr=self.ledger.last_rate, examples_per_second=speed)

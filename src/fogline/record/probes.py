@@ -42,10 +42,12 @@ class Budget:
     Attributes:
         share: the most it may cost, as a share of the time since the start.
         spent: seconds spent so far.
+        probing: those of them that probes took.
     """
 
     share: float
     spent: float = 0.0
+    probing: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     def affords(self, seconds: float) -> bool:
@@ -128,6 +130,7 @@ class Probe:
         """Count the time since ``started`` (of ``perf_counter``) as spent on this window."""
         seconds = time.perf_counter() - started
         self.budget.spent += seconds
+        self.budget.probing += seconds
         self._window_cost += seconds
 
     def read(self, step: int, table: Tensor) -> Probed:
