@@ -336,7 +336,7 @@ def test_steps_without_a_logged_loss_are_not_held_against_the_run(tmp_path: Path
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     count = 0
 
-    with fogline.watch(model, optimizer, runs=tmp_path) as run:
+    with fogline.watch(model, optimizer, runs=tmp_path, share=0.9) as run:
 
         def log(loss: Tensor) -> None:
             nonlocal count
@@ -405,6 +405,25 @@ def test_hooks_are_taken_away(tmp_path: Path) -> None:
     assert [row["message"] for row in opened.events] == ["half way"]
     assert 0 < run.info["watching"]["share"] < 1
     assert run.info["watching"]["budget"] == 0.02
+
+
+def test_a_folder_that_cannot_be_written_ends_the_watching_and_not_the_training(tmp_path: Path) -> None:
+    model, calls = make_model(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run = fogline.watch(model, optimizer, runs=tmp_path)
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))  # somebody else's, called after ours
+    run._store._connection.execute("pragma query_only=on")
+
+    def log(loss: Tensor) -> None:
+        run.log(loss)
+        run._recorder._flushed = 0.0  # it is time to write
+
+    with pytest.warns(RuntimeWarning, match=r"watching ended at step \d+, training goes on: .* cannot be written"):
+        plain_loop(model, optimizer, log)
+    assert len(calls) == STEPS
+    with pytest.warns(RuntimeWarning, match="could not be closed"):
+        run.close()
+    assert hooks_of(model, optimizer) == 1
 
 
 def test_copies_of_a_watched_model_are_not_watched(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -160,9 +159,7 @@ class WatchedRun(Run):
     def __enter__(self) -> WatchedRun:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:

@@ -106,7 +106,7 @@ class Observer:
         self._logs: bool | None = None  # whether every row so far had its loss logged; None before the first
         self._logs_ahead: bool | None = None  # whether losses are logged before their step; None before the first
         self._inside, self._evaluations = False, 0
-        self._scaled = False
+        self._scaled = self._stopped = False
         self._rows_a_step = self._wake = self._flushed_at = 0
         self._gradient: Tensor | None = None
         self._version = 0
@@ -155,8 +155,15 @@ class Observer:
 
     def remove(self) -> None:
         """Take every hook away; what was seen waits for :meth:`flush`."""
+        self._stop()
+        self._hang("after", False)
+
+    def _stop(self) -> None:
+        """Observe nothing any more; the hook after the step stays, in case it is the one that is being called."""
+        self._stopped = True
         for name in self._hooks:
-            self._hang(name, False)
+            if name != "after":
+                self._hang(name, False)
         self._window.remove()
         self._settle()
         self._coming = None
@@ -283,9 +290,9 @@ class Observer:
             self.examples += self._rows_a_step
             return
         self._inside, self._evaluations = False, 0
-        if self.recorder.due(time.perf_counter()) or len(self.ledger.waiting) >= _MOST_WAITING:
+        if not self._stopped and (self.recorder.due(time.perf_counter()) or len(self.ledger.waiting) >= _MOST_WAITING):
             self._flush_or_stop()
-        if self._hung and not (found is not None and self._skipped(found)):
+        if not self._stopped and not (found is not None and self._skipped(found)):
             self._taken(found)
 
     def _skipped(self, found: Tensor) -> bool:
@@ -352,7 +359,7 @@ class Observer:
         try:
             self.flush()
         except OSError as error:
-            self.remove()
+            self._stop()
             message = f"watching ended at step {self.taken}, training goes on: {error}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
