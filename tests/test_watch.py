@@ -555,6 +555,23 @@ def test_sparse_rows_hold_the_values_of_their_steps(where: str, tmp_path: Path) 
     assert hooks_of(model, optimizer) == 0
 
 
+def test_the_loss_of_a_skipped_step_is_dropped_where_no_forward_pass_was_seen(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    losses = []
+    with fogline.watch(model, optimizer, runs=tmp_path) as run:
+        for k, (x, y) in enumerate(batches()):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model.forward(x), y) * (torch.inf if k == 3 else 1)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            run.log(loss)
+            losses.append(loss.item())
+    assert run.steps["loss"].tolist() == losses[:3] + losses[4:]
+
+
 @pytest.mark.parametrize("where", ["after the step", "before the step"])
 def test_sparse_rows_keep_their_steps_where_a_scaler_skips(where: str, tmp_path: Path) -> None:
     model = make_model()

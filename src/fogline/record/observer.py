@@ -301,8 +301,10 @@ class Observer:
             return False
         self.ledger.skip(self.taken)
         self._window.cancel()
+        # A loss still to come is of no step.
+        self._settle()
         if self._coming is not None:
-            self._coming = Seen(rows=self._coming.rows)  # a loss still to come is of no step
+            self._coming = Seen(rows=self._coming.rows)
         return True
 
     @counted
