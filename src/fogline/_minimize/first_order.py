@@ -115,7 +115,7 @@ class FirstOrder(ABC):
     def _moved(self, before: Point, memory: Memory, heading: Tensor) -> Point:
         wanted = before.x + heading
         after = self.problem.evaluate(self.problem.project(wanted))
-        if self.problem.bounded:  # what a bound stops loses its speed
+        if self.problem.bounds is not None:  # what a bound stops loses its speed
             memory = memory._replace(velocity=memory.velocity * (after.x == wanted))
         self.pending = memory
         return after

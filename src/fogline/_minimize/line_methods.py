@@ -246,14 +246,14 @@ class LineSearch:
 
         def attempt(length: float) -> Trial:
             wanted = point.x.add(heading, alpha=length)
-            if not self.problem.bounded:
+            if self.problem.bounds is None:
                 there = self.problem.evaluate(wanted)
                 return Trial(length, there, float(there.grad.dot(heading).item()))
             there = self.problem.evaluate(self.problem.project(wanted))
             moving = heading * (there.x == wanted)
             return Trial(length, there, float(there.grad.dot(moving).item()))
 
-        search = projected_wolfe if self.problem.bounded else strong_wolfe
+        search = strong_wolfe if self.problem.bounds is None else projected_wolfe
         return search(attempt, origin, resolution)
 
     def _learn(self, before: Point, after: Point) -> None:
