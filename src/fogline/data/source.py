@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from fogline.data.privacy import PrivateRandom, derived_seed
+
+_IN_NUMPY = (torch.float32, torch.float64, torch.int32, torch.int64)
 
 Batch = Any
 """``(inputs, targets)`` for supervised work; a tensor, tuple or dict of tensors for ``on_batch``."""
@@ -85,9 +88,14 @@ class InMemory:
     def take(
         self,
         index: Tensor,  # (b,) int64, on the device of the data
+        into: Batch | None = None,
     ) -> Batch:
-        """The rows of these positions, in this order."""
+        """The rows of these positions, in this order; written ``into`` a batch of as many rows where one is given."""
         tensors = self.tensors
+        if into is not None:
+            for leaf, held in zip(leaves(tensors), leaves(into), strict=True):
+                _fill(held, leaf, index)
+            return into
         if type(tensors) is tuple and len(tensors) == 2:
             inputs, targets = tensors
             if type(inputs) is Tensor and type(targets) is Tensor:
@@ -111,6 +119,13 @@ class InMemory:
     def nbytes(self) -> int:
         """Bytes the tensors take."""
         return sum(leaf.nbytes for leaf in leaves(self.tensors))
+
+
+def _fill(held: Tensor, leaf: Tensor, index: Tensor) -> None:
+    if leaf.is_cpu and leaf.dtype in _IN_NUMPY:  # which takes short rows in half the time
+        np.take(leaf.numpy(), index.numpy(), axis=0, out=held.numpy(), mode="clip")
+    else:
+        torch.index_select(leaf, 0, index, out=held)
 
 
 @dataclass(frozen=True)

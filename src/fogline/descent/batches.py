@@ -83,14 +83,15 @@ class Batches:
         if rows is None or place is None:
             raise ValueError("expected data that can be read by position, received a stream")
         if isinstance(self.source, MapStyle):
-            return self._placed(self.source.take(torch.from_numpy(rows), self.seed, place.epoch))
+            return self.placed(self.source.take(torch.from_numpy(rows), self.seed, place.epoch))
         assert isinstance(self.source, InMemory)
         return self.source.take(self._index(rows))
 
     def run(self, step: int, count: int) -> Batch | None:
         """The batches of ``count`` steps as one, rows one after another, or None where that is not ``count`` full ones.
 
-        Only data in memory can be asked; the steps must lie in one epoch.
+        Only data in memory can be asked; the steps must lie in one epoch. The next call may overwrite what this one
+        gave: fresh memory for every block costs more than filling it.
         """
         place = self.place(step)
         if place is None or not isinstance(self.source, InMemory):
@@ -101,7 +102,10 @@ class Batches:
         epoch, start, rows = self._block
         if epoch != place.epoch or not start <= place.start or stop > start + rows_of(rows):
             end = min(place.start + self._block_rows(count), self.examples)
-            self._block = epoch, start, rows = place.epoch, place.start, self._gather(place.epoch, place.start, end)
+            again = rows if self.shuffle and rows_of(rows) == end - place.start else None
+            epoch, start = place.epoch, place.start
+            rows = self._gather(epoch, start, end, again)
+            self._block = epoch, start, rows
         return part(rows, place.start - start, stop - start)
 
     def _block_rows(self, multiple: int) -> int:
@@ -146,7 +150,7 @@ class Batches:
                 self._rows(epoch, first, min(first + self.batch_size, self.examples)).tolist() for first in starts
             ]
             for batch in source.loader(indices, self.workers, self.seed, epoch):
-                yield self._placed(batch)
+                yield self.placed(batch)
             epoch, start = epoch + 1, 0
 
     def _streamed(self, source: Stream, step: int) -> Iterator[Batch]:
@@ -156,7 +160,7 @@ class Batches:
             seen = 0
             for batch in source.batches(self.batch_size, start, self.seed, epoch):
                 seen += 1
-                yield self._placed(batch)
+                yield self.placed(batch)
             if seen == 0 and start == 0:
                 raise ValueError("expected a stream that yields examples, received an empty one")
             if seen == 0:
@@ -173,11 +177,11 @@ class Batches:
             return np.arange(start, stop)
         return permuted_range(self.seed, epoch, start, stop, self.examples)
 
-    def _gather(self, epoch: int, start: int, stop: int) -> Batch:
+    def _gather(self, epoch: int, start: int, stop: int, into: Batch | None = None) -> Batch:
         assert isinstance(self.source, InMemory)
         if not self.shuffle:
             return self.source.slice(start, stop)
-        return self.source.take(self._index(self._rows(epoch, start, stop)))
+        return self.source.take(self._index(self._rows(epoch, start, stop)), into)
 
     def _index(self, rows: NDArray[np.int64]) -> Tensor:
         """Row numbers where the data is, without the host waiting for the device."""
@@ -186,7 +190,8 @@ class Batches:
             return index
         return (index.pin_memory() if self.device.type == "cuda" else index).to(self.device, non_blocking=True)
 
-    def _placed(self, batch: Any) -> Batch:
+    def placed(self, batch: Any) -> Batch:
+        """The batch on the device."""
         if self.device.type == "cpu":
             return batch
         return map_tree(lambda leaf: leaf.to(self.device, non_blocking=True), batch)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,11 @@ class Objective:
     def __call__(self, batch: Batch) -> Tensor:
         return self.with_outputs(batch)[1]
 
+    def value(self, batch: Batch) -> Tensor:
+        """The loss alone, no graph kept; a loss that sees the model may still differentiate its inputs on the way."""
+        with torch.set_grad_enabled(not self.supervised):
+            return self(batch).detach()
+
     def with_outputs(self, batch: Batch) -> tuple[Any, Tensor]:
         """The outputs (None for ``on_batch``) and the loss."""
         if self.autocast is None:
@@ -45,6 +50,12 @@ class Objective:
         inputs, targets = batch
         outputs = self.model(inputs)
         return outputs, self.loss(outputs, targets)
+
+    @contextmanager
+    def without_learning(self) -> Iterator[None]:
+        """Evaluation mode, and no graph kept; a loss that sees the model may still differentiate its inputs."""
+        with torch.set_grad_enabled(not self.supervised), mode(self.model, training=False):
+            yield
 
     @property
     def supervised(self) -> bool:

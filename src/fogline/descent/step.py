@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import hypot, isfinite, nan
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from fogline.descent.batches import Batches, part, rows_of, split
 from fogline.descent.clipping import Clipping
 from fogline.descent.graph import Program
 from fogline.descent.objective import Objective
-from fogline.descent.optimizers import init_state, set_lr
+from fogline.descent.optimizers import init_state, load_state_tensors, set_lr, state_scalars, state_tensors
 from fogline.descent.randomness import TRAIN, seed_step
 from fogline.descent.shortcuts import backward, bare_step
 
@@ -80,6 +81,18 @@ class Machine:
         model = self.objective.model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = list(model.buffers())
+
+    def copied(self) -> Machine:
+        """A machine of its own on copies of model, optimizer state and clipping: what it does leaves this one alone."""
+        model = copy.deepcopy(self.objective.model)
+        optimizer = self.optimizer
+        twin = copy.copy(optimizer)
+        partner = dict(zip(self.objective.model.parameters(), model.parameters(), strict=True))
+        twin.param_groups = [{**g, "params": [partner[p] for p in g["params"]]} for g in optimizer.param_groups]
+        twin.state = type(optimizer.state)(dict)
+        load_state_tensors(twin, state_tensors(optimizer), state_scalars(optimizer))
+        objective, clipping = replace(self.objective, model=model), copy.deepcopy(self.clipping)
+        return replace(self, objective=objective, optimizer=twin, clipping=clipping, events=[])
 
 
 class EagerStep:
@@ -272,7 +285,7 @@ class CompiledStep:
         self.batch: Batch = None
         self._stream: Iterator[Batch] | None = None
         self._next = -1
-        self._rate = torch.zeros(1, dtype=program.rate_type, device=program.state[0].device)
+        self._rates = torch.zeros(program.chunk, dtype=program.rate_type, device=program.state[0].device)
 
     def advance(self, step: int, stop: int, rates: RateFunction) -> Outcomes:
         """Take at least one step from ``step`` on and none at ``stop`` or after."""
@@ -293,15 +306,16 @@ class CompiledStep:
             return Outcomes([loss], [norm], [rate], finite)
         if single.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
-        self._rate.fill_(rate)
-        signals, self.gradients = single(self.batch, self._rate)
+        self._rates.fill_(rate)
+        signals, self.gradients = single(self.batch, self._rates)
         loss, norm = signals.tolist()[0]
         return Outcomes([loss], [norm], [rate], isfinite(loss) and isfinite(norm))
 
     def _several(self, program: Program, step: int, rows: Batch, rates: list[float]) -> Outcomes:
         if program.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
-        signals, rest = program(rows, torch.tensor(rates, dtype=self._rate.dtype))
+        self._rates.numpy()[:] = rates  # calls of several steps are for the CPU; a tensor of a list costs more
+        signals, rest = program(rows, self._rates)
         self.gradients, self.products = (), rest[0] if rest else None
         losses, norms = signals.t().tolist()
         return Outcomes(losses, norms, rates, isfinite(sum(losses)) and isfinite(sum(norms)))
@@ -331,9 +345,8 @@ def is_summed(objective: Objective, batch: Batch) -> bool:
     if reduction in ("sum", "mean"):
         return bool(reduction == "sum")
     half = rows_of(batch) // 2
-    with torch.no_grad():
-        whole = objective(batch).item()
-        parts = [(objective(piece).item(), rows_of(piece)) for piece in split(batch, half)]
+    whole = objective.value(batch).item()
+    parts = [(objective.value(piece).item(), rows_of(piece)) for piece in split(batch, half)]
     averaged = sum(loss * rows for loss, rows in parts) / sum(rows for _, rows in parts)
     return abs(whole - sum(loss for loss, _ in parts)) < abs(whole - averaged)
 

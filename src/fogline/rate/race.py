@@ -1,0 +1,198 @@
+"""The race: a few learning rates descend side by side for a few steps, annealed to zero, and are compared held-out.
+
+All members see the same batches and are scored on the same rows, so differences between them are paired: the noise they
+share cancels. While the winner is at an end of the field, the field is extended beyond it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from fogline.data.source import Batch
+from fogline.descent.batches import Batches
+from fogline.descent.objective import Objective
+from fogline.descent.population import InTurn, clock, obstacle, populate
+from fogline.descent.schedules import curve
+from fogline.recipe import Recipe
+
+TOGETHER, IN_TURN = 12, 3
+"""Rates in the field at first."""
+RATIO_TOGETHER, RATIO_IN_TURN = 10 ** (1 / 3), 10**0.5
+"""Between neighbours: many members in one program cost little more than a few, in turn each costs the same."""
+USUAL_COST = 3.0
+"""Of a step of a large field in one program, in steps of one member, for a model so small that calling costs most."""
+LENGTHS = (10, 12, 16, 24, 32, 48, 64)
+"""Steps of a probe: fewer tell too little, more add nothing (benchmarks/rate.py); few, so that a measured cost seldom
+decides between two."""
+_WARMUP = 0.1
+_EXTENSIONS = 4
+_TRIED = 3  # steps, to find out whether members can step in one program, and again to time a step of one
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One rate in the race.
+
+    Attributes:
+        rate: at the top of its schedule.
+        losses: training loss of each step; NaN from where it was lost.
+        scores: held-out loss behind the last step, on each of the common batches.
+    """
+
+    rate: float
+    losses: list[float]
+    scores: list[float]
+
+    @property
+    def score(self) -> float:
+        """Mean held-out loss; infinite where it is no number."""
+        mean = fmean(self.scores)
+        return mean if math.isfinite(mean) else math.inf
+
+
+@dataclass
+class Race:
+    """What came of it.
+
+    Attributes:
+        probes: in the order of their rates.
+        steps: of each probe.
+        ratio: between neighbouring rates.
+        before: held-out loss of the first weights, on each of the common batches.
+        together: whether the members stepped in one program, and ``why``.
+        cost: in steps of one member.
+    """
+
+    probes: list[Probe]
+    steps: int
+    ratio: float
+    before: list[float]
+    together: bool
+    why: str
+    cost: float
+
+    @property
+    def open_end(self) -> str | None:
+        """The end of the field that is best of all, "lower" or "upper"; None where the best lies inside."""
+        best = self.best
+        if not math.isfinite(best.score) or best is self.probes[0]:
+            return "lower"
+        return "upper" if best is self.probes[-1] else None
+
+    @property
+    def best(self) -> Probe:
+        return min(self.probes, key=lambda probe: probe.score)
+
+    @property
+    def first(self) -> float:
+        """Mean held-out loss of the first weights."""
+        return fmean(self.before)
+
+    def gain(self, probe: Probe) -> tuple[float, float]:
+        """How far a probe came below the first weights on the same rows, and the standard error of that."""
+        pairs = [a - b for a, b in zip(self.before, probe.scores, strict=True)]
+        if not all(map(math.isfinite, pairs)):
+            return -math.inf, 0.0
+        return fmean(pairs), stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
+
+
+@dataclass
+class Course:
+    """What all heats of a race share."""
+
+    objective: Objective
+    batches: Batches
+    recipe: Recipe
+    held_out: Sequence[Batch]
+    small: bool
+    check: Callable[[], None]
+
+    @property
+    def scoring(self) -> float:
+        """What it costs to score a member, in steps: a forward pass is a third of one."""
+        return len(self.held_out) / 3
+
+    def heat(self, rates: Sequence[float], steps: int, together: bool) -> tuple[list[Probe], float]:
+        """The probes of these rates, each annealed to zero after a short warm-up, and the seconds of a step."""
+        population = populate(self.objective, self.recipe, len(rates), self.batches, together=together).population
+        at, now = curve("linear", steps, warmup=_WARMUP), clock(self.batches)
+        stream = self.batches.stream(0)
+        table: list[list[float]] = []
+        seconds = []
+        for k in range(steps):
+            self.check()
+            batch, started = next(stream), now()
+            table.append(population.step(k, batch, [rate * at(k) for rate in rates]))
+            seconds.append(now() - started)
+        scores = [population.losses(batch) for batch in self.held_out]
+        probes = [Probe(rate, [row[k] for row in table], [row[k] for row in scores]) for k, rate in enumerate(rates)]
+        return probes, min(seconds)
+
+    def score(self) -> list[float]:
+        """Held-out losses of the first weights."""
+        first = InTurn(self.objective, self.recipe, 1, self.batches)
+        return [first.losses(batch)[0] for batch in self.held_out]
+
+    def single(self) -> float:
+        """Seconds of a step of one member."""
+        _, seconds = self.heat([0.0], _TRIED - 1, together=False)
+        return seconds
+
+
+def race(course: Course, centre: float, budget: float) -> Race:
+    """Race rates around ``centre`` for at most ``budget`` steps; at least one short field is always raced.
+
+    A small model races in one program, where that can be done at all: by rule and not by the clock, and for as many
+    steps as a usual cost allows, because two runs with one seed shall agree. What it did cost is measured.
+
+    Args:
+        course: what is learned, on what, and what is compared.
+        centre: where the best rate of a short descent is expected.
+        budget: in steps of one member.
+    """
+    before, left = course.score(), budget - course.scoring
+    why = "a step is mostly computing, which one program does not make less"
+    if course.small:
+        why = obstacle(course.objective, course.recipe, course.batches) or ""
+        left -= _TRIED
+    steps = _length((left - _TRIED) / USUAL_COST - course.scoring) if not why else None
+    together = steps is not None
+    if steps is None:
+        size, ratio = max(2, min(IN_TURN, int(left / (LENGTHS[0] + course.scoring)))), RATIO_IN_TURN
+        steps = _length(left / (size + 1) - course.scoring) or LENGTHS[0]  # with room for one more
+        cost = float(size)
+    else:
+        size, ratio, cost = TOGETHER, RATIO_TOGETHER, USUAL_COST
+    probes, seconds = course.heat([centre * ratio ** (k - size // 2) for k in range(size)], steps, together)
+    if together:
+        cost, left = max(1.0, seconds / course.single()), left - _TRIED
+        why = f"a step of {size} members in one program took {cost:.1f} times as long as a step of one"
+    elif not why:
+        why = "the budget is too small for many at once"
+    found = Race(probes, steps, ratio, before, together, why, budget - left + cost * (steps + course.scoring))
+    left -= (USUAL_COST if together else cost) * (steps + course.scoring)
+    _extend(course, found, cost / size, left)
+    return found
+
+
+def _extend(course: Course, found: Race, cost: float, left: float) -> None:
+    """Go on beyond an end that wins, while the budget lasts; ``cost`` is that of a step of one member of many."""
+    more = TOGETHER // 2 if found.together else 1
+    usual = USUAL_COST / TOGETHER if found.together else 1.0
+    length = found.steps + course.scoring
+    for _ in range(_EXTENSIONS):
+        end, left = found.open_end, left - usual * more * length
+        if end is None or left < 0:
+            return
+        outermost, factor = (found.probes[0], 1 / found.ratio) if end == "lower" else (found.probes[-1], found.ratio)
+        beyond, _ = course.heat([outermost.rate * factor ** (k + 1) for k in range(more)], found.steps, found.together)
+        found.probes = sorted([*found.probes, *beyond], key=lambda probe: probe.rate)
+        found.cost += cost * more * length
+
+
+def _length(affordable: float) -> int | None:
+    """The longest probe that is affordable, or None."""
+    return max((length for length in LENGTHS if length <= affordable), default=None)
