@@ -336,7 +336,7 @@ def test_steps_without_a_logged_loss_are_not_held_against_the_run(tmp_path: Path
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     count = 0
 
-    with fogline.watch(model, optimizer, runs=tmp_path) as run:
+    with fogline.watch(model, optimizer, runs=tmp_path, share=0.9) as run:
 
         def log(loss: Tensor) -> None:
             nonlocal count
@@ -405,6 +405,25 @@ def test_hooks_are_taken_away(tmp_path: Path) -> None:
     assert [row["message"] for row in opened.events] == ["half way"]
     assert 0 < run.info["watching"]["share"] < 1
     assert run.info["watching"]["budget"] == 0.02
+
+
+def test_a_folder_that_cannot_be_written_ends_the_watching_and_not_the_training(tmp_path: Path) -> None:
+    model, calls = make_model(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run = fogline.watch(model, optimizer, runs=tmp_path)
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))  # somebody else's, called after ours
+    run._store._connection.execute("pragma query_only=on")
+
+    def log(loss: Tensor) -> None:
+        run.log(loss)
+        run._recorder._flushed = 0.0  # it is time to write
+
+    with pytest.warns(RuntimeWarning, match=r"watching ended at step \d+, training goes on: .* cannot be written"):
+        plain_loop(model, optimizer, log)
+    assert len(calls) == STEPS
+    with pytest.warns(RuntimeWarning, match="could not be closed"):
+        run.close()
+    assert hooks_of(model, optimizer) == 1
 
 
 def test_copies_of_a_watched_model_are_not_watched(tmp_path: Path) -> None:
@@ -534,6 +553,67 @@ def test_sparse_rows_hold_the_values_of_their_steps(where: str, tmp_path: Path) 
     assert len(run.layers)
     assert run.info["steps"] == 40 // every
     assert hooks_of(model, optimizer) == 0
+
+
+def test_the_loss_of_a_skipped_step_is_dropped_where_no_forward_pass_was_seen(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    losses = []
+    with fogline.watch(model, optimizer, runs=tmp_path) as run:
+        for k, (x, y) in enumerate(batches()):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model.forward(x), y) * (torch.inf if k == 3 else 1)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            run.log(loss)
+            losses.append(loss.item())
+    assert run.steps["loss"].tolist() == losses[:3] + losses[4:]
+
+
+@pytest.mark.parametrize("where", ["after the step", "before the step"])
+def test_sparse_rows_keep_their_steps_where_a_scaler_skips(where: str, tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    losses = []
+    with fogline.watch(model, optimizer, runs=tmp_path, share=0.9) as run:
+        run._recorder.stride = 4
+        for k, (x, y) in enumerate(batches(40)):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            bad = k in (9, 10, 21)
+            scaler.scale(loss * (torch.inf if bad else 1)).backward()
+            if not bad:
+                losses.append(loss.item())
+            if where == "before the step":
+                run.log(loss)
+            scaler.step(optimizer)
+            scaler.update()
+            if where == "after the step":
+                run.log(loss)
+    assert run.steps["step"].tolist() == list(range(0, 37, 4))
+    assert run.steps["loss"].tolist() == losses[::4]
+    assert [row["step"] for row in run.events] == [9, 9, 19]
+
+
+def test_a_loss_module_is_looked_at_where_the_loop_logs_now_and_then(tmp_path: Path) -> None:
+    model, loss_fn = make_model(), nn.MSELoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = []
+    with fogline.watch(model, optimizer, loss_fn=loss_fn, runs=tmp_path) as run:
+        for k, (x, y) in enumerate(batches()):
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            if k % 10 == 0:
+                run.log(loss)
+    found = run.steps["loss"]
+    assert np.isfinite(found).sum() >= STEPS - 1  # until it is noticed that a loss was not logged
+    assert all(a == b for a, b in zip(found.tolist(), losses, strict=True) if np.isfinite(a))
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

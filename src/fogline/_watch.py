@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,12 @@ from torch.optim import Optimizer
 
 from fogline.descent.optimizers import OPTIMIZERS
 from fogline.descent.stopping import judge
-from fogline.progress import ProgressFunction, ProgressReport, make_progress
+from fogline.progress import ProgressFunction, make_progress
 from fogline.record.info import ending, frame, new_folder, now
 from fogline.record.observer import Observer
 from fogline.record.probes import Budget
 from fogline.record.signals import Recorder
-from fogline.record.store import Store, read_table
+from fogline.record.store import Store
 from fogline.run import Run
 from fogline.verdict import Judgement, Verdict
 
@@ -89,36 +87,30 @@ def watch(
     (100, {'kind': 'watch'})
     """
     optimizer = _checked(model, optimizer, share)
-    folder = new_folder(Path(runs), name, type(getattr(model, "_orig_mod", model)).__name__)
-    return WatchedRun(folder, model, optimizer, loss_fn, scheduler, Budget(share), progress)
+    inner = getattr(model, "_orig_mod", model)
+    trained, left_out = _trained(inner, optimizer)
+    folder = new_folder(Path(runs), name, type(inner).__name__)
+    info = _beginning(folder, inner, optimizer, loss_fn, scheduler, share)
+    resources = ExitStack()
+    store = resources.enter_context(closing(Store(folder)))
+    report = resources.enter_context(make_progress(progress or False, folder.name))
+    if left_out:
+        info["notes"].append(_left_out(left_out))
+        store.event(0, "note", _left_out(left_out), {"parameters": left_out})
+    store.write_info(info)
+    observer = Observer(model, optimizer, loss_fn, Recorder(store, Budget(share)), trained, report)
+    return WatchedRun(folder, model, observer, info, resources)
 
 
 class WatchedRun(Run):
     """A run whose loop belongs to somebody else; made by :func:`watch`."""
 
     def __init__(
-        self,
-        folder: Path,
-        model: nn.Module,
-        optimizer: Optimizer,
-        loss_fn: Any,
-        scheduler: Any,
-        budget: Budget,
-        progress: bool | ProgressFunction | None,
+        self, folder: Path, model: nn.Module, observer: Observer, info: dict[str, Any], resources: ExitStack
     ) -> None:
         super().__init__(folder, model=model)
-        self._store = Store(folder)
-        self._recorder = Recorder(self._store, budget)
-        self._started = time.perf_counter()
-        trained, left_out = _named(model, optimizer)
-        self._info = _beginning(folder, model, optimizer, loss_fn, scheduler, budget)
-        if left_out:
-            self._info["notes"].append(_left_out(left_out))
-            self._store.event(0, "note", _left_out(left_out), {"parameters": left_out})
-        self._store.write_info(self._info)
-        self._stack = ExitStack()
-        self._report = self._stack.enter_context(make_progress(False if progress is None else progress, folder.name))
-        self._observer = Observer(model, optimizer, loss_fn, self._recorder, trained, self._flushed)
+        self._observer, self._info, self._resources = observer, info, resources
+        self._recorder, self._store = observer.recorder, observer.recorder.store
         self._closed = False
 
     def log(
@@ -167,94 +159,69 @@ class WatchedRun(Run):
     def __enter__(self) -> WatchedRun:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:
         if self._closed:
             return
         self._closed = True
-        observer = self._observer
         try:
-            if error is not None:
-                self._store.event(observer.taken, *_parting(error))
-            observer.remove()
-            observer.flush(last=True)
-            judgement, message = self._judged(error)
-            self._finish(judgement, message)
+            with self._resources:
+                self._finish(error)
         except OSError as failure:
             # The loop is over: nothing of it may be lost for a record that cannot be written.
             warnings.warn(f"the run could not be closed: {failure}", RuntimeWarning, stacklevel=3)
-        finally:
-            self._stack.close()
-            self._store.close()
 
-    def _finish(self, judgement: Judgement | None, message: str) -> None:
-        observer = self._observer
-        end = ending(
+    def _finish(self, error: BaseException | None) -> None:
+        observer, info = self._observer, self._info
+        if error is not None:
+            self._store.event(observer.taken, *_parting(error))
+        observer.remove()
+        observer.flush()
+        judgement, message = self._judged(error)
+        if observer.taken:
+            info["recipe"] |= {"duration": f"{observer.taken}st"}
+        info |= ending(
             judgement or Judgement(Verdict.INTERRUPTED),
             steps=observer.taken,
             refused=0,
-            seconds=time.perf_counter() - self._started,
-            budget=self._recorder.budget,
+            seconds=time.perf_counter() - observer.started,
+            budget=observer.budget,
             message=message,
         )
-        if judgement is None:
-            end["verdict"] = None
-            self._info["notes"].append(message)
-            self._store.event(observer.taken, "note", message)
-            warnings.warn(message, UserWarning, stacklevel=4)
-        if observer.taken:
-            self._info["recipe"] |= {"duration": f"{observer.taken}st"}
-        self._info |= {
-            **end,
-            "scores": self._last_scores(),
-            "skipped": observer.incidents.skipped,
-            "not_finite": len(observer.incidents.not_finite),
+        info |= {
+            "scores": {row["name"]: row["value"] for row in self.scores},
+            "skipped": observer.ledger.skipped,
+            "not_finite": len(observer.ledger.not_finite),
         }
-        self._store.write_info(self._info)
+        if judgement is None:
+            info["verdict"] = None
+            info["notes"].append(message)
+            self.note(message)
+            warnings.warn(message, UserWarning, stacklevel=4)
+        self._store.write_info(info)
 
     def _judged(self, error: BaseException | None) -> tuple[Judgement | None, str]:
         """The verdict and its sentence; None, and why, where nothing was seen that could be judged."""
-        observer, table = self._observer, read_table(self.folder, "steps")
-        losses, steps = table["loss"].astype(np.float64), table["step"]
-        bad = np.isin(steps, np.array(observer.incidents.not_finite, dtype=np.int64))
+        taken, table = self._observer.taken, self.steps
+        losses, rates = table["loss"].astype(np.float64), table["lr"].astype(np.float64)
+        bad = np.isin(table["step"], np.array(self._observer.ledger.not_finite, dtype=np.int64))
         known = np.isfinite(losses) | bad
-        held_out = np.array([row["value"] for row in self.scores if row["name"] == "loss"], dtype=np.float64)
-        judgement = judge(
-            losses[known],
-            table["lr"][known].astype(np.float64),
-            held_out,
-            slope=None,
-            refused=bad[known].astype(np.float64),
-        )
-        if error is not None and (judgement.verdict is not Verdict.DIVERGED or isinstance(error, KeyboardInterrupt)):
-            # A loop that stops itself at a NaN has ended by it; any other error says nothing of the descent.
-            if not (bad.any() and judgement.verdict is Verdict.NONFINITE):
-                judgement = Judgement(Verdict.INTERRUPTED, {"steps": observer.taken})
-        elif not observer.taken:
+        if error is None and not taken:
             return None, "no step was seen, so there is no verdict; watch the optimizer whose step() the loop calls"
-        elif not known.any():
+        if error is None and not known.any():
             return None, "no loss was seen, so there is no verdict; call run.log(loss) in the loop"
-        return judgement, _MESSAGES.get(judgement.verdict, "")
-
-    def _last_scores(self) -> dict[str, float]:
-        return {row["name"]: row["value"] for row in self.scores}
-
-    def _flushed(self) -> None:
-        observer, recorder = self._observer, self._recorder
-        seconds = max(time.perf_counter() - self._started, 1e-9)
-        lr = observer.last_rate
-        self._report(
-            ProgressReport(
-                step=observer.taken,
-                loss=recorder.last,
-                lr=math.nan if lr is None else lr,
-                examples_per_second=observer.examples / seconds,
-            )
+        held_out = np.array([row["value"] for row in self.scores if row["name"] == "loss"], dtype=np.float64)
+        refused = bad[known].astype(np.float64)
+        judgement = judge(losses[known], rates[known], held_out, slope=None, refused=refused)
+        # A loop that stops itself at a NaN or as it diverges has ended by it; other errors say nothing of the descent.
+        ended_by_it = (judgement.verdict is Verdict.NONFINITE and bad.any()) or (
+            judgement.verdict is Verdict.DIVERGED and not isinstance(error, KeyboardInterrupt)
         )
+        if error is not None and not ended_by_it:
+            judgement = Judgement(Verdict.INTERRUPTED, {"steps": taken})
+        return judgement, _MESSAGES.get(judgement.verdict, "")
 
 
 def _parting(error: BaseException) -> tuple[str, str]:
@@ -281,22 +248,21 @@ def _checked(model: object, optimizer: Any, share: object) -> Optimizer:
         raise TypeError(f"watch: expected a number from 0 to 1 as `share`, received {share!r}")
     if not 0 <= share < 1:
         raise ValueError(f"watch: expected a share of the time from 0 to 1, received {share!r}; 0.02 is two percent")
-    own = {id(p) for p in model.parameters()}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    if not any(id(p) in own and p.requires_grad for p in held):
+    return optimizer
+
+
+def _trained(model: nn.Module, optimizer: Optimizer) -> tuple[list[tuple[str, nn.Parameter]], list[str]]:
+    """The model's trainable parameters in the optimizer, and the names of those that are not."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    trained = [(n, p) for n, p in named if id(p) in held]
+    if not trained:
         raise ValueError(
             f"watch: expected an optimizer of the model's trainable parameters, received one with {len(held)} "
             "parameters of which none is; make the optimizer from the parameters of this very model, after moving or "
             "replacing its layers"
         )
-    return optimizer
-
-
-def _named(model: nn.Module, optimizer: Optimizer) -> tuple[list[tuple[str, nn.Parameter]], list[str]]:
-    """The model's trainable parameters in the optimizer, and the names of those that are not."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    named = [(n, p) for n, p in getattr(model, "_orig_mod", model).named_parameters() if p.requires_grad]
-    return [(n, p) for n, p in named if id(p) in held], [n for n, p in named if id(p) not in held]
+    return trained, [n for n, p in named if id(p) not in held]
 
 
 def _left_out(names: list[str]) -> str:
@@ -305,18 +271,17 @@ def _left_out(names: list[str]) -> str:
 
 
 def _beginning(
-    folder: Path, model: nn.Module, optimizer: Optimizer, loss_fn: Any, scheduler: Any, budget: Budget
+    folder: Path, model: nn.Module, optimizer: Optimizer, loss_fn: Any, scheduler: Any, share: float
 ) -> dict[str, Any]:
-    inner = getattr(model, "_orig_mod", model)
-    recipe = _recipe(optimizer) | {"watch": budget.share}
-    device = str(next(inner.parameters()).device)
+    recipe = _recipe(optimizer) | {"watch": share}
+    device = str(next(model.parameters()).device)
     return {
         **frame(folder, recipe, device, {"kind": "watch"}),
         "started": now(),
         "task": {
-            "model": type(inner).__name__,
-            "architecture": str(inner)[:20000],
-            "parameters": sum(p.numel() for p in inner.parameters()),
+            "model": type(model).__name__,
+            "architecture": str(model)[:20000],
+            "parameters": sum(p.numel() for p in model.parameters()),
             "loss": None if loss_fn is None else getattr(loss_fn, "__name__", type(loss_fn).__name__),
         },
         "recipe": recipe,
@@ -335,11 +300,11 @@ def _beginning(
 def _recipe(optimizer: Optimizer) -> dict[str, Any]:
     """What is known of the recipe, in its own terms: the first group stands for all."""
     kind, group = type(optimizer), optimizer.param_groups[0]
+    name = kind.__name__.lower()
+    ours = name in OPTIMIZERS and OPTIMIZERS[name].cls is kind
     plain = {n: _plain(v) for n, v in group.items() if n not in _NOT_OPTIONS and v not in (None, False)}
-    known = kind.__name__.lower()
-    named = known in OPTIMIZERS and OPTIMIZERS[known].cls is kind
     recipe: dict[str, Any] = {
-        "optimizer": known if named else f"{kind.__module__}:{kind.__qualname__}",
+        "optimizer": name if ours else f"{kind.__module__}:{kind.__qualname__}",
         "options": {n: v for n, v in plain.items() if isinstance(v, bool | int | float | str | list)},
     }
     lr, decay = float(group.get("initial_lr", group.get("lr", 0.0))), group.get("weight_decay")
@@ -352,7 +317,5 @@ def _recipe(optimizer: Optimizer) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.item() if value.numel() == 1 else value.tolist()
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
+        return value.squeeze().tolist()
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -72,17 +72,22 @@ def adam_rule(betas: tuple[float, float]) -> Rule:
 
 
 class FirstOrder(ABC):
-    """What the two ways of setting the step size share: the rule, the bounds, and the estimate of what is left."""
+    """What the ways of setting the step size share: the rule, the bounds, and the estimate of what is left.
+
+    Without an ``lr`` the first one is measured at the start.
+    """
 
     patience = 10
     careful = True
 
-    def __init__(self, problem: Problem, rule: Rule, start: Point):
-        self.problem = problem
-        self.rule = rule
+    def __init__(self, problem: Problem, rule: Rule, start: Point, lr: float | None = None):
+        self.problem, self.rule = problem, rule
         zero = torch.zeros_like(start.x)
-        self.fresh = Memory(zero, zero, 0)
-        self.memory = self.fresh
+        self.memory = self.fresh = Memory(zero, zero, 0)
+        if lr is None:
+            unit, _ = rule(self.fresh, start.grad, 1.0)
+            lr = first_length(problem, start, unit) if start.steepness > 0 else 1.0
+        self.lr = lr
         self.curvature = math.nan
         self.recent: deque[float] = deque([math.inf], maxlen=self.patience)
 
@@ -110,7 +115,7 @@ class FirstOrder(ABC):
     def _moved(self, before: Point, memory: Memory, heading: Tensor) -> Point:
         wanted = before.x + heading
         after = self.problem.evaluate(self.problem.project(wanted))
-        if self.problem.bounded:  # what a bound stops loses its speed
+        if self.problem.bounds is not None:  # what a bound stops loses its speed
             memory = memory._replace(velocity=memory.velocity * (after.x == wanted))
         self.pending = memory
         return after
@@ -132,10 +137,6 @@ class FixedRate(FirstOrder):
 
     careful = False
 
-    def __init__(self, problem: Problem, rule: Rule, start: Point, lr: float):
-        super().__init__(problem, rule, start)
-        self.lr = lr
-
     def step(self, point: Point) -> Move | None:
         """One step; None where it is too short to change any parameter and there is no speed left."""
         heading, memory = self.rule(self.memory, point.grad, self.lr)
@@ -155,8 +156,6 @@ class SafeguardedRate(FirstOrder):
         super().__init__(problem, rule, start)
         self.by_curvature = by_curvature
         self.growth = 1.1
-        unit, _ = rule(self.fresh, start.grad, 1.0)
-        self.lr = first_length(problem, start, unit) if start.steepness > 0 else 1.0
 
     def step(self, point: Point) -> Move | None:
         """The first proposal that does not go up; None where even the shortest does."""
@@ -190,7 +189,6 @@ class SpectralGradient(FirstOrder):
 
     def __init__(self, problem: Problem, start: Point):
         super().__init__(problem, gradient_rule, start)
-        self.lr = first_length(problem, start, -start.grad) if start.steepness > 0 else 1.0
         self.heights: deque[float] = deque([start.fun], maxlen=10)
 
     def step(self, point: Point) -> Move | None:

@@ -10,17 +10,18 @@ import torch
 
 from fogline._minimize.curvature import Survey, survey
 from fogline._minimize.problem import Point, Problem, norm
-from fogline.verdict import Judgement, Verdict
+from fogline.verdict import Verdict
 
 QUIET = 100  # steps of a careful method without a lower value, after which no more is expected
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The verdict with its evidence, and the sentence for the caller."""
+    """The verdict, the sentence for the caller, and the evidence."""
 
-    judgement: Judgement
+    verdict: Verdict
     message: str
+    evidence: dict[str, Any]
 
 
 class Judge:
@@ -34,15 +35,10 @@ class Judge:
     """
 
     def __init__(self, problem: Problem, start: Point, tol: float, patience: int, careful: bool):
-        self.problem = problem
-        self.start = start
-        self.tol = tol
-        self.patience = patience
-        self.careful = careful
+        self.problem, self.tol, self.patience, self.careful = problem, tol, patience, careful
         self.eps = torch.finfo(start.x.dtype).eps
-        self.held = 0
-        self.best = start
-        self.quiet = 0
+        self.start = self.best = start
+        self.held = self.quiet = 0
         self.lowest = [start.fun]  # lowest value up to each step
         self.left = math.inf
 
@@ -58,10 +54,8 @@ class Judge:
 
     def moved(self, point: Point) -> Ending | None:
         """Take in a step; an ending where the descent has left the ground or does not get lower any more."""
-        if point.fun < self.best.fun - self.eps * abs(self.best.fun):
-            self.quiet = 0
-        else:
-            self.quiet += 1
+        lower = point.fun < self.best.fun - self.eps * abs(self.best.fun)
+        self.quiet = 0 if lower else self.quiet + 1
         if point.fun < self.best.fun:
             self.best = point
         self.lowest.append(self.best.fun)
@@ -80,27 +74,22 @@ class Judge:
 
     def settled(self, point: Point, seen: Survey) -> Ending:
         """Nothing left to gain: at a minimum, unless the Hessian bends down or there is nothing to tell from."""
-        evidence = {
-            **self._evidence(point),
-            "smallest_curvature": seen.smallest,
-            "largest_curvature": seen.largest,
-        }
-        gain = self.start.fun - point.fun
+        gain, flat = self.start.fun - point.fun, seen.largest == 0 and norm(self.problem.free_gradient(point)) == 0
+        curvatures = {"smallest_curvature": seen.smallest, "largest_curvature": seen.largest}
         if seen.bends_down:
             message = (
                 f"Stalled at a saddle: the slope is gone but the function bends down (curvature {seen.smallest:.3g} "
                 f"against {seen.largest:.3g}); start elsewhere or use method='lbfgs', which leaves saddles."
             )
-            return Ending(Judgement(Verdict.STALLED, evidence), message)
-        movable = norm(seen.downward) > 0
-        if seen.largest == 0 and gain <= 0 and movable and norm(self.problem.free_gradient(point)) == 0:
+            return self._ending(Verdict.STALLED, message, point, **curvatures)
+        if flat and gain <= 0 and norm(seen.downward) > 0:  # without a direction, bounds hold every parameter
             message = (
                 "Stalled on a plain: the function is flat at the start, slope and curvature are exactly zero; "
                 "start elsewhere, or check that the function depends on its argument there."
             )
-            return Ending(Judgement(Verdict.STALLED, evidence), message)
+            return self._ending(Verdict.STALLED, message, point, **curvatures)
         message = f"Converged: at a minimum; about {self.left:.1e} is left to gain after {gain:.3g} gained."
-        return Ending(Judgement(Verdict.CONVERGED, evidence), message)
+        return self._ending(Verdict.CONVERGED, message, point, **curvatures)
 
     def blocked(self, point: Point) -> Ending:
         """No step goes down: at a minimum as far as rounding shows, or stuck."""
@@ -117,25 +106,23 @@ class Judge:
         )
         if not self.careful:
             message = "Stalled: the steps are too short to change the parameters; raise lr or leave it at 'auto'."
-        return Ending(Judgement(Verdict.STALLED, self._evidence(point)), message)
+        return self._ending(Verdict.STALLED, message, point)
 
     def spent(self, point: Point) -> Ending:
         """The steps ended first."""
-        steps, evidence = len(self.lowest) - 1, self._evidence(point)
         if point.fun > self.start.fun + 10 * self.eps * abs(self.start.fun):
             return self.diverged(point)
-        halfway, lowest = self.lowest[steps // 2], self.lowest[-1]
-        late = halfway - lowest
-        evidence["gain_of_second_half"] = late
+        steps, lowest = len(self.lowest) - 1, self.lowest[-1]
+        late = self.lowest[steps // 2] - lowest
         if steps and late <= max(self.tol * (self.start.fun - lowest), self.eps * abs(lowest)):
             message = (
                 f"Stalled: the last {steps - steps // 2} steps only jump about without getting lower; "
                 "lower lr (a tenth is a good first try) or leave it at 'auto'."
             )
-            return Ending(Judgement(Verdict.STALLED, evidence), message)
+            return self._ending(Verdict.STALLED, message, point, gain_of_second_half=late)
         left = f"about {self.left:.1e} is left to gain; " if math.isfinite(self.left) else ""
         message = f"Still improving: {steps} steps ended first; {left}raise max_steps."
-        return Ending(Judgement(Verdict.IMPROVING, evidence), message)
+        return self._ending(Verdict.IMPROVING, message, point, gain_of_second_half=late)
 
     def diverged(self, point: Point) -> Ending:
         """The value went up instead of down."""
@@ -143,34 +130,33 @@ class Judge:
             f"Diverged: the value went from {self.start.fun:.6g} up to {point.fun:.6g}; "
             "lower lr (a tenth is a good first try) or leave it at 'auto'."
         )
-        return Ending(Judgement(Verdict.DIVERGED, self._evidence(point)), message)
+        return self._ending(Verdict.DIVERGED, message, point)
 
     def not_finite(self, point: Point, refused: Point) -> Ending:
         """A step led to NaN or infinity; the place before it is kept."""
-        evidence = {**self._evidence(point), "refused_fun": str(refused.fun)}
         if refused.fun == -math.inf:
             message = (
                 "Diverged: the function falls without bound (minus infinity was reached); "
                 "check its sign, add a penalty or give bounds."
             )
-            return Ending(Judgement(Verdict.DIVERGED, evidence), message)
+            return self._ending(Verdict.DIVERGED, message, point, refused_fun=str(refused.fun))
         if point.fun > self.start.fun:
             return self.diverged(point)
         message = (
             f"Non-finite: the next step led to a value of {refused.fun} or an infinite gradient and was refused; "
             "the last finite place is returned. Lower lr, or give bounds that keep to where the function is defined."
         )
-        return Ending(Judgement(Verdict.NONFINITE, evidence), message)
+        return self._ending(Verdict.NONFINITE, message, point, refused_fun=str(refused.fun))
 
     def interrupted(self, point: Point, steps: int) -> Ending:
         """The callback asked to stop."""
-        message = f"Interrupted: the callback returned True after {steps} steps."
-        return Ending(Judgement(Verdict.INTERRUPTED, self._evidence(point)), message)
+        return self._ending(Verdict.INTERRUPTED, f"Interrupted: the callback returned True after {steps} steps.", point)
 
-    def _evidence(self, point: Point) -> dict[str, Any]:
-        return {
+    def _ending(self, verdict: Verdict, message: str, point: Point, **evidence: Any) -> Ending:
+        common = {
             "left_to_gain": self.left,
             "gain": self.start.fun - point.fun,
             "tol": self.tol,
             "slope_share": point.steepness / self.start.steepness if self.start.steepness else 0.0,
         }
+        return Ending(verdict, message, common | evidence)

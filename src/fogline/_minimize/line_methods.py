@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,21 +19,6 @@ class Move:
 
     point: Point
     lr: float
-
-
-class Model(Protocol):
-    """What a method believes about the curvature."""
-
-    patience: int
-
-    def direction(self, point: Point, grad: Tensor, free: Tensor | None) -> Tensor | None:
-        """The step to the minimum of the model, shape (n,); None while nothing is known."""
-
-    def learn(self, step: Tensor, change: Tensor) -> None:
-        """Take in a step and the change of the gradient along it, each of shape (n,)."""
-
-    def forget(self) -> None:
-        """Start again from nothing."""
 
 
 class LimitedMemory:
@@ -179,6 +163,12 @@ class NewtonCG:
         """Nothing is remembered."""
 
 
+# What a method believes about the curvature: direction gives the step to the minimum of the model, shape (n,), or
+# None while nothing is known; learn takes in a step and the change of the gradient along it, each of shape (n,);
+# forget starts again from nothing.
+Model = LimitedMemory | Dense | NewtonCG
+
+
 class LineSearch:
     """A direction from a model, a length from a line search; the path bends along the bounds where there are any."""
 
@@ -211,12 +201,12 @@ class LineSearch:
         """Search along the direction; once more along the gradient if that fails; None if this fails too."""
         if self.heading is None:
             return None
-        trial = self._search(point, self.heading, self.slope, 1.0)
+        trial = self._search(point, self.heading, self.slope)
         if trial is None:
             self.model.forget()
             grad = self.problem.free_gradient(point)
             heading = -grad * first_length(self.problem, point, -grad)
-            trial = self._search(point, heading, float(grad.dot(heading).item()), 1.0)
+            trial = self._search(point, heading, float(grad.dot(heading).item()))
         if trial is None:
             return None
         if trial.point.finite:
@@ -250,21 +240,21 @@ class LineSearch:
             self.heading, self.slope = seen.heading, -2 * seen.left
         return self.step(point)
 
-    def _search(self, point: Point, heading: Tensor, slope: float, length: float) -> Trial | None:
+    def _search(self, point: Point, heading: Tensor, slope: float) -> Trial | None:
         resolution = 10 * torch.finfo(point.x.dtype).eps * abs(point.fun)
         origin = Trial(0.0, point, slope)
 
         def attempt(length: float) -> Trial:
             wanted = point.x.add(heading, alpha=length)
-            if not self.problem.bounded:
+            if self.problem.bounds is None:
                 there = self.problem.evaluate(wanted)
                 return Trial(length, there, float(there.grad.dot(heading).item()))
             there = self.problem.evaluate(self.problem.project(wanted))
             moving = heading * (there.x == wanted)
             return Trial(length, there, float(there.grad.dot(moving).item()))
 
-        search = projected_wolfe if self.problem.bounded else strong_wolfe
-        return search(attempt, origin, length, resolution)
+        search = strong_wolfe if self.problem.bounds is None else projected_wolfe
+        return search(attempt, origin, resolution)
 
     def _learn(self, before: Point, after: Point) -> None:
         step, change = after.x - before.x, after.grad - before.grad

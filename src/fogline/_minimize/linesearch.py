@@ -25,23 +25,22 @@ class Trial:
 Try = Callable[[float], Trial]
 
 
-def strong_wolfe(attempt: Try, origin: Trial, length: float, resolution: float) -> Trial | None:
+def strong_wolfe(attempt: Try, origin: Trial, resolution: float) -> Trial | None:
     """A step length that satisfies the strong Wolfe conditions (Nocedal & Wright 2006, algorithms 3.5 and 3.6).
 
     Where the function's values no longer resolve the decrease, the approximate conditions of Hager & Zhang (2005),
     which look at slopes only, are accepted instead: this is worth several digits of the minimum's place.
 
     Args:
-        attempt: evaluates a step length.
+        attempt: evaluates a step length; 1 is the first that is tried.
         origin: length 0, with a negative slope.
-        length: the first length tried.
         resolution: smallest difference that two values near the origin can show.
 
     Returns:
         The accepted trial; failing that the best one that still gives a sufficient decrease; None where nothing does.
     """
     low, high = origin, None
-    width = math.inf
+    length, width = 1.0, math.inf
     for _ in range(TRIALS):
         trial = attempt(length)
         if trial.point.fun == -math.inf:
@@ -67,13 +66,13 @@ def strong_wolfe(attempt: Try, origin: Trial, length: float, resolution: float) 
     return low if low.length > 0 and low.point.fun < origin.point.fun else None
 
 
-def projected_wolfe(attempt: Try, origin: Trial, length: float, resolution: float) -> Trial | None:
+def projected_wolfe(attempt: Try, origin: Trial, resolution: float) -> Trial | None:
     """A step along a path bent by bounds: sufficient decrease, and a slope that has flattened, found by bisection.
 
     ``attempt`` gives as slope that of the bent path, and ``origin.slope`` times the length is replaced by the decrease
     the gradient promises for the displacement that the bounds leave (Bertsekas 1982; Lewis & Overton 2013).
     """
-    low, high = origin, math.inf
+    low, high, length = origin, math.inf, 1.0
     for _ in range(TRIALS):
         trial = attempt(length)
         if trial.point.fun == -math.inf:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from fogline._minimize.curvature import Survey, survey
+from fogline._minimize.first_order import FirstOrder
 from fogline._minimize.judge import Ending, Judge
-from fogline._minimize.line_methods import Move
+from fogline._minimize.line_methods import LineSearch, Move
 from fogline._minimize.problem import Point, Problem
 from fogline._minimize.result import Recorder
 
@@ -32,28 +33,11 @@ class Progress:
     lr: float
 
 
-class Method(Protocol):
-    """What the loop asks of a method.
-
-    Attributes:
-        patience: steps running in which nothing may be left to gain before the loop believes it.
-        careful: whether the method refuses steps that do not go down.
-    """
-
-    patience: int
-    careful: bool
-
-    def prepare(self, point: Point) -> float:
-        """Get ready for the next step and say how much is left to gain; 0 where the slope is exactly zero."""
-
-    def step(self, point: Point) -> Move | None:
-        """The next step; None where there is none."""
-
-    def detour(self, point: Point, seen: Survey) -> Move | None:
-        """The next step where the Hessian says that more is left than the method thought."""
-
-    def escape(self, point: Point, seen: Survey) -> Move | None:
-        """A step away from a saddle; None where the method has none."""
+# What is plugged in: prepare gets ready for the next step and says how much is left to gain, 0 where the slope is
+# exactly zero; step takes it, or gives None where there is none; detour is the step where the Hessian says that more
+# is left than the method thought, escape one away from a saddle. Nothing may be left in patience steps running before
+# the loop believes it; a careful method refuses steps that do not go down.
+Method = FirstOrder | LineSearch
 
 
 @dataclass(frozen=True)

@@ -51,24 +51,19 @@ class Problem:
     """A scalar function of a flat vector, with its gradient, its Hessian-vector products, its bounds and its counts."""
 
     def __init__(self, function: Callable[..., Tensor], structure: Structure, bounds: tuple[Tensor, Tensor] | None):
-        self.function = function
-        self.structure = structure
-        self.lower: Tensor | None = bounds[0] if bounds else None
-        self.upper: Tensor | None = bounds[1] if bounds else None
-        self.bounded = bounds is not None
-        self.evaluations = 0
-        self.curvature_products = 0
-        self.bottomless = False
+        self.function, self.structure, self.bounds = function, structure, bounds
+        self.evaluations = self.curvature_products = 0
 
     def project(self, x: Tensor) -> Tensor:
         """The nearest vector inside the bounds."""
-        return x.clamp(self.lower, self.upper) if self.bounded else x
+        return x if self.bounds is None else x.clamp(*self.bounds)
 
     def free(self, point: Point) -> Tensor | None:
         """1 where a parameter can move downhill, 0 where a bound holds it, shape (n,); None without bounds."""
-        if self.lower is None or self.upper is None:
+        if self.bounds is None:
             return None
-        held = ((point.x <= self.lower) & (point.grad > 0)) | ((point.x >= self.upper) & (point.grad < 0))
+        lower, upper = self.bounds
+        held = ((point.x <= lower) & (point.grad > 0)) | ((point.x >= upper) & (point.grad < 0))
         return (~held).to(point.x.dtype)
 
     def free_gradient(self, point: Point) -> Tensor:
@@ -82,16 +77,13 @@ class Problem:
         value = self._value(leaf)
         self.evaluations += 1
         fun = float(value.item())
-        if not value.requires_grad:
-            if math.isfinite(fun):
-                raise ValueError(
-                    "expected a function that torch can differentiate, received a result that does not require grad; "
-                    "compute it from the argument with torch operations (no .item(), .detach(), numpy or rounding)"
-                )
-            return Point(x, fun, torch.full_like(x, math.nan), math.nan)
         if not math.isfinite(fun):
-            self.bottomless = self.bottomless or fun == -math.inf
             return Point(x, fun, torch.full_like(x, math.nan), math.nan)
+        if not value.requires_grad:
+            raise ValueError(
+                "expected a function that torch can differentiate, received a result that does not require grad; "
+                "compute it from the argument with torch operations (no .item(), .detach(), numpy or rounding)"
+            )
         (grad,) = torch.autograd.grad(value, leaf)
         return Point(x, fun, grad, norm(grad))
 

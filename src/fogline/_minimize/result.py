@@ -11,14 +11,7 @@ from torch import Tensor
 from fogline._minimize.problem import Point
 from fogline.verdict import Verdict
 
-STATUS = {
-    Verdict.CONVERGED: 0,
-    Verdict.IMPROVING: 1,
-    Verdict.STALLED: 2,
-    Verdict.DIVERGED: 3,
-    Verdict.NONFINITE: 4,
-    Verdict.INTERRUPTED: 5,
-}
+STATUS = ("CONVERGED", "IMPROVING", "STALLED", "DIVERGED", "NONFINITE", "INTERRUPTED")
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ class Result:
     @property
     def status(self) -> int:
         """The verdict as a number, 0 where the descent ended at a minimum."""
-        return STATUS[self.verdict]
+        return STATUS.index(self.verdict.name)
 
     def __repr__(self) -> str:
         return (

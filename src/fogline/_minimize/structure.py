@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+F64 = torch.float64
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -47,7 +49,7 @@ def flatten(start: Any) -> tuple[Tensor, Structure]:
         ValueError: nothing to descend on, a value that is not finite, or leaves on several devices.
     """
     if _is_numbers(start):
-        start = torch.tensor(start, dtype=torch.float64)
+        start = torch.tensor(start, dtype=F64)
     if isinstance(start, Tensor | np.ndarray | np.generic):
         leaves, spec = [_leaf(start, "start")], None
     else:
@@ -145,9 +147,7 @@ def _leaf(value: Any, name: str) -> Tensor:
         raise TypeError(f"expected numbers or tensors as the start, received {type(value).__name__} at {name}")
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "iuf":
         raise TypeError(f"expected real numbers as the start, received an array of {value.dtype} at {name}")
-    tensor = (
-        value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=None if _sized(value) else F64)
-    )
+    tensor = torch.as_tensor(value, dtype=F64 if isinstance(value, int | float) else None).detach()
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"expected real numbers as the start, received {tensor.dtype} at {name}; give real parameters")
     if not tensor.is_floating_point():
@@ -159,10 +159,3 @@ def _leaf(value: Any, name: str) -> Tensor:
             "start where the function is defined"
         )
     return tensor
-
-
-F64 = torch.float64
-
-
-def _sized(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f"

@@ -7,13 +7,13 @@ import platform
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fogline import __version__
 from fogline.record.probes import Budget
 from fogline.verdict import Judgement
 
@@ -50,7 +50,7 @@ def frame(folder: Path, asked: Mapping[str, Any], device: str, source: Mapping[s
         "asked": dict(asked),
         "source": None if source is None else dict(source),
         "versions": {
-            "fogline": _version("fogline"),
+            "fogline": __version__,
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
@@ -93,10 +93,3 @@ def ending(
 def now() -> str:
     """This moment as ISO text, to the second, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

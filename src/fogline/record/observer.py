@@ -13,24 +13,57 @@ Values stay on the device until :meth:`Observer.flush`; on the CPU they are read
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from numbers import Real
-from typing import Any
+from functools import partial, wraps
+from timeit import timeit
+from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from fogline.record.incidents import Incidents
-from fogline.record.seen import Hook, Seen, Value, gradient_norm, hook_seconds, rate_of, rows_of, value_of
-from fogline.record.signals import Recorder, numbers
-from fogline.record.window import Window
+from fogline.progress import ProgressFunction, ProgressReport
+from fogline.record.probes import Window
+from fogline.record.seen import Ledger, Seen, gradient_norm, is_single, rate_of, rows_of, value_of
+from fogline.record.signals import Recorder
 
+_HOOK_CALLS = 30
 _MOST_WAITING = 1024
 _SCALER_SHOWS = 200  # steps after which a gradient scaler would have been seen at work
+
+Given = TypeVarTuple("Given")
+Result = TypeVar("Result")
+
+
+class Hook:
+    """A hook that copies and pickles of its module do not carry along, and that no compiler traces into a graph."""
+
+    def __init__(self, call: Callable[..., Any] | None = None) -> None:
+        self._call = call
+
+    def __call__(self, *given: Any) -> Any:
+        if torch.compiler.is_compiling() or self._call is None:
+            return None
+        return self._call(*given)
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:  # deepcopy asks for it, too
+        return Hook, ()
+
+
+def counted(method: Callable[[Observer, *Given], Result]) -> Callable[[Observer, *Given], Result]:
+    """Count what a method costs, and what is counted inside it only once."""
+
+    @wraps(method)
+    def counting(self: Observer, *given: *Given) -> Result:
+        before, started = self.budget.spent, time.perf_counter()
+        result = method(self, *given)
+        self.budget.spent = before + time.perf_counter() - started + self.hook_seconds
+        return result
+
+    return counting
 
 
 class Observer:
@@ -40,13 +73,14 @@ class Observer:
         model, optimizer, loss_fn: of the loop; a loss that is no module is not observed.
         recorder: gets a row for every step, or for every ``recorder.stride``-th where steps come too fast.
         named: the trained parameters with their names, for the probes.
-        flushed: called after each flush.
+        report: called after each flush.
 
     Attributes:
         taken: steps so far.
         examples: rows that went forward through the model in training.
-        incidents: steps that were not finite or were skipped.
-        last_rate: learning rate of the latest step flushed.
+        ledger: what was seen of the steps, and what went wrong in them.
+        started: when the observing began, a reading of ``perf_counter``.
+        hook_seconds: what the call of a hook costs.
     """
 
     def __init__(
@@ -56,83 +90,83 @@ class Observer:
         loss_fn: object,
         recorder: Recorder,
         named: Sequence[tuple[str, nn.Parameter]],
-        flushed: Callable[[], None],
+        report: ProgressFunction,
     ) -> None:
-        self.optimizer, self.recorder, self.flushed = optimizer, recorder, flushed
-        self.budget, self.store = recorder.budget, recorder.store
+        self.optimizer, self.recorder, self.report = optimizer, recorder, report
+        self.budget, self.ledger = recorder.budget, Ledger(recorder)
+        self.hook_seconds, self._collected = hook_seconds(), 0.0
+        self.started = time.perf_counter()
         self.taken = self.examples = 0
-        self.incidents = Incidents(recorder.store)
-        self.last_rate: float | None = None
-        self._model, self._loss_fn = model, loss_fn if isinstance(loss_fn, nn.Module) else None
-        self._started = time.perf_counter()
         inner = getattr(model, "_orig_mod", model)
         compiled = inner is not model or any(m._compiled_call_impl is not None for m in inner.modules())
-        self._window = Window(optimizer, named, self.budget, None if compiled else inner)
-        self._coming: Seen | None = Seen()
-        self._last: Seen | None = None
-        self._waiting: list[Seen] = []
-        self._scores: list[tuple[int, str, Value]] = []
-        self._suspects: list[tuple[int, Tensor]] = []
-        self._feeds: int | None = None  # the step that the latest forward pass of the model is for
-        self._first_log_before_step: bool | None = None
+        self._window = Window(named, self.budget, None if compiled else inner)
+        self._coming: Seen | None = None  # the step to come, if it has a row
+        self._last: Seen | None = None  # the step just taken, if it has a row
+        self._fed: Seen | None = None  # the step that the latest forward pass was for
+        self._logs: bool | None = None  # whether every row so far had its loss logged; None before the first
+        self._logs_ahead: bool | None = None  # whether losses are logged before their step; None before the first
         self._inside, self._evaluations = False, 0
-        self._examples_before, self._rows_a_step, self._mark = 0, 0, (0, 0)
-        self._scaled = False
-        self._missed: bool | None = None  # whether a step's loss was not logged; None before the first
-        self._sentinel_gradient: Tensor | None = None
-        self._sentinel_version = 0
-        self._collecting = 0.0
+        self._scaled = self._stopped = False
+        self._rows_a_step = self._wake = self._flushed_at = 0
+        self._gradient: Tensor | None = None
+        self._version = 0
         # Overflow in a backward pass reaches the early layers; a small parameter costs nothing to hold on to.
-        sentinel = next((p for _, p in named if p.ndim == 1), named[0][1])
-        hook: Any = sentinel.register_post_accumulate_grad_hook(Hook(self._after_backward))  # type: ignore[no-untyped-call]
-        self._sentinel_hook, self._sentinel_device = hook, sentinel.device.type
-        self._hook_seconds = hook_seconds()
-        self._passes: list[Any] = []
-        self._ahead: list[Any] = []
-        self._wake = self._flushed_at = 0
-        self._handles = [optimizer.register_step_post_hook(self._after_step)]
-        self._attach()
-        self._look_ahead()
+        sentinel: Any = next((p for _, p in named if p.ndim == 1), named[0][1])
+        self._device = sentinel.device.type
+        self._hooks: dict[str, Callable[[], RemovableHandle]] = {
+            "forward": lambda: model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True),
+            "gradient": lambda: sentinel.register_post_accumulate_grad_hook(Hook(self._after_backward)),
+            "before": lambda: optimizer.register_step_pre_hook(Hook(self._before_step)),
+            "after": lambda: optimizer.register_step_post_hook(self._after_step),
+        }
+        if isinstance(loss_fn, nn.Module):
+            self._hooks["loss"] = lambda: loss_fn.register_forward_hook(Hook(self._after_loss))
+        self._hung: dict[str, RemovableHandle] = {}
+        self._hang("gradient", True)
+        self._hang("after", True)
+        self._arrange()
 
-    def _attach(self) -> None:
-        """Look at the forward passes of the coming step: a hook there costs more than one on the optimizer."""
-        if self._passes:
+    def _hang(self, name: str, wanted: bool) -> None:
+        if wanted == (name in self._hung):
             return
-        self._passes.append(self._model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True))
-        if self._loss_fn is not None and self._missed is not False:
-            self._passes.append(self._loss_fn.register_forward_hook(Hook(self._after_loss)))
+        if wanted:
+            self._hung[name] = self._hooks[name]()
+        else:
+            self._hung.pop(name).remove()
 
-    def _detach(self) -> None:
-        for handle in self._passes:
-            handle.remove()
-        self._passes = []
-
-    def _look_ahead(self) -> None:
-        """Be there before the coming step only if it has a row or may be the first of a window."""
-        if self._coming is not None or self._window.open or self._may_probe():
-            if not self._ahead:
-                self._ahead = [self.optimizer.register_step_pre_hook(self._before_step)]
-            self._wake = 0
-            return
-        for handle in self._ahead:
-            handle.remove()
-        self._ahead = []
-        stride = self.recorder.stride
-        self._wake = 0 if self._last is not None else self.taken + stride - 1 - self.taken % stride
+    def _arrange(self) -> None:
+        """Hang the hooks that the coming step needs, and no others: a hook costs more than what is done in it."""
+        stride, past = self.recorder.stride, self.taken % self.recorder.stride
+        self._coming = None if past else Seen()
+        near = not past or self._last is not None
+        ahead = not past or self._window.open or self._may_probe()
+        self._hang("before", ahead)
+        self._hang("forward", near)
+        self._hang("loss", near and not self._logs and "loss" in self._hooks)
+        self._wake = 0 if near or ahead else self.taken - past + stride - 1
         if self.taken < _SCALER_SHOWS:
             self._wake = min(self._wake, _SCALER_SHOWS)
+        elif "gradient" in self._hung and not (self._scaled or self.ledger.may_have_skipped):
+            self._hang("gradient", False)
 
     def _may_probe(self) -> bool:
         """The second step of a window must be one that has a row."""
         return (self.taken + 1) % self.recorder.stride == 0
 
     def remove(self) -> None:
-        """Take every hook away."""
-        self._detach()
-        for handle in (*self._handles, *self._ahead, self._sentinel_hook):
-            handle.remove()
-        self._handles, self._ahead = [], []
+        """Take every hook away; what was seen waits for :meth:`flush`."""
+        self._stop()
+        self._hang("after", False)
+
+    def _stop(self) -> None:
+        """Observe nothing any more; the hook after the step stays, in case it is the one that is being called."""
+        self._stopped = True
+        for name in self._hooks:
+            if name != "after":
+                self._hang(name, False)
         self._window.remove()
+        self._settle()
+        self._coming = None
 
     # -- what the loop says ----------------------------------------------------------------------------------------
 
@@ -142,258 +176,207 @@ class Observer:
         Raises:
             TypeError, ValueError: it is no single number, or is for a step that is neither the last nor the coming one.
         """
-        if (self._coming is None and self._last is None) or not self._handles:
-            return
-        started = time.perf_counter()
-        kept = value_of("loss", loss)
-        if step is None:
-            step = self._step_logged()
-        elif step not in (self.taken - 1, self.taken):
-            raise ValueError(
-                f"expected the loss of the last step or of the coming one ({self.taken - 1} or {self.taken}), received "
-                f"step={step}; leave `step` out, or count optimizer steps from 0"
-            )
-        if not self._inside:  # within a closure the loss is that of a trial point
-            seen = self._coming if step == self.taken else self._last if step == self.taken - 1 else None
-            if seen is not None:
-                seen.logged.append(kept)
-        self._count(started)
+        if self._coming is not None or self._last is not None:
+            self._log(loss, step)
 
     def score(self, name: str, value: object, step: int | None) -> None:
         """Keep a held-out score, of the last step if none is given."""
-        self._scores.append((max(0, self.taken - 1) if step is None else step, name, value_of(name, value)))
+        self.ledger.scores.append((max(0, self.taken - 1) if step is None else step, name, value_of(name, value)))
 
-    def _step_logged(self) -> int:
+    @counted
+    def _log(self, loss: object, step: int | None) -> None:
+        kept, seen = value_of("loss", loss), self._step_of_loss(step)
+        # Within a closure the loss is that of a trial point.
+        if seen is not None and (seen is self._coming or seen is self._last) and not self._inside:
+            seen.logged.append(kept)
+
+    def _step_of_loss(self, step: int | None) -> Seen | None:
         """With no forward pass to go by, losses come before the steps if the first one did."""
-        if self._feeds is not None:
-            return self._feeds
-        if self._first_log_before_step is None:
-            self._first_log_before_step = self.taken == 0
-        return self.taken if self._first_log_before_step else self.taken - 1
+        if step is not None:
+            if step not in (self.taken - 1, self.taken):
+                raise ValueError(
+                    f"expected the loss of the last step or of the coming one ({self.taken - 1} or {self.taken}), "
+                    f"received step={step}; leave `step` out, or count optimizer steps from 0"
+                )
+            return self._coming if step == self.taken else self._last
+        if self._fed is not None:
+            return self._fed
+        if self._logs_ahead is None:
+            self._logs_ahead = self.taken == 0
+        return self._coming if self._logs_ahead else self._last
 
     # -- hooks -----------------------------------------------------------------------------------------------------
 
+    @counted
     def _before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or self._evaluations:
             return
-        started = time.perf_counter()
-        self._feeds = self.taken
-        if self._coming is None:
-            self._detach()
-        else:
-            self._mark = (len(self._coming.logged), len(self._coming.observed))
-            self.examples += rows_of(args, kwargs)
-            self._window.forward()
-            if not self._scaled and self.taken < _SCALER_SHOWS:
-                kind = self._sentinel_device
-                self._scaled = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
-        self._count(started)
+        self._fed = self._coming or Seen()
+        self._fed.forward(rows_of(args, kwargs))
+        self._window.forward()
+        if not self._scaled and self.taken < _SCALER_SHOWS:
+            autocast = torch.is_autocast_enabled(self._device)
+            self._scaled = autocast and torch.get_autocast_dtype(self._device) is torch.float16
 
+    @counted
     def _after_loss(self, _: nn.Module, __: object, output: object) -> None:
         if self._coming is None or self._evaluations or not torch.is_grad_enabled():
             return
-        started = time.perf_counter()
         if isinstance(output, Tensor) and output.numel() == 1:
             self._coming.observed.append(value_of("loss", output))
-        self._count(started)
 
+    @counted
     def _after_backward(self, parameter: Tensor) -> None:
         """Gradients made anew without a step since the last ones: those were dropped."""
         gradient = parameter.grad
         if self._inside or gradient is None or torch.is_grad_enabled():
             return
-        started = time.perf_counter()
-        before, version = self._sentinel_gradient, gradient._version
+        before, version = self._gradient, gradient._version
         # Accumulation is in place and counts the version up; after zero_grad the gradient is another tensor.
-        if before is not None and before is not gradient and version <= self._sentinel_version:
+        if before is not None and before is not gradient and version <= self._version:
             if self._coming is not None:
-                self._coming.forget(*self._mark)
+                self._coming.forget()
             bad = ~torch.isfinite(before).all()
             if bad.device.type != "cpu" or bool(bad):
-                self._suspects.append((self.taken, bad))
-        self._sentinel_gradient, self._sentinel_version = gradient, version
-        self._count(started)
+                self.ledger.suspect(self.taken, bad)
+        self._gradient, self._version = gradient, version
 
+    @counted
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling():
-            return None
         self._inside, self._evaluations = True, 0
-        if self._last is not None:
-            self._settle()
-        seen = self._coming
-        started = time.perf_counter()
-        if seen is not None:
-            seen.number, seen.seconds, seen.examples = self.taken, started - self._started, self._examples_before
-            seen.rate = rate_of(self.optimizer)
-        self._count(started)
+        if self._coming is not None:
+            self._coming.seconds = time.perf_counter() - self.started
+            self._coming.rate = rate_of(self.optimizer)
         self._window.begin(self._may_probe())
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
-            self._look_at_gradients(seen)
+            self._look_at_gradients()
             return None
-        observed = self._closure(seen, closure)
-        return ((args[0], observed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": observed})
 
-    def _settle(self) -> None:
-        """No more losses come for the last step. A loss module is looked at until, and after, the loop logs its own."""
-        last, self._last = self._last, None
-        assert last is not None
-        self._waiting.append(last)
-        if not last.logged and self._missed is False:
-            self._missed = True
-        elif last.logged and self._missed is None:
-            self._missed = False
-            self._detach()
-            self._attach()
-
-    def _closure(self, seen: Seen | None, closure: Callable[[], Any]) -> Callable[[], Any]:
         def observed() -> Any:
             loss = closure()
-            if self._evaluations == 0:
-                if seen is not None and (isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1)):
-                    seen.evaluated = value_of("loss", loss)
-                self._look_at_gradients(seen)
-            self._evaluations += 1
+            self._evaluated(loss)
             return loss
 
-        return observed
+        return ((args[0], observed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": observed})
 
-    def _look_at_gradients(self, seen: Seen | None) -> None:
-        started = time.perf_counter()
+    @counted
+    def _evaluated(self, loss: object) -> None:
+        """Only the first evaluation of a closure is at the weights that the step starts from."""
+        self._evaluations += 1
+        if self._evaluations == 1:
+            if self._coming is not None and is_single(loss):
+                self._coming.observed = [value_of("loss", loss)]
+            self._look_at_gradients()
+
+    def _look_at_gradients(self) -> None:
         scale = getattr(self.optimizer, "grad_scale", None)
-        if seen is not None:
+        if self._coming is not None:
             groups = self.optimizer.param_groups
             gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if gradients:
                 norm = gradient_norm(gradients)
-                seen.norm = value_of("norm", norm if scale is None else norm / scale.to(norm.device))
-            self._count(started)
+                self._coming.norm = value_of("norm", norm if scale is None else norm / scale.to(norm.device))
         if self._window.probing:
             self._window.gradients(scale)
 
     def _after_step(self, optimizer: Optimizer, _: object, __: object) -> None:
         if torch.compiler.is_compiling():
             return
+        self._gradient = None
         found = optimizer.__dict__.get("found_inf")
         if found is None and self.taken + 1 < self._wake:
             self.taken += 1  # most steps, where they come too fast for a row each: every microsecond counts
             self.examples += self._rows_a_step
-            self._sentinel_gradient = None
             return
         self._inside, self._evaluations = False, 0
-        self._sentinel_gradient = None
-        started = time.perf_counter()
-        seen = self._coming
-        if found is not None and self._skipped(seen, found):
-            return
-        self._next(seen)
-        if seen is not None:
-            self._count(started)
+        if not self._stopped and (self.recorder.due(time.perf_counter()) or len(self.ledger.waiting) >= _MOST_WAITING):
+            self._flush_or_stop()
+        if not self._stopped and not (found is not None and self._skipped(found)):
+            self._taken(found)
+
+    def _skipped(self, found: Tensor) -> bool:
+        """Whether a fused optimizer is known to have left the weights alone; on a device that is asked at the flush."""
+        if (found.device.type != "cpu" and not self._window.probing) or not bool(found):
+            return False
+        self.ledger.skip(self.taken)
+        self._window.cancel()
+        # A loss still to come is of no step.
+        self._settle()
+        if self._coming is not None:
+            self._coming = Seen(rows=self._coming.rows)
+        return True
+
+    @counted
+    def _taken(self, found: Tensor | None) -> None:
+        """A step was taken, as far as is known."""
+        self._settle()
+        seen = self._coming or Seen(has_row=False)
+        seen.number, seen.examples, seen.skipped = self.taken, self.examples, found
+        if seen.has_row:
+            self._last, self._rows_a_step = seen, seen.rows
+        elif found is not None:
+            self.ledger.waiting.append(seen)
+        self.taken += 1
+        self.examples += self._rows_a_step
         if self._window.probing:
             self._end_probe()
-        if self.recorder.due(started) or len(self._waiting) >= _MOST_WAITING:
-            self._flush_or_stop()
-        self._look_ahead()
+        self._arrange()
 
-    def _skipped(self, seen: Seen | None, found: Tensor) -> bool:
-        """Whether a fused optimizer is known to have left the weights alone; on a device that is asked at the flush."""
-        self._scaled = True
-        if (found.device.type == "cpu" or self._window.probing) and bool(found):
-            self.incidents.skip(self.taken)
-            self._window.cancel()
-            self._coming = Seen() if seen is not None else None
-            self._feeds = None if self._feeds is None else self.taken - 1  # a loss still to come is of no step
-            return True
-        if seen is None:
-            self._waiting.append(Seen(self.taken, skipped=found, recorded=False))
-        else:
-            seen.skipped = found
-        return False
-
-    def _next(self, seen: Seen | None) -> None:
-        """A step was taken."""
-        if self._last is not None:
-            self._settle()
-        if seen is None:
-            self.examples += self._rows_a_step
-        else:
-            self._rows_a_step = self.examples - self._examples_before
-        self._examples_before, self._mark = self.examples, (0, 0)
-        self._last = seen
-        self.taken += 1
-        self._coming = None
-        if self.taken % self.recorder.stride == 0:
-            self._coming = Seen()
-            self._attach()
-        if self.taken >= _SCALER_SHOWS and not (self._scaled or self.incidents.skipped or self._suspects):
-            self._sentinel_hook.remove()
+    def _settle(self) -> None:
+        """No more losses come for the last step. A loss module is looked at while the loop does not log every loss."""
+        last, self._last = self._last, None
+        if last is not None:
+            self.ledger.waiting.append(last)
+            self._logs = bool(last.logged) and self._logs is not False
 
     def _end_probe(self) -> None:
-        if self._window.open and any(seen.skipped is not None for seen in self._waiting):
-            self._resolve()  # else the number of this step would not be known
+        if self._window.open and self.ledger.may_have_skipped:
+            self._read()  # else the number of this step would not be known
         probed = self._window.end(self.taken - 1)
         if probed is not None:
             self.recorder.probe(probed)
+
+    # -- from the device to the recorder ---------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            OSError: the run folder cannot be written.
+        """
+        self._read()
+        collecting = self.budget.spent - self.budget.probing - self._collected
+        self.budget.spent += (self.taken - self._flushed_at) * self.hook_seconds  # of the steps without a row, too
+        self._flushed_at = self.taken
+        self.recorder.flush(collecting)
+        self._collected = self.budget.spent - self.budget.probing
+        speed = self.examples / max(time.perf_counter() - self.started, 1e-9)
+        self.report(
+            ProgressReport(self.taken, loss=self.recorder.last, lr=self.ledger.last_rate, examples_per_second=speed)
+        )
 
     def _flush_or_stop(self) -> None:
         """A full disk ends the watching, not the training."""
         try:
             self.flush()
         except OSError as error:
-            self.remove()
+            self._stop()
             message = f"watching ended at step {self.taken}, training goes on: {error}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    # -- from the device to the recorder ---------------------------------------------------------------------------
-
-    def flush(self, *, last: bool = False) -> None:
-        """Write what waits; with ``last`` also the step that might still have been logged.
-
-        Raises:
-            OSError: the run folder cannot be written.
-        """
-        started = time.perf_counter()
-        if last and self._last is not None:
-            self._settle()
-        self._resolve()
-        for (step, name, _), value in zip(self._scores, numbers([v for *_, v in self._scores]), strict=True):
-            self.store.scores(step, "valid", {name: value})
-        self._scores = []
-        self._count(started)
-        self.budget.spent += (self.taken - self._flushed_at) * self._hook_seconds  # of the steps without a row, too
-        self._flushed_at = self.taken
-        self.recorder.flush(self._collecting)
-        self._collecting = 0.0
-        self.flushed()
-
-    def _resolve(self) -> None:
-        """Turn what waits into rows; a step that a fused optimizer skipped is none, and the later ones move up."""
-        waiting, self._waiting = self._waiting, []
-        suspects, self._suspects = self._suspects, []
-        for (step, _), bad in zip(suspects, numbers([flag for _, flag in suspects]), strict=True):
-            if bad:
-                self.incidents.skip(step)
-        losses = numbers([seen.loss() for seen in waiting])
-        norms, rates = numbers([seen.norm for seen in waiting]), numbers([seen.rate for seen in waiting])
-        skips = numbers([seen.skipped for seen in waiting])
-        moved = 0
-        for seen, loss, norm, rate, skip in zip(waiting, losses, norms, rates, skips, strict=True):
-            step = seen.number - moved
-            if skip:
-                self.incidents.skip(step)
-                moved += 1
-                continue
-            if not seen.recorded:
-                continue
-            self.incidents.check(step, loss, norm)
-            self.last_rate = rate
-            self.recorder.row(step, math.nan, seen.examples, seen.seconds, loss, rate, norm)
+    @counted
+    def _read(self) -> None:
+        """A step that turns out to have been skipped is none, and those after it move up."""
+        moved = self.ledger.read()
         self.taken -= moved
-        self._feeds = None if self._feeds is None else self._feeds - moved
         if self._last is not None:
             self._last.number -= moved
 
-    def _count(self, started: float) -> None:
-        seconds = time.perf_counter() - started + self._hook_seconds
-        self.budget.spent += seconds
-        self._collecting += seconds
+
+def hook_seconds() -> float:
+    """What the call of a hook costs before anything is done in it, which no hook can measure of itself."""
+    plain, hooked = nn.Identity(), nn.Identity()
+    hooked.register_forward_pre_hook(Hook(lambda *_: None), with_kwargs=True)
+    without, with_hook = (timeit(partial(module, None), number=_HOOK_CALLS) for module in (plain, hooked))
+    return max(0.0, with_hook - without) / _HOOK_CALLS

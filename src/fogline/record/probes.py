@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+_ROWS_OBSERVED = 32
+
 Rows = list[tuple[int, str, float, float, float, float | None, float | None]]
 
 
@@ -40,10 +42,12 @@ class Budget:
     Attributes:
         share: the most it may cost, as a share of the time since the start.
         spent: seconds spent so far.
+        probing: those of them that probes took.
     """
 
     share: float
     spent: float = 0.0
+    probing: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     def affords(self, seconds: float) -> bool:
@@ -126,20 +130,15 @@ class Probe:
         """Count the time since ``started`` (of ``perf_counter``) as spent on this window."""
         seconds = time.perf_counter() - started
         self.budget.spent += seconds
+        self.budget.probing += seconds
         self._window_cost += seconds
 
     def read(self, step: int, table: Tensor) -> Probed:
         """The measurement behind the sums of :func:`products`; one transfer from the device."""
         started = time.perf_counter()
-        probed = self._read(step, table)
-        self.charge(started)
-        self._close()
-        return probed
-
-    def _read(self, step: int, table: Tensor) -> Probed:
         w, g, d, turn, first, slope, first_slope = table.tolist()
         lengths = (sum(first) * sum(d)) ** 0.5
-        return Probed(
+        probed = Probed(
             step,
             update_norm=sum(d) ** 0.5,
             update_ratio=(sum(d) / sum(w)) ** 0.5 if sum(w) > 0 else 0.0,
@@ -147,20 +146,22 @@ class Probe:
             overshoot=-sum(slope) / sum(first_slope) if sum(first_slope) != 0 else None,
             layers=self._layers(step, w, g, d),
         )
+        self.charge(started)
+        self._close()
+        return probed
 
-    def _layers(self, step: int, w: list[float], g: list[float], d: list[float]) -> Rows:
+    def _layers(self, step: int, *squares: list[float]) -> Rows:
+        """A row for each module that holds parameters, from the squared norms of weights, gradients and updates."""
         outputs = self.activations() if self.activations is not None else {}
-        sums: dict[str, list[float]] = {}
-        for name, *squares in zip(self.names, w, g, d, strict=True):
+        sums: dict[str, tuple[float, ...]] = {}
+        for name, *found in zip(self.names, *squares, strict=True):
             layer = name.rpartition(".")[0]
-            found = sums.setdefault(layer, [0.0, 0.0, 0.0])
-            for k, square in enumerate(squares):
-                found[k] += square
-        rows: Rows = []
-        for layer, (weight, gradient, update) in sums.items():
-            rms, zero = outputs.get(layer, (None, None))
-            rows.append((step, layer, weight**0.5, gradient**0.5, update**0.5, rms, zero))
-        return rows
+            before = sums.get(layer, (0.0, 0.0, 0.0))
+            sums[layer] = tuple(a + b for a, b in zip(before, found, strict=True))
+        return [
+            (step, layer, weight**0.5, gradient**0.5, update**0.5, *outputs.get(layer, (None, None)))
+            for layer, (weight, gradient, update) in sums.items()
+        ]
 
 
 def products(
@@ -197,14 +198,13 @@ class Activations:
     Args:
         model: gets a forward hook on each of its modules.
         rows: of each output, the first so many are looked at; None looks at all of them.
-
-    Attributes:
-        seconds: what observing has cost so far.
+        charge: called with the time at which a look began, where it is of interest what it cost.
     """
 
-    def __init__(self, model: nn.Module, rows: int | None = None) -> None:
-        self.seconds = 0.0
-        self._rows = rows
+    def __init__(
+        self, model: nn.Module, rows: int | None = None, charge: Callable[[float], None] | None = None
+    ) -> None:
+        self._rows, self._charge = rows, charge
         self._found: dict[str, tuple[Tensor, Tensor]] = {}
         self._handles = [module.register_forward_hook(self._observer(name)) for name, module in model.named_modules()]
 
@@ -216,7 +216,8 @@ class Activations:
             if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
                 some = output.detach() if output.ndim == 0 else output.detach()[: self._rows]
                 self._found[name] = (some.float().square().mean().sqrt(), (some == 0).float().mean())
-            self.seconds += time.perf_counter() - started
+            if self._charge is not None:
+                self._charge(started)
 
         return hook
 
@@ -249,3 +250,77 @@ def activation_statistics(model: nn.Module, forward: Callable[[], object]) -> di
     finally:
         observed.remove()
     return observed.read()
+
+
+class Window:
+    """Opens a probe when the budget affords it, and gives it what it needs at each turn of a step.
+
+    Args:
+        named: the trained parameters; those without a gradient as a window opens are left out.
+        budget: of the signals.
+        observed: the module whose activations are sampled, or None where it is compiled.
+
+    Attributes:
+        probing: whether the step going on is one of the two.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], budget: Budget, observed: nn.Module | None) -> None:
+        self.probing = False
+        self._named, self._observed = named, observed
+        self._probe = Probe([n for n, _ in named], [p for _, p in named], budget)
+        self._gradients: list[Tensor] = []
+        self._activations: Activations | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether the coming step is the second one."""
+        return self._probe.open
+
+    def forward(self) -> None:
+        """Before a forward pass in training."""
+        if self._probe.open and self._activations is None and self._observed is not None:
+            self._activations = Activations(self._observed, _ROWS_OBSERVED, self._probe.charge)
+            self._probe.activations = self._activations.read
+
+    def begin(self, may_open: bool) -> None:
+        """Before a step; a window is opened only if it may be."""
+        probe = self._probe
+        opens = may_open and not probe.open and probe.budget.share > 0 and probe.affords()
+        if opens:
+            named = [(name, p) for name, p in self._named if p.grad is not None] or self._named
+            probe.names, probe.parameters = [n for n, _ in named], [p for _, p in named]
+        self.probing = opens or probe.open
+        if self.probing:
+            probe.before()
+
+    def gradients(self, scale: Tensor | None) -> None:
+        """When the gradients of the step are there; ``scale`` is what a fused optimizer will divide them by."""
+        started = time.perf_counter()
+        held = [p.grad.detach() for p in self._probe.parameters if p.grad is not None]
+        dense = [g.to_dense() if g.is_sparse else g for g in held]
+        # Copies: a fused optimizer unscales in place, a closure is called again.
+        self._gradients = [g.clone() if scale is None else g / scale.to(g.device) for g in dense]
+        self._probe.charge(started)
+
+    def end(self, step: int) -> Probed | None:
+        """After a step that was taken; gives the measurement after the second one."""
+        probed = self._probe.after(step, self._gradients)
+        self._close()
+        return probed
+
+    def cancel(self) -> None:
+        """The step was skipped."""
+        if self.probing:
+            self._probe.cancel()
+            self._close()
+
+    def _close(self) -> None:
+        self.probing, self._gradients = False, []
+        if not self._probe.open:
+            self.remove()
+
+    def remove(self) -> None:
+        """Take away the hooks that sample activations."""
+        if self._activations is not None:
+            self._activations.remove()
+            self._activations = self._probe.activations = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ _ENOUGH = 200
 _SPARSEST = 1024
 _NOT_PROBED = (None, None, None, None)
 
-Signals = tuple[float | None, float | None, float | None, float | None]
+Known = TypeVar("Known", float, float | None)
+Signals = tuple[float, float, float | None, float | None] | tuple[None, None, None, None]
 Row = tuple[int, float, int, float, float | None, float | None, float | None]
+"""Step, epoch, examples and seconds before it, loss, lr, gradient norm; None where one was not seen."""
 Block = tuple[int, float, int, float, "Outcomes", Sequence[int]]
 """Steps of one call: the first, epoch, examples and seconds before it, what it gave, and which of them get a row."""
 
@@ -43,7 +45,7 @@ class Recorder:
         self._pending: list[Block] = []
         self._waiting = 0
         self._rows: list[Row] = []
-        self._probed: dict[int, Probed] = {}
+        self._probed: dict[int, Signals] = {}
         self._flushed = time.perf_counter()
         self.last = math.nan  # the loss of the last row written
 
@@ -67,22 +69,15 @@ class Recorder:
             self._pending.append((first, epoch, examples, seconds, outcomes, kept))
             self._waiting += len(kept)
 
-    def row(
-        self,
-        step: int,
-        epoch: float,
-        examples: int,
-        seconds: float,
-        loss: float | None,
-        lr: float | None,
-        gradient_norm: float | None,
-    ) -> None:
-        """Keep one step whose numbers are known already; None where one was not seen."""
-        self._rows.append((step, epoch, examples, seconds, loss, lr, gradient_norm))
+    def row(self, row: Row) -> None:
+        """Keep one step whose numbers are known already."""
+        self._rows.append(row)
 
     def probe(self, probed: Probed) -> None:
         """Keep what a probe measured; it goes into the row of its step."""
-        self._probed[probed.step] = probed
+        signals = (probed.update_norm, probed.update_ratio, probed.step_cosine, probed.overshoot)
+        self._probed[probed.step] = signals
+        self.store.layers(probed.layers)
 
     def due(self, now: float) -> bool:
         """Whether it is time to flush: half a second has passed, or many rows wait."""
@@ -100,28 +95,21 @@ class Recorder:
         """
         started = time.perf_counter()
         pending, self._pending, self._waiting = self._pending, [], 0
+        plain, self._rows = self._rows, []
+        probed, self._probed = self._probed, {}
         kept = [(block, k) for block in pending for k in block[5]]
         losses = numbers([block[4].losses[k] for block, k in kept])
         norms = numbers([block[4].norms[k] for block, k in kept])
         rows: list[tuple[float | None, ...]] = [
-            (block[0] + k, *block[1:4], loss, block[4].rates[k], norm, *self._signals(block[0] + k))
+            (block[0] + k, *block[1:4], loss, block[4].rates[k], norm, *probed.get(block[0] + k, _NOT_PROBED))
             for (block, k), loss, norm in zip(kept, losses, norms, strict=True)
         ]
-        plain, self._rows = self._rows, []
-        rows += [(*r, *self._signals(r[0])) for r in plain if r[0] % self.stride == 0 or r[0] in self._probed]
-        for probed in self._probed.values():
-            self.store.layers(probed.layers)
-        self._probed = {}
+        rows += [(*r, *probed.get(r[0], _NOT_PROBED)) for r in plain if r[0] % self.stride == 0 or r[0] in probed]
         if rows:
             self.last = math.nan if rows[-1][4] is None else rows[-1][4]
             self.store.steps(rows)
         self.store.flush()
         self._account(started, len(rows), collecting)
-
-    def _signals(self, step: int) -> Signals:
-        if not self._probed or (probed := self._probed.get(step)) is None:
-            return _NOT_PROBED
-        return probed.update_norm, probed.update_ratio, probed.step_cosine, probed.overshoot
 
     def first_not_finite(self) -> int | None:
         """The first waiting step whose loss or gradient norm is not finite."""
@@ -152,11 +140,7 @@ class Recorder:
                 self.stride, collecting = self.stride * 2, collecting / 2
 
 
-@overload
-def numbers(values: Sequence[float | Tensor]) -> list[float]: ...
-@overload
-def numbers(values: Sequence[float | Tensor | None]) -> list[float | None]: ...
-def numbers(values: Sequence[float | Tensor | None]) -> Sequence[float | None]:
+def numbers(values: Sequence[Tensor | Known]) -> list[float | Known]:
     """Plain numbers, None as it is; the tensors among them come in one transfer."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors:

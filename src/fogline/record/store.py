@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-STEP_COLUMNS = (
-    "step", "epoch", "examples", "seconds", "loss", "lr", "grad_norm",
-    "update_norm", "update_ratio", "step_cosine", "overshoot",
-)  # fmt: skip
-LAYER_COLUMNS = ("step", "layer", "weight_norm", "grad_norm", "update_norm", "activation_rms", "zero_share")
-
-_SCHEMA = """
-create table if not exists steps (step integer primary key, epoch real, examples integer, seconds real, loss real,
-    lr real, grad_norm real, update_norm real, update_ratio real, step_cosine real, overshoot real);
-create table if not exists layers (step integer, layer text, weight_norm real, grad_norm real, update_norm real,
-    activation_rms real, zero_share real, primary key (step, layer));
-create table if not exists scores (step integer, split text, name text, value real, primary key (step, split, name));
-create table if not exists events (id integer primary key, step integer, seconds real, kind text, message text,
-    data text);
-create table if not exists findings (id integer primary key, step integer, cause text, severity text, confidence real,
-    data text);
-create table if not exists edits (id integer primary key, example integer, action text, value text, seconds real);
-"""
+_TABLES = {
+    "steps": "step integer primary key, epoch real, examples integer, seconds real, loss real, lr real, "
+    "grad_norm real, update_norm real, update_ratio real, step_cosine real, overshoot real",
+    "layers": "step integer, layer text, weight_norm real, grad_norm real, update_norm real, activation_rms real, "
+    "zero_share real, primary key (step, layer)",
+    "scores": "step integer, split text, name text, value real, primary key (step, split, name)",
+    "events": "id integer primary key, step integer, seconds real, kind text, message text, data text",
+    "findings": "id integer primary key, step integer, cause text, severity text, confidence real, data text",
+    "edits": "id integer primary key, example integer, action text, value text, seconds real",
+}
+STEP_COLUMNS = tuple(column.split()[0] for column in _TABLES["steps"].split(", "))
 
 
 @dataclass(frozen=True)
@@ -77,25 +70,27 @@ class Store:
         self._connection.execute("pragma journal_mode=wal")
         # Losing the last rows to a power cut is harmless: a resumed run writes them again.
         self._connection.execute("pragma synchronous=normal")
-        self._connection.executescript(_SCHEMA)
+        for table, columns in _TABLES.items():
+            self._connection.execute(f"create table if not exists {table} ({columns})")
         self._pending: list[tuple[str, Sequence[Sequence[Any]]]] = []
 
     def steps(self, rows: Sequence[Sequence[Any]]) -> None:
         """Queue rows of the table ``steps``, in the order of STEP_COLUMNS."""
-        self._queue("steps", len(STEP_COLUMNS), rows)
+        self._queue("steps", rows)
 
     def layers(self, rows: Sequence[Sequence[Any]]) -> None:
-        self._queue("layers", len(LAYER_COLUMNS), rows)
+        """Queue rows of the table ``layers``."""
+        self._queue("layers", rows)
 
     def scores(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        self._queue("scores", 4, [(step, split, name, float(value)) for name, value in values.items()])
+        self._queue("scores", [(step, split, name, float(value)) for name, value in values.items()])
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
-        row = (None, step, time.time(), kind, message, json.dumps(data or {}))
-        self._queue("events", 6, [row])
+        self._queue("events", [(None, step, time.time(), kind, message, json.dumps(data or {}))])
 
-    def _queue(self, table: str, width: int, rows: Sequence[Sequence[Any]]) -> None:
-        self._pending.append((f"insert or replace into {table} values ({','.join('?' * width)})", rows))
+    def _queue(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+        if rows:
+            self._pending.append((f"insert or replace into {table} values ({','.join('?' * len(rows[0]))})", rows))
 
     def flush(self) -> None:
         """Write what was queued in one transaction.
@@ -171,11 +166,8 @@ def read_table(folder: Path, name: str, order: str = "step") -> Table:
         cursor = connection.execute(f"select * from {name} order by {order}")
         names = [column[0] for column in cursor.description]
         rows = cursor.fetchall()
-    return Table({name: _column(values) for name, values in zip(names, _transposed(rows, len(names)), strict=True)})
-
-
-def _transposed(rows: list[tuple[Any, ...]], width: int) -> Iterable[tuple[Any, ...]]:
-    return zip(*rows, strict=True) if rows else ((),) * width
+    columns = zip(*rows, strict=True) if rows else ((),) * len(names)
+    return Table({name: _column(values) for name, values in zip(names, columns, strict=True)})
 
 
 def _column(values: tuple[Any, ...]) -> NDArray[Any]:
