@@ -99,6 +99,9 @@ def _advance(problem: Problem, method: Method, judge: Judge, point: Point, steps
     if not steps_left:
         return judge.spent(point)
     move = method.step(point) if seen is None else method.detour(point, seen)
+    if move is None and method.careful:  # at a saddle that rounding keeps from being seen as flat
+        seen = seen or survey(problem, point)
+        move = method.escape(point, seen) if seen.bends_down else None
     return move or judge.blocked(point)
 
 

@@ -99,6 +99,7 @@ def train(
     warmup: Annotated[Text, _recipe_option("A share of the run, or a number of steps.", "SHARE")] = None,
     weight_decay: WeightDecayOption = None,
     option: Annotated[list[str] | None, _recipe_option("An option of the optimizer.", "NAME=VALUE")] = None,
+    lr_scale: Annotated[list[str] | None, _recipe_option("A multiple of the rate for a part.", "MODULE=FACTOR")] = None,
     clip: ClipOption = None,
     accumulate: Annotated[Whole, _recipe_option("Batches that make one step.", "COUNT")] = None,
     ema: Annotated[Real, _recipe_option("Decay of the average of the weights.", "DECAY")] = None,

@@ -156,6 +156,8 @@ def with_fields(recipe: Recipe, fields: Mapping[str, Any], options: Sequence[str
         ValueError, TypeError: a value cannot be used, or an option is not NAME=VALUE.
     """
     changes = {name: plain_value(value) for name, value in fields.items() if value is not None}
+    if "lr_scale" in changes:
+        changes["lr_scale"] = {**recipe.lr_scale, **dict(_factor(text) for text in changes["lr_scale"])}
     if options:
         changes["options"] = {**recipe.options, **dict(_option(text) for text in options)}
     return recipe.replace(**changes)
@@ -170,6 +172,15 @@ def _option(text: str) -> tuple[str, Any]:
     except json.JSONDecodeError:
         parsed = value
     return name, tuple(parsed) if isinstance(parsed, list) else parsed
+
+
+def _factor(text: str) -> tuple[str, Any]:
+    name, equals, value = text.rpartition("=")
+    if not (name and equals):
+        raise ValueError(
+            f"expected a part of the model and a factor as MODULE=FACTOR, such as head=10, received {text!r}"
+        )
+    return name, plain_value(value)
 
 
 def plain_value(text: Any) -> Any:

@@ -20,7 +20,7 @@ from fogline.descent.objective import Objective
 from fogline.descent.optimizers import spec_of
 from fogline.descent.population import InTurn
 from fogline.descent.prepare import Start, as_asked, begin
-from fogline.descent.randomness import PROBE, Surroundings, seed_step
+from fogline.descent.randomness import PROBE, Surroundings, private_randomness, seed_step
 from fogline.rate.bracket import Sweep, sweep
 from fogline.rate.curvature import PRODUCTS, edge
 from fogline.rate.held_out import held_out_batches
@@ -56,7 +56,8 @@ class Rate:
     Attributes:
         value: the rate to use at the top of the schedule.
         interval: (lowest, highest) rate between which the best one is expected.
-        cost_steps: what it cost, in training steps.
+        cost_steps: what it cost, in training steps; a step of many members in one program counts as the usual 3, and
+            ``evidence["race"]["times_one"]`` says how many it took here.
         evidence: the bracket, the race with every probe's curve, and how the value came of them; JSON-able.
         warnings: what makes it doubtful.
     """
@@ -133,7 +134,12 @@ def measure_rate(start: Start, check: Callable[[], None] = lambda: None) -> Rate
     if spec.needs_closure or spec.name == "prodigy":
         rule = "the method finds its own step; this scales it"
         return Rate(spec.lr, (spec.lr, spec.lr), 0, {"rule": rule})
-    began = time.perf_counter()
+    with private_randomness(start.batches.device):
+        return _measured(start, check)
+
+
+def _measured(start: Start, check: Callable[[], None]) -> Rate:
+    recipe, began = start.resolved.recipe, time.perf_counter()
     known = planned_steps(start)
     planned = known or EXPECTED
     budget = max(float(FLOOR), SHARE * planned)
@@ -312,6 +318,7 @@ def _evidence(raced: Race, bracket: Bracket, planned: int, rule: str) -> dict[st
             "steps": raced.steps,
             "together": raced.together,
             "why": raced.why,
+            "times_one": raced.times_one,
             "before": raced.first,
             "gain": gain,
             "gain_error": error,

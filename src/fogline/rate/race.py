@@ -63,7 +63,8 @@ class Race:
         ratio: between neighbouring rates.
         before: held-out loss of the first weights, on each of the common batches.
         together: whether the members stepped in one program, and ``why``.
-        cost: in steps of one member.
+        cost: in steps of one member, as planned.
+        times_one: how many times as long a step of the field took as a step of one; None in turn.
     """
 
     probes: list[Probe]
@@ -73,6 +74,7 @@ class Race:
     together: bool
     why: str
     cost: float
+    times_one: float | None = None
 
     @property
     def open_end(self) -> str | None:
@@ -146,7 +148,7 @@ def race(course: Course, centre: float, budget: float) -> Race:
     """Race rates around ``centre`` for at most ``budget`` steps; at least one short field is always raced.
 
     A small model races in one program, where that can be done at all: by rule and not by the clock, and for as many
-    steps as a usual cost allows, because two runs with one seed shall agree. What it did cost is measured.
+    steps as a usual cost allows, because two runs with one seed shall agree. What it did cost is measured beside.
 
     Args:
         course: what is learned, on what, and what is compared.
@@ -163,34 +165,34 @@ def race(course: Course, centre: float, budget: float) -> Race:
     if steps is None:
         size, ratio = max(2, min(IN_TURN, int(left / (LENGTHS[0] + course.scoring)))), RATIO_IN_TURN
         steps = _length(left / (size + 1) - course.scoring) or LENGTHS[0]  # with room for one more
-        cost = float(size)
+        price = float(size)
     else:
-        size, ratio, cost = TOGETHER, RATIO_TOGETHER, USUAL_COST
+        size, ratio, price = TOGETHER, RATIO_TOGETHER, USUAL_COST
     probes, seconds = course.heat([centre * ratio ** (k - size // 2) for k in range(size)], steps, together)
+    left -= price * (steps + course.scoring)
+    found = Race(
+        probes, steps, ratio, before, together, why or "the budget is too small for many at once", budget - left
+    )
     if together:
-        cost, left = max(1.0, seconds / course.single()), left - _TRIED
-        why = f"a step of {size} members in one program took {cost:.1f} times as long as a step of one"
-    elif not why:
-        why = "the budget is too small for many at once"
-    found = Race(probes, steps, ratio, before, together, why, budget - left + cost * (steps + course.scoring))
-    left -= (USUAL_COST if together else cost) * (steps + course.scoring)
-    _extend(course, found, cost / size, left)
+        found.times_one = seconds / course.single()
+        found.cost += _TRIED
+        found.why = f"a step of {size} members in one program took {found.times_one:.1f} times as long as a step of one"
+    _extend(course, found, price / size, budget - found.cost)
     return found
 
 
-def _extend(course: Course, found: Race, cost: float, left: float) -> None:
-    """Go on beyond an end that wins, while the budget lasts; ``cost`` is that of a step of one member of many."""
+def _extend(course: Course, found: Race, price: float, left: float) -> None:
+    """Go on beyond an end that wins, while the budget lasts; ``price`` is that of a step of one member of many."""
     more = TOGETHER // 2 if found.together else 1
-    usual = USUAL_COST / TOGETHER if found.together else 1.0
-    length = found.steps + course.scoring
+    cost = price * more * (found.steps + course.scoring)
     for _ in range(_EXTENSIONS):
-        end, left = found.open_end, left - usual * more * length
+        end, left = found.open_end, left - cost
         if end is None or left < 0:
             return
         outermost, factor = (found.probes[0], 1 / found.ratio) if end == "lower" else (found.probes[-1], found.ratio)
         beyond, _ = course.heat([outermost.rate * factor ** (k + 1) for k in range(more)], found.steps, found.together)
         found.probes = sorted([*found.probes, *beyond], key=lambda probe: probe.rate)
-        found.cost += cost * more * length
+        found.cost += cost
 
 
 def _length(affordable: float) -> int | None:
