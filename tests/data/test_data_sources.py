@@ -24,9 +24,8 @@ from torch.utils.data import (
 )
 
 from fogline.data import InMemory, MapStyle, Stream, open_data
-from fogline.data.fingerprint import fingerprint
 from fogline.data.privacy import PrivateRandom, derived_seed
-from fogline.data.source import cast, leaves, map_tree
+from fogline.data.source import cast, fingerprint, leaves, map_tree
 from fogline.task import Task, on_batch
 
 

@@ -1,21 +1,51 @@
-"""Tensors, NumPy arrays and lists become tensors, and their targets tell what the work is."""
+"""Tensors, NumPy arrays and lists become tensors in memory, and targets tell what the work is."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
 
 from fogline.data import losses
 from fogline.data.facts import Facts, Kind
-from fogline.data.source import InMemory, leaves, map_tree
-from fogline.errors import did_you_mean
+from fogline.data.frames import is_series
+from fogline.data.source import Batch, InMemory, leaves, map_tree
+from fogline.errors import misfit, some
 from fogline.task import Task
 
-_SHOWN = 5
+_SMALL_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32)
+
+
+def is_arrays(value: Any) -> bool:
+    """Tensors, arrays or series, or a tuple or dict of them; a list of pairs is a dataset instead."""
+    if isinstance(value, list):
+        return not value or not isinstance(value[0], (tuple, dict))
+    return isinstance(value, (Tensor, np.ndarray, dict, tuple)) or is_series(value)
+
+
+def wrapped_tensors(dataset: Any) -> Any | None:
+    """The tensors of a TensorDataset or StackDataset, or of a Subset or ConcatDataset of such; None for other datasets.
+
+    Only exact types are looked into: a subclass may change what an example is.
+    """
+    if type(dataset) is TensorDataset:
+        return tuple(dataset.tensors) if len(dataset.tensors) > 1 else dataset.tensors[0]
+    if type(dataset) is StackDataset:
+        parts = dataset.datasets
+        values = parts.values() if isinstance(parts, dict) else parts
+        return parts if all(isinstance(value, Tensor) for value in values) else None
+    if type(dataset) is Subset:
+        inner, index = wrapped_tensors(dataset.dataset), torch.tensor(list(dataset.indices), dtype=torch.int64)
+        return None if inner is None else map_tree(lambda leaf: leaf[index.to(leaf.device)], inner)
+    if type(dataset) is ConcatDataset:
+        pairs: list[Any] = [wrapped_tensors(part) for part in dataset.datasets]
+        if all(type(pair) is tuple and len(pair) == len(pairs[0]) for pair in pairs):
+            return tuple(torch.cat(column) for column in zip(*pairs, strict=True))
+    return None
 
 
 def to_tensors(value: Any, what: str) -> Any:
@@ -30,165 +60,97 @@ def to_tensors(value: Any, what: str) -> Any:
         return {key: to_tensors(item, f"{what}[{key!r}]") for key, item in value.items()}
     if isinstance(value, tuple):
         return tuple(to_tensors(item, f"{what}[{place}]") for place, item in enumerate(value))
-    return _tensor(value, what)
-
-
-def _tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
         return torch.stack([item.detach() for item in value])
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise TypeError(f"{what}: expected rows of equal length, received a ragged {type(value).__name__}") from error
-    if array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"{what}: expected numbers, received {type(value).__name__} of {array.dtype}; "
-            "for columns of text pass a frame or a CSV file with target=, and they are encoded"
-        )
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        array = array.astype(np.float64)
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(np.int64)
-    if isinstance(value, list) and array.dtype == np.float64:
-        array = array.astype(np.float32)  # Python has but one float: a list says nothing about precision
-    native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    kind, size = array.dtype.kind, min(array.dtype.itemsize, 8)
+    if kind not in "biuf":
+        remedy = "for columns of text pass a frame or a CSV file with target=, and they are encoded"
+        raise misfit("numbers", f"{type(value).__name__} of {array.dtype}", remedy, what, TypeError)
+    if kind == "u" and size > 1:
+        kind, size = "i", 8  # PyTorch can do little with wide unsigned numbers
+    if kind == "f" and isinstance(value, list):
+        size = 4  # Python has but one float: a list says nothing about precision
+    native = np.ascontiguousarray(array, dtype=f"{kind}{size}")
     return torch.from_numpy(native if native.flags.writeable else native.copy())
 
 
-def wrapped_tensors(dataset: Any) -> Any | None:
-    """The tensors of a TensorDataset, or of a Subset, ConcatDataset or StackDataset of such; None for other datasets.
-
-    Only exact types are looked into: a subclass may change what an example is.
-    """
-    if type(dataset) is TensorDataset:
-        return tuple(dataset.tensors) if len(dataset.tensors) > 1 else dataset.tensors[0]
-    if type(dataset) is StackDataset:
-        return _stacked(dataset)
-    if type(dataset) is Subset:
-        inner = wrapped_tensors(dataset.dataset)
-        if inner is None:
-            return None
-        index = torch.as_tensor(list(dataset.indices), dtype=torch.int64)
-        return map_tree(lambda leaf: leaf.index_select(0, index.to(leaf.device)), inner)
-    if type(dataset) is ConcatDataset:
-        parts: list[Any] = [wrapped_tensors(part) for part in dataset.datasets]
-        if any(type(part) is not tuple for part in parts) or len({len(part) for part in parts}) != 1:
-            return None
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-    return None
-
-
-def _stacked(dataset: StackDataset[Any]) -> Any | None:
-    parts = dataset.datasets
-    values = list(parts.values()) if isinstance(parts, dict) else list(parts)
-    if not all(isinstance(value, (Tensor, Dataset)) for value in values):
-        return None
-    inner = [value if isinstance(value, Tensor) else wrapped_tensors(value) for value in values]
-    if not all(isinstance(value, Tensor) for value in inner):
-        return None
-    return dict(zip(parts, inner, strict=True)) if isinstance(parts, dict) else tuple(inner)
-
-
-def in_memory(value: Any, task: Task, what: str) -> InMemory:
-    """Tensors in memory that fit the task.
+def open_arrays(value: Any, task: Task, what: str) -> tuple[InMemory, Facts]:
+    """Tensors in memory that fit the task, and what they are.
 
     Raises:
         TypeError: if supervised work got no pair of (inputs, targets).
-        ValueError: if there are no rows, or inputs and targets differ in length.
+        ValueError: if there are no rows, inputs and targets differ in length, there is one class only, or labels no
+            loss over classes can use.
     """
     if isinstance(value, list) and len(value) == 2 and all(isinstance(item, (Tensor, np.ndarray)) for item in value):
         value = tuple(value)
     tensors = to_tensors(value, what)
-    kind_of_loss = losses.family(task.loss)
-    supervised = kind_of_loss != "on_batch"
-    if supervised and not (isinstance(tensors, tuple) and len(tensors) == 2):
-        received = f"{len(tensors)} parts" if isinstance(tensors, (tuple, dict)) else "a single tensor"
-        raise TypeError(
-            f"{what}: expected a pair (inputs, targets), received {received}; for other work pass "
-            "loss=fogline.on_batch(fn) with fn(model, batch)"
-        )
-    found = leaves(tensors)
-    if not found:
-        raise TypeError(f"{what}: expected tensors, received {type(value).__name__} without any tensor in it")
-    for leaf in found:
-        if leaf.ndim == 0:
-            raise ValueError(
-                f"{what}: expected tensors whose first dimension counts examples, received a single number"
-            )
-    _same_length(tensors, found, what, supervised)
-    if found[0].shape[0] == 0:
+    if losses.family(task.loss) != "on_batch":
+        inputs, targets = losses.pair(tensors, what)
+        tensors = inputs, _fitting(targets, task)
+        _check_lengths(inputs, targets, what)
+    source = InMemory(tensors)
+    if source.size == 0:
         raise ValueError(f"{what}: expected at least one example, received 0 rows")
-    truth = (torch.bool,) if kind_of_loss == "classes" or task.loss is None else ()
-    if supervised and isinstance(tensors[1], Tensor) and tensors[1].dtype in (*_SMALL_WHOLE, *truth):
-        tensors = (tensors[0], tensors[1].long())  # the losses over classes take int64
-    if supervised and task.model is None and _single_numbers(tensors[1]):
-        tensors = (tensors[0], tensors[1][:, None])  # the built-in model's outputs are columns
-    return InMemory(tensors)
+    facts = replace(facts_of(tensors, task, what), notes=_not_finite_notes(tensors))
+    if facts.kind == "classification" and isinstance(tensors[1], Tensor):
+        facts = replace(facts, outputs=facts.outputs or _count_classes(tensors[1], task.loss, what))
+        if what == "train" and losses.family(task.loss) != "unknown":
+            _more_than_one_class(tensors[1], what)
+    return source, facts
 
 
-def _single_numbers(targets: Any) -> bool:
-    return isinstance(targets, Tensor) and targets.ndim == 1 and targets.is_floating_point()
+def _fitting(targets: Any, task: Task) -> Any:
+    """Targets in the type and shape that losses over classes and the built-in model take."""
+    if not isinstance(targets, Tensor):
+        return targets
+    over_classes = task.loss is None or losses.family(task.loss) == "classes"
+    if targets.dtype in _SMALL_WHOLE or (targets.dtype == torch.bool and over_classes):
+        return targets.long()
+    single_numbers = targets.ndim == 1 and targets.is_floating_point()
+    return targets[:, None] if single_numbers and task.model is None else targets
 
 
-_SMALL_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32)
+def _check_lengths(inputs: Any, targets: Any, what: str) -> None:
+    rows = [len(part) for part in (inputs, targets) if isinstance(part, Tensor) and part.ndim]
+    if len(rows) == 2 and rows[0] != rows[1]:
+        received = f"{rows[0]} inputs and {rows[1]} targets"
+        raise misfit("as many targets as inputs", received, "check that both come from the same rows", what)
 
 
-def _same_length(tensors: Any, found: list[Tensor], what: str, supervised: bool) -> None:
-    rows = [leaf.shape[0] for leaf in found]
-    if len(set(rows)) == 1:
-        return
-    if supervised and len(found) == 2:
-        raise ValueError(
-            f"{what}: expected as many targets as inputs, received {rows[0]} inputs and {rows[1]} targets; "
-            "check that both come from the same rows"
-        )
-    raise ValueError(f"{what}: expected tensors with the same number of rows, received {rows} rows")
-
-
-def array_facts(source: InMemory, task: Task, what: str = "train") -> Facts:
-    """Kind of work, shapes and widths, from the tensors and the loss.
+def facts_of(batch: Batch, task: Task, what: str) -> Facts:
+    """Kind of work, shapes and widths, from a batch and the loss; ``outputs`` is 0 where labels have to be counted.
 
     Raises:
-        ValueError: if there is one class only, or labels no loss over classes can use.
+        TypeError: if supervised work got no pair of (inputs, targets).
+        ValueError: for whole numbers that are no labels, where no loss says what they are.
     """
-    kind_of_loss = losses.family(task.loss)
-    notes = not_finite_notes(source)
-    if kind_of_loss == "on_batch":
-        return Facts("other", tuple(leaves(source.tensors)[0].shape[1:]), outputs=0, notes=notes)
-    inputs, targets = source.tensors
+    if losses.family(task.loss) == "on_batch":
+        found = leaves(batch)
+        return Facts("other", tuple(found[0].shape[1:]) if found else (), outputs=0)
+    inputs, targets = losses.pair(batch, what)
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
-    if not isinstance(targets, Tensor):
-        return Facts("other", shape, outputs=0, notes=notes)
-    kind, outputs = _kind(targets, task.loss, what)
-    if kind == "classification" and what == "train" and kind_of_loss != "unknown":
-        _more_than_one_class(targets, what)
-    threshold = 0.5 if losses.on_probabilities(task.loss) else 0.0
-    return Facts(kind, shape, outputs=outputs, notes=notes, threshold=threshold)
+    kind, outputs = _kind(targets, task.loss, what) if isinstance(targets, Tensor) else ("other", 0)
+    return Facts(kind, shape, outputs=outputs, threshold=0.5 if losses.on_probabilities(task.loss) else 0.0)
 
 
 def _kind(targets: Tensor, loss: Any, what: str) -> tuple[Kind, int]:
     """What the targets are, and the width of output they need."""
-    width = int(targets.shape[1:].numel())
-    whole = not (targets.is_floating_point() or targets.is_complex())
-    kind_of_loss = losses.family(loss)
-    if kind_of_loss == "binary":
-        return "classification", width
-    if kind_of_loss == "elementwise":
-        return "regression", width
-    if kind_of_loss == "classes" and not whole:
-        return "classification", width  # probabilities of classes, one column a class
-    if not whole:
-        return "regression", width
-    if kind_of_loss == "classes":
-        return "classification", _count_classes(targets, loss, what)
-    if targets.ndim == 1 and int(targets.min()) >= 0:
-        return "classification", max(2, int(targets.max()) + 1)
+    width, family = int(targets.shape[1:].numel()), losses.family(loss)
+    if family in ("binary", "elementwise"):
+        return "classification" if family == "binary" else "regression", width
+    if targets.is_floating_point() or targets.is_complex():
+        return "classification" if family == "classes" else "regression", width  # probabilities, a column a class
+    if family == "classes" or (targets.ndim == 1 and int(targets.min()) >= 0):
+        return "classification", 0
     if loss is None:
-        raise ValueError(
-            f"{what}: expected labels 0..C-1 of shape (examples,) or floating-point numbers, received whole numbers of "
-            f"shape {tuple(targets.shape)} from {int(targets.min())} to {int(targets.max())}; use "
-            "torch.unique(y, return_inverse=True)[1] for classes or y.float() for numbers"
-        )
+        received = f"whole numbers of shape {tuple(targets.shape)} from {int(targets.min())} to {int(targets.max())}"
+        remedy = "use torch.unique(y, return_inverse=True)[1] for classes or y.float() for numbers"
+        raise misfit("labels 0..C-1 of shape (examples,) or floating-point numbers", received, remedy, what)
     return "other", 0
 
 
@@ -198,63 +160,18 @@ def _count_classes(targets: Tensor, loss: Any, what: str) -> int:
     Raises:
         ValueError: for negative labels other than the loss's ``ignore_index``.
     """
-    ignored = getattr(loss, "ignore_index", -100)
-    used = targets if int(targets.min()) >= 0 else targets[targets != ignored]
+    used = losses.labels_that_count(loss, targets)
     if used.numel() and int(used.min()) < 0:
-        raise ValueError(
-            f"{what}: expected labels 0..C-1 for {losses.name(loss)}, received {labels_in_words(used)}; map them with "
-            "classes, y = torch.unique(y, return_inverse=True)"
-        )
+        remedy = "map them with classes, y = torch.unique(y, return_inverse=True)"
+        raise misfit(f"labels 0..C-1 for {losses.name(loss)}", losses.labels_in_words(used), remedy, what)
     return max(2, int(used.max()) + 1) if used.numel() else 2
 
 
-def labels_in_words(labels: Tensor) -> str:
-    """The different labels there are, the first few.
-
-    >>> labels_in_words(torch.tensor([3, 1, 3]))
-    'labels 1, 3'
-    """
-    return "labels " + _some(np.unique(labels.detach().cpu().numpy()).tolist())
-
-
 def _more_than_one_class(targets: Tensor, what: str) -> None:
-    if not (targets.is_floating_point() and targets.ndim > 1 and targets.shape[1] > 1) and bool(
-        targets.min() == targets.max()
-    ):
-        raise ValueError(
-            f"{what}: expected at least two classes, received only {targets.flatten()[0].item():g} in all "
-            f"{targets.shape[0]} rows; add rows of another class"
-        )
-
-
-def name_classes(
-    value: Any, what: str, names: tuple[str, ...] | None = None
-) -> tuple[Any, tuple[str, ...] | None, str]:
-    """Replace targets of text by labels 0..C-1; returns the data, the names of the classes and a note.
-
-    Raises:
-        ValueError: for a label that is not among ``names``.
-    """
-    if not (isinstance(value, (tuple, list)) and len(value) == 2 and not isinstance(value[1], (Tensor, tuple, dict))):
-        return value, names, ""
-    try:
-        targets = np.asarray(value[1])
-    except ValueError:  # ragged: refused with a better message where tensors are made
-        return value, names, ""
-    if targets.dtype.kind not in "USO" or targets.ndim != 1 or not all(isinstance(item, str) for item in targets):
-        return value, names, ""
-    texts = targets.astype(str)
-    names = tuple(sorted(set(texts.tolist()))) if names is None else names
-    place = {name: label for label, name in enumerate(names)}
-    unseen = sorted(set(texts.tolist()) - set(names))
-    if unseen:
-        raise ValueError(
-            f"{what}: expected the classes of the training data, received {unseen[0]!r}; "
-            f"{did_you_mean(unseen[0], names)}"
-        )
-    labels = torch.tensor([place[text] for text in texts.tolist()], dtype=torch.int64)
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return (value[0], labels), names, f"targets of text were read as {len(names)} classes ({shown})"
+    probabilities = targets.is_floating_point() and targets.ndim > 1 and targets.shape[1] > 1
+    if not probabilities and bool(targets.min() == targets.max()):
+        received = f"only {targets.flatten()[0].item():g} in all {len(targets)} rows"
+        raise misfit("at least two classes", received, "add rows of another class", what)
 
 
 def statistics(tensor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -270,36 +187,22 @@ def statistics(tensor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(columns.mean(0).tolist()), tuple(scale.tolist())
 
 
-def not_finite_notes(source: InMemory) -> tuple[str, ...]:
+def _not_finite_notes(tensors: Any) -> tuple[str, ...]:
     """A sentence for inputs and for targets that hold NaN or infinity, with rows and columns."""
-    pair = source.tensors
-    named = (
-        [("inputs", pair[0]), ("targets", pair[1])]
-        if isinstance(pair, tuple) and len(pair) == 2
-        else [("the data", pair)]
-    )
-    notes = []
-    for what, tree in named:
-        for leaf in leaves(tree):
-            note = _not_finite(leaf, what)
-            notes += [note] if note else []
-    return tuple(notes)
+    pair = isinstance(tensors, tuple) and len(tensors) == 2
+    named = zip(("inputs", "targets"), tensors, strict=True) if pair else [("the data", tensors)]
+    notes = [_not_finite(leaf, name) for name, tree in named for leaf in leaves(tree)]
+    return tuple(note for note in notes if note)
 
 
-def _not_finite(leaf: Tensor, what: str) -> str:
+def _not_finite(leaf: Tensor, name: str) -> str:
     if not leaf.is_floating_point() or bool(torch.isfinite(leaf.sum(dtype=torch.float64))):
         return ""  # NaN and infinity survive a sum: one pass without a copy
-    flat = ~torch.isfinite(leaf.reshape(leaf.shape[0], -1))
-    rows = flat.any(1).nonzero().flatten().tolist()
+    wrong = ~torch.isfinite(leaf.reshape(leaf.shape[0], -1))
+    rows, columns = (wrong.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
     if not rows:
         return ""
-    columns = flat.any(0).nonzero().flatten().tolist()
     return (
-        f"{len(rows)} of {leaf.shape[0]} rows of {what} hold NaN or infinity: rows {_some(rows)}, "
-        f"columns {_some(columns)}; steps they make non-finite are refused; drop or fill these rows"
+        f"{len(rows)} of {leaf.shape[0]} rows of {name} hold NaN or infinity: rows {some(rows)}, columns "
+        f"{some(columns)}; steps they make non-finite are refused; drop or fill these rows"
     )
-
-
-def _some(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:_SHOWN]))
-    return shown if len(numbers) <= _SHOWN else f"{shown}, ... ({len(numbers)} in all)"

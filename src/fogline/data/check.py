@@ -12,13 +12,11 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from fogline.data import losses
-from fogline.data.datasets import described
-from fogline.data.explain import FAILURES, entered_modules, explain
+from fogline.data.explain import explained
 from fogline.data.facts import Facts
-from fogline.data.fingerprint import fingerprint as fingerprint
-from fogline.data.pairing import check_pairing
 from fogline.data.privacy import PrivateRandom
-from fogline.data.source import Batch, cast, leaves
+from fogline.data.source import Batch, cast, described, leaves, map_tree
+from fogline.errors import misfit, some
 from fogline.task import OnBatch
 
 
@@ -49,7 +47,8 @@ def check_first_batch(
     """
     model = getattr(model, "_orig_mod", model)  # compiled: the module inside is tried, compiling is for later
     _check_parameters(model)
-    batch = cast(batch, _float_type(model))
+    floats = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    batch = cast(batch, next(floats, torch.get_default_dtype()))
     copies = {
         name: tensor.detach().clone().requires_grad_(tensor.requires_grad)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -64,22 +63,14 @@ def check_first_batch(
 
 
 def _check_parameters(model: nn.Module) -> None:
-    if any(is_lazy(parameter) for parameter in model.parameters()):
-        raise ValueError(
-            "expected a model whose parameters have shapes, received lazy ones; call model(inputs) once on a batch"
-        )
-    parameters = list(model.parameters())
+    parameters, name = list(model.parameters()), type(model).__name__
+    if any(is_lazy(parameter) for parameter in parameters):
+        raise misfit("a model whose parameters have shapes", "lazy ones", "call model(inputs) once on a batch")
     if not parameters:
-        raise ValueError(f"expected a model with parameters to train, received {type(model).__name__} without any")
+        raise misfit("a model with parameters to train", f"{name} without any", "add layers that have weights")
     if not any(parameter.requires_grad for parameter in parameters):
-        raise ValueError(
-            f"expected parameters that require a gradient, received {len(parameters)} frozen ones; "
-            "unfreeze some with parameter.requires_grad_(True)"
-        )
-
-
-def _float_type(model: nn.Module) -> torch.dtype:
-    return next((item.dtype for item in model.parameters() if item.is_floating_point()), torch.get_default_dtype())
+        remedy = "unfreeze some with parameter.requires_grad_(True)"
+        raise misfit("parameters that require a gradient", f"{len(parameters)} frozen ones", remedy)
 
 
 @contextmanager
@@ -109,13 +100,8 @@ class _OnBatch(nn.Module):
 
 def _try_on_batch(model: nn.Module, loss: OnBatch, copies: dict[str, Tensor], batch: Batch) -> Tensor:
     renamed = {f"model.{name}": copy for name, copy in copies.items()}
-    with entered_modules(model) as entered:
-        try:
-            value = functional_call(_OnBatch(model, loss.function), renamed, (batch,))
-        except torch.OutOfMemoryError:
-            raise  # a smaller batch is the caller's decision
-        except FAILURES as error:
-            raise explain(error, entered, "the on_batch function", batch) from error
+    with explained("the on_batch function", described(batch), model):
+        value = functional_call(_OnBatch(model, loss.function), renamed, (batch,))
     return _scalar(value, "the on_batch function")
 
 
@@ -127,103 +113,65 @@ def _try_supervised(
     metrics: Mapping[str, Callable[[Any, Any], Any]],
     facts: Facts,
 ) -> Tensor:
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise TypeError(
-            f"expected batches (inputs, targets), received {described(batch)}; for other work pass "
-            "loss=fogline.on_batch(fn) with fn(model, batch)"
-        )
-    inputs, targets = batch
-    with entered_modules(model) as entered:
-        try:
-            outputs = functional_call(model, copies, (inputs,))
-        except torch.OutOfMemoryError:
-            raise
-        except FAILURES as error:
-            raise explain(error, entered, f"the model {type(model).__name__}", inputs, facts.columns) from error
-    check_pairing(loss, outputs, targets, facts)
-    try:
+    inputs, targets = losses.pair(batch)
+    with explained(f"the model {type(model).__name__}", described(inputs), model, facts.columns):
+        outputs = functional_call(model, copies, (inputs,))
+    losses.check_pairing(loss, outputs, targets, facts)
+    both, name = f"outputs {described(outputs)} and targets {described(targets)}", losses.name(loss)
+    with explained(f"expected a loss that takes (outputs, targets), but {name}", both):
         value = loss(outputs, targets)
-    except torch.OutOfMemoryError:
-        raise
-    except FAILURES as error:
-        raise ValueError(
-            f"expected a loss that takes (outputs, targets), but {losses.name(loss)} failed on outputs "
-            f"{described(outputs)} and targets {described(targets)}: {error}"
-        ) from error
-    value = _scalar(value, f"the loss {losses.name(loss)}")
-    _check_metrics(metrics, outputs, targets)
+    value = _scalar(value, f"the loss {name}")
+    for metric_name, metric in metrics.items():
+        called = f"metric {metric_name!r}"
+        with torch.no_grad(), explained(f"expected {called} to take (outputs, targets), but it", both):
+            score = metric(map_tree(Tensor.detach, outputs), targets)
+        _check_score(score, called)
     return value
+
+
+def _check_score(value: Any, called: str) -> None:
+    try:
+        float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        received = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise misfit(f"{called} to return one number", received, "average it", error=TypeError) from error
 
 
 def _scalar(value: Any, what: str) -> Tensor:
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"expected {what} to return a scalar tensor, received {type(value).__name__}; "
-            "return the tensor itself (without .item() or float())"
-        )
+        remedy = "return the tensor itself (without .item() or float())"
+        raise misfit(f"{what} to return a scalar tensor", type(value).__name__, remedy, error=TypeError)
     if value.ndim:
-        raise ValueError(
-            f"expected {what} to return one number for the batch, received a tensor of shape {tuple(value.shape)}; "
-            'use reduction="mean", or .mean()'
-        )
+        received = f"a tensor of shape {tuple(value.shape)}"
+        raise misfit(f"{what} to return one number for the batch", received, 'use reduction="mean", or .mean()')
     if not value.is_floating_point():
-        raise TypeError(f"expected {what} to return a floating-point number, received {value.dtype}")
+        remedy = "compute it from the outputs, not from their argmax"
+        raise misfit(f"{what} to return a floating-point number", value.dtype, remedy, error=TypeError)
     if not value.requires_grad:
-        raise ValueError(
-            f"expected {what} to return a value that depends on the parameters, received one without a gradient; "
-            "look for .detach(), .item(), .data, argmax or torch.no_grad() between the model and the loss"
-        )
+        remedy = "look for .detach(), .item(), .data, argmax or torch.no_grad() between the model and the loss"
+        expected = f"{what} to return a value that depends on the parameters"
+        raise misfit(expected, "one without a gradient", remedy)
     return value
 
 
 def _check_gradient(value: Tensor, trained: dict[str, Tensor]) -> tuple[str, ...]:
-    try:
+    with explained("expected a loss that can be differentiated, but its gradient", "the first batch"):
         gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise ValueError(f"expected a loss that can be differentiated, but its gradient failed: {error}") from error
     unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
     if len(unused) == len(trained):
-        raise ValueError(
-            "expected a loss that depends on the model's parameters, received one that depends on none of them; "
-            "compute it from the model's outputs"
-        )
-    if unused:
-        shown = ", ".join(unused[:5]) + (f", ... ({len(unused)} in all)" if len(unused) > 5 else "")
-        return (f"the loss does not depend on these parameters, which will not be trained: {shown}",)
-    return ()
-
-
-def _check_metrics(metrics: Mapping[str, Callable[[Any, Any], Any]], outputs: Any, targets: Any) -> None:
-    detached = outputs.detach() if isinstance(outputs, Tensor) else outputs
-    for name, metric in metrics.items():
-        with torch.no_grad():
-            try:
-                value = metric(detached, targets)
-            except FAILURES as error:
-                raise ValueError(
-                    f"expected metric {name!r} to take (outputs, targets), but it failed on outputs "
-                    f"{described(outputs)} and targets {described(targets)}: {error}"
-                ) from error
-        received = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        if isinstance(value, Tensor) and value.numel() == 1:
-            continue
-        try:
-            float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"expected metric {name!r} to return one number, received {received}; average it"
-            ) from error
+        remedy = "compute it from the model's outputs"
+        raise misfit("a loss that depends on the model's parameters", "one that depends on none of them", remedy)
+    note = f"the loss does not depend on these parameters, which will not be trained: {some(unused)}"
+    return (note,) if unused else ()
 
 
 def _finite(value: Tensor, batch: Batch) -> tuple[str, ...]:
     if bool(torch.isfinite(value)):
         return ()
-    number = value.item()
+    said = f"the loss of the first batch is {value.item()}"
     for leaf in leaves(batch):
         if leaf.is_floating_point():
             rows = (~torch.isfinite(leaf.reshape(leaf.shape[0], -1))).any(1).nonzero().flatten().tolist()
             if rows:
-                return (f"the loss of the first batch is {number}: its rows {rows[:5]} hold NaN or infinity",)
-    return (f"the loss of the first batch is {number} before any step, though its data is finite",)
+                return (f"{said}: its rows {rows[:5]} hold NaN or infinity",)
+    return (f"{said} before any step, though its data is finite",)

@@ -4,70 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from traceback import walk_tb
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from fogline.data.datasets import described
+from fogline.data.source import described
 
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
-"""What a forward pass raises when shapes, types or structure do not fit."""
-
-
-@dataclass
-class Entered:
-    """The modules a forward pass is inside of, outermost first, with what each received."""
-
-    names: dict[nn.Module, str]
-    stack: list[tuple[nn.Module, Any]] = field(default_factory=list)
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+"""What is raised when shapes, types or structure do not fit."""
 
 
 @contextmanager
-def entered_modules(model: nn.Module) -> Iterator[Entered]:
-    """Follow a forward pass; after a failure the top of the stack is the module it happened in."""
-    entered = Entered({module: name for name, module in model.named_modules()})
-
-    def enter(module: nn.Module, arguments: Any) -> None:
-        entered.stack.append((module, arguments[0] if arguments else None))
-
-    def leave(module: nn.Module, arguments: Any, output: Any) -> None:
-        if entered.stack and entered.stack[-1][0] is module:
-            entered.stack.pop()
-
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+def explained(
+    what: str, received: str, model: nn.Module | None = None, columns: tuple[str, ...] | None = None
+) -> Iterator[None]:
+    """A failure inside the block becomes an error in the terms of the user; running out of memory stays what it is."""
     try:
-        yield entered
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def explain(
-    error: Exception, entered: Entered, what: str, received: Any, columns: tuple[str, ...] | None = None
-) -> ValueError | TypeError:
-    """The error to raise in place of a failure inside PyTorch."""
-    kind = TypeError if isinstance(error, TypeError) else ValueError
-    inside = [(module, value) for module, value in entered.stack if module in entered.names]
-    if not inside:
-        return kind(f"{what} failed on {described(received)}: {error}")
-    module, value = inside[-1]
-    name = entered.names[module]
-    place = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-    reason = _reason(module, value) if isinstance(value, Tensor) else ""
-    if reason:
+        yield
+    except torch.OutOfMemoryError:
+        raise  # a smaller batch is the caller's decision
+    except _FAILURES as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        place, module, value = _innermost(error, model)
+        if module is None:
+            raise kind(f"{what} failed on {received}: {error}") from error
+        reason = _reason(module, value) if isinstance(value, Tensor) else ""
+        if not reason:
+            raise kind(f"{what} failed in {place} on {described(value)}: {error}") from error
         hint = f" (the encoded table has {len(columns)} columns)" if columns else ""
-        return ValueError(f"{place} {reason}{hint}")
-    return kind(f"{what} failed in {place} on {described(value)}: {error}")
+        raise ValueError(f"{place} {reason}{hint}") from error
+
+
+def _innermost(error: Exception, model: nn.Module | None) -> tuple[str, nn.Module | None, Any]:
+    """The innermost module of the model that the failure went through: how to call it, and what it received."""
+    names = {} if model is None else {module: name for name, module in model.named_modules()}
+    for frame, _ in reversed(list(walk_tb(error.__traceback__))):
+        module = frame.f_locals.get("self")
+        if frame.f_code.co_name == "_call_impl" and module in names:
+            received = frame.f_locals["args"]
+            place = f"{type(module).__name__} {names[module]!r}" if names[module] else type(module).__name__
+            return place, module, received[0] if received else None
+    return "", None, None
 
 
 def _reason(module: nn.Module, value: Tensor) -> str:
     """What a layer of a known kind expects, if it did not receive it."""
-    shape = tuple(value.shape)
     if isinstance(module, nn.Embedding):
         return _embedding_reason(module, value)
     weight = getattr(module, "weight", None)
@@ -76,19 +61,12 @@ def _reason(module: nn.Module, value: Tensor) -> str:
             f"expected floating-point inputs ({weight.dtype}), received {value.dtype}; convert them with x.float() "
             "(and divide pixels by 255)"
         )
-    if isinstance(module, nn.Linear) and value.ndim == 1 and module.in_features == 1:
-        return f"expected inputs of shape (batch, 1), received {shape}; reshape the inputs with x[:, None]"
-    if isinstance(module, nn.Linear) and (not shape or shape[-1] != module.in_features):
-        flat = value[0].numel() if value.ndim > 1 and value.shape[0] else 0
-        flatten = "; put nn.Flatten() before it" if flat == module.in_features and value.ndim > 2 else ""
-        return (
-            f"expected inputs with {module.in_features} features in the last dimension, received shape {shape}"
-            f"{flatten or f'; set in_features={shape[-1] if shape else 1} or change the columns'}"
-        )
+    if isinstance(module, nn.Linear):
+        return _linear_reason(module, value)
+    shape = tuple(value.shape)
     if isinstance(module, _ConvNd):
-        dimensions = len(module.kernel_size) + 2
-        axes = ("batch", "channels", "depth", "height", "width")[:2] + ("depth", "height", "width")[5 - dimensions :]
-        if value.ndim != dimensions or shape[1] != module.in_channels:
+        axes = ("batch", "channels", *("depth", "height", "width")[-len(module.kernel_size) :])
+        if value.ndim != len(axes) or shape[1] != module.in_channels:
             return (
                 f"expected inputs of shape ({', '.join(axes)}) with {module.in_channels} channels, received shape "
                 f"{shape}; reshape the data, for example with x[:, None] for images without a channel"
@@ -100,17 +78,29 @@ def _reason(module: nn.Module, value: Tensor) -> str:
                 "size above 1 (also for the last batch) or nn.GroupNorm"
             )
         if shape[1] != module.num_features:
-            return f"expected {module.num_features} channels, received shape {shape}"
+            return f"expected {module.num_features} channels, received shape {shape}; set num_features={shape[1]}"
     return ""
+
+
+def _linear_reason(module: nn.Linear, value: Tensor) -> str:
+    shape, expected = tuple(value.shape), module.in_features
+    if value.ndim == 1 and expected == 1:
+        return f"expected inputs of shape (batch, 1), received {shape}; reshape the inputs with x[:, None]"
+    if shape and shape[-1] == expected:
+        return ""
+    remedy = f"set in_features={shape[-1] if shape else 1} or change the columns"
+    if value.ndim > 2 and value.shape[1:].numel() == expected:
+        remedy = "put nn.Flatten() before it"
+    return f"expected inputs with {expected} features in the last dimension, received shape {shape}; {remedy}"
 
 
 def _embedding_reason(module: nn.Embedding, value: Tensor) -> str:
     if value.dtype not in (torch.int64, torch.int32):
         return f"expected whole numbers, received {value.dtype}; convert the inputs with x.long()"
     low, high = int(value.min()), int(value.max())
-    if low < 0 or high >= module.num_embeddings:
-        return (
-            f"expected numbers from 0 to {module.num_embeddings - 1}, received {low} to {high}; "
-            f"set num_embeddings={high + 1} or map the inputs"
-        )
-    return ""
+    if low >= 0 and high < module.num_embeddings:
+        return ""
+    return (
+        f"expected numbers from 0 to {module.num_embeddings - 1}, received {low} to {high}; "
+        f"set num_embeddings={high + 1} or map the inputs"
+    )

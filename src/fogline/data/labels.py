@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fogline.data.frames import Table, Values
+from fogline.data.frames import Table, Values, places
 from fogline.data.losses import Family
-from fogline.errors import did_you_mean
+from fogline.errors import did_you_mean, misfit, some
 
 _MOST_WHOLE_CLASSES = 20  # more different whole numbers than this are quantities, unless they are exactly 0..C-1
 _ROWS_PER_CLASS = 10
+_MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class Target:
-    """How the target column is read."""
+    """How a column of targets is read."""
 
     name: str
-    kind: Literal["classification", "regression"]
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None = None  # None for numbers
     as_float: bool = False  # a column (rows, 1) of 0.0 and 1.0, for the binary losses
 
     def encode(self, table: Table) -> Tensor:
@@ -33,23 +32,21 @@ class Target:
         Raises:
             ValueError: for missing targets and for labels that training did not have, by row.
         """
-        values = table.require(self.name, "target column")
-        table.refuse_missing([self.name], self.name)
+        values = table.values(self.name, "target column")
+        where = f"target {self.name!r} of {table.origin}"
         if self.classes is None:
             if values.dtype.kind not in "fb":
-                raise ValueError(f"target {self.name!r} of {table.origin}: expected numbers, received text")
+                raise misfit("numbers", "text", "correct the column", where)
             return torch.from_numpy(values.astype(np.float32))[:, None]
-        place = {name: label for label, name in enumerate(self.classes)}
         names = class_names(values)
-        unseen = np.array([name not in place for name in names], bool)
+        labels = places(names, self.classes)
+        unseen = labels == len(self.classes)
         if unseen.any():
             word = names[int(unseen.argmax())]
-            raise ValueError(
-                f"target {self.name!r} of {table.origin}: expected the classes of the training data, received {word!r} "
-                f"at rows {table.named_rows(unseen)}; {did_you_mean(word, self.classes)}"
-            )
-        labels = torch.tensor([place[name] for name in names])
-        return labels.float()[:, None] if self.as_float else labels
+            received, remedy = f"{word!r} at rows {table.named_rows(unseen)}", did_you_mean(word, self.classes)
+            raise misfit("the classes of the training data", received, remedy, where)
+        encoded = torch.from_numpy(labels)
+        return encoded.float()[:, None] if self.as_float else encoded
 
 
 def read_target(table: Table, name: str, family: Family) -> tuple[Target, tuple[str, ...]]:
@@ -60,52 +57,41 @@ def read_target(table: Table, name: str, family: Family) -> tuple[Target, tuple[
     Raises:
         ValueError: for an unknown column, missing values, one class only, or values the loss cannot work on.
     """
-    values = table.require(name, "target column")
-    table.refuse_missing([name], name)
-    if table.rows == 0:
-        raise ValueError(f"{table.origin}: expected at least one row, received none")
-    text = values.dtype.kind not in "fbM"
-    if values.dtype.kind == "M":
-        raise ValueError(f"target {name!r}: expected classes or numbers, received dates; convert them to numbers")
-    whole = values.dtype.kind == "b" or (not text and bool((values == np.round(values)).all()))
+    values = table.values(name, "target column")
+    where, kind = f"target {name!r}", values.dtype.kind
+    whole = kind == "b" or (kind == "f" and bool((values == np.round(values)).all()))
+    over_classes = family in ("classes", "binary")
+    if kind == "M":
+        raise misfit("classes or numbers", "dates", "convert them to numbers", where)
+    if family == "elementwise" and kind == "O":
+        remedy = "use a loss over classes such as nn.CrossEntropyLoss()"
+        raise misfit("numbers for this loss", f"text such as {str(values[0])!r}", remedy, where)
+    if over_classes and kind == "f" and not whole:
+        remedy = "use a loss over numbers such as nn.MSELoss()"
+        raise misfit("class labels for this loss", f"numbers such as {values[0]:g}", remedy, where)
     if family == "elementwise":
-        if text:
-            raise ValueError(
-                f"target {name!r}: expected numbers for this loss, received text such as {str(values[0])!r}; "
-                "use a loss over classes such as nn.CrossEntropyLoss()"
-            )
-        return Target(name, "regression", None), ()
-    if family in ("classes", "binary") and not (text or whole):
-        raise ValueError(
-            f"target {name!r}: expected class labels for this loss, received numbers such as {values[0]:g}; "
-            "use a loss over numbers such as nn.MSELoss()"
-        )
-    if family not in ("classes", "binary") and not text and not (whole and _few(values)):
-        return Target(name, "regression", None), (f"target {name!r} was read as numbers: regression",)
+        return Target(name), ()
+    if not over_classes and kind != "O" and not (whole and _few(values)):
+        return Target(name), (f"{where} was read as numbers: regression",)
     return _classes(table, name, values, family)
 
 
 def _classes(table: Table, name: str, values: Values, family: Family) -> tuple[Target, tuple[str, ...]]:
-    names = _sorted(values)
+    numeric = values.dtype.kind == "f"
+    names = tuple(class_names(np.unique(values))) if numeric else tuple(sorted(set(class_names(values))))
+    where = f"target {name!r} of {table.origin}"
     if len(names) == 1:
-        raise ValueError(
-            f"target {name!r} of {table.origin}: expected at least two classes, received only {names[0]!r} in all "
-            f"{table.rows} rows; add rows of another class"
-        )
+        received = f"only {names[0]!r} in all {table.rows} rows"
+        raise misfit("at least two classes", received, "add rows of another class", where)
     if family == "binary" and len(names) > 2:
-        raise ValueError(
-            f"target {name!r}: expected two classes for a binary loss, received {len(names)}; use nn.CrossEntropyLoss()"
-        )
-    if len(names) == table.rows > 2 or len(names) > 1000:
-        raise ValueError(
-            f"target {name!r} of {table.origin}: expected classes with several rows each, received {len(names)} "
-            f"different values in {table.rows} rows; choose another target column"
-        )
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    note = f"target {name!r} was read as {len(names)} classes ({shown})"
-    if values.dtype.kind == "f" and family == "unknown":
+        raise misfit("two classes for a binary loss", len(names), "use nn.CrossEntropyLoss()", where)
+    if len(names) == table.rows > 2 or len(names) > _MOST_CLASSES:
+        received = f"{len(names)} different values in {table.rows} rows"
+        raise misfit("classes with several rows each", received, "choose another target column", where)
+    note = f"target {name!r} was read as {len(names)} classes ({some(names, 8)})"
+    if numeric and family == "unknown":
         note += "; pass loss=nn.MSELoss() to treat it as a number"
-    return Target(name, "classification", names, family == "binary"), (note,)
+    return Target(name, names, family == "binary"), (note,)
 
 
 def _few(values: Values) -> bool:
@@ -113,7 +99,7 @@ def _few(values: Values) -> bool:
     if len(distinct) <= _MOST_WHOLE_CLASSES:
         return 2 * len(distinct) <= len(values)
     counted = np.array_equal(distinct, np.arange(len(distinct)))
-    return counted and len(values) >= _ROWS_PER_CLASS * len(distinct) and len(distinct) <= 1000
+    return counted and len(values) >= _ROWS_PER_CLASS * len(distinct) and len(distinct) <= _MOST_CLASSES
 
 
 def class_names(values: Values) -> list[str]:
@@ -121,12 +107,6 @@ def class_names(values: Values) -> list[str]:
     if values.dtype.kind == "f":
         return [str(int(value)) if value == int(value) else f"{value:g}" for value in values]
     return [str(value).strip() for value in values]
-
-
-def _sorted(values: Values) -> tuple[str, ...]:
-    if values.dtype.kind == "f":
-        return tuple(class_names(np.unique(values)))
-    return tuple(sorted(set(class_names(values))))
 
 
 def hold_out(

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fogline.data.frames import Table, Values, from_frame, is_frame, read
+from fogline.data.frames import Table, Values, from_frame, is_frame, places, read
+from fogline.errors import misfit, some
 
 Form = Literal["number", "boolean", "date", "one_hot", "ordinal", "mixed", "dropped"]
 
@@ -37,19 +38,18 @@ class Column:
     @property
     def names(self) -> tuple[str, ...]:
         """The columns it becomes."""
-        if self.form == "dropped":
-            return ()
-        indicators = tuple(f"{self.name}={category}" for category in self.categories)
-        if self.form == "one_hot":
-            return indicators
-        return (self.name, *indicators) if self.form == "mixed" else (self.name,)
+        own = () if self.form in ("dropped", "one_hot") else (self.name,)
+        hot = self.categories if self.form in ("one_hot", "mixed") else ()
+        return own + tuple(f"{self.name}={category}" for category in hot)
 
 
 @dataclass(frozen=True)
 class TableEncoder:
     """How rows of a table become inputs; it is plain values and goes through JSON.
 
-    >>> encoder, notes = TableEncoder.fit(_doctest_table(), target="y")
+    >>> from fogline.data.frames import make_table
+    >>> table = make_table({"age": [30.0, 40.0], "city": ["Rome", "Bern"], "y": [0.0, 1.0]}, "the example")
+    >>> encoder, notes = TableEncoder.fit(table, target="y")
     >>> encoder.names
     ('age', 'city=Bern', 'city=Rome')
     >>> TableEncoder.from_dict(encoder.to_dict()) == encoder
@@ -61,7 +61,9 @@ class TableEncoder:
     classes: tuple[str, ...] | None = None
 
     @classmethod
-    def fit(cls, table: Table, target: str | None) -> tuple[TableEncoder, tuple[str, ...]]:
+    def fit(
+        cls, table: Table, target: str | None, classes: tuple[str, ...] | None = None
+    ) -> tuple[TableEncoder, tuple[str, ...]]:
         """Choose the encoding of every input column from the training rows, and say what was done.
 
         Raises:
@@ -69,18 +71,16 @@ class TableEncoder:
         """
         names = [name for name in table.columns if name != target]
         table.refuse_missing(names)
-        columns, notes = [], []
-        for name in names:
-            column, note = _fit_column(name, table.columns[name])
-            columns.append(column)
-            notes += [note] if note else []
-        if not any(column.names for column in columns):
-            raise ValueError(f"expected at least one column of inputs in {table.origin}, received {names}; add columns")
-        scaled = sum(column.form in ("number", "date", "ordinal", "mixed") for column in columns)
+        fitted = [_fit_column(name, table.values(name)) for name in names]
+        encoder = cls(tuple(column for column, _ in fitted), target, classes)
+        if not encoder.names:
+            raise misfit(f"at least one column of inputs in {table.origin}", names, "add columns")
+        notes = [note for _, note in fitted if note]
+        scaled = sum(column.form in ("number", "date", "ordinal", "mixed") for column in encoder.columns)
         if scaled:
             counted = "1 numeric column was" if scaled == 1 else f"{scaled} numeric columns were"
             notes.insert(0, f"{counted} standardised to mean 0 and deviation 1 of the training data")
-        return cls(tuple(columns), target), tuple(notes)
+        return encoder, tuple(notes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,30 +103,14 @@ class TableEncoder:
     def inputs(self, table: Table) -> tuple[Tensor, tuple[str, ...]]:
         """The inputs of a table, and sentences on categories that the training data did not have."""
         used = [column for column in self.columns if column.form != "dropped"]
-        for column in used:
-            table.require(column.name)
-        table.refuse_missing([column.name for column in used])
-        parts: list[NDArray[np.float64]] = []
-        notes = []
-        for column in used:
-            encoded, unseen = _encode(column, table)
-            parts.append(encoded)
-            if unseen:
-                notes.append(
-                    f"column {column.name!r} of {table.origin} has values that training did not: {unseen}; "
-                    + ("encoded as the rarest" if column.form == "ordinal" else "encoded as none of the known")
-                )
-        matrix = np.concatenate(parts, axis=1).astype(np.float32)
-        return torch.from_numpy(matrix), tuple(notes)
+        table.refuse_missing([column.name for column in used if column.name in table.columns])
+        encoded = [_encode(column, table) for column in used]
+        matrix = np.concatenate([part for part, _ in encoded], axis=1).astype(np.float32)
+        return torch.from_numpy(matrix), tuple(note for _, note in encoded if note)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "kind": "table",
-            "columns": [asdict(column) for column in self.columns],
-            "target": self.target,
-            "classes": self.classes,
-        }
+        return {"kind": "table", **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TableEncoder:
@@ -137,135 +121,103 @@ class TableEncoder:
 
 
 def _fit_column(name: str, values: Values) -> tuple[Column, str]:
-    if values.dtype.kind == "f":
-        return _standardised(name, "number", values)
+    """The encoding of a column, and what there is to say about it."""
     if values.dtype.kind == "b":
         return Column(name, "boolean"), ""
     if values.dtype.kind == "M":
-        column, note = _standardised(name, "date", _days(values))
-        return column, note or f"column {name!r} of dates was encoded as days since 1970"
-    return _fit_text(name, values)
-
-
-def _standardised(name: str, form: Form, numbers: NDArray[np.float64]) -> tuple[Column, str]:
-    mean, scale = float(numbers.mean()), float(numbers.std())
-    if scale <= 1e-12 * max(1.0, abs(mean)):  # what rounding leaves of a constant
-        return Column(
-            name, form, mean, 1.0
-        ), f"column {name!r} is constant ({mean:g}): the model learns nothing from it"
-    return Column(name, form, mean, scale), ""
+        return _standardised(name, "date", _numbers(values), f"column {name!r} of dates was encoded as days since 1970")
+    return _fit_text(name, values) if values.dtype.kind == "O" else _standardised(name, "number", values)
 
 
 def _fit_text(name: str, values: Values) -> tuple[Column, str]:
-    texts = _texts(values)
-    numbers = _numbers(texts)
-    words = Counter(text for text, number in zip(texts, numbers, strict=True) if np.isnan(number))
+    numbers, texts = _numbers(values), _texts(values)
+    spelled = np.isfinite(numbers)
+    words = sorted({text for text, number in zip(texts, spelled, strict=True) if not number})
     if not words:
-        column, note = _standardised(name, "number", numbers)
-        return column, note or f"column {name!r} holds numbers written as text and was read as numbers"
-    if 2 * np.isfinite(numbers).sum() >= len(numbers) and len(words) <= MOST_CATEGORIES:
-        column, _ = _standardised(name, "mixed", numbers[np.isfinite(numbers)])
-        kept = tuple(sorted(words))
-        return (
-            Column(name, "mixed", column.mean, column.scale, kept),
-            f"column {name!r} mixes numbers with text ({_listed(kept)}): the numbers were kept, each text got a column "
-            "of its own and the mean as its number",
-        )
+        note = f"column {name!r} holds numbers written as text and was read as numbers"
+        return _standardised(name, "number", numbers, note)
+    if 2 * spelled.sum() >= len(texts) and len(words) <= MOST_CATEGORIES:
+        note = f"column {name!r} mixes numbers with text ({_listed(words)}): the numbers were kept, each text got a "
+        note += "column of its own and the mean as its number"
+        return _standardised(name, "mixed", numbers[spelled], note, words)
     counts = Counter(texts)
     if len(counts) == len(texts) >= _FEWEST_NAMES:
         return Column(name, "dropped"), f"column {name!r} differs in every row, like a name or an id, and was dropped"
-    if len(counts) == 1:
-        only = next(iter(counts))
-        return (
-            Column(name, "one_hot", categories=(only,)),
-            f"column {name!r} is constant ({only!r}): the model learns nothing from it",
-        )
     if len(counts) > MOST_CATEGORIES:
-        ranked = tuple(sorted(counts, key=lambda text: (-counts[text], text)))
-        rank = {text: place for place, text in enumerate(ranked)}
-        column, _ = _standardised(name, "ordinal", np.array([float(rank[text]) for text in texts]))
-        return (
-            Column(name, "ordinal", column.mean, column.scale, ranked),
-            f"column {name!r} has {len(counts)} different texts and was encoded as one number, the rank by frequency",
-        )
-    kept = tuple(sorted(counts))
-    return (
-        Column(name, "one_hot", categories=kept),
-        f"column {name!r} of text was encoded as {len(kept)} one-hot columns ({_listed(kept)})",
-    )
+        ranked = sorted(counts, key=lambda text: (-counts[text], text))
+        note = f"column {name!r} has {len(counts)} different texts and was encoded as one number, the rank by frequency"
+        return _standardised(name, "ordinal", places(texts, ranked).astype(np.float64), note, ranked)
+    note = f"column {name!r} of text was encoded as {len(counts)} one-hot columns ({_listed(sorted(counts))})"
+    if len(counts) == 1:
+        note = f"column {name!r} is constant ({texts[0]!r}): the model learns nothing from it"
+    return Column(name, "one_hot", categories=tuple(sorted(counts))), note
+
+
+def _standardised(
+    name: str, form: Form, numbers: NDArray[np.float64], note: str = "", categories: list[str] | None = None
+) -> tuple[Column, str]:
+    mean, scale = float(numbers.mean()), float(numbers.std())
+    if scale <= 1e-12 * max(1.0, abs(mean)):  # what rounding leaves of a constant
+        scale = 1.0
+        if not categories:
+            note = f"column {name!r} is constant ({mean:g}): the model learns nothing from it"
+    return Column(name, form, mean, scale, tuple(categories or ())), note
 
 
 def _encode(column: Column, table: Table) -> tuple[NDArray[np.float64], str]:
-    """The columns (rows, width) one column becomes, and values unseen in training."""
-    values = table.columns[column.name]
-    if column.form in ("number", "boolean", "date"):
-        return _standard(column, _as_numbers(column, values, table)), ""
-    texts = _texts(values)
+    """The columns (rows, width) one column becomes, and a sentence on values unseen in training."""
+    values = table.values(column.name)
+    if not column.categories:
+        return _scaled(column, _numbers_only(column, values, table)), ""
+    texts, known = _texts(values), len(column.categories)
+    place = places(texts, column.categories)
+    numbers = _numbers(values) if column.form == "mixed" else np.full(len(texts), np.nan)
+    unseen = sorted({texts[row] for row in np.flatnonzero((place == known) & np.isnan(numbers))})
+    note = f"column {column.name!r} of {table.origin} has values that training did not: {_listed(unseen)}; "
+    note += "encoded as the rarest" if column.form == "ordinal" else "encoded as none of the known"
     if column.form == "ordinal":
-        rank = {text: place for place, text in enumerate(column.categories)}
-        ranks = np.array([float(rank.get(text, len(rank))) for text in texts])
-        return _standard(column, ranks), _listed(sorted(set(texts) - set(rank)))
-    place = {text: index for index, text in enumerate(column.categories)}
-    hot = np.zeros((len(texts), len(place)))
-    for row, text in enumerate(texts):
-        if text in place:
-            hot[row, place[text]] = 1.0
-    if column.form == "one_hot":
-        return hot, _listed(sorted(set(texts) - set(place)))
-    numbers = _numbers(texts)
-    unseen = {text for text, number in zip(texts, numbers, strict=True) if np.isnan(number)} - set(place)
-    numbers = np.where(np.isfinite(numbers), numbers, column.mean)
-    return np.concatenate([_standard(column, numbers), hot], axis=1), _listed(sorted(unseen))
+        encoded = _scaled(column, place.astype(np.float64))
+    else:
+        encoded = (place[:, None] == np.arange(known)).astype(np.float64)
+    if column.form == "mixed":
+        filled = np.where(np.isnan(numbers), column.mean, numbers)
+        encoded = np.concatenate([_scaled(column, filled), encoded], axis=1)
+    return encoded, note if unseen else ""
 
 
-def _standard(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+def _scaled(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
     return ((numbers - column.mean) / column.scale)[:, None]
 
 
-def _as_numbers(column: Column, values: Values, table: Table) -> NDArray[np.float64]:
-    if values.dtype.kind == "M" and column.form == "date":
-        return _days(values)
-    if values.dtype.kind in "fb" and column.form != "date":
-        return values.astype(np.float64)
-    numbers = _numbers(_texts(values)) if values.dtype.kind == "O" else np.full(len(values), np.nan)
-    wrong = ~np.isfinite(numbers)
-    if wrong.any() or column.form == "date":
-        raise ValueError(
-            f"expected {column.form}s in column {column.name!r} of {table.origin} as in the training data, received "
-            f"{values[wrong][0] if wrong.any() else values[0]!r} at rows {table.named_rows(wrong)}; correct these cells"
-        )
+def _numbers_only(column: Column, values: Values, table: Table) -> NDArray[np.float64]:
+    numbers = _numbers(values)
+    wrong = np.isnan(numbers) | ((values.dtype.kind == "M") != (column.form == "date"))
+    if wrong.any():
+        expected = f"{column.form}s in column {column.name!r} of {table.origin} as in the training data"
+        raise misfit(expected, f"{values[wrong][0]!r} at rows {table.named_rows(wrong)}", "correct these cells")
     return numbers
 
 
-def _days(values: Values) -> NDArray[np.float64]:
-    return (values - np.datetime64(0, "s")) / np.timedelta64(1, "D")
+def _numbers(values: Values) -> NDArray[np.float64]:
+    """The numbers in a column, dates as days since 1970 and truth values as 0 and 1; NaN for words."""
+    if values.dtype.kind == "M":
+        return (values - np.datetime64(0, "s")) / np.timedelta64(1, "D")
+    if values.dtype.kind != "O":
+        return values.astype(np.float64)
+    return np.array([_number(text) for text in _texts(values)], dtype=np.float64)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        return np.nan
+    return number if np.isfinite(number) else np.nan
 
 
 def _texts(values: Values) -> list[str]:
     return [str(item).strip() for item in values]
 
 
-def _numbers(texts: list[str]) -> NDArray[np.float64]:
-    """The numbers that texts spell; NaN for words."""
-    found = np.full(len(texts), np.nan)
-    for row, text in enumerate(texts):
-        try:
-            number = float(text)
-        except ValueError:
-            continue
-        found[row] = number if np.isfinite(number) else np.nan
-    return found
-
-
-def _listed(names: tuple[str, ...] | list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:5])
-    return shown if len(names) <= 5 else f"{shown}, ... {len(names)} in all"
-
-
-def _doctest_table() -> Table:
-    columns = {
-        "age": np.array([30.0, 40.0]),
-        "city": np.array(["Rome", "Bern"], object),
-        "y": np.array([0.0, 1.0]),
-    }
-    return Table(columns, {name: np.zeros(2, bool) for name in columns}, "the example")
+def _listed(names: list[str]) -> str:
+    return some([repr(name) for name in names])
