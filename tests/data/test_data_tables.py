@@ -11,8 +11,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from torch import nn
 
 from fogline.data import InMemory, load_encoder, open_data
-from fogline.data.labels import hold_out
-from fogline.data.tables import TableEncoder
+from fogline.data.tables import TableEncoder, hold_out
 from fogline.task import Task, on_batch
 
 N = 120

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogline.data.facts import Facts
+from fogline.errors import misfit
 
 
 def default_model(facts: Facts) -> Callable[[], nn.Module]:
@@ -24,15 +25,14 @@ def default_model(facts: Facts) -> Callable[[], nn.Module]:
     >>> default_model(Facts("classification", (1, 28, 28), outputs=10))()(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    if facts.inputs == () and facts.kind != "other":
-        raise ValueError("expected inputs of shape (examples, columns), received one number each; pass x[:, None]")
-    if facts.outputs < 1 and facts.kind != "other":
-        raise ValueError("expected data whose number of classes is known, received a stream of labels; pass model=")
-    if facts.kind == "other" or len(facts.inputs) not in (1, 3):
-        raise ValueError(
-            "expected columns (width,) or images (channels, height, width) to build a model for, received "
-            f"{facts.kind} work on examples of shape {facts.inputs}; pass model="
-        )
+    known = facts.kind != "other"
+    if known and facts.inputs == ():
+        raise misfit("inputs of shape (examples, columns)", "one number each", "pass x[:, None]")
+    if known and facts.outputs < 1:
+        raise misfit("data whose number of classes is known", "a stream of labels", "pass model=")
+    if not known or len(facts.inputs) not in (1, 3):
+        expected = "columns (width,) or images (channels, height, width) to build a model for"
+        raise misfit(expected, f"{facts.kind} work on examples of shape {facts.inputs}", "pass model=")
     if len(facts.inputs) == 1:
         return lambda: _perceptron(facts)
     return lambda: _convolutional(facts.inputs, facts.outputs)
@@ -56,16 +56,6 @@ class Standardise(nn.Module):
         return (inputs - self.mean) / self.scale
 
 
-class Unstandardise(Standardise):
-    """``outputs * scale + mean``: the layers before it work on numbers near one, whatever the unit of the target."""
-
-    def forward(
-        self,
-        inputs: Tensor,  # (b, columns)
-    ) -> Tensor:
-        return inputs * self.scale + self.mean
-
-
 def _perceptron(facts: Facts) -> nn.Module:
     width = facts.inputs[0]
     hidden = min(256, max(32, 1 << (width - 1).bit_length() + 1))
@@ -74,8 +64,9 @@ def _perceptron(facts: Facts) -> nn.Module:
         layers.append(Standardise(facts.input_mean, facts.input_scale))
     layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
     layers.append(nn.Linear(hidden, facts.outputs))
-    if facts.target_mean and facts.target_scale:
-        layers.append(Unstandardise(facts.target_mean, facts.target_scale))
+    if facts.target_mean and facts.target_scale:  # the other way round: the layers work on numbers near one
+        shift = tuple(-mean / scale for mean, scale in zip(facts.target_mean, facts.target_scale, strict=True))
+        layers.append(Standardise(shift, tuple(1 / scale for scale in facts.target_scale)))
     return nn.Sequential(*layers)
 
 
@@ -105,7 +96,7 @@ def default_loss(facts: Facts) -> Callable[[Any, Any], Tensor]:
         return nn.CrossEntropyLoss()
     if facts.kind == "regression":
         return nn.MSELoss()
-    raise ValueError("expected a loss, received None for data that is neither labels nor numbers; pass loss=")
+    raise misfit("a loss", "None for data that is neither labels nor numbers", "pass loss=")
 
 
 def default_metrics(facts: Facts) -> dict[str, Callable[[Any, Any], Tensor]]:

@@ -174,13 +174,14 @@ def read(path: Path, what: str) -> Table:
     """
     import duckdb
 
-    query, values = "select * from read_parquet(?)", [str(path)]
-    delimiter = _delimiter(path) if path.suffix.lower() in (".csv", ".tsv") else ""
+    query: tuple[str, list[Any]] = "select * from read_parquet(?)", [str(path)]
+    delimiter = _delimiter(path) if path.suffix.lower() in (".csv", ".tsv") else None
     if delimiter:
-        query = "select * from read_csv(?, delim=?, header=true, sample_size=-1, nullstr=?)"
+        options = "delim=?, header=true, sample_size=-1, nullstr=?"
+        query = f"select * from read_csv(?, {options})", [str(path), delimiter, _NULLS]
     try:
         with duckdb.connect(":memory:") as connection:
-            columns = connection.execute(query, [*values, delimiter, _NULLS] if delimiter else values).fetchnumpy()
+            columns = connection.execute(*query).fetchnumpy()
     except duckdb.Error as error:
         reason = (_uneven_line(path, delimiter) if delimiter else "") or "; ".join(str(error).splitlines()[:3])
         raise ValueError(f"{what}: expected a table in {path}, but it could not be read: {reason}") from error
@@ -211,10 +212,8 @@ def _uneven_line(path: Path, delimiter: str) -> str:
 def _column(values: Any, what: str) -> Any:
     """A masked array of one of the four types."""
     data, missing = np.ma.getdata(values), np.ma.getmaskarray(values)
-    if data.dtype.kind in "SUO" and data.ndim == 1:
+    if data.dtype.kind not in "biufmM" or data.ndim > 1:
         data, missing = _from_objects(data.astype(object), missing, what)
-    if data.ndim > 1 or data.dtype.kind == "c":
-        raise _no_cell(what, f"{data.dtype} of shape {data.shape[1:]}")
     if data.dtype.kind == "m":
         data = data / np.timedelta64(1, "s")
     if data.dtype.kind in "iuf":
@@ -236,9 +235,10 @@ _CELLS: Sequence[tuple[Any, str, Any]] = (
 
 def _from_objects(cells: Values, missing: NDArray[np.bool_], what: str) -> tuple[Values, NDArray[np.bool_]]:
     """Cells of Python objects: dates, times, decimals and truth values where all are, else text."""
-    wrong = next((cell for cell in cells if isinstance(cell, (list, tuple, dict, set, np.ndarray))), None)
-    if wrong is not None:
-        raise _no_cell(what, type(wrong).__name__)
+    for cell in cells:
+        if isinstance(cell, (list, tuple, dict, set, np.ndarray, complex)):
+            expected = f"numbers, text, dates or truth values in {what}"
+            raise misfit(expected, type(cell).__name__, "spread it over columns or drop it")
     missing = missing | np.array([cell is None or cell != cell for cell in cells], bool)  # NaN differs from itself
     for kinds, dtype, convert in _CELLS:
         if not missing.all() and all(isinstance(cell, kinds) for cell in cells[~missing]):
@@ -246,7 +246,3 @@ def _from_objects(cells: Values, missing: NDArray[np.bool_], what: str) -> tuple
             values[~missing] = [convert(cell) for cell in cells[~missing]]
             return values, missing
     return cells, missing
-
-
-def _no_cell(what: str, received: str) -> Exception:
-    return misfit(f"numbers, text, dates or truth values in {what}", received, "spread it over columns or drop it")

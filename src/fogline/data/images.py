@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fogline.data.facts import Facts, Opened
-from fogline.data.labels import hold_out
 from fogline.data.source import InMemory, MapStyle, Source
+from fogline.data.tables import hold_out
 from fogline.errors import did_you_mean, misfit
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from fogline.data import frames, losses
-from fogline.data.arrays import statistics
-from fogline.data.datasets import open_source
+from fogline.data.datasets import open_source, statistics
 from fogline.data.facts import Facts, Opened
 from fogline.data.images import ImageEncoder, open_folder
-from fogline.data.labels import Target, hold_out, read_target
 from fogline.data.source import InMemory, Source
-from fogline.data.tables import TableEncoder
+from fogline.data.tables import TableEncoder, Target, hold_out, read_target
 from fogline.errors import did_you_mean, misfit, unknown
 from fogline.task import Task
 
