@@ -10,10 +10,10 @@ import numpy as np
 
 from fogline.data import frames, losses
 from fogline.data.datasets import open_source, statistics
-from fogline.data.facts import Facts, Opened
+from fogline.data.facts import Opened
 from fogline.data.images import ImageEncoder, open_folder
-from fogline.data.source import InMemory, Source
-from fogline.data.tables import TableEncoder, Target, hold_out, read_target
+from fogline.data.source import InMemory
+from fogline.data.tables import TableEncoder, hold_out, read_target
 from fogline.errors import did_you_mean, misfit, unknown
 from fogline.task import Task
 
@@ -44,14 +44,16 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
         form = "a frame or table file" if isinstance(train, frames.Table) else form
         expected = f"{form} like the training data ({type(task.train).__name__})"
         raise misfit(expected, type(task.valid).__name__, "give both in one form", "valid", TypeError)
-    if isinstance(train, frames.Table):
-        return _open_table(train, valid if isinstance(valid, frames.Table) else None, name, task, seed)
     if isinstance(train, Path):
         if losses.family(task.loss) in ("binary", "elementwise"):
             expected = "a loss over classes for a folder of images by class"
             raise misfit(expected, losses.name(task.loss), "use nn.CrossEntropyLoss()")
         return open_folder(train, valid if isinstance(valid, Path) else None, seed, task.model is None)
-    return _open_pair(task)
+    notes = list[str]()
+    if isinstance(train, frames.Table):
+        held = valid if isinstance(valid, frames.Table) else None
+        return _open_pairs(*_encoded(train, held, name, task, seed, notes), task, notes)
+    return _open_pairs(*_labelled(task, notes), task, notes)
 
 
 def load_encoder(values: dict[str, Any]) -> TableEncoder | ImageEncoder:
@@ -61,7 +63,7 @@ def load_encoder(values: dict[str, Any]) -> TableEncoder | ImageEncoder:
         ValueError: for values of another kind.
 
     >>> load_encoder(TableEncoder(()).to_dict())
-    TableEncoder(columns=(), target=None, classes=None)
+    TableEncoder(columns=(), target=None, classes=None, as_float=False)
     """
     encoders: dict[Any, type[TableEncoder | ImageEncoder]] = {"image": ImageEncoder, "table": TableEncoder}
     if values.get("kind") not in encoders:
@@ -91,88 +93,55 @@ def _table_or_folder(value: Any, what: str, target: str | None) -> tuple[frames.
     return frames.read(path, what), target
 
 
-def _open_table(table: frames.Table, valid: frames.Table | None, name: str | None, task: Task, seed: int) -> Opened:
-    """Encode the training rows, and the held-out rows by the same encoder; without those, hold out 20 percent."""
-    family = losses.family(task.loss)
+def _encoded(
+    table: frames.Table, valid: frames.Table | None, name: str | None, task: Task, seed: int, notes: list[str]
+) -> tuple[Any, Any, TableEncoder]:
+    """Training and held-out rows as tensors, by one encoder that is fitted to the training rows."""
+    encoder, family = TableEncoder(), losses.family(task.loss)
     if table.rows == 0:
         raise ValueError(f"{table.origin}: expected at least one row, received none")
     if name is None and family != "on_batch":
         has = f"None; {table.origin} has {', '.join(map(repr, table.columns))}"
         raise TypeError(f"expected target= with the column to predict, received {has}")
-    target, notes = None, tuple[str, ...]()
     if name is not None:
         if name in table.columns:
             table.refuse_missing(list(table.columns), name)
-        target, notes = read_target(table, name, family)
-        table, valid, split = _split(table, valid, target, seed)
-        notes += (split,)
-    encoder, said = TableEncoder.fit(table, name, target.classes if target else None)
-    train, _ = _encoded(table, encoder, target)
-    held, unseen = (None, ()) if valid is None else _encoded(valid, encoder, target)
-    facts = Facts("other", (len(encoder.names),), outputs=0, columns=encoder.names, notes=(*notes, *said, *unseen))
-    if target is not None and target.classes is not None:
-        outputs = 1 if target.as_float else len(target.classes)
-        facts = replace(facts, kind="classification", classes=target.classes, outputs=outputs)
-    elif target is not None:
-        facts = _with_scale(replace(facts, kind="regression", outputs=1), train, held)
-    return Opened(train, held, facts, encoder)
+        encoder = read_target(table, name, family, notes)
+        if valid is None:
+            table, valid = _split(table, encoder, seed, notes)
+    encoder = encoder.fit(table, notes)
+    return encoder.tensors(table, []), None if valid is None else encoder.tensors(valid, notes), encoder
 
 
 def _split(
-    table: frames.Table, valid: frames.Table | None, target: Target, seed: int
-) -> tuple[frames.Table, frames.Table | None, str]:
-    """Training and held-out rows, and what was done."""
-    if valid is None and table.rows >= _FEWEST_TO_SPLIT:
-        alike = None if target.classes is None else target.encode(table).flatten().long().numpy()
-        kept, held = hold_out(alike, table.rows, seed)
-        if len(held):
-            share = "20 %" if alike is None else "20 % of each class"
-            note = f"{len(held)} of {table.rows} rows ({share}) were held out for validation"
-            return table.take(kept), table.take(held), note
-    note = f"{table.rows} rows are too few to hold some out: nothing is validated"
-    return table, valid, note if valid is None else ""
+    table: frames.Table, target: TableEncoder, seed: int, notes: list[str]
+) -> tuple[frames.Table, frames.Table | None]:
+    """Rows to train on, and a fifth to hold out."""
+    classes = None if target.classes is None else target.targets(table).flatten().long().numpy()
+    kept, held = hold_out(classes, table.rows, seed)
+    if table.rows < _FEWEST_TO_SPLIT or not len(held):
+        notes.append(f"{table.rows} rows are too few to hold some out: nothing is validated")
+        return table, None
+    share = "20 %" if classes is None else "20 % of each class"
+    notes.append(f"{len(held)} of {table.rows} rows ({share}) were held out for validation")
+    return table.take(kept), table.take(held)
 
 
-def _encoded(table: frames.Table, encoder: TableEncoder, target: Target | None) -> tuple[InMemory, tuple[str, ...]]:
-    inputs, unseen = encoder.inputs(table)
-    return InMemory(inputs if target is None else (inputs, target.encode(table))), unseen
-
-
-def _open_pair(task: Task) -> Opened:
-    """Tensors, datasets and loaders."""
-    train_value, target, named = _labelled(task.train, "train", task)
-    train, facts = open_source(train_value, task, "train")
-    valid = None
-    if task.valid is not None:
-        valid, held = open_source(_labelled(task.valid, "valid", task, target)[0], task, "valid")
-        if len(facts.inputs) == len(held.inputs) == 1 and facts.inputs != held.inputs:
-            expected = f"inputs with {facts.inputs[0]} columns as in the training data"
-            raise misfit(expected, held.inputs[0], "give both the same columns", "valid")
-        outputs = max(facts.outputs, held.outputs) if facts.kind == "classification" else facts.outputs
-        facts = replace(facts, outputs=outputs, notes=facts.notes + tuple(f"held-out data: {x}" for x in held.notes))
-    if task.target is not None:
-        said = f"target={task.target!r} is for frames and files; the targets of tensors and datasets come with them"
-        facts = replace(facts, notes=(*facts.notes, said))
-    if target is not None:
-        facts = replace(facts, classes=target.classes, notes=facts.notes + named)
-    if facts.kind == "regression" and isinstance(train, InMemory):
-        facts = _with_scale(facts, train, valid)
-    if task.model is None and len(facts.inputs) == 1 and isinstance(train, InMemory) and facts.kind != "other":
-        mean, scale = statistics(train.tensors[0])
-        facts = replace(facts, input_mean=mean, input_scale=scale)
-    return Opened(train, valid, facts)
-
-
-def _labelled(
-    value: Any, what: str, task: Task, target: Target | None = None
-) -> tuple[Any, Target | None, tuple[str, ...]]:
+def _labelled(task: Task, notes: list[str]) -> tuple[Any, Any, TableEncoder]:
     """Targets of text beside arrays become labels, as those of a table do."""
-    if not (isinstance(value, (tuple, list)) and len(value) == 2 and _is_text(value[1])):
-        return value, target, ()
-    table, notes = frames.make_table({"targets": np.asarray(value[1])}, what), tuple[str, ...]()
-    if what == "train":
-        target, notes = read_target(table, "targets", losses.family(task.loss))
-    return (value[0], value[1] if target is None else target.encode(table)), target, notes
+    pairs, encoder = [], TableEncoder()
+    for value, what in ((task.train, "train"), (task.valid, "valid")):
+        pair = isinstance(value, (tuple, list)) and len(value) == 2
+        if pair and _is_text(value[1]) and (what == "train" or encoder.target):
+            table = frames.make_table({"targets": np.asarray(value[1])}, what)
+            if what == "train":
+                encoder = read_target(table, "targets", losses.family(task.loss), notes)
+            value = value[0], encoder.targets(table)
+        pairs.append(value)
+    if task.target is not None:
+        said = "is for frames and files; the targets of tensors and datasets come with them"
+        notes.append(f"target={task.target!r} {said}")
+    return pairs[0], pairs[1], encoder
 
 
 def _is_text(targets: Any) -> bool:
@@ -180,9 +149,27 @@ def _is_text(targets: Any) -> bool:
     return sequence and len(targets) > 0 and all(isinstance(item, str) for item in targets)
 
 
-def _with_scale(facts: Facts, train: InMemory, valid: Source | None) -> Facts:
-    """Statistics of the numbers to predict."""
-    mean, scale = statistics(train.tensors[1])
-    held = valid if isinstance(valid, InMemory) else train
-    variance = tuple(value**2 for value in statistics(held.tensors[1])[1])
-    return replace(facts, target_mean=mean, target_scale=scale, held_out_variance=variance)
+def _open_pairs(train_value: Any, valid_value: Any, encoder: TableEncoder, task: Task, notes: list[str]) -> Opened:
+    """Tensors, datasets and loaders, with what is known of them."""
+    train, facts = open_source(train_value, task, "train")
+    valid, held = None, facts
+    if valid_value is not None:
+        valid, held = open_source(valid_value, task, "valid")
+        if len(facts.inputs) == len(held.inputs) == 1 and facts.inputs != held.inputs:
+            expected = f"inputs with {facts.inputs[0]} columns as in the training data"
+            raise misfit(expected, held.inputs[0], "give both the same columns", "valid")
+        notes += [f"held-out data: {note}" for note in held.notes]
+    facts = replace(facts, columns=encoder.names or None, notes=(*facts.notes, *notes))
+    if facts.kind == "classification":
+        outputs = max(facts.outputs, held.outputs)
+        facts = replace(facts, classes=encoder.classes or facts.classes, outputs=outputs)
+    if facts.kind == "regression" and isinstance(train, InMemory):
+        mean, scale = statistics(train.tensors[1])
+        _, held_scale = statistics((valid if isinstance(valid, InMemory) else train).tensors[1])
+        variance = tuple(value**2 for value in held_scale)
+        facts = replace(facts, target_mean=mean, target_scale=scale, held_out_variance=variance)
+    plain = isinstance(train, InMemory) and not encoder.columns and len(facts.inputs) == 1
+    if plain and task.model is None and facts.kind != "other":
+        mean, scale = statistics(train.tensors[0])
+        facts = replace(facts, input_mean=mean, input_scale=scale)
+    return Opened(train, valid, facts, encoder if encoder.columns else None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,42 +52,38 @@ class Column:
 
 @dataclass(frozen=True)
 class TableEncoder:
-    """How rows of a table become inputs; it is plain values and goes through JSON.
+    """How rows of a table become inputs and targets; it is plain values and goes through JSON.
 
     >>> from fogline.data.frames import make_table
     >>> table = make_table({"age": [30.0, 40.0], "city": ["Rome", "Bern"], "y": [0.0, 1.0]}, "the example")
-    >>> encoder, notes = TableEncoder.fit(table, target="y")
+    >>> encoder = TableEncoder(target="y").fit(table, [])
     >>> encoder.names
     ('age', 'city=Bern', 'city=Rome')
     >>> TableEncoder.from_dict(encoder.to_dict()) == encoder
     True
     """
 
-    columns: tuple[Column, ...]
+    columns: tuple[Column, ...] = ()
     target: str | None = None
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None  # None where the target is a number
+    as_float: bool = False  # classes as a column (rows, 1) of 0.0 and 1.0, for the binary losses
 
-    @classmethod
-    def fit(
-        cls, table: Table, target: str | None, classes: tuple[str, ...] | None = None
-    ) -> tuple[TableEncoder, tuple[str, ...]]:
-        """Choose the encoding of every input column from the training rows, and say what was done.
+    def fit(self, table: Table, notes: list[str]) -> TableEncoder:
+        """Choose the encoding of every input column from the training rows, and note what was done.
 
         Raises:
             ValueError: for missing values, or if no column is left.
         """
-        names = [name for name in table.columns if name != target]
+        names = [name for name in table.columns if name != self.target]
         table.refuse_missing(names)
-        fitted = [_fit_column(name, table.values(name)) for name in names]
-        encoder = cls(tuple(column for column, _ in fitted), target, classes)
-        if not encoder.names:
+        columns = tuple(_fit_column(name, table.values(name), notes) for name in names)
+        if not any(column.names for column in columns):
             raise misfit(f"at least one column of inputs in {table.origin}", names, "add columns")
-        notes = [note for _, note in fitted if note]
-        scaled = sum(column.form in ("number", "date", "ordinal", "mixed") for column in encoder.columns)
+        scaled = sum(column.form in ("number", "date", "ordinal", "mixed") for column in columns)
         if scaled:
             counted = "1 numeric column was" if scaled == 1 else f"{scaled} numeric columns were"
-            notes.insert(0, f"{counted} standardised to mean 0 and deviation 1 of the training data")
-        return encoder, tuple(notes)
+            notes.append(f"{counted} standardised to mean 0 and deviation 1 of the training data")
+        return replace(self, columns=columns)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,18 +98,43 @@ class TableEncoder:
             ValueError: for a column that is absent, and for missing values, by column and row.
         """
         if isinstance(data, (str, Path)):
-            return self.inputs(read(Path(data), "encode"))[0]
-        if not is_frame(data):
-            raise TypeError(f"encode: expected a frame or the path of a table, received {type(data).__name__}")
-        return self.inputs(from_frame(data, "given"))[0]
+            return self.inputs(read(Path(data), "encode"), [])
+        if is_frame(data):
+            return self.inputs(from_frame(data, "given"), [])
+        raise TypeError(f"encode: expected a frame or the path of a table, received {type(data).__name__}")
 
-    def inputs(self, table: Table) -> tuple[Tensor, tuple[str, ...]]:
-        """The inputs of a table, and sentences on categories that the training data did not have."""
+    def tensors(self, table: Table, notes: list[str]) -> Any:
+        """The inputs of a table with its targets, if it has any."""
+        inputs = self.inputs(table, notes)
+        return inputs if self.target is None else (inputs, self.targets(table))
+
+    def inputs(self, table: Table, notes: list[str]) -> Tensor:
+        """The inputs of a table; categories that the training data did not have are noted."""
         used = [column for column in self.columns if column.form != "dropped"]
         table.refuse_missing([column.name for column in used if column.name in table.columns])
-        encoded = [_encode(column, table) for column in used]
-        matrix = np.concatenate([part for part, _ in encoded], axis=1).astype(np.float32)
-        return torch.from_numpy(matrix), tuple(note for _, note in encoded if note)
+        parts = [_encode(column, table, notes) for column in used]
+        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+
+    def targets(self, table: Table) -> Tensor:
+        """Labels (rows,) int64, or numbers (rows, 1) float32.
+
+        Raises:
+            ValueError: for missing targets and for labels that training did not have, by row.
+        """
+        values = table.values(str(self.target), "target column")
+        where = f"target {self.target!r} of {table.origin}"
+        if self.classes is None:
+            if values.dtype.kind not in "fb":
+                raise misfit("numbers", "text", "correct the column", where)
+            return torch.from_numpy(values.astype(np.float32))[:, None]
+        names = _class_names(values)
+        labels = places(names, self.classes)
+        unseen = labels == len(self.classes)
+        if unseen.any():
+            word = names[int(unseen.argmax())]
+            received, remedy = f"{word!r} at rows {table.named_rows(unseen)}", did_you_mean(word, self.classes)
+            raise misfit("the classes of the training data", received, remedy, where)
+        return torch.from_numpy(labels).float()[:, None] if self.as_float else torch.from_numpy(labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -122,73 +144,79 @@ class TableEncoder:
     def from_dict(cls, values: dict[str, Any]) -> TableEncoder:
         """The inverse of :meth:`to_dict`."""
         columns = tuple(Column(**{**item, "categories": tuple(item["categories"])}) for item in values["columns"])
-        classes = values["classes"]
-        return cls(columns, values["target"], None if classes is None else tuple(classes))
+        classes = None if values["classes"] is None else tuple(values["classes"])
+        return cls(columns, values["target"], classes, values["as_float"])
 
 
-def _fit_column(name: str, values: Values) -> tuple[Column, str]:
-    """The encoding of a column, and what there is to say about it."""
+def _fit_column(name: str, values: Values, notes: list[str]) -> Column:
+    """The encoding of a column."""
     if values.dtype.kind == "b":
-        return Column(name, "boolean"), ""
+        return Column(name, "boolean")
     if values.dtype.kind == "M":
-        return _standardised(name, "date", _numbers(values), f"column {name!r} of dates was encoded as days since 1970")
-    return _fit_text(name, values) if values.dtype.kind == "O" else _standardised(name, "number", values)
+        notes.append(f"column {name!r} of dates was encoded as days since 1970")
+        return _standardised(name, "date", _numbers(values), notes)
+    return _fit_text(name, values, notes) if values.dtype.kind == "O" else _standardised(name, "number", values, notes)
 
 
-def _fit_text(name: str, values: Values) -> tuple[Column, str]:
+def _fit_text(name: str, values: Values, notes: list[str]) -> Column:
     numbers, texts = _numbers(values), _texts(values)
-    spelled = np.isfinite(numbers)
-    words = sorted({text for text, number in zip(texts, spelled, strict=True) if not number})
+    counts, spelled = Counter(texts), np.isfinite(numbers)
+    words = sorted({texts[row] for row in np.flatnonzero(~spelled)})
     if not words:
-        note = f"column {name!r} holds numbers written as text and was read as numbers"
-        return _standardised(name, "number", numbers, note)
+        notes.append(f"column {name!r} holds numbers written as text and was read as numbers")
+        return _standardised(name, "number", numbers, notes)
     if 2 * spelled.sum() >= len(texts) and len(words) <= MOST_CATEGORIES:
-        note = f"column {name!r} mixes numbers with text ({_listed(words)}): the numbers were kept, each text got a "
-        note += "column of its own and the mean as its number"
-        return _standardised(name, "mixed", numbers[spelled], note, words)
-    counts = Counter(texts)
+        said = "the numbers were kept, each text got a column of its own and the mean as its number"
+        notes.append(f"column {name!r} mixes numbers with text ({_listed(words)}): {said}")
+        return _standardised(name, "mixed", numbers[spelled], notes, words)
     if len(counts) == len(texts) >= _FEWEST_NAMES:
-        return Column(name, "dropped"), f"column {name!r} differs in every row, like a name or an id, and was dropped"
+        notes.append(f"column {name!r} differs in every row, like a name or an id, and was dropped")
+        return Column(name, "dropped")
     if len(counts) > MOST_CATEGORIES:
         ranked = sorted(counts, key=lambda text: (-counts[text], text))
-        note = f"column {name!r} has {len(counts)} different texts and was encoded as one number, the rank by frequency"
-        return _standardised(name, "ordinal", places(texts, ranked).astype(np.float64), note, ranked)
-    note = f"column {name!r} of text was encoded as {len(counts)} one-hot columns ({_listed(sorted(counts))})"
-    if len(counts) == 1:
-        note = f"column {name!r} is constant ({texts[0]!r}): the model learns nothing from it"
-    return Column(name, "one_hot", categories=tuple(sorted(counts))), note
+        said = "was encoded as one number, the rank by frequency"
+        notes.append(f"column {name!r} has {len(counts)} different texts and {said}")
+        return _standardised(name, "ordinal", places(texts, ranked).astype(np.float64), notes, ranked)
+    if len(words) == 1:
+        notes.append(f"column {name!r} is constant ({words[0]!r}): the model learns nothing from it")
+    else:
+        notes.append(
+            f"column {name!r} of text was encoded as {len(counts)} one-hot columns ({_listed(sorted(counts))})"
+        )
+    return Column(name, "one_hot", categories=tuple(sorted(counts)))
 
 
 def _standardised(
-    name: str, form: Form, numbers: NDArray[np.float64], note: str = "", categories: list[str] | None = None
-) -> tuple[Column, str]:
+    name: str, form: Form, numbers: NDArray[np.float64], notes: list[str], categories: Sequence[str] = ()
+) -> Column:
     mean, scale = float(numbers.mean()), float(numbers.std())
     if scale <= 1e-12 * max(1.0, abs(mean)):  # what rounding leaves of a constant
         scale = 1.0
         if not categories:
-            note = f"column {name!r} is constant ({mean:g}): the model learns nothing from it"
-    return Column(name, form, mean, scale, tuple(categories or ())), note
+            notes.append(f"column {name!r} is constant ({mean:g}): the model learns nothing from it")
+    return Column(name, form, mean, scale, tuple(categories))
 
 
-def _encode(column: Column, table: Table) -> tuple[NDArray[np.float64], str]:
-    """The columns (rows, width) one column becomes, and a sentence on values unseen in training."""
+def _encode(column: Column, table: Table, notes: list[str]) -> NDArray[np.float64]:
+    """The columns (rows, width) one column becomes."""
     values = table.values(column.name)
     if not column.categories:
-        return _scaled(column, _numbers_only(column, values, table)), ""
+        return _scaled(column, _numbers_only(column, values, table))
     texts, known = _texts(values), len(column.categories)
     place = places(texts, column.categories)
     numbers = _numbers(values) if column.form == "mixed" else np.full(len(texts), np.nan)
     unseen = sorted({texts[row] for row in np.flatnonzero((place == known) & np.isnan(numbers))})
-    note = f"column {column.name!r} of {table.origin} has values that training did not: {_listed(unseen)}; "
-    note += "encoded as the rarest" if column.form == "ordinal" else "encoded as none of the known"
+    if unseen:
+        taken = "the rarest" if column.form == "ordinal" else "none of the known"
+        where = f"column {column.name!r} of {table.origin}"
+        notes.append(f"{where} has values that training did not: {_listed(unseen)}; encoded as {taken}")
     if column.form == "ordinal":
-        encoded = _scaled(column, place.astype(np.float64))
-    else:
-        encoded = (place[:, None] == np.arange(known)).astype(np.float64)
-    if column.form == "mixed":
-        filled = np.where(np.isnan(numbers), column.mean, numbers)
-        encoded = np.concatenate([_scaled(column, filled), encoded], axis=1)
-    return encoded, note if unseen else ""
+        return _scaled(column, place.astype(np.float64))
+    indicators: NDArray[np.float64] = (place[:, None] == np.arange(known)).astype(np.float64)
+    if column.form == "one_hot":
+        return indicators
+    filled = np.where(np.isnan(numbers), column.mean, numbers)
+    return np.concatenate([_scaled(column, filled), indicators], axis=1)
 
 
 def _scaled(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -229,39 +257,8 @@ def _listed(names: list[str]) -> str:
     return some([repr(name) for name in names])
 
 
-@dataclass(frozen=True)
-class Target:
-    """How a column of targets is read."""
-
-    name: str
-    classes: tuple[str, ...] | None = None  # None for numbers
-    as_float: bool = False  # a column (rows, 1) of 0.0 and 1.0, for the binary losses
-
-    def encode(self, table: Table) -> Tensor:
-        """Labels (rows,) int64, or numbers (rows, 1) float32.
-
-        Raises:
-            ValueError: for missing targets and for labels that training did not have, by row.
-        """
-        values = table.values(self.name, "target column")
-        where = f"target {self.name!r} of {table.origin}"
-        if self.classes is None:
-            if values.dtype.kind not in "fb":
-                raise misfit("numbers", "text", "correct the column", where)
-            return torch.from_numpy(values.astype(np.float32))[:, None]
-        names = class_names(values)
-        labels = places(names, self.classes)
-        unseen = labels == len(self.classes)
-        if unseen.any():
-            word = names[int(unseen.argmax())]
-            received, remedy = f"{word!r} at rows {table.named_rows(unseen)}", did_you_mean(word, self.classes)
-            raise misfit("the classes of the training data", received, remedy, where)
-        encoded = torch.from_numpy(labels)
-        return encoded.float()[:, None] if self.as_float else encoded
-
-
-def read_target(table: Table, name: str, family: Family) -> tuple[Target, tuple[str, ...]]:
-    """Decide from the values and the loss whether a column holds classes or numbers, and say so.
+def read_target(table: Table, name: str, family: Family, notes: list[str]) -> TableEncoder:
+    """Decide from the values and the loss whether a column holds classes or numbers: an encoder without columns yet.
 
     Text, truth values and few different whole numbers are classes; everything else is a number.
 
@@ -280,15 +277,16 @@ def read_target(table: Table, name: str, family: Family) -> tuple[Target, tuple[
         remedy = "use a loss over numbers such as nn.MSELoss()"
         raise misfit("class labels for this loss", f"numbers such as {values[0]:g}", remedy, where)
     if family == "elementwise":
-        return Target(name), ()
+        return TableEncoder(target=name)
     if family in ("classes", "binary") or text or (whole and _few(values)):
-        return _classes(table, name, values, family)
-    return Target(name), (f"{where} was read as numbers: regression",)
+        return _classes(table, name, values, family, notes)
+    notes.append(f"{where} was read as numbers: regression")
+    return TableEncoder(target=name)
 
 
-def _classes(table: Table, name: str, values: Values, family: Family) -> tuple[Target, tuple[str, ...]]:
+def _classes(table: Table, name: str, values: Values, family: Family, notes: list[str]) -> TableEncoder:
     numeric = values.dtype.kind == "f"
-    names = tuple(class_names(np.unique(values))) if numeric else tuple(sorted(set(class_names(values))))
+    names = tuple(_class_names(np.unique(values))) if numeric else tuple(sorted(set(_class_names(values))))
     where = f"target {name!r} of {table.origin}"
     if len(names) == 1:
         received = f"only {names[0]!r} in all {table.rows} rows"
@@ -298,10 +296,9 @@ def _classes(table: Table, name: str, values: Values, family: Family) -> tuple[T
     if len(names) == table.rows > 2 or len(names) > _MOST_CLASSES:
         received = f"{len(names)} different values in {table.rows} rows"
         raise misfit("classes with several rows each", received, "choose another target column", where)
-    note = f"target {name!r} was read as {len(names)} classes ({some(names, 8)})"
-    if numeric and family == "unknown":
-        note += "; pass loss=nn.MSELoss() to treat it as a number"
-    return Target(name, names, family == "binary"), (note,)
+    hint = "; pass loss=nn.MSELoss() to treat it as a number" if numeric and family == "unknown" else ""
+    notes.append(f"target {name!r} was read as {len(names)} classes ({some(names, 8)}){hint}")
+    return TableEncoder((), name, names, family == "binary")
 
 
 def _few(values: Values) -> bool:
@@ -312,7 +309,7 @@ def _few(values: Values) -> bool:
     return counted and len(values) >= _ROWS_PER_CLASS * len(distinct) and len(distinct) <= _MOST_CLASSES
 
 
-def class_names(values: Values) -> list[str]:
+def _class_names(values: Values) -> list[str]:
     """The name of each row's class: whole numbers without a decimal point, text without surrounding blanks."""
     if values.dtype.kind == "f":
         return [str(int(value)) if value == int(value) else f"{value:g}" for value in values]
