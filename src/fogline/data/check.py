@@ -19,18 +19,14 @@ from fogline.data.facts import Facts
 from fogline.data.privacy import PrivateRandom
 from fogline.data.source import Batch, cast, described, leaves, map_tree
 from fogline.errors import misfit, some
-from fogline.task import OnBatch
+from fogline.task import Loss, Metric, OnBatch
 
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 """What is raised when shapes, types or structure do not fit."""
 
 
 def check_first_batch(
-    model: nn.Module,
-    loss: Callable[[Any, Any], Tensor] | OnBatch,
-    batch: Batch,
-    metrics: Mapping[str, Callable[[Any, Any], Any]],
-    facts: Facts,
+    model: nn.Module, loss: Loss | OnBatch, batch: Batch, metrics: Mapping[str, Metric], facts: Facts
 ) -> tuple[str, ...]:
     """Run model, loss, gradient and metrics once on a batch.
 
@@ -112,13 +108,7 @@ def _run(
         return functional_call(_Inside(model, function), renamed, (given,))
 
 
-def _try_loss(
-    loss: Callable[[Any, Any], Tensor],
-    metrics: Mapping[str, Callable[[Any, Any], Any]],
-    outputs: Any,
-    targets: Any,
-    facts: Facts,
-) -> Tensor:
+def _try_loss(loss: Loss, metrics: Mapping[str, Metric], outputs: Any, targets: Any, facts: Facts) -> Tensor:
     losses.check_pairing(loss, outputs, targets, facts)
     both, name = f"outputs {described(outputs)} and targets {described(targets)}", losses.name(loss)
     with _explained(f"expected a loss that takes (outputs, targets), but {name}", both):

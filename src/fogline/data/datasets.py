@@ -265,20 +265,14 @@ def statistics(tensor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _not_finite_notes(tensors: Any) -> tuple[str, ...]:
     """A sentence for inputs and for targets that hold NaN or infinity, with rows and columns."""
-    pair = isinstance(tensors, tuple) and len(tensors) == 2
+    pair, notes = isinstance(tensors, tuple) and len(tensors) == 2, []
     named = zip(("inputs", "targets"), tensors, strict=True) if pair else [("the data", tensors)]
-    notes = [_not_finite(leaf, name) for name, tree in named for leaf in leaves(tree)]
-    return tuple(note for note in notes if note)
-
-
-def _not_finite(leaf: Tensor, name: str) -> str:
-    if not leaf.is_floating_point() or bool(torch.isfinite(leaf.sum(dtype=torch.float64))):
-        return ""  # NaN and infinity survive a sum: one pass without a copy
-    wrong = ~torch.isfinite(leaf.reshape(leaf.shape[0], -1))
-    rows, columns = (wrong.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
-    if not rows:
-        return ""
-    return (
-        f"{len(rows)} of {leaf.shape[0]} rows of {name} hold NaN or infinity: rows {some(rows)}, columns "
-        f"{some(columns)}; steps they make non-finite are refused; drop or fill these rows"
-    )
+    for name, leaf in ((name, leaf) for name, tree in named for leaf in leaves(tree) if leaf.is_floating_point()):
+        if bool(torch.isfinite(leaf.sum(dtype=torch.float64))):
+            continue  # NaN and infinity survive a sum: one pass without a copy
+        wrong = ~torch.isfinite(leaf.reshape(leaf.shape[0], -1))
+        rows, columns = (wrong.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+        found = f"{len(rows)} of {leaf.shape[0]} rows of {name} hold NaN or infinity"
+        remedy = "steps they make non-finite are refused; drop or fill these rows"
+        notes += [f"{found}: rows {some(rows)}, columns {some(columns)}; {remedy}"] if rows else []
+    return tuple(notes)

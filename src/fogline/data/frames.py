@@ -25,12 +25,12 @@ _NULLS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "?"]
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length as masked arrays; each is float64, bool, datetime64 or object (text and mixtures).
+    """Columns of equal length; each is float64, bool, datetime64 or object (text and mixtures).
 
-    NaN and infinity are masked like empty cells.
+    A missing value is NaN, infinity, NaT or None.
     """
 
-    columns: dict[str, Any]
+    columns: dict[str, Values]
     origin: str  # how to call it in a sentence
     numbers: NDArray[np.int64]  # the number of each row in the frame or file it came from
     first: int = 0  # the number of the first row there: 0 in a frame, 1 in a file
@@ -48,7 +48,7 @@ class Table:
         if name not in self.columns:
             raise ValueError(f"{self.origin} has no {what} {name!r}: {did_you_mean(name, self.columns)}")
         self.refuse_missing([name], name if what != "column" else None)
-        return np.ma.getdata(self.columns[name])
+        return self.columns[name]
 
     def named_rows(self, mask: NDArray[np.bool_]) -> str:
         """The rows of a mask in words, the first few."""
@@ -60,7 +60,7 @@ class Table:
         Raises:
             ValueError: naming each column with its rows.
         """
-        masks = {name: np.ma.getmaskarray(self.columns[name]) for name in names}
+        masks = {name: _missing(self.columns[name]) for name in names}
         found = [
             f"{'target' if name == target else 'column'} {name!r} at rows {self.named_rows(mask)}"
             for name, mask in masks.items()
@@ -209,19 +209,17 @@ def _uneven_line(path: Path, delimiter: str) -> str:
     return ""
 
 
-def _column(values: Any, what: str) -> Any:
-    """A masked array of one of the four types."""
-    data, missing = np.ma.getdata(values), np.ma.getmaskarray(values)
+def _column(values: Any, what: str) -> Values:
+    """An array of one of the four types."""
+    data = np.ma.getdata(values)
+    if np.ma.is_masked(values):
+        data = data.astype(object)
+        data[np.ma.getmaskarray(values)] = None
     if data.dtype.kind not in "biufmM" or data.ndim > 1:
-        data, missing = _from_objects(data.astype(object), missing, what)
+        data = _from_objects(data.astype(object), what)
     if data.dtype.kind == "m":
         data = data / np.timedelta64(1, "s")
-    if data.dtype.kind in "iuf":
-        data = data.astype(np.float64)
-        missing = missing | ~np.isfinite(data)
-    if data.dtype.kind == "M":
-        missing = missing | np.isnat(data)
-    return np.ma.array(data, mask=missing)
+    return data.astype(np.float64) if data.dtype.kind in "iuf" else data
 
 
 _CELLS: Sequence[tuple[Any, str, Any]] = (
@@ -233,16 +231,23 @@ _CELLS: Sequence[tuple[Any, str, Any]] = (
 """Types of Python objects, the type of array they become where all are of that type, and how."""
 
 
-def _from_objects(cells: Values, missing: NDArray[np.bool_], what: str) -> tuple[Values, NDArray[np.bool_]]:
+def _from_objects(cells: Values, what: str) -> Values:
     """Cells of Python objects: dates, times, decimals and truth values where all are, else text."""
-    for cell in cells:
+    for row, cell in enumerate(cells):
         if isinstance(cell, (list, tuple, dict, set, np.ndarray, complex)):
             expected = f"numbers, text, dates or truth values in {what}"
             raise misfit(expected, type(cell).__name__, "spread it over columns or drop it")
-    missing = missing | np.array([cell is None or cell != cell for cell in cells], bool)  # NaN differs from itself
+        if cell != cell:  # NaN and NaT differ from themselves
+            cells[row] = None
     for kinds, dtype, convert in _CELLS:
-        if not missing.all() and all(isinstance(cell, kinds) for cell in cells[~missing]):
-            values = np.zeros(len(cells), dtype)
-            values[~missing] = [convert(cell) for cell in cells[~missing]]
-            return values, missing
-    return cells, missing
+        if len(cells) and all(isinstance(cell, kinds) for cell in cells):
+            return np.array([convert(cell) for cell in cells], dtype)
+    return cells
+
+
+def _missing(values: Values) -> NDArray[np.bool_]:
+    if values.dtype.kind == "f":
+        return ~np.isfinite(values)
+    if values.dtype.kind == "M":
+        return np.isnat(values)
+    return np.array([value is None for value in values], bool)

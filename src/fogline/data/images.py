@@ -115,11 +115,10 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
 
 def _classes(folder: Path) -> tuple[str, ...]:
     names = _subfolders(folder)
-    if not names:
+    if len(names) < 2:
+        received = f"only {names[0]!r}" if names else "none"
         remedy = "put the images of a class in a folder of its name"
-        raise misfit(f"a sub-folder for each class in {folder}", "none", remedy)
-    if len(names) == 1:
-        raise misfit(f"at least two classes (sub-folders) in {folder}", f"only {names[0]!r}", "add one")
+        raise misfit(f"at least two classes and a sub-folder for each class in {folder}", received, remedy)
     return names
 
 

@@ -165,11 +165,11 @@ def _open_pairs(train_value: Any, valid_value: Any, encoder: TableEncoder, task:
         facts = replace(facts, classes=encoder.classes or facts.classes, outputs=outputs)
     if facts.kind == "regression" and isinstance(train, InMemory):
         mean, scale = statistics(train.tensors[1])
-        _, held_scale = statistics((valid if isinstance(valid, InMemory) else train).tensors[1])
-        variance = tuple(value**2 for value in held_scale)
+        scored: InMemory = valid if isinstance(valid, InMemory) else train
+        variance = tuple(value**2 for value in statistics(scored.tensors[1])[1])
         facts = replace(facts, target_mean=mean, target_scale=scale, held_out_variance=variance)
-    plain = isinstance(train, InMemory) and not encoder.columns and len(facts.inputs) == 1
-    if plain and task.model is None and facts.kind != "other":
+    scaled = task.model is not None or encoder.columns or len(facts.inputs) != 1 or facts.kind == "other"
+    if isinstance(train, InMemory) and not scaled:
         mean, scale = statistics(train.tensors[0])
         facts = replace(facts, input_mean=mean, input_scale=scale)
     return Opened(train, valid, facts, encoder if encoder.columns else None)

@@ -33,7 +33,7 @@ def family(loss: Any) -> Family:
     >>> family(nn.CrossEntropyLoss()), family(F.mse_loss), family(lambda outputs, targets: outputs.sum())
     ('classes', 'elementwise', 'unknown')
     """
-    known = (found for known, found in _FAMILIES.items() if loss is known or known in type(loss).__mro__)
+    known = (found for member, found in _FAMILIES.items() if loss is member or member in type(loss).__mro__)
     return next(known, "unknown")
 
 

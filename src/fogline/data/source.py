@@ -175,9 +175,6 @@ class _Seeded(Dataset[Any]):
     seed: int
     epoch: int
 
-    def __len__(self) -> int:
-        return self.source.size
-
     def __getitems__(self, indices: list[int]) -> Batch:
         dataset = self.source.dataset
         base = dataset.dataset if type(dataset) is Subset else dataset

@@ -145,7 +145,7 @@ class TableEncoder:
         """The inverse of :meth:`to_dict`."""
         columns = tuple(Column(**{**item, "categories": tuple(item["categories"])}) for item in values["columns"])
         classes = None if values["classes"] is None else tuple(values["classes"])
-        return cls(columns, values["target"], classes, values["as_float"])
+        return cls(columns, values["target"], classes, values.get("as_float", False))
 
 
 def _fit_column(name: str, values: Values, notes: list[str]) -> Column:
