@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -34,27 +34,29 @@ class Table:
     origin: str  # how to call it in a sentence
     numbers: NDArray[np.int64]  # the number of each row in the frame or file it came from
     first: int = 0  # the number of the first row there: 0 in a frame, 1 in a file
+    target: str | None = None  # the column to predict
 
     @property
     def rows(self) -> int:
         return len(self.numbers)
 
-    def values(self, name: str, what: str = "column") -> Values:
+    def values(self, name: str) -> Values:
         """A column by name; no cell of it may be missing.
 
         Raises:
             ValueError: for an unknown name, with the nearest one, and for missing values, by row.
         """
         if name not in self.columns:
+            what = "target column" if name == self.target else "column"
             raise ValueError(f"{self.origin} has no {what} {name!r}: {did_you_mean(name, self.columns)}")
-        self.refuse_missing([name], name if what != "column" else None)
+        self.refuse_missing([name])
         return self.columns[name]
 
     def named_rows(self, mask: NDArray[np.bool_]) -> str:
         """The rows of a mask in words, the first few."""
         return some(self.numbers[mask].tolist())
 
-    def refuse_missing(self, names: list[str], target: str | None = None) -> None:
+    def refuse_missing(self, names: Iterable[str]) -> None:
         """Raise if a column holds missing or infinite values.
 
         Raises:
@@ -62,7 +64,7 @@ class Table:
         """
         masks = {name: _missing(self.columns[name]) for name in names}
         found = [
-            f"{'target' if name == target else 'column'} {name!r} at rows {self.named_rows(mask)}"
+            f"{'target' if name == self.target else 'column'} {name!r} at rows {self.named_rows(mask)}"
             for name, mask in masks.items()
             if mask.any()
         ]
@@ -91,7 +93,7 @@ def places(texts: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
     return np.array([place.get(text, len(place)) for text in texts], dtype=np.int64)
 
 
-def make_table(columns: Mapping[str, Any], origin: str, first: int = 0) -> Table:
+def make_table(columns: Mapping[str, Any], origin: str, first: int = 0, target: str | None = None) -> Table:
     """A table of arrays or lists.
 
     Raises:
@@ -99,7 +101,7 @@ def make_table(columns: Mapping[str, Any], origin: str, first: int = 0) -> Table
     """
     made = {name: _column(values, f"column {name!r} of {origin}") for name, values in columns.items()}
     rows = len(next(iter(made.values()))) if made else 0
-    return Table(made, origin, np.arange(first, first + rows), first)
+    return Table(made, origin, np.arange(first, first + rows), first, target)
 
 
 def is_frame(value: Any) -> bool:
@@ -117,7 +119,7 @@ def _is_a(value: Any, *names: str) -> bool:
     return any(base.__name__ in names and base.__module__.startswith(("pandas", "polars")) for base in bases)
 
 
-def from_frame(frame: Any, origin: str) -> Table:
+def from_frame(frame: Any, origin: str, target: str | None = None) -> Table:
     """A pandas or Polars frame.
 
     Raises:
@@ -130,11 +132,12 @@ def from_frame(frame: Any, origin: str) -> Table:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise misfit("different column names", f"{twice} more than once", "rename them", origin)
-    return make_table({str(name): _cells(frame[name]) for name in frame.columns}, f"the {origin} frame")
+    columns = {str(name): _cells(frame[name]) for name in frame.columns}
+    return make_table(columns, f"the {origin} frame", target=target)
 
 
-def with_target(frame: Any, target: Any, origin: str, name: str | None = None) -> tuple[Table, str]:
-    """A frame of inputs and a separate column of targets as one table, and the target's name in it."""
+def with_target(frame: Any, target: Any, origin: str, name: str | None = None) -> Table:
+    """A frame of inputs and a separate column of targets, whose name may be given, as one table."""
     table = from_frame(frame, origin)
     if is_frame(target) and len(target.columns) == 1:
         target = target[target.columns[0]]
@@ -148,7 +151,8 @@ def with_target(frame: Any, target: Any, origin: str, name: str | None = None) -
     if len(cells) != table.rows:
         received = f"{table.rows} inputs and {len(cells)} targets"
         raise misfit("as many targets as inputs", received, "check that both come from the same rows", origin)
-    return replace(table, columns={**table.columns, name: _column(cells, f"the targets of {table.origin}")}), name
+    columns = {**table.columns, name: _column(cells, f"the targets of {table.origin}")}
+    return replace(table, columns=columns, target=name)
 
 
 def _cells(series: Any) -> Values:
@@ -166,7 +170,7 @@ def _cells(series: Any) -> Values:
     return np.asarray(series.astype(object).where(series.notna(), None).to_numpy())
 
 
-def read(path: Path, what: str) -> Table:
+def read(path: Path, what: str, target: str | None = None) -> Table:
     """A CSV or Parquet file, read by DuckDB.
 
     Raises:
@@ -185,7 +189,7 @@ def read(path: Path, what: str) -> Table:
     except duckdb.Error as error:
         reason = (_uneven_line(path, delimiter) if delimiter else "") or "; ".join(str(error).splitlines()[:3])
         raise ValueError(f"{what}: expected a table in {path}, but it could not be read: {reason}") from error
-    return make_table(columns, path.name, first=1)
+    return make_table(columns, path.name, 1, target)
 
 
 def _delimiter(path: Path) -> str:

@@ -37,8 +37,8 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
     >>> opened.train.size, opened.facts.kind, opened.facts.outputs
     (6, 'classification', 3)
     """
-    train, name = _table_or_folder(task.train, "train", task.target)
-    valid, _ = _table_or_folder(task.valid, "valid", name)
+    train = _table_or_folder(task.train, "train", task.target)
+    valid = _table_or_folder(task.valid, "valid", train.target if isinstance(train, frames.Table) else None)
     if task.valid is not None and type(valid) is not type(train):
         form = "a folder of images" if isinstance(train, Path) else "data of the same form"
         form = "a frame or table file" if isinstance(train, frames.Table) else form
@@ -52,7 +52,7 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
     notes = list[str]()
     if isinstance(train, frames.Table):
         held = valid if isinstance(valid, frames.Table) else None
-        return _open_pairs(*_encoded(train, held, name, task, seed, notes), task, notes)
+        return _open_pairs(*_encoded(train, held, task, seed, notes), task, notes)
     return _open_pairs(*_labelled(task, notes), task, notes)
 
 
@@ -71,14 +71,14 @@ def load_encoder(values: dict[str, Any]) -> TableEncoder | ImageEncoder:
     return encoders[values["kind"]].from_dict(values)
 
 
-def _table_or_folder(value: Any, what: str, target: str | None) -> tuple[frames.Table | Path | None, str | None]:
-    """A table with its target's name, a folder, or None for data of another kind."""
+def _table_or_folder(value: Any, what: str, target: str | None) -> frames.Table | Path | None:
+    """A table, a folder, or None for data of another kind."""
     if frames.is_frame(value):
-        return frames.from_frame(value, what), target
+        return frames.from_frame(value, what, target)
     if isinstance(value, tuple) and len(value) == 2 and frames.is_frame(value[0]):
         return frames.with_target(value[0], value[1], what, target if what == "valid" else None)
     if not isinstance(value, (str, Path)):
-        return None, target
+        return None
     path = Path(value).expanduser()
     if not path.exists():
         near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -86,29 +86,28 @@ def _table_or_folder(value: Any, what: str, target: str | None) -> tuple[frames.
         hint = hint if hint.startswith("did") else "check the path"
         raise ValueError(f"{what}: expected the path of a file or folder, but {path} does not exist; {hint}")
     if path.is_dir():
-        return path, target
+        return path
     if path.suffix.lower() not in frames.FILES:
         expected = f"a folder of images or a file ending in {', '.join(frames.FILES)}"
         raise misfit(expected, path.name, "convert the file, or pass a frame", what)
-    return frames.read(path, what), target
+    return frames.read(path, what, target)
 
 
 def _encoded(
-    table: frames.Table, valid: frames.Table | None, name: str | None, task: Task, seed: int, notes: list[str]
+    table: frames.Table, valid: frames.Table | None, task: Task, seed: int, notes: list[str]
 ) -> tuple[Any, Any, TableEncoder]:
     """Training and held-out rows as tensors, by one encoder that is fitted to the training rows."""
     encoder, family = TableEncoder(), losses.family(task.loss)
     if table.rows == 0:
         raise ValueError(f"{table.origin}: expected at least one row, received none")
-    if name is None and family != "on_batch":
-        has = f"None; {table.origin} has {', '.join(map(repr, table.columns))}"
-        raise TypeError(f"expected target= with the column to predict, received {has}")
-    if name is not None:
-        if name in table.columns:
-            table.refuse_missing(list(table.columns), name)
-        encoder = read_target(table, name, family, notes)
+    if table.target is not None:
+        table.refuse_missing(table.columns if table.target in table.columns else ())
+        encoder = read_target(table, family, notes)
         if valid is None:
             table, valid = _split(table, encoder, seed, notes)
+    elif family != "on_batch":
+        has = f"None; {table.origin} has {', '.join(map(repr, table.columns))}"
+        raise TypeError(f"expected target= with the column to predict, received {has}")
     encoder = encoder.fit(table, notes)
     return encoder.tensors(table, []), None if valid is None else encoder.tensors(valid, notes), encoder
 
@@ -133,9 +132,9 @@ def _labelled(task: Task, notes: list[str]) -> tuple[Any, Any, TableEncoder]:
     for value, what in ((task.train, "train"), (task.valid, "valid")):
         pair = isinstance(value, (tuple, list)) and len(value) == 2
         if pair and _is_text(value[1]) and (what == "train" or encoder.target):
-            table = frames.make_table({"targets": np.asarray(value[1])}, what)
+            table = frames.make_table({"targets": np.asarray(value[1])}, what, target="targets")
             if what == "train":
-                encoder = read_target(table, "targets", losses.family(task.loss), notes)
+                encoder = read_target(table, losses.family(task.loss), notes)
             value = value[0], encoder.targets(table)
         pairs.append(value)
     if task.target is not None:

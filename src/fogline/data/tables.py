@@ -55,7 +55,7 @@ class TableEncoder:
     """How rows of a table become inputs and targets; it is plain values and goes through JSON.
 
     >>> from fogline.data.frames import make_table
-    >>> table = make_table({"age": [30.0, 40.0], "city": ["Rome", "Bern"], "y": [0.0, 1.0]}, "the example")
+    >>> table = make_table({"age": [30.0, 40.0], "city": ["Rome", "Bern"], "y": [0.0, 1.0]}, "the example", target="y")
     >>> encoder = TableEncoder(target="y").fit(table, [])
     >>> encoder.names
     ('age', 'city=Bern', 'city=Rome')
@@ -121,7 +121,7 @@ class TableEncoder:
         Raises:
             ValueError: for missing targets and for labels that training did not have, by row.
         """
-        values = table.values(str(self.target), "target column")
+        values = table.values(str(self.target))
         where = f"target {self.target!r} of {table.origin}"
         if self.classes is None:
             if values.dtype.kind not in "fb":
@@ -257,7 +257,7 @@ def _listed(names: list[str]) -> str:
     return some([repr(name) for name in names])
 
 
-def read_target(table: Table, name: str, family: Family, notes: list[str]) -> TableEncoder:
+def read_target(table: Table, family: Family, notes: list[str]) -> TableEncoder:
     """Decide from the values and the loss whether a column holds classes or numbers: an encoder without columns yet.
 
     Text, truth values and few different whole numbers are classes; everything else is a number.
@@ -265,7 +265,8 @@ def read_target(table: Table, name: str, family: Family, notes: list[str]) -> Ta
     Raises:
         ValueError: for an unknown column, missing values, one class only, or values the loss cannot work on.
     """
-    values = table.values(name, "target column")
+    name = str(table.target)
+    values = table.values(name)
     where, text, number = f"target {name!r}", values.dtype.kind == "O", values.dtype.kind == "f"
     whole = not number or bool((values == np.round(values)).all())
     if values.dtype.kind == "M":
