@@ -15,9 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from fogline.data import losses
-from fogline.data.facts import Facts
 from fogline.data.privacy import PrivateRandom
-from fogline.data.source import Batch, cast, described, leaves, map_tree
+from fogline.data.source import Batch, Facts, cast, described, leaves, map_tree
 from fogline.errors import misfit, some
 from fogline.task import Loss, Metric, OnBatch
 
@@ -57,11 +56,11 @@ def check_first_batch(
     with _undisturbed(model):
         if isinstance(loss, OnBatch):
             what = "the on_batch function"
-            value = _scalar(_run(model, copies, loss.function, batch, what, facts), what)
+            value = _scalar(_run(model, copies, loss.function, batch, what), what)
         else:
             inputs, targets = losses.pair(batch)
             what = f"the model {type(model).__name__}"
-            outputs = _run(model, copies, lambda module, given: module(given), inputs, what, facts)
+            outputs = _run(model, copies, lambda module, given: module(given), inputs, what)
             value = _try_loss(loss, metrics, outputs, targets, facts)
         notes = _check_gradient(value, {name: copy for name, copy in copies.items() if copy.requires_grad})
     return notes + _finite(value, batch)
@@ -100,10 +99,8 @@ class _Inside(nn.Module):
         self.training = model.training
 
 
-def _run(
-    model: nn.Module, copies: dict[str, Tensor], function: Callable[..., Any], given: Any, what: str, facts: Facts
-) -> Any:
-    with _explained(what, described(given), model, facts.columns):
+def _run(model: nn.Module, copies: dict[str, Tensor], function: Callable[..., Any], given: Any, what: str) -> Any:
+    with _explained(what, described(given), model):
         renamed = {f"model.{name}": copy for name, copy in copies.items()}
         return functional_call(_Inside(model, function), renamed, (given,))
 
@@ -169,9 +166,7 @@ def _finite(value: Tensor, batch: Batch) -> tuple[str, ...]:
 
 
 @contextmanager
-def _explained(
-    what: str, received: str, model: nn.Module | None = None, columns: tuple[str, ...] | None = None
-) -> Iterator[None]:
+def _explained(what: str, received: str, model: nn.Module | None = None) -> Iterator[None]:
     """A failure inside the block becomes an error in the terms of the user, which names the layer it happened in."""
     try:
         yield
@@ -185,8 +180,7 @@ def _explained(
         reason = _reason(module, value) if isinstance(value, Tensor) else None
         if reason is None:
             raise kind(f"{what} failed in {place} on {described(value)}: {error}") from error
-        hint = f" (the encoded table has {len(columns)} columns)" if columns else ""
-        raise ValueError(f"{place} {misfit(*reason)}{hint}") from error
+        raise ValueError(f"{place} {misfit(*reason)}") from error
 
 
 def _innermost(error: Exception, model: nn.Module | None) -> tuple[str, nn.Module | None, Any]:

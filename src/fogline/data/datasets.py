@@ -13,9 +13,8 @@ from torch.utils import data
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from fogline.data import losses
-from fogline.data.facts import Facts, Kind
 from fogline.data.frames import is_series
-from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, leaves, map_tree
+from fogline.data.source import Batch, Facts, InMemory, Kind, MapStyle, Source, Stream, leaves, map_tree
 from fogline.errors import misfit, some
 from fogline.task import Task
 
@@ -63,11 +62,10 @@ def take_apart(loader: DataLoader[Any], what: str) -> tuple[MapStyle, Facts]:
     notes = [f"the {what} loader was taken apart (batch size {batch_size}, {loader.num_workers} workers)"]
     shuffle = {data.SequentialSampler: False, data.RandomSampler: True}.get(type(sampler))
     plain = type(batches) is data.BatchSampler
-    if not plain or (shuffle is None and not isinstance(loader.dataset, IterableDataset)):
+    kept = plain and shuffle is not None and not getattr(sampler, "replacement", False)
+    if not kept and not isinstance(loader.dataset, IterableDataset):
         replaced = type(sampler if plain else batches).__name__
-        notes.append(f"the {replaced} of the {what} loader is replaced by fogline's order")
-    elif getattr(sampler, "replacement", False):
-        notes.append(f"the {what} loader sampled with replacement; fogline's order takes every example once")
+        notes.append(f"the {replaced} of the {what} loader is replaced by fogline's order: every example once")
     if getattr(batches, "drop_last", False):
         notes.append(f"drop_last of the {what} loader is not kept: the last batch of an epoch is short, not lost")
     parts = MapStyle(loader.dataset, loader.collate_fn, loader.num_workers, loader.pin_memory)

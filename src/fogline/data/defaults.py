@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fogline.data.facts import Facts
+from fogline.data.source import Facts
 from fogline.errors import misfit
 
 
@@ -110,14 +111,10 @@ def default_metrics(facts: Facts) -> dict[str, Callable[[Any, Any], Tensor]]:
     tensor(0.5000)
     """
     if facts.kind == "classification":
-        threshold = facts.threshold
-        return {"accuracy": lambda outputs, targets: accuracy(outputs, targets, threshold)}
+        return {"accuracy": partial(accuracy, threshold=facts.threshold)}
     if facts.kind == "regression":
-        metrics: dict[str, Callable[[Any, Any], Tensor]] = {"mean_absolute_error": F.l1_loss}
-        variance = facts.held_out_variance
-        if variance:
-            metrics["r2"] = lambda outputs, targets: r2(outputs, targets, variance)
-        return metrics
+        explained = {"r2": partial(r2, variance=facts.held_out_variance)} if facts.held_out_variance else {}
+        return {"mean_absolute_error": F.l1_loss, **explained}
     return {}
 
 

@@ -32,9 +32,9 @@ class Table:
 
     columns: dict[str, Values]
     origin: str  # how to call it in a sentence
+    target: str | None  # the column to predict
     numbers: NDArray[np.int64]  # the number of each row in the frame or file it came from
-    first: int = 0  # the number of the first row there: 0 in a frame, 1 in a file
-    target: str | None = None  # the column to predict
+    first: int  # the number of the first row there: 0 in a frame, 1 in a file
 
     @property
     def rows(self) -> int:
@@ -93,7 +93,7 @@ def places(texts: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
     return np.array([place.get(text, len(place)) for text in texts], dtype=np.int64)
 
 
-def make_table(columns: Mapping[str, Any], origin: str, first: int = 0, target: str | None = None) -> Table:
+def make_table(columns: Mapping[str, Any], origin: str, target: str | None = None, first: int = 0) -> Table:
     """A table of arrays or lists.
 
     Raises:
@@ -101,7 +101,7 @@ def make_table(columns: Mapping[str, Any], origin: str, first: int = 0, target: 
     """
     made = {name: _column(values, f"column {name!r} of {origin}") for name, values in columns.items()}
     rows = len(next(iter(made.values()))) if made else 0
-    return Table(made, origin, np.arange(first, first + rows), first, target)
+    return Table(made, origin, target, np.arange(first, first + rows), first)
 
 
 def is_frame(value: Any) -> bool:
@@ -119,7 +119,7 @@ def _is_a(value: Any, *names: str) -> bool:
     return any(base.__name__ in names and base.__module__.startswith(("pandas", "polars")) for base in bases)
 
 
-def from_frame(frame: Any, origin: str, target: str | None = None) -> Table:
+def from_frame(frame: Any, origin: str) -> Table:
     """A pandas or Polars frame.
 
     Raises:
@@ -132,8 +132,7 @@ def from_frame(frame: Any, origin: str, target: str | None = None) -> Table:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise misfit("different column names", f"{twice} more than once", "rename them", origin)
-    columns = {str(name): _cells(frame[name]) for name in frame.columns}
-    return make_table(columns, f"the {origin} frame", target=target)
+    return make_table({str(name): _cells(frame[name]) for name in frame.columns}, f"the {origin} frame")
 
 
 def with_target(frame: Any, target: Any, origin: str, name: str | None = None) -> Table:
@@ -170,7 +169,7 @@ def _cells(series: Any) -> Values:
     return np.asarray(series.astype(object).where(series.notna(), None).to_numpy())
 
 
-def read(path: Path, what: str, target: str | None = None) -> Table:
+def read(path: Path, what: str) -> Table:
     """A CSV or Parquet file, read by DuckDB.
 
     Raises:
@@ -189,7 +188,7 @@ def read(path: Path, what: str, target: str | None = None) -> Table:
     except duckdb.Error as error:
         reason = (_uneven_line(path, delimiter) if delimiter else "") or "; ".join(str(error).splitlines()[:3])
         raise ValueError(f"{what}: expected a table in {path}, but it could not be read: {reason}") from error
-    return make_table(columns, path.name, 1, target)
+    return make_table(columns, path.name, first=1)
 
 
 def _delimiter(path: Path) -> str:

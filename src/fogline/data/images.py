@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fogline.data.facts import Facts, Opened
-from fogline.data.source import InMemory, MapStyle, Source
+from fogline.data.source import Facts, InMemory, MapStyle, Opened, Source
 from fogline.data.tables import hold_out
 from fogline.errors import did_you_mean, misfit
 

@@ -10,9 +10,8 @@ import numpy as np
 
 from fogline.data import frames, losses
 from fogline.data.datasets import open_source, statistics
-from fogline.data.facts import Opened
 from fogline.data.images import ImageEncoder, open_folder
-from fogline.data.source import InMemory
+from fogline.data.source import InMemory, Opened
 from fogline.data.tables import TableEncoder, hold_out, read_target
 from fogline.errors import did_you_mean, misfit, unknown
 from fogline.task import Task
@@ -74,7 +73,7 @@ def load_encoder(values: dict[str, Any]) -> TableEncoder | ImageEncoder:
 def _table_or_folder(value: Any, what: str, target: str | None) -> frames.Table | Path | None:
     """A table, a folder, or None for data of another kind."""
     if frames.is_frame(value):
-        return frames.from_frame(value, what, target)
+        return replace(frames.from_frame(value, what), target=target)
     if isinstance(value, tuple) and len(value) == 2 and frames.is_frame(value[0]):
         return frames.with_target(value[0], value[1], what, target if what == "valid" else None)
     if not isinstance(value, (str, Path)):
@@ -90,7 +89,7 @@ def _table_or_folder(value: Any, what: str, target: str | None) -> frames.Table 
     if path.suffix.lower() not in frames.FILES:
         expected = f"a folder of images or a file ending in {', '.join(frames.FILES)}"
         raise misfit(expected, path.name, "convert the file, or pass a frame", what)
-    return frames.read(path, what, target)
+    return replace(frames.read(path, what), target=target)
 
 
 def _encoded(
@@ -132,7 +131,7 @@ def _labelled(task: Task, notes: list[str]) -> tuple[Any, Any, TableEncoder]:
     for value, what in ((task.train, "train"), (task.valid, "valid")):
         pair = isinstance(value, (tuple, list)) and len(value) == 2
         if pair and _is_text(value[1]) and (what == "train" or encoder.target):
-            table = frames.make_table({"targets": np.asarray(value[1])}, what, target="targets")
+            table = frames.make_table({"targets": np.asarray(value[1])}, what, "targets")
             if what == "train":
                 encoder = read_target(table, losses.family(task.loss), notes)
             value = value[0], encoder.targets(table)

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fogline.data.facts import Facts
-from fogline.data.source import described
+from fogline.data.source import Facts, described
 from fogline.errors import misfit, some
 from fogline.task import OnBatch
 

@@ -55,7 +55,7 @@ class TableEncoder:
     """How rows of a table become inputs and targets; it is plain values and goes through JSON.
 
     >>> from fogline.data.frames import make_table
-    >>> table = make_table({"age": [30.0, 40.0], "city": ["Rome", "Bern"], "y": [0.0, 1.0]}, "the example", target="y")
+    >>> table = make_table({"age": [30.0, 40.0], "city": ["Rome", "Bern"], "y": [0.0, 1.0]}, "the example", "y")
     >>> encoder = TableEncoder(target="y").fit(table, [])
     >>> encoder.names
     ('age', 'city=Bern', 'city=Rome')
@@ -76,14 +76,16 @@ class TableEncoder:
         """
         names = [name for name in table.columns if name != self.target]
         table.refuse_missing(names)
-        columns = tuple(_fit_column(name, table.values(name), notes) for name in names)
-        if not any(column.names for column in columns):
+        fitted = [_fit_column(name, table.values(name)) for name in names]
+        encoder = replace(self, columns=tuple(column for column, _ in fitted))
+        if not encoder.names:
             raise misfit(f"at least one column of inputs in {table.origin}", names, "add columns")
-        scaled = sum(column.form in ("number", "date", "ordinal", "mixed") for column in columns)
+        notes += [f"column {column.name!r} {said}" for column, said in fitted if said]
+        scaled = sum(column.form in ("number", "date", "ordinal", "mixed") for column in encoder.columns)
         if scaled:
             counted = "1 numeric column was" if scaled == 1 else f"{scaled} numeric columns were"
             notes.append(f"{counted} standardised to mean 0 and deviation 1 of the training data")
-        return replace(self, columns=columns)
+        return encoder
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -148,53 +150,45 @@ class TableEncoder:
         return cls(columns, values["target"], classes, values.get("as_float", False))
 
 
-def _fit_column(name: str, values: Values, notes: list[str]) -> Column:
-    """The encoding of a column."""
+def _fit_column(name: str, values: Values) -> tuple[Column, str]:
+    """The encoding of a column, and what to say of it."""
     if values.dtype.kind == "b":
-        return Column(name, "boolean")
+        return Column(name, "boolean"), ""
     if values.dtype.kind == "M":
-        notes.append(f"column {name!r} of dates was encoded as days since 1970")
-        return _standardised(name, "date", _numbers(values), notes)
-    return _fit_text(name, values, notes) if values.dtype.kind == "O" else _standardised(name, "number", values, notes)
+        return _standardised(name, "date", _numbers(values), "of dates was encoded as days since 1970")
+    return _fit_text(name, values) if values.dtype.kind == "O" else _standardised(name, "number", values)
 
 
-def _fit_text(name: str, values: Values, notes: list[str]) -> Column:
+def _fit_text(name: str, values: Values) -> tuple[Column, str]:
     numbers, texts = _numbers(values), _texts(values)
     counts, spelled = Counter(texts), np.isfinite(numbers)
     words = sorted({texts[row] for row in np.flatnonzero(~spelled)})
     if not words:
-        notes.append(f"column {name!r} holds numbers written as text and was read as numbers")
-        return _standardised(name, "number", numbers, notes)
+        return _standardised(name, "number", numbers, "holds numbers written as text and was read as numbers")
     if 2 * spelled.sum() >= len(texts) and len(words) <= MOST_CATEGORIES:
         said = "the numbers were kept, each text got a column of its own and the mean as its number"
-        notes.append(f"column {name!r} mixes numbers with text ({_listed(words)}): {said}")
-        return _standardised(name, "mixed", numbers[spelled], notes, words)
+        said = f"mixes numbers with text ({_listed(words)}): {said}"
+        return _standardised(name, "mixed", numbers[spelled], said, words)
     if len(counts) == len(texts) >= _FEWEST_NAMES:
-        notes.append(f"column {name!r} differs in every row, like a name or an id, and was dropped")
-        return Column(name, "dropped")
+        return Column(name, "dropped"), "differs in every row, like a name or an id, and was dropped"
     if len(counts) > MOST_CATEGORIES:
         ranked = sorted(counts, key=lambda text: (-counts[text], text))
-        said = "was encoded as one number, the rank by frequency"
-        notes.append(f"column {name!r} has {len(counts)} different texts and {said}")
-        return _standardised(name, "ordinal", places(texts, ranked).astype(np.float64), notes, ranked)
-    if len(words) == 1:
-        notes.append(f"column {name!r} is constant ({words[0]!r}): the model learns nothing from it")
-    else:
-        notes.append(
-            f"column {name!r} of text was encoded as {len(counts)} one-hot columns ({_listed(sorted(counts))})"
-        )
-    return Column(name, "one_hot", categories=tuple(sorted(counts)))
+        said = f"has {len(counts)} different texts and was encoded as one number, the rank by frequency"
+        return _standardised(name, "ordinal", places(texts, ranked).astype(np.float64), said, ranked)
+    kept = sorted(counts)
+    said = f"of text was encoded as {len(kept)} one-hot columns ({_listed(kept)})"
+    said = said if len(kept) > 1 else f"is constant ({kept[0]!r}): the model learns nothing from it"
+    return Column(name, "one_hot", categories=tuple(kept)), said
 
 
 def _standardised(
-    name: str, form: Form, numbers: NDArray[np.float64], notes: list[str], categories: Sequence[str] = ()
-) -> Column:
+    name: str, form: Form, numbers: NDArray[np.float64], said: str = "", categories: Sequence[str] = ()
+) -> tuple[Column, str]:
     mean, scale = float(numbers.mean()), float(numbers.std())
     if scale <= 1e-12 * max(1.0, abs(mean)):  # what rounding leaves of a constant
         scale = 1.0
-        if not categories:
-            notes.append(f"column {name!r} is constant ({mean:g}): the model learns nothing from it")
-    return Column(name, form, mean, scale, tuple(categories))
+        said = said if categories else f"is constant ({mean:g}): the model learns nothing from it"
+    return Column(name, form, mean, scale, tuple(categories)), said
 
 
 def _encode(column: Column, table: Table, notes: list[str]) -> NDArray[np.float64]:
