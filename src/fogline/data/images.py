@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fogline.data.source import Facts, InMemory, MapStyle, Opened, Source
+from fogline.data.source import Facts, InMemory, MapStyle, Source
 from fogline.data.tables import hold_out
 from fogline.errors import did_you_mean, misfit
 
@@ -75,7 +75,9 @@ class ImageEncoder:
         return cls(values["height"], values["width"], mean, scale, classes)
 
 
-def open_folder(folder: Path, valid: Path | None, seed: int, built_in_model: bool) -> Opened:
+def open_folder(
+    folder: Path, valid: Path | None, seed: int, built_in_model: bool
+) -> tuple[Source, Source | None, Facts, ImageEncoder]:
     """A folder whose sub-folders are the classes, or that holds ``train/`` and ``valid/`` (``val/``, ``test/``).
 
     Raises:
@@ -105,7 +107,7 @@ def open_folder(folder: Path, valid: Path | None, seed: int, built_in_model: boo
     train_source = _source(train, encoder, measured, notes)
     valid_source = _source(held, encoder, None, notes) if held else None
     facts = Facts("classification", shape, classes, len(classes), notes=tuple(dict.fromkeys(notes)))
-    return Opened(train_source, valid_source, facts, encoder)
+    return train_source, valid_source, facts, encoder
 
 
 def _subfolders(folder: Path) -> tuple[str, ...]:
@@ -181,10 +183,7 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
 
 def _read(paths: Sequence[Path], shape: Shape) -> Tensor:
     """Images as (images, channels, height, width) uint8."""
-    pixels = torch.empty(len(paths), *shape, dtype=torch.uint8)
-    for row, path in enumerate(paths):
-        pixels[row] = _pixels(path, shape)
-    return pixels
+    return torch.stack([_pixels(path, shape) for path in paths])
 
 
 def _pixels(path: Path, shape: Shape) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,23 @@ import numpy as np
 from fogline.data import frames, losses
 from fogline.data.datasets import open_source, statistics
 from fogline.data.images import ImageEncoder, open_folder
-from fogline.data.source import InMemory, Opened
+from fogline.data.source import Facts, InMemory, Source
 from fogline.data.tables import TableEncoder, hold_out, read_target
 from fogline.errors import did_you_mean, misfit, unknown
 from fogline.task import Task
 
 _FEWEST_TO_SPLIT = 5
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Data ready to train on."""
+
+    train: Source
+    valid: Source | None
+    facts: Facts
+    encoder: TableEncoder | ImageEncoder | None = None
+    """How new rows or image files become inputs; ``to_dict()`` is plain JSON."""
 
 
 def open_data(task: Task, *, seed: int = 0) -> Opened:
@@ -47,7 +58,8 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
         if losses.family(task.loss) in ("binary", "elementwise"):
             expected = "a loss over classes for a folder of images by class"
             raise misfit(expected, losses.name(task.loss), "use nn.CrossEntropyLoss()")
-        return open_folder(train, valid if isinstance(valid, Path) else None, seed, task.model is None)
+        held_folder = valid if isinstance(valid, Path) else None
+        return Opened(*open_folder(train, held_folder, seed, task.model is None))
     notes = list[str]()
     if isinstance(train, frames.Table):
         held = valid if isinstance(valid, frames.Table) else None

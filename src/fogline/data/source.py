@@ -6,17 +6,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from fogline.data.privacy import PrivateRandom, derived_seed
-
-if TYPE_CHECKING:
-    from fogline.data.images import ImageEncoder
-    from fogline.data.tables import TableEncoder
 
 Batch = Any
 """``(inputs, targets)`` for supervised work; a tensor, tuple or dict of tensors for ``on_batch``."""
@@ -138,6 +134,8 @@ class MapStyle:
     num_workers: int = 0
     pin: bool = False
     dtype: torch.dtype | None = None  # floating-point leaves are cast to it
+    seed: int = 0
+    epoch: int = 0
 
     @property
     def size(self) -> int:
@@ -154,13 +152,29 @@ class MapStyle:
             seed, epoch: with an example's position they decide its random numbers.
         """
         yield from DataLoader(
-            _Seeded(self, seed, epoch),
+            replace(self, seed=seed, epoch=epoch),  # type: ignore[arg-type]  # it has what a DataLoader asks for
             batch_sampler=index_batches,
             collate_fn=_as_it_is,
             num_workers=self.num_workers if workers is None else workers,
             pin_memory=self.pin and torch.accelerator.is_available(),
             generator=torch.Generator().manual_seed(seed),  # else it would draw from the caller's
         )
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """A batch, with a random state of its own around every example and around the collation."""
+        base = self.dataset.dataset if type(self.dataset) is Subset else self.dataset
+        with PrivateRandom() as random:
+            if callable(getattr(base, "__getitems__", None)):  # reads a batch at once: one state for the batch
+                random.seed(derived_seed(self.seed, self.epoch, *indices[:1]))
+                examples = list(self.dataset.__getitems__(indices))
+            else:
+                examples = [self._example(random, index) for index in indices]
+            random.seed(derived_seed(self.seed, self.epoch, *indices[:1], len(indices)))
+            return _collated(self, examples)
+
+    def _example(self, random: PrivateRandom, index: int) -> Any:
+        random.seed(derived_seed(self.seed, self.epoch, index))
+        return self.dataset[index]
 
     def take(self, index: Tensor, seed: int = 0, epoch: int = 0) -> Batch:
         """One batch, read in this process; the same values :meth:`loader` gives."""
@@ -169,31 +183,6 @@ class MapStyle:
     def astype(self, dtype: torch.dtype) -> MapStyle:
         """The same examples with floating-point tensors of another type."""
         return replace(self, dtype=dtype)
-
-
-@dataclass(frozen=True)
-class _Seeded(Dataset[Any]):
-    """The dataset of a source with a random state of its own around every example and every collation."""
-
-    source: MapStyle
-    seed: int
-    epoch: int
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        dataset = self.source.dataset
-        base = dataset.dataset if type(dataset) is Subset else dataset
-        with PrivateRandom() as random:
-            if callable(getattr(base, "__getitems__", None)):  # reads a batch at once: one state for the batch
-                random.seed(derived_seed(self.seed, self.epoch, *indices[:1]))
-                examples = list(dataset.__getitems__(indices))
-            else:
-                examples = [self._example(random, index) for index in indices]
-            random.seed(derived_seed(self.seed, self.epoch, *indices[:1], len(indices)))
-            return _collated(self.source, examples)
-
-    def _example(self, random: PrivateRandom, index: int) -> Any:
-        random.seed(derived_seed(self.seed, self.epoch, index))
-        return self.source.dataset[index]
 
 
 def _as_it_is(batch: Any) -> Batch:
@@ -315,14 +304,3 @@ class Facts:
     target_mean: tuple[float, ...] | None = None
     target_scale: tuple[float, ...] | None = None
     held_out_variance: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Opened:
-    """Data ready to train on."""
-
-    train: Source
-    valid: Source | None
-    facts: Facts
-    encoder: TableEncoder | ImageEncoder | None = None
-    """How new rows or image files become inputs; ``to_dict()`` is plain JSON."""

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fogline.data.check import check_first_batch
 from fogline.data.defaults import default_loss, default_metrics, default_model
-from fogline.data.intake import open_data
-from fogline.data.source import Batch, Opened, Stream, fingerprint
+from fogline.data.intake import Opened, open_data
+from fogline.data.source import Batch, Stream, fingerprint
 from fogline.descent import mechanics
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.clipping import Clipping

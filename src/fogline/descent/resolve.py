@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fogline.data.source import Opened
+from fogline.data.intake import Opened
 from fogline.descent.optimizers import spec_of
 from fogline.descent.schedules import canonical
 from fogline.recipe import Recipe
