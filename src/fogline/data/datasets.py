@@ -151,7 +151,7 @@ def _in_memory(value: Any, task: Task, what: str) -> tuple[InMemory, Facts]:
             received = f"{rows[0]} inputs and {rows[1]} targets"
             raise misfit("as many targets as inputs", received, "check that both come from the same rows", what)
         tensors = inputs, _fitting(targets, task)
-    source = InMemory(tensors)
+    source = InMemory(tensors, f"{what}: ")
     if source.size == 0:
         raise ValueError(f"{what}: expected at least one example, received 0 rows")
     facts = replace(_facts(tensors, task, what), notes=_not_finite_notes(tensors))
@@ -238,7 +238,7 @@ def _count_classes(targets: Tensor, loss: Any, what: str) -> int:
     used = losses.labels_that_count(loss, targets)
     labels = used.numel() > 0 and not targets.is_floating_point()
     low, high = (int(used.min()), int(used.max())) if labels else (0, 1)
-    if low < 0:
+    if low < 0 and losses.family(loss) != "binary":
         remedy = "map them with classes, y = torch.unique(y, return_inverse=True)"
         raise misfit(f"labels 0..C-1 for {losses.name(loss)}", losses.labels_in_words(used), remedy, what)
     single = bool((targets == targets.flatten()[0]).all()) and what == "train"

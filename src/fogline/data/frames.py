@@ -164,9 +164,9 @@ def _cells(series: Any) -> Values:
         series = series.dt.tz_convert("UTC").dt.tz_localize(None)
     if series.dtype.kind in "iuf":  # the nullable types would hold objects
         return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
-    if series.dtype.kind in "cMm":
-        return np.asarray(series.to_numpy())
-    return np.asarray(series.astype(object).where(series.notna(), None).to_numpy())
+    if series.isna().any():
+        series = series.astype(object).where(series.notna(), None)
+    return np.asarray(series.to_numpy())
 
 
 def read(path: Path, what: str) -> Table:

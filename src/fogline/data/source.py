@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -77,16 +77,18 @@ class InMemory:
     """
 
     tensors: Any
+    called: InitVar[str] = ""  # what an error begins with
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, called: str) -> None:
         found = leaves(self.tensors)
         if not found:
-            raise TypeError(f"expected tensors, received {described(self.tensors)} without any tensor in it")
+            raise TypeError(f"{called}expected tensors, received {described(self.tensors)} without any tensor in it")
         if any(leaf.ndim == 0 for leaf in found):
-            raise ValueError("expected tensors whose first dimension counts examples, received a single number")
+            received = "a single number; give it a first dimension with x[None]"
+            raise ValueError(f"{called}expected tensors whose first dimension counts examples, received {received}")
         rows = [leaf.shape[0] for leaf in found]
         if len(set(rows)) > 1:
-            raise ValueError(f"expected tensors with the same number of rows, received {rows} rows")
+            raise ValueError(f"{called}expected tensors with the same number of rows, received {rows} rows")
 
     @property
     def size(self) -> int:
