@@ -207,6 +207,19 @@ def test_text_targets_keep_their_names_and_held_out_ones_use_the_same_labels():
         open_data(classifying((X, names), (X[:1], ["beee"])))
 
 
+def test_text_targets_are_read_as_the_targets_of_a_table_are():
+    names = ["yes", "no"] * 6
+    opened = open_data(Task(nn.Linear(4, 1), nn.BCEWithLogitsLoss(), (X, names)))
+    assert opened.train.tensors[1].tolist() == [[1.0], [0.0]] * 6
+    assert (opened.facts.classes, opened.facts.outputs, opened.encoder) == (("no", "yes"), 1, None)
+    with pytest.raises(ValueError, match=r"expected numbers for this loss, received text such as 'yes'"):
+        open_data(Task(nn.Linear(4, 1), nn.MSELoss(), (X, names)))
+    with pytest.raises(ValueError, match=r"at least two classes, received only 'yes' in all 12 rows"):
+        open_data(classifying((X, ["yes"] * 12)))
+    with pytest.raises(TypeError, match=r"valid\[1\]: expected numbers, received list"):
+        open_data(classifying((X, Y), (X, names)))
+
+
 def test_a_loader_is_taken_apart():
     def halves(examples):
         inputs, targets = zip(*examples, strict=True)

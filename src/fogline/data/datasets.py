@@ -33,9 +33,9 @@ def open_source(value: Any, task: Task, what: str) -> tuple[Source, Facts]:
         TypeError: for data of an unknown kind or structure.
         ValueError: for data that is empty or does not fit the loss.
     """
-    parts, said = take_apart(value, what) if isinstance(value, DataLoader) else (MapStyle(value), Facts("other"))
+    parts, said = _take_apart(value, what) if isinstance(value, DataLoader) else (MapStyle(value), Facts("other"))
     dataset = parts.dataset
-    tensors = wrapped_tensors(dataset) if parts.collate is default_collate else None
+    tensors = _wrapped_tensors(dataset) if parts.collate is default_collate else None
     source: Source
     if isinstance(dataset, IterableDataset):
         source, facts = _stream(parts, task, what)
@@ -48,7 +48,7 @@ def open_source(value: Any, task: Task, what: str) -> tuple[Source, Facts]:
     return source, replace(facts, notes=said.notes + facts.notes, batch_size=said.batch_size, shuffle=said.shuffle)
 
 
-def take_apart(loader: DataLoader[Any], what: str) -> tuple[MapStyle, Facts]:
+def _take_apart(loader: DataLoader[Any], what: str) -> tuple[MapStyle, Facts]:
     """The dataset, collate function and workers of a DataLoader; its batch size, and notes on what is replaced.
 
     Raises:
@@ -72,7 +72,7 @@ def take_apart(loader: DataLoader[Any], what: str) -> tuple[MapStyle, Facts]:
     return parts, Facts("other", batch_size=batch_size, shuffle=shuffle, notes=tuple(notes))
 
 
-def wrapped_tensors(dataset: Any) -> Any | None:
+def _wrapped_tensors(dataset: Any) -> Any | None:
     """The tensors of a TensorDataset or StackDataset, or of a Subset or ConcatDataset of such; None for other datasets.
 
     Only exact types are looked into: a subclass may change what an example is.
@@ -80,14 +80,13 @@ def wrapped_tensors(dataset: Any) -> Any | None:
     kind = type(dataset)
     if kind is data.TensorDataset:
         return tuple(dataset.tensors) if len(dataset.tensors) > 1 else dataset.tensors[0]
-    if kind is data.StackDataset:
-        parts = dataset.datasets.values() if isinstance(dataset.datasets, dict) else dataset.datasets
-        return dataset.datasets if all(isinstance(part, Tensor) for part in parts) else None
+    if kind is data.StackDataset and all(isinstance(part, Tensor) for part in dataset.datasets):
+        return dataset.datasets
     if kind is data.Subset:
-        inner, index = wrapped_tensors(dataset.dataset), torch.tensor(list(dataset.indices), dtype=torch.int64)
+        inner, index = _wrapped_tensors(dataset.dataset), torch.tensor(list(dataset.indices), dtype=torch.int64)
         return None if inner is None else map_tree(lambda leaf: leaf[index.to(leaf.device)], inner)
     if kind is data.ConcatDataset:
-        pairs: list[Any] = [wrapped_tensors(part) for part in dataset.datasets]
+        pairs: list[Any] = [_wrapped_tensors(part) for part in dataset.datasets]
         if all(type(pair) is tuple and len(pair) == len(pairs[0]) for pair in pairs):
             return tuple(torch.cat(column) for column in zip(*pairs, strict=True))
     return None
@@ -143,7 +142,7 @@ def _in_memory(value: Any, task: Task, what: str) -> tuple[InMemory, Facts]:
     """Tensors, arrays and lists as tensors that fit the task."""
     if isinstance(value, list) and len(value) == 2 and all(isinstance(item, (Tensor, np.ndarray)) for item in value):
         value = tuple(value)
-    tensors = to_tensors(value, what)
+    tensors = _to_tensors(value, what)
     if losses.family(task.loss) != "on_batch":
         inputs, targets = losses.pair(tensors, what)
         rows = [len(part) for part in (inputs, targets) if isinstance(part, Tensor) and part.ndim]
@@ -161,7 +160,7 @@ def _in_memory(value: Any, task: Task, what: str) -> tuple[InMemory, Facts]:
     return source, facts
 
 
-def to_tensors(value: Any, what: str) -> Any:
+def _to_tensors(value: Any, what: str) -> Any:
     """Arrays and lists of numbers as tensors, inside tuples and dicts too.
 
     Raises:
@@ -170,9 +169,9 @@ def to_tensors(value: Any, what: str) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, dict):
-        return {key: to_tensors(item, f"{what}[{key!r}]") for key, item in value.items()}
+        return {key: _to_tensors(item, f"{what}[{key!r}]") for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(to_tensors(item, f"{what}[{place}]") for place, item in enumerate(value))
+        return tuple(_to_tensors(item, f"{what}[{place}]") for place, item in enumerate(value))
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
         return torch.stack([item.detach() for item in value])
     try:

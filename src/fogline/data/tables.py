@@ -1,4 +1,4 @@
-"""Columns of numbers, text, dates and truth values become one matrix, by an encoder that a saved run can use again."""
+"""Columns of numbers, text, dates and truth values become inputs and targets, by an encoder a run can use again."""
 
 from __future__ import annotations
 
@@ -150,6 +150,56 @@ class TableEncoder:
         return cls(columns, values["target"], classes, values.get("as_float", False))
 
 
+def read_target(table: Table, family: Family, notes: list[str]) -> TableEncoder:
+    """Decide from the values and the loss whether a column holds classes or numbers: an encoder without columns yet.
+
+    Text, truth values and few different whole numbers are classes; everything else is a number.
+
+    Raises:
+        ValueError: for an unknown column, missing values, one class only, or values the loss cannot work on.
+    """
+    name = str(table.target)
+    values = table.values(name)
+    where, text, number = f"target {name!r}", values.dtype.kind == "O", values.dtype.kind == "f"
+    whole = not number or bool((values == np.round(values)).all())
+    if values.dtype.kind == "M":
+        raise misfit("classes or numbers", "dates", "convert them to numbers", where)
+    if family == "elementwise" and text:
+        remedy = "use a loss over classes such as nn.CrossEntropyLoss()"
+        raise misfit("numbers for this loss", f"text such as {str(values[0])!r}", remedy, where)
+    if family in ("classes", "binary") and not whole:
+        remedy = "use a loss over numbers such as nn.MSELoss()"
+        raise misfit("class labels for this loss", f"numbers such as {values[0]:g}", remedy, where)
+    if family == "elementwise":
+        return TableEncoder(target=name)
+    if family in ("classes", "binary") or text or (whole and _few(values)):
+        return _classes(table, name, values, family, notes)
+    notes.append(f"{where} was read as numbers: regression")
+    return TableEncoder(target=name)
+
+
+def hold_out(labels: Rows | None, rows: int, seed: int) -> tuple[Rows, Rows]:
+    """Row numbers of (training, held-out), both ascending; of every class with two rows or more both get some.
+
+    Args:
+        labels: (rows,) classes to keep in proportion; None for none.
+        rows: how many there are.
+        seed: decides which fifth is held out.
+
+    >>> train, valid = hold_out(np.array([0] * 10 + [1] * 5), 15, seed=0)
+    >>> len(valid), int((valid >= 10).sum())
+    (3, 1)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    groups = [np.arange(rows)] if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    held = np.zeros(rows, bool)
+    for group in groups:
+        count = min(max(round(_HELD_OUT * len(group)), 1), len(group) - 1)
+        order = torch.randperm(len(group), generator=generator).numpy()
+        held[group[order[:count]]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
 def _fit_column(name: str, values: Values) -> tuple[Column, str]:
     """The encoding of a column, and what to say of it."""
     if values.dtype.kind == "b":
@@ -251,34 +301,6 @@ def _listed(names: list[str]) -> str:
     return some([repr(name) for name in names])
 
 
-def read_target(table: Table, family: Family, notes: list[str]) -> TableEncoder:
-    """Decide from the values and the loss whether a column holds classes or numbers: an encoder without columns yet.
-
-    Text, truth values and few different whole numbers are classes; everything else is a number.
-
-    Raises:
-        ValueError: for an unknown column, missing values, one class only, or values the loss cannot work on.
-    """
-    name = str(table.target)
-    values = table.values(name)
-    where, text, number = f"target {name!r}", values.dtype.kind == "O", values.dtype.kind == "f"
-    whole = not number or bool((values == np.round(values)).all())
-    if values.dtype.kind == "M":
-        raise misfit("classes or numbers", "dates", "convert them to numbers", where)
-    if family == "elementwise" and text:
-        remedy = "use a loss over classes such as nn.CrossEntropyLoss()"
-        raise misfit("numbers for this loss", f"text such as {str(values[0])!r}", remedy, where)
-    if family in ("classes", "binary") and not whole:
-        remedy = "use a loss over numbers such as nn.MSELoss()"
-        raise misfit("class labels for this loss", f"numbers such as {values[0]:g}", remedy, where)
-    if family == "elementwise":
-        return TableEncoder(target=name)
-    if family in ("classes", "binary") or text or (whole and _few(values)):
-        return _classes(table, name, values, family, notes)
-    notes.append(f"{where} was read as numbers: regression")
-    return TableEncoder(target=name)
-
-
 def _classes(table: Table, name: str, values: Values, family: Family, notes: list[str]) -> TableEncoder:
     numeric = values.dtype.kind == "f"
     names = tuple(_class_names(np.unique(values))) if numeric else tuple(sorted(set(_class_names(values))))
@@ -309,25 +331,3 @@ def _class_names(values: Values) -> list[str]:
     if values.dtype.kind == "f":
         return [str(int(value)) if value == int(value) else f"{value:g}" for value in values]
     return [str(value).strip() for value in values]
-
-
-def hold_out(labels: Rows | None, rows: int, seed: int) -> tuple[Rows, Rows]:
-    """Row numbers of (training, held-out), both ascending; of every class with two rows or more both get some.
-
-    Args:
-        labels: (rows,) classes to keep in proportion; None for none.
-        rows: how many there are.
-        seed: decides which fifth is held out.
-
-    >>> train, valid = hold_out(np.array([0] * 10 + [1] * 5), 15, seed=0)
-    >>> len(valid), int((valid >= 10).sum())
-    (3, 1)
-    """
-    generator = torch.Generator().manual_seed(seed)
-    groups = [np.arange(rows)] if labels is None else [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    held = np.zeros(rows, bool)
-    for group in groups:
-        count = min(max(round(_HELD_OUT * len(group)), 1), len(group) - 1)
-        order = torch.randperm(len(group), generator=generator).numpy()
-        held[group[order[:count]]] = True
-    return np.flatnonzero(~held), np.flatnonzero(held)
