@@ -60,7 +60,7 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
             raise misfit(expected, losses.name(task.loss), "use nn.CrossEntropyLoss()")
         held_folder = valid if isinstance(valid, Path) else None
         return Opened(*open_folder(train, held_folder, seed, task.model is None))
-    notes = list[str]()
+    notes: list[str] = []
     if isinstance(train, frames.Table):
         held = valid if isinstance(valid, frames.Table) else None
         return _open_pairs(*_encoded(train, held, task, seed, notes), task, notes)
