@@ -50,10 +50,7 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("scale", torch.tensor(scale))
 
-    def forward(
-        self,
-        inputs: Tensor,  # (b, columns)
-    ) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:  # (b, columns)
         return (inputs - self.mean) / self.scale
 
 

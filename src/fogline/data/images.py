@@ -56,11 +56,8 @@ class ImageEncoder:
         """Image files and their labels as a batch."""
         return self.encode([path for path, _ in files]), torch.tensor([label for _, label in files])
 
-    def normalise(
-        self,
-        pixels: Tensor,  # (..., channels, height, width) uint8
-    ) -> Tensor:
-        """``(pixels / 255 - mean) / scale`` per channel."""
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """``(pixels / 255 - mean) / scale`` per channel, of (..., channels, height, width) uint8."""
         mean, scale = (torch.tensor(values)[:, None, None] for values in (self.mean, self.scale))
         return pixels.float().div_(255).sub_(mean).div_(scale)
 
@@ -204,11 +201,8 @@ def _fits(files: Files, shape: Shape) -> bool:
     return 4 * len(files) * int(np.prod(shape)) <= IN_MEMORY_BYTES
 
 
-def _fit(
-    pixels: Tensor,  # (images, channels, height, width) uint8
-    classes: tuple[str, ...],
-) -> ImageEncoder:
-    """An encoder with the statistics of these images."""
+def _fit(pixels: Tensor, classes: tuple[str, ...]) -> ImageEncoder:
+    """An encoder with the statistics of these images, (images, channels, height, width) uint8."""
     histograms = [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)]
     shares = torch.stack(histograms).double() / histograms[0].sum()  # (channels, 256)
     values = torch.arange(256, dtype=torch.float64) / 255

@@ -94,11 +94,8 @@ class InMemory:
     def size(self) -> int:
         return int(leaves(self.tensors)[0].shape[0])
 
-    def take(
-        self,
-        index: Tensor,  # (b,) int64, on the device of the data
-    ) -> Batch:
-        """The rows of these positions, in this order."""
+    def take(self, index: Tensor) -> Batch:
+        """The rows of these positions, (b,) int64 on the device of the data, in this order."""
         if type(self.tensors) is tuple and len(self.tensors) == 2:  # without the cost of walking a tree
             inputs, targets = self.tensors
             if type(inputs) is Tensor and type(targets) is Tensor:
