@@ -71,3 +71,32 @@ def noisy_losses(steps: int, seed: int = 0) -> list[float]:
     """A falling loss with the jitter of small batches."""
     jitter = np.random.default_rng(seed).lognormal(0, 0.25, steps)
     return [float(value) for value in (2.3 * np.exp(-np.arange(steps) / (steps / 5)) + 0.05) * jitter]
+
+
+def race_evidence() -> dict[str, Any]:
+    """What ``find_lr`` keeps of a race: five rates, the highest of them far too high and one lost."""
+    return {
+        "rule": "the winner, annealed",
+        "planned_steps": 1000,
+        "edge": None,
+        "sweep": {"rates": [1e-4, 1e-3], "losses": [1.0, 0.9], "first": 1.0, "lowest": 1e-3, "blew_up": False},
+        "race": {
+            "steps": 3,
+            "together": True,
+            "why": "a step of 5 members in one program takes 1.5 times as long as a step of one",
+            "before": 1.0,
+            "gain": 0.6,
+            "gain_error": 0.05,
+            "rates": [0.001, 0.01, 0.1, 1.0, 10.0],
+            "scores": [0.95, 0.7, 0.4, 2e9, None],
+            "losses": [[1.0, 0.99, 0.97], [1.0, 0.9, 0.8], [1.0, 0.7, 0.45], [1.0, 30.0, 2e9], [1.0, None, None]],
+        },
+        "seconds": 0.1,
+    }
+
+
+def measured_rate(evidence: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The field ``resolved`` of a run whose learning rate was measured."""
+    evidence = evidence or race_evidence()
+    found = {"value": 0.05, "why": evidence["rule"], "interval": [0.0025, 1.0], "cost_steps": 40, "evidence": evidence}
+    return {"lr": {**found, "warnings": ["noise: the winner's gain is uncertain"]}}

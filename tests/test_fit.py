@@ -91,12 +91,12 @@ def test_measuring_the_rate_disturbs_nothing(optimizer: str) -> None:
     gradients = [bits(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
     assert len(gradients) == 6
     with untouched_randomness():
-        rate = measure_rate(start.objective, start.batches, start.resolved.recipe)
+        rate = measure_rate(start)
     assert rate.value > 0
     assert state(model) == before
     assert [bits(parameter.grad) for parameter in model.parameters() if parameter.grad is not None] == gradients
     assert model.training
-    assert measure_rate(start.objective, start.batches, start.resolved.recipe).value == rate.value
+    assert measure_rate(start).value == rate.value
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fogline.descent.interrupts import Interrupted as Interrupted
     from fogline.descent.loop import Step as Step
     from fogline.descent.optimizers import OPTIMIZERS as OPTIMIZERS
+    from fogline.rate.find import Rate as Rate
+    from fogline.rate.find import find_lr as find_lr
     from fogline.recipe import SCHEDULES as SCHEDULES
     from fogline.recipe import Duration as Duration
     from fogline.recipe import Recipe as Recipe
@@ -30,6 +32,7 @@ _PLACES = {
     "Duration": "recipe",
     "Interrupted": "descent.interrupts",
     "OPTIMIZERS": "descent.optimizers",
+    "Rate": "rate.find",
     "Recipe": "recipe",
     "Run": "run",
     "SCHEDULES": "recipe",
@@ -37,6 +40,7 @@ _PLACES = {
     "Task": "task",
     "Verdict": "verdict",
     "descend": "_fit",
+    "find_lr": "rate.find",
     "fit": "_fit",
     "minimize": "_minimize",
     "on_batch": "task",

@@ -12,23 +12,26 @@ from torch import nn
 
 from fogline.data.source import fingerprint
 from fogline.descent.batches import split
+from fogline.descent.guard import MOST as MOST_ROLLBACKS
 from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
 from fogline.descent.loop import Step, Taken, settle, steps
-from fogline.descent.prepare import Prepared, Start, assemble, begin, measure, summary
+from fogline.descent.prepare import Prepared, Start, as_asked, assemble, begin, keep_start, measure, summary
 from fogline.descent.randomness import PROBE, Surroundings, seed_everything
 from fogline.descent.state import Descent
 from fogline.descent.stopping import Slope, judge, measure_slope
 from fogline.progress import ProgressFunction, make_progress
-from fogline.rate import measure_rate
+from fogline.rate import measure_rate, verification
 from fogline.recipe import Duration, Recipe
 from fogline.record.info import ending, frame, new_folder, now
-from fogline.record.store import read_info, read_table, write_json
+from fogline.record.probes import Budget
+from fogline.record.store import Store, read_info, read_table, write_json
 from fogline.run import Run
 from fogline.task import Task
 from fogline.verdict import Judgement, Verdict
 
 Progress = bool | ProgressFunction | None
 _SLOPE_BATCHES = 8
+_STOPPED = "stopped from outside and saved"
 
 
 def fit(
@@ -74,7 +77,7 @@ def fit(
     >>> round(run.model.weight.item(), 2)
     3.0
     """
-    task, asked = _asked(task, recipe, loss, valid, metrics, target, recipe_fields)
+    task, asked = as_asked(task, recipe, loss, valid, metrics, target, recipe_fields)
     folder = _new_folder(runs, name, task)
     return _completed(_trained(task, asked, folder, progress, source, chunks=True))
 
@@ -104,7 +107,7 @@ def descend(
     1 True
     2 True
     """
-    task, asked = _asked(task, recipe, loss, valid, metrics, target, recipe_fields)
+    task, asked = as_asked(task, recipe, loss, valid, metrics, target, recipe_fields)
     folder = _new_folder(runs, name, task)
     return _trained(task, asked, folder, progress, source, chunks=False)
 
@@ -150,33 +153,6 @@ def _completed(loop: Generator[Step, None, Run]) -> Run:
         return run
 
 
-def _asked(
-    task: Any,
-    recipe: Any,
-    loss: Any,
-    valid: Any,
-    metrics: Mapping[str, Any] | None,
-    target: str | None,
-    fields: Mapping[str, Any],
-) -> tuple[Task, Recipe]:
-    if isinstance(task, Task):
-        given = {"loss": loss, "valid": valid, "metrics": metrics, "target": target}
-        for name, value in given.items():
-            if value is not None:
-                raise TypeError(
-                    f"expected {name} in the Task, received it beside the Task; write Task(..., {name}=...)"
-                )
-        if recipe is not None and not isinstance(recipe, Recipe):
-            raise TypeError(f"expected a Recipe after the Task, received {type(recipe).__name__}")
-        return task, (recipe or Recipe()).replace(**fields)
-    if isinstance(recipe, Recipe) or recipe is None:
-        raise TypeError(
-            "expected training data after the model, as in fit(model, (X, y), loss=...), or fit(task, recipe)"
-        )
-    made = Task(model=task, loss=loss, train=recipe, valid=valid, metrics=metrics or {}, target=target)
-    return made, Recipe().replace(**fields)
-
-
 def _new_folder(runs: str | Path, name: str | None, task: Task) -> Path:
     model = task.model
     kind = task.name or (type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "run"))
@@ -205,15 +181,20 @@ def _trained(
         _same_data(start, info)
         decided_mechanics = info.get("mechanics") if before else None
         start.threads = (decided_mechanics or {}).get("threads", start.threads)
+        info |= frame(folder, asked.to_dict(), asked.device, source) | {"started": info.get("started", now())}
         with Surroundings(start.batches.device, start.threads) as surroundings:
             try:
                 if decided is None:
-                    _announce(folder, info | _frame(folder, asked, source), start)
-                    measure(start, measure_rate)
+                    _announce(folder, info, start)
+                keep_start(start, folder)
+                if decided is None:
+                    measure(start, lambda: measure_rate(start, poll))
                 prepared = assemble(start, folder, decided_mechanics, chunks=chunks)
             except StopRequested:
+                _leave_unstarted(folder, info, start)
                 raise Interrupted(run, requested_code()) from None
-            info |= _frame(folder, asked, source) | {"started": info.get("started", now())}
+            evidence = (info.get("resolved") or start.resolved.why).get("lr", {}).get("evidence", {})
+            prepared.descent.verification = verification(start, evidence)
             run.attach(prepared.descent.machine.objective.model)
             with make_progress(progress, folder.name) as report:
                 loop = _looped(run, prepared, info, report, resumed=before is not None)
@@ -276,8 +257,19 @@ def _leave(descent: Descent, info: dict[str, Any], *, save: bool = True) -> None
     if save:
         settle(descent)
         descent.save()
-    descent.store.event(descent.step, "interrupted", "stopped from outside and saved")
+    descent.store.event(descent.step, "interrupted", _STOPPED)
     _write_verdict(descent, info, Judgement(Verdict.INTERRUPTED, {"steps": descent.step}))
+
+
+def _leave_unstarted(folder: Path, info: dict[str, Any], start: Start) -> None:
+    """Stopped while the recipe was being measured: what is saved are the first weights, and nothing was decided."""
+    recipe = start.resolved.recipe
+    judgement, budget = Judgement(Verdict.INTERRUPTED, {"steps": 0}), Budget(recipe.watch)
+    info |= {"recipe": recipe.to_dict()} | ending(judgement, steps=0, refused=0, seconds=0.0, budget=budget)
+    store = Store(folder)
+    store.event(0, "interrupted", _STOPPED)
+    store.write_info(info)
+    store.close()
 
 
 def _measured_end(descent: Descent) -> Slope | None:
@@ -300,6 +292,10 @@ def _finish(run: Run, descent: Descent, info: dict[str, Any], slope: Slope | Non
     assert descent.best is not None
     model.load_state_dict(descent.best, strict=False)
     model.eval()
+    if descent.length.open:
+        length = f"{descent.step}st"
+        info["recipe"]["duration"] = length
+        info["resolved"]["duration"] |= {"value": length}
     if descent.scorer is not None:
         info["scores"] = descent.scorer(machine.objective) | {"step": descent.counters.best_step}
     _write_verdict(descent, info, _judged(run, descent, slope))
@@ -312,7 +308,10 @@ def _judged(run: Run, descent: Descent, slope: Slope | None) -> Judgement:
     losses = table["loss"].astype(np.float64)
     refused = (~np.isfinite(losses) | ~np.isfinite(table["grad_norm"].astype(np.float64))).astype(np.float64)
     path = _stride(descent) * descent.step if descent.probe is not None else 0.0
-    return judge(losses, table["lr"].astype(np.float64), held_out, slope=slope, refused=refused, path=path)
+    if descent.counters.rollbacks > MOST_ROLLBACKS:
+        return Judgement(Verdict.DIVERGED, {"steps": descent.step, "rollbacks": descent.counters.rollbacks - 1})
+    rates, settled = table["lr"].astype(np.float64), descent.length.settled
+    return judge(losses, rates, held_out, slope=slope, refused=refused, path=path, settled=settled)
 
 
 def _stride(descent: Descent) -> float:
@@ -365,13 +364,7 @@ def _same_data(start: Start, info: Mapping[str, Any]) -> None:
         )
 
 
-def _frame(folder: Path, asked: Recipe, source: Mapping[str, Any] | None) -> dict[str, Any]:
-    return frame(folder, asked.to_dict(), asked.device, source)
-
-
 def _announce(folder: Path, info: dict[str, Any], start: Start) -> None:
     """Write run.json before anything is measured, so that a run killed there can be started again."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "run.json", {**info, "recipe": start.resolved.recipe.to_dict(), "started": now(), "verdict": None}
-    )
+    write_json(folder / "run.json", {**info, "recipe": start.resolved.recipe.to_dict(), "verdict": None})

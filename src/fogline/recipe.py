@@ -27,6 +27,7 @@ OPTIMIZERS = (
 """Names an optimizer can be given by; what stands behind them is in :mod:`fogline.descent.optimizers`."""
 SCHEDULES = ("constant", "linear", "cosine", "one_cycle", "wsd", "plateau")
 PRECISIONS = ("auto", "float32", "float64", "bf16", "fp16")
+_TABLES = ("options", "lr_scale")  # fields that are mappings
 STEPS = ("auto", "eager", "compiled", "chunked")
 
 
@@ -129,6 +130,9 @@ class Recipe:
     """Decay of the matrices of linear and convolution layers; None is the optimizer's own default."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further options of the optimizer, such as ``{"betas": (0.9, 0.95)}``."""
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    """What multiplies the rate of the parameters below a module, by its name: ``{"head": 10.0}``. The ratios hold
+    whatever the rate is set to."""
     clip: float | Literal["adaptive"] | None = None
     """Largest gradient norm; ``"adaptive"`` follows the run's own norms."""
     accumulate: int = 1
@@ -149,6 +153,9 @@ class Recipe:
     """How often the run is saved; ``"auto"`` spends at most one percent of the time on it."""
     keep: int = 2
     """Checkpoints kept on disk."""
+    guard: bool | Literal["auto"] = "auto"
+    """Whether a loss that runs away goes back to the last good state at a third of the rate, at most three times; auto:
+    where the learning rate was measured."""
     step: str = "auto"
     """eager, compiled (one graph a step), chunked (several steps a call) or auto, by measurement."""
     workers: int = 0
@@ -172,7 +179,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as written to ``run.json``."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        values["options"] = dict(self.options)
+        values |= {name: dict(values[name]) for name in _TABLES}
         for name in ("duration", "validate_every", "checkpoint_every"):
             values[name] = str(values[name])
         if isinstance(self.optimizer, type):
@@ -201,10 +208,11 @@ class Recipe:
     def to_toml(self) -> str:
         """TOML has no null: a field that is None is left out, which means the same."""
         values = self.to_dict()
-        options = values.pop("options")
+        tables = {name: values.pop(name) for name in _TABLES}
         lines = [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
-        if options:
-            lines += ["", "[options]", *(f"{name} = {json.dumps(value)}" for name, value in options.items())]
+        for title, table in tables.items():
+            entries = [f"{json.dumps(name)} = {json.dumps(value)}" for name, value in table.items()]
+            lines += ["", f"[{title}]", *entries] if entries else []
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -236,6 +244,10 @@ def _check(recipe: Recipe) -> None:
         _number("patience", recipe.patience, least=1, whole=True)
     for name, least in (("accumulate", 1), ("keep", 1), ("workers", 0), ("seed", 0)):
         _number(name, getattr(recipe, name), least=least, whole=True)
+    for name, value in recipe.lr_scale.items():
+        _number(f"lr_scale of {name!r}", value, above=0)
+    if recipe.guard not in (True, False, "auto"):
+        raise TypeError(f"guard: expected True, False or 'auto', received {recipe.guard!r}")
     _number("watch", recipe.watch, least=0, below=1)
     for name in ("duration", "checkpoint_every", "validate_every"):
         if not (getattr(recipe, name) == "auto" and name != "validate_every"):

@@ -128,7 +128,7 @@ class Run:
         return model.eval()
 
     def plot(self, name: str = "loss", *, dark: bool = False) -> Any:
-        """One figure of the run, a ``plotly.graph_objects.Figure``: loss, lr, gradient.
+        """One figure of the run, a ``plotly.graph_objects.Figure``: loss, lr, gradient, rate.
 
         Raises:
             ValueError: for an unknown figure.

@@ -46,3 +46,30 @@ def test_every_dot_is_a_braille_character() -> None:
     lines = chart(np.arange(50.0), np.cos(np.arange(50.0)), width=40, height=5)
     drawn = "".join(line.split("┤")[1] for line in lines[:-1])
     assert {"\u2800" <= character <= "\u28ff" for character in drawn} == {True}
+
+
+def test_equal_factors_are_equally_wide_where_positions_are_logarithmic() -> None:
+    lines = chart(
+        np.array([0.001, 0.01, 0.1]), np.array([1.0, 0.0, 1.0]), width=61, height=5, unicode=False, logarithmic_x=True
+    )
+    lowest = lines[-2].split("|")[1]
+    assert (len(lowest) + lowest.index("*")) / 2 == pytest.approx(25, abs=2)
+    assert lines[-1].split() == ["0.001", "0.1"]
+
+
+@pytest.mark.parametrize("mark", [0.001, 0.002, 0.01, 0.07, 0.1])
+@pytest.mark.parametrize("width", [20, 32, 80])
+def test_a_mark_points_at_its_position_within_the_width(mark: float, width: int) -> None:
+    rates = np.array([0.001, 0.01, 0.1])
+    lines = chart(rates, rates, width=width, height=3, unicode=False, logarithmic_x=True, mark=mark)
+    assert len(lines[-1]) <= max(width, 32)
+    assert f"{mark:g}" in lines[-1]
+    margin = lines[0].index("|") + 1
+    cells = max(8, width - len("-1.2e-104") - 2)
+    share = (lines[-1].index("^") - margin) / (cells - 1)
+    assert share == pytest.approx(np.log(mark / 0.001) / np.log(100), abs=1 / cells)
+
+
+def test_a_mark_outside_is_not_drawn() -> None:
+    rates = np.array([0.001, 0.1])
+    assert len(chart(rates, rates, height=3, logarithmic_x=True, mark=1.0)) == 4

@@ -198,16 +198,29 @@ def test_a_signal_saves_and_ends_with_its_code(
     assert answer["code"] == 128 + number, answer["errors"]
     assert "Traceback" not in answer["errors"]
     saved, _ = checkpoint.latest(run)
-    if place == "rate":
-        assert saved is None
-        assert read_info(run)["verdict"] is None
-    else:
-        assert read_info(run)["verdict"]["name"] == "INTERRUPTED"
-        assert saved is not None
-        assert saved.step == {"training": 9, "validation": 6, "judging": 40, "scoring": 40}[place]
-        assert [event["message"] for event in read_table(run, "events")] == ["stopped from outside and saved"]
+    assert read_info(run)["verdict"]["name"] == "INTERRUPTED"
+    assert saved is not None
+    assert saved.step == {"training": 9, "validation": 6, "rate": 0, "judging": 40, "scoring": 40}[place]
+    assert [event["message"] for event in read_table(run, "events")] == ["stopped from outside and saved"]
     assert forked("train_whole", folder=run)["code"] == 0
     assert_as_quiet(run, forked, "train_whole")
+
+
+@pytest.mark.parametrize("place", ["rate", "training"])
+def test_a_model_that_draws_other_weights_each_time_goes_on_from_its_first_ones(
+    place: str, forked: Forked, quick_path: Path
+) -> None:
+    """A module built without a seed, stopped before the first checkpoint that is due, resumed in another process."""
+    run, numbers = quick_path / "run", [signal.SIGTERM if place == "rate" else signal.SIGKILL]
+    changes = {"lr": "auto" if place == "rate" else 0.05, "checkpoint_every": "1000000st", "unseeded": True}
+    forked("train_until_signal", folder=run, place=place, numbers=numbers, **changes)
+    first, _ = checkpoint.latest(run)
+    assert first is not None
+    assert first.step == 0
+    for name in ("one", "other"):
+        resumed = again(run, quick_path / name)
+        assert forked("train_whole", folder=resumed, unseeded=True)["code"] == 0
+    assert final_bits(quick_path / "one") == final_bits(quick_path / "other")
 
 
 def test_a_second_ctrl_c_forces(forked: Forked, quick_path: Path) -> None:
@@ -216,6 +229,7 @@ def test_a_second_ctrl_c_forces(forked: Forked, quick_path: Path) -> None:
     answer = forked("train_until_signal", folder=run, place="training", numbers=twice, checkpoint_every="1000000st")
     assert answer["code"] == -signal.SIGINT
     assert answer["errors"].splitlines()[-1] == "KeyboardInterrupt"
-    assert checkpoint.latest(run) == (None, [])
+    saved, skipped = checkpoint.latest(run)
+    assert (saved is not None and saved.step, skipped) == (0, [])  # nothing but the first weights
     assert forked("train_whole", folder=run)["code"] == 0
     assert_as_quiet(run, forked, "train_whole")

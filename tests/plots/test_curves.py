@@ -10,7 +10,7 @@ from fogline.plots import CAPTIONS, FIGURES
 from fogline.plots.theme import logarithmic
 from fogline.run import Run
 from fogline.verdict import Verdict
-from run_folders import make_run, noisy_losses
+from run_folders import make_run, measured_rate, noisy_losses
 
 
 def words(figure) -> str:
@@ -20,10 +20,10 @@ def words(figure) -> str:
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_of_a_run_has_its_data_and_labels(tmp_path: Path, name: str, dark: bool) -> None:
-    figure = FIGURES[name](Run.open(make_run(tmp_path / "run")), dark=dark)
+    figure = FIGURES[name](Run.open(make_run(tmp_path / "run", resolved=measured_rate())), dark=dark)
     assert figure.data
     assert figure.layout.title.text
-    assert figure.layout.xaxis.title.text == "step"
+    assert figure.layout.xaxis.title.text == ("learning rate" if name == "rate" else "step")
     assert all(len(trace.x) == len(trace.y) > 0 for trace in figure.data)
     assert name in CAPTIONS
 

@@ -4,15 +4,16 @@ import json
 import re
 import shutil
 import subprocess
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from fogline.plots.report import write_report
+from fogline.plots.report import write_figure, write_report
 from fogline.run import Run
 from fogline.verdict import Verdict
-from run_folders import make_run, noisy_losses
+from run_folders import make_run, measured_rate, noisy_losses
 
 NASTY = "</script><script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
 
@@ -106,6 +107,24 @@ def test_both_looks_share_their_data(tmp_path: Path) -> None:
         assert figure["light"]["layout"] != figure["dark"]["layout"]
 
 
+def test_a_measured_rate_is_a_figure_with_its_warnings_in_the_recipe(tmp_path: Path) -> None:
+    run = Run.open(make_run(tmp_path / "run", resolved=measured_rate()))
+    page, outline = read(run.report(tmp_path / "run.html"))
+    assert 'id="figure-0-rate"' in page
+    assert "between 0.0025 and 1; warning: noise: the winner's gain is uncertain" in " ".join(outline.text)
+    unmeasured, _ = read(Run.open(make_run(tmp_path / "other")).report(tmp_path / "other.html"))
+    assert 'id="figure-0-rate"' not in unmeasured
+
+
+def test_one_figure_is_a_page_of_its_own(tmp_path: Path) -> None:
+    run = Run.open(make_run(tmp_path / "run"))
+    path = write_figure(partial(run.plot, "loss"), tmp_path / "new" / "loss.html", title="<Loss>", caption="a & b")
+    page, outline = read(path)
+    assert {"<Loss>", "a & b"} <= set(outline.text)
+    assert "default-src 'none'" in page
+    assert sum(tag == "figure" for tag, _ in outline.tags) == 1
+
+
 def test_several_runs_go_into_one_report(tmp_path: Path) -> None:
     runs = [Run.open(make_run(tmp_path / name)) for name in ("first", "second")]
     _, outline = read(write_report(runs, tmp_path / "both.html", title="Both"))
@@ -125,11 +144,12 @@ def test_no_run_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_a_browser_draws_every_figure_without_a_complaint(tmp_path: Path) -> None:
-    path = Run.open(make_run(tmp_path / "run", events=[(3, "note", "a word")])).report(tmp_path / "run.html")
+    folder = make_run(tmp_path / "run", events=[(3, "note", "a word")], resolved=measured_rate())
+    path = Run.open(folder).report(tmp_path / "run.html")
     flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
     flags += f" --disable-sync --no-first-run --user-data-dir={tmp_path / 'profile'} --virtual-time-budget=3000"
     command = ["chromium", *flags.split(), "--enable-logging=stderr", "--v=0", "--dump-dom", f"file://{path}"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert not [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
     drawn = re.findall(r'id="figure-0-(\w+)"[^>]*class="[^"]*js-plotly-plot', shown.stdout)
-    assert drawn == ["loss", "lr", "gradient"]
+    assert drawn == ["loss", "lr", "gradient", "rate"]

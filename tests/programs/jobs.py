@@ -73,7 +73,7 @@ class Signalling(nn.Module):
         return outputs
 
 
-def train_until_signal(folder: str, place: str, numbers: list[int], **changes: Any) -> None:
+def train_until_signal(folder: str, place: str, numbers: list[int], unseeded: bool = False, **changes: Any) -> None:
     """Send oneself signals within training, validation, the measurement of the learning rate or the judging."""
     path = Path(folder)
     calls = {"training": 0, "validation": 0}
@@ -85,15 +85,22 @@ def train_until_signal(folder: str, place: str, numbers: list[int], **changes: A
         if place == "judging":
             return learning and not model.training
         if place == "scoring":
-            return (path / "checkpoints").exists()
+            return (path / "checkpoints" / "step-00000040").exists()
         calls["training"] += model.training and learning
         calls["validation"] += not model.training and not learning
         return calls.get(place) == {"training": 9, "validation": 5}.get(place) and model.training == learning
 
-    task = problems.classification(model=lambda: Signalling(when, numbers), valid=HELD_OUT)
-    go(path, task, changes)
+    go(path, _signalled(when, numbers, unseeded), changes)
 
 
-def train_whole(folder: str, **changes: Any) -> None:
+def train_whole(folder: str, unseeded: bool = False, **changes: Any) -> None:
     """The task of ``train_until_signal`` without a signal."""
-    go(Path(folder), problems.classification(model=lambda: Signalling(lambda _: False, []), valid=HELD_OUT), changes)
+    go(Path(folder), _signalled(lambda _: False, [], unseeded), changes)
+
+
+def _signalled(when: Callable[[nn.Module], bool], numbers: list[int], unseeded: bool) -> fogline.Task:
+    """A module where its weights shall be the process's own; a function draws them from the run's seed."""
+    if unseeded:
+        torch.seed()
+        return problems.classification(model=Signalling(when, numbers), valid=HELD_OUT)
+    return problems.classification(model=lambda: Signalling(when, numbers), valid=HELD_OUT)

@@ -65,31 +65,45 @@ Text = str | None
 Whole = int | None
 Real = float | None
 
+WhatArgument = Annotated[
+    Path, typer.Argument(metavar="TASK.py|DATA.csv|DATA.parquet|IMAGE_FOLDER", help="What is to be learned.")
+]
+TargetOption = Annotated[Text, typer.Option("--target", metavar="COLUMN", help="The column of a table to predict.")]
+ValidOption = Annotated[Path | None, typer.Option("--valid", metavar="PATH", help="Held-out data of the same form.")]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe as .toml or .json.")]
+OptimizerOption = Annotated[Text, _recipe_option("adamw, momentum, lbfgs, ... or auto.", "NAME")]
+BatchSizeOption = Annotated[Text, _recipe_option("Examples a step, full, or auto.", "SIZE")]
+DurationOption = Annotated[Text, _recipe_option("20ep, 1000st, 5min or 1e6ex.", "DURATION")]
+ScheduleOption = Annotated[Text, _recipe_option("constant, linear, cosine, one_cycle, wsd, plateau.", "NAME")]
+WeightDecayOption = Annotated[Real, _recipe_option("Decay of matrices.", "DECAY")]
+ClipOption = Annotated[Text, _recipe_option("Largest gradient norm, or adaptive.", "NORM")]
+PrecisionOption = Annotated[Text, _recipe_option("auto, float32, float64, bf16 or fp16.", "NAME")]
+SeedOption = Annotated[Whole, _recipe_option("Decides every random number of the run.", "SEED")]
+DeviceOption = Annotated[Text, _recipe_option("auto, cpu, cuda, ...", "NAME")]
+
 
 @app.command()
 def train(
-    what: Annotated[
-        Path, typer.Argument(metavar="TASK.py|DATA.csv|DATA.parquet|IMAGE_FOLDER", help="What is to be learned.")
-    ],
-    target: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table to be predicted.")] = None,
-    valid: Annotated[Path | None, typer.Option(metavar="PATH", help="Held-out data of the same form.")] = None,
-    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe as .toml or .json.")] = None,
+    what: WhatArgument,
+    target: TargetOption = None,
+    valid: ValidOption = None,
+    recipe: RecipeOption = None,
     runs: RunsOption = Path("runs"),
     name: Annotated[str | None, typer.Option(metavar="NAME", help="The name of the run folder.")] = None,
     report: ReportOption = None,
-    optimizer: Annotated[Text, _recipe_option("adamw, momentum, lbfgs, ... or auto.", "NAME")] = None,
+    optimizer: OptimizerOption = None,
     lr: Annotated[Text, _recipe_option("The learning rate, or auto.", "RATE")] = None,
-    batch_size: Annotated[Text, _recipe_option("Examples a step, full, or auto.", "SIZE")] = None,
-    duration: Annotated[Text, _recipe_option("20ep, 1000st, 5min or 1e6ex.", "DURATION")] = None,
-    schedule: Annotated[Text, _recipe_option("constant, linear, cosine, one_cycle, wsd, plateau.", "NAME")] = None,
+    batch_size: BatchSizeOption = None,
+    duration: DurationOption = None,
+    schedule: ScheduleOption = None,
     warmup: Annotated[Text, _recipe_option("A share of the run, or a number of steps.", "SHARE")] = None,
-    weight_decay: Annotated[Real, _recipe_option("Decay of matrices.", "DECAY")] = None,
+    weight_decay: WeightDecayOption = None,
     option: Annotated[list[str] | None, _recipe_option("An option of the optimizer.", "NAME=VALUE")] = None,
-    clip: Annotated[Text, _recipe_option("Largest gradient norm, or adaptive.", "NORM")] = None,
+    clip: ClipOption = None,
     accumulate: Annotated[Whole, _recipe_option("Batches that make one step.", "COUNT")] = None,
     ema: Annotated[Real, _recipe_option("Decay of the average of the weights.", "DECAY")] = None,
-    precision: Annotated[Text, _recipe_option("auto, float32, float64, bf16 or fp16.", "NAME")] = None,
-    seed: Annotated[Whole, _recipe_option("Decides every random number of the run.", "SEED")] = None,
+    precision: PrecisionOption = None,
+    seed: SeedOption = None,
     shuffle: Annotated[bool | None, typer.Option("--shuffle/--no-shuffle", rich_help_panel="Recipe")] = None,
     validate_every: Annotated[Text, _recipe_option("How often the held-out data is scored.", "DURATION")] = None,
     patience: Annotated[Whole, _recipe_option("Validations without improvement before stopping.", "COUNT")] = None,
@@ -98,7 +112,7 @@ def train(
     step: Annotated[Text, _recipe_option("auto, eager, compiled or chunked.", "MODE")] = None,
     workers: Annotated[Whole, _recipe_option("Processes that load data.", "COUNT")] = None,
     watch: Annotated[Real, _recipe_option("Share of the time that signals may cost.", "SHARE")] = None,
-    device: Annotated[Text, _recipe_option("auto, cpu, cuda, ...", "NAME")] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Train a model and say how it went.
 
@@ -123,6 +137,43 @@ def train(
 
 
 _NOT_RECIPE = ("what", "target", "valid", "recipe", "runs", "name", "report", "option")
+
+
+@app.command("lr")
+def find_lr(
+    what: WhatArgument,
+    target: TargetOption = None,
+    valid: ValidOption = None,
+    recipe: RecipeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also draw the measurement.")] = None,
+    optimizer: OptimizerOption = None,
+    batch_size: BatchSizeOption = None,
+    duration: DurationOption = None,
+    schedule: ScheduleOption = None,
+    weight_decay: WeightDecayOption = None,
+    clip: ClipOption = None,
+    precision: PrecisionOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Measure the learning rate, as `train` does where it is not given, and train nothing.
+
+    The measurement is that of the run which the same arguments would train.
+    """
+    fields = {key: value for key, value in locals().items() if key not in (*_NOT_RECIPE, "as_json", "plot")}
+    with told_plainly():
+        from fogline.cli.rate import measure, print_rate
+
+        rate = measure(what, target=target, valid=valid, recipe_file=recipe, fields=fields)
+        print_rate(rate, as_json=as_json)
+        if plot is not None:
+            from fogline.plots import CAPTIONS
+            from fogline.plots.report import write_figure
+
+            written = write_figure(rate.plot, plot, title=f"Learning rate for {what.stem}", caption=CAPTIONS["rate"])
+            if not as_json:
+                typer.echo(f"figure: {written}")
 
 
 @app.command()

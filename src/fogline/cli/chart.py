@@ -18,6 +18,8 @@ def chart(
     width: int = 72,
     height: int = 10,
     unicode: bool = True,
+    logarithmic_x: bool = False,
+    mark: float | None = None,
 ) -> list[str]:
     """The lines of text of a chart of ``y`` over ``x``; each dot column shows the mean of the points in it.
 
@@ -27,6 +29,8 @@ def chart(
         width: characters in a line, the labels of the axis included.
         height: lines of the drawing, without the line of the x axis.
         unicode: braille dots; False draws asterisks for terminals that know only ASCII.
+        logarithmic_x: whether equal factors of ``x`` are equally wide; it must be above 0.
+        mark: a position that a further line points at, if it lies between the first and the last.
 
     >>> for line in chart(np.arange(4.0), np.array([3.0, 2.0, 1.0, 0.0]), width=16, height=2, unicode=False):
     ...     print(line)
@@ -42,17 +46,29 @@ def chart(
     widest = len(_label(-1.2345e-104))
     cells = max(8, width - widest - 2)
     across, down = (2, 4) if unicode else (1, 1)
-    means = _column_means(x, np.log(y) if logarithmic else y, cells * across)
+    place = np.log(x) if logarithmic_x else x
+    means = _column_means(place, np.log(y) if logarithmic else y, cells * across)
     low, high = (float(np.exp(bound)) if logarithmic else float(bound) for bound in (means.min(), means.max()))
     labels = [_label(value) for value in _ticks(low, high, height, logarithmic)]
     grid = _rasterize(means, height * down)
     rows = _braille(grid) if unicode else ["".join("*" if dot else " " for dot in row) for row in grid]
     margin, edge = max(len(label) for label in labels), "┤" if unicode else "|"
     lines = [f"{label:>{margin}} {edge}{row}".rstrip() for label, row in zip(labels, rows, strict=True)]
-    first, last = f"{x[0]:g}", f"{x[-1]:g}"
+    first, last = (f"{end:{'.3g' if logarithmic_x else 'g'}}" for end in (x[0], x[-1]))
     gap = max(1, cells - len(first) - len(last))
     scale = " (logarithmic)" if logarithmic else ""
-    return [*lines, " " * (margin + 2) + first + f"{scale:^{gap}}" + last]
+    lines.append(" " * (margin + 2) + first + f"{scale:^{gap}}" + last)
+    if mark is not None and x[0] <= mark <= x[-1]:
+        share = ((np.log(mark) if logarithmic_x else mark) - place[0]) / ((place[-1] - place[0]) or 1.0)
+        lines.append(" " * (margin + 2) + _pointer(f"{mark:.3g}", round(share * (cells - 1)), cells))
+    return lines
+
+
+def _pointer(words: str, column: int, width: int) -> str:
+    """A line that points up at a column, its words on the side where there is room."""
+    after = " " * column + f"^ {words}"
+    before = f"{words} ^".rjust(column + 1)
+    return before if len(after) > width and len(before) == column + 1 else after
 
 
 def _column_means(x: NDArray[np.float64], y: NDArray[np.float64], width: int) -> NDArray[np.float64]:

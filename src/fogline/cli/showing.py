@@ -42,7 +42,7 @@ def print_run(folder: Path) -> None:
         typer.echo(textwrap.fill(line, width, subsequent_indent=" " * 8))
     typer.echo("\ntraining loss by step")
     if len(steps):
-        for line in chart(steps["step"].astype(float), steps["loss"], width=width, unicode=_unicode()):
+        for line in chart(steps["step"].astype(float), steps["loss"], width=width, unicode=knows_unicode()):
             typer.echo(line)
     else:
         typer.echo("(no steps yet)")
@@ -100,7 +100,8 @@ def _print_events(events: Table) -> None:
         typer.echo(f"  step {int(row['step'])}  {row['kind']}: {row['message']}")
 
 
-def _unicode() -> bool:
+def knows_unicode() -> bool:
+    """Whether what is printed can hold braille dots."""
     try:
         "⣿┤".encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:

@@ -31,6 +31,36 @@ def describe_source(path: Path, target: str | None, valid: Path | None) -> dict[
     }
 
 
+def task_and_recipe(
+    what: Path,
+    *,
+    target: str | None,
+    valid: Path | None,
+    recipe_file: Path | None,
+    fields: Mapping[str, Any],
+    options: Sequence[str] = (),
+) -> tuple[Task, Recipe]:
+    """What a path stands for; the fields win over the recipe file, which wins over the task file's recipe.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: for bad input.
+    """
+    from fogline.recipe import Recipe
+
+    existing(what, "a task file, a table or a folder of images")
+    recipe = None
+    if what.suffix == ".py":
+        if target is not None or valid is not None:
+            raise ValueError(f"--target and --valid are for tables and images: say them in {what}, in its Task(...)")
+        task, recipe = load_task_file(what)
+    else:
+        held_out = None if valid is None else str(existing(valid, "held-out data"))
+        task = data_task(what, target, held_out)
+    if recipe_file is not None:
+        recipe = read_recipe(recipe_file)
+    return task, with_fields(recipe or Recipe(), fields, options)
+
+
 def task_from_source(source: Mapping[str, Any] | None, run: Path) -> tuple[Task, Recipe | None]:
     """The task a run was made from, and the recipe of its file if that has one.
 

@@ -11,16 +11,7 @@ import typer
 
 import fogline
 from fogline.cli.showing import print_ending
-from fogline.cli.sources import (
-    data_task,
-    describe_source,
-    existing,
-    load_task_file,
-    read_recipe,
-    task_from_source,
-    with_fields,
-)
-from fogline.recipe import Recipe
+from fogline.cli.sources import describe_source, task_and_recipe, task_from_source
 from fogline.record.store import read_info
 
 if TYPE_CHECKING:
@@ -38,24 +29,15 @@ def train(
     runs: Path,
     name: str | None,
 ) -> Run:
-    """Train what a path stands for; the fields win over the recipe file, which wins over the task file's recipe.
+    """Train what a path stands for; the other arguments are those of :func:`task_and_recipe`.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: for bad input, before any training.
         fogline.Interrupted: stopped by a signal, and saved.
     """
-    existing(what, "a task file, a table or a folder of images")
-    recipe = None
-    if what.suffix == ".py":
-        if target is not None or valid is not None:
-            raise ValueError(f"--target and --valid are for tables and images: say them in {what}, in its Task(...)")
-        task, recipe = load_task_file(what)
-    else:
-        held_out = None if valid is None else str(existing(valid, "held-out data"))
-        task = data_task(what, target, held_out)
-    if recipe_file is not None:
-        recipe = read_recipe(recipe_file)
-    recipe = with_fields(recipe or Recipe(), fields, options)
+    task, recipe = task_and_recipe(
+        what, target=target, valid=valid, recipe_file=recipe_file, fields=fields, options=options
+    )
     source = describe_source(what, target, valid)
     with _telling_how_to_resume():
         return fogline.fit(task, recipe, runs=runs, name=name, source=source)

@@ -83,7 +83,7 @@ class Batches:
         if rows is None or place is None:
             raise ValueError("expected data that can be read by position, received a stream")
         if isinstance(self.source, MapStyle):
-            return self._placed(self.source.take(torch.from_numpy(rows), self.seed, place.epoch))
+            return self.placed(self.source.take(torch.from_numpy(rows), self.seed, place.epoch))
         assert isinstance(self.source, InMemory)
         return self.source.take(self._index(rows))
 
@@ -146,7 +146,7 @@ class Batches:
                 self._rows(epoch, first, min(first + self.batch_size, self.examples)).tolist() for first in starts
             ]
             for batch in source.loader(indices, self.workers, self.seed, epoch):
-                yield self._placed(batch)
+                yield self.placed(batch)
             epoch, start = epoch + 1, 0
 
     def _streamed(self, source: Stream, step: int) -> Iterator[Batch]:
@@ -156,7 +156,7 @@ class Batches:
             seen = 0
             for batch in source.batches(self.batch_size, start, self.seed, epoch):
                 seen += 1
-                yield self._placed(batch)
+                yield self.placed(batch)
             if seen == 0 and start == 0:
                 raise ValueError("expected a stream that yields examples, received an empty one")
             if seen == 0:
@@ -186,7 +186,8 @@ class Batches:
             return index
         return (index.pin_memory() if self.device.type == "cuda" else index).to(self.device, non_blocking=True)
 
-    def _placed(self, batch: Any) -> Batch:
+    def placed(self, batch: Any) -> Batch:
+        """The batch on the device."""
         if self.device.type == "cpu":
             return batch
         return map_tree(lambda leaf: leaf.to(self.device, non_blocking=True), batch)

@@ -18,12 +18,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fogline.record.store import write_json
 
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 BEST = "best/"
+_BUFFER = "buffer/"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,21 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         raise OSError(f"the checkpoint of step {checkpoint.step} cannot be written to {root}: {error}") from error
     _prune(root, place, keep)
     return place
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; under ``buffer/`` those that the module leaves out of its ``state_dict``."""
+    state = model.state_dict()
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors | {_BUFFER + name: value for name, value in model.named_buffers() if name not in state}
+
+
+def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`model_tensors` gave; the best held-out weights beside them are passed over."""
+    model.load_state_dict({n: v for n, v in tensors.items() if not n.startswith((BEST, _BUFFER))}, strict=False)
+    for name, value in model.named_buffers():
+        if _BUFFER + name in tensors:
+            value.copy_(tensors[_BUFFER + name])
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -20,23 +20,27 @@ class Clipping:
     through; it is dimensionless, like AutoClip (Seetharaman et al., 2020).
 
     Attributes:
-        memory: shape (2,): the moving sum and its weight, part of the checkpoint; None for a fixed limit.
+        memory: shape (2, *shape): the moving sum and its weight, part of the checkpoint; None for a fixed limit.
     """
 
-    def __init__(self, limit: float | Literal["adaptive"], like: Tensor) -> None:
+    def __init__(self, limit: float | Literal["adaptive"], like: Tensor, shape: tuple[int, ...] = ()) -> None:
+        """``shape`` is that of the norms: () for one descent, (members,) for a population."""
         self.limit = limit
         self.memory: Tensor | None = None
         if limit == "adaptive":
-            self.memory = torch.zeros(2, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32).to(
-                like.device
-            )
+            dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+            self.memory = torch.zeros(2, *shape, dtype=dtype, device=like.device)
 
     def __call__(self, gradients: Sequence[Tensor], norm: Tensor) -> None:
         """Scale gradients in place; the caller has seen to it that they are finite."""
+        torch._foreach_mul_(list(gradients), self.scale(norm).to(gradients[0].dtype))
+
+    def scale(self, norm: Tensor) -> Tensor:
+        """What gradients of this norm are multiplied by; the memory moves on."""
         scale = self._scale(norm, self.memory)
-        torch._foreach_mul_(list(gradients), scale.to(gradients[0].dtype))
         if self.memory is not None:
             self.memory.copy_(self._remembered(norm, scale, self.memory))
+        return scale
 
     def functional(self, gradients: list[Tensor], norm: Tensor, memory: Tensor | None, finite: Tensor) -> list[Tensor]:
         """The same for a traced step: new gradients; the memory moves only on a finite step."""

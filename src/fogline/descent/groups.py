@@ -1,12 +1,15 @@
 """Which parameters decay and which are hidden matrices: by the type of the module that owns them, never by name."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fogline.errors import unknown
 
 _MATRIX_OWNERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 _NEVER_DECAYED = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -21,12 +24,14 @@ class ParameterRole:
         parameter: the parameter itself.
         decays: whether weight decay applies.
         hidden: for a hidden matrix `(count, rows, columns)`, the stack of matrices it is; None for everything else.
+        lr_scale: what the learning rate is multiplied by for it.
     """
 
     name: str
     parameter: nn.Parameter
     decays: bool
     hidden: tuple[int, int, int] | None
+    lr_scale: float = 1.0
 
 
 def parameter_roles(model: nn.Module) -> list[ParameterRole]:
@@ -92,18 +97,49 @@ def parameter_groups(model: nn.Module, weight_decay: float | None) -> list[dict[
 
 
 def groups_of(roles: list[ParameterRole], weight_decay: float | None) -> list[dict[str, Any]]:
-    """The groups of `parameter_groups` for roles already known."""
-    if not weight_decay:
-        return [_group(roles)]
-    parts = (
-        (weight_decay, [role for role in roles if role.decays]),
-        (0.0, [role for role in roles if not role.decays]),
-    )
-    return [_group(part) | {"weight_decay": decay} for decay, part in parts if part]
+    """The groups of `parameter_groups` for roles already known: by decay, and by what multiplies the rate."""
+    groups = []
+    for scale in dict.fromkeys(role.lr_scale for role in roles):
+        scaled = [role for role in roles if role.lr_scale == scale]
+        if not weight_decay:
+            groups.append(_group(scaled, scale))
+            continue
+        for decay, part in (
+            (weight_decay, [role for role in scaled if role.decays]),
+            (0.0, [role for role in scaled if not role.decays]),
+        ):
+            groups += [_group(part, scale) | {"weight_decay": decay}] if part else []
+    return groups
 
 
-def _group(roles: list[ParameterRole]) -> dict[str, Any]:
-    return {"params": [role.parameter for role in roles], "names": [role.name for role in roles], "lr_scale": 1.0}
+def _group(roles: list[ParameterRole], scale: float) -> dict[str, Any]:
+    return {"params": [role.parameter for role in roles], "names": [role.name for role in roles], "lr_scale": scale}
+
+
+def scaled_roles(roles: list[ParameterRole], lr_scale: Mapping[str, float]) -> list[ParameterRole]:
+    """The roles with what multiplies their rate: of the names that a parameter's begins with, the longest counts.
+
+    Raises:
+        ValueError: a name that no parameter begins with.
+
+    Example:
+        >>> roles = scaled_roles(parameter_roles(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))), {"1": 10.0})
+        >>> [(role.name, role.lr_scale) for role in roles if role.decays]
+        [('0.weight', 1.0), ('1.weight', 10.0)]
+    """
+    for prefix in lr_scale:
+        if not any(_begins(role.name, prefix) for role in roles):
+            known = {".".join(role.name.split(".")[:k]) for role in roles for k in range(1, role.name.count(".") + 2)}
+            raise unknown("module or parameter in lr_scale", prefix, sorted(known))
+    return [
+        replace(role, lr_scale=lr_scale[max(fitting, key=len)]) if fitting else role
+        for role in roles
+        for fitting in [[prefix for prefix in lr_scale if _begins(role.name, prefix)]]
+    ]
+
+
+def _begins(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
 
 
 def _decays(module: nn.Module, parameter: nn.Parameter) -> bool:

@@ -68,6 +68,8 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
     In pseudo-code::
 
         until the duration is over, patience is lost, or nothing but NaN comes:
+            if a block of steps ends: keep its state, or go back to the last good one
+            if the rate is to be verified: try others from here
             if a validation is due:   score the held-out data, remember the best weights
             if a checkpoint is due:   save
             if a signal came:         stop here (the caller saves)
@@ -111,10 +113,13 @@ def _look_around(descent: Descent, report: ProgressFunction) -> bool:
     if descent.recorder.due(time.perf_counter()):
         descent.recorder.flush()
         report(_progress(descent))
+    descent.look_after()
     if descent.validation_due():
         descent.validate()
+    descent.check_training()
     if descent.finished():
         return False
+    descent.verify_rate()
     if descent.checkpoint_due():
         descent.save()
     return True
@@ -130,6 +135,7 @@ def _count(descent: Descent, first: int, outcomes: Outcomes) -> None:
     rows = descent.batches.rows_at(first)  # several steps in one call are full batches all
     counters.examples += count * (rows_of(descent.stepper.batch) if rows is None else rows)
     counters.step += count
+    descent.saw(outcomes.losses)
     if outcomes.finite is False:
         for k, (loss, norm) in enumerate(zip(outcomes.losses, outcomes.norms, strict=True)):
             if isfinite(loss) and isfinite(norm):
@@ -199,6 +205,8 @@ def _explain(descent: Descent, step: int) -> None:
     batch = descent.stepper.batch if rows is None else batches.at(step)
     found = explain_refusal(machine.objective, batch, step, machine.seed, machine.device, rows)
     descent.store.event(step, "refused", found["message"], found)
+    if descent.guard is not None and found["where"] == "data":
+        descent.guard.memory.bad_data = True
 
 
 def settle(descent: Descent) -> None:
@@ -220,10 +228,10 @@ def settle(descent: Descent) -> None:
 
 def _progress(descent: Descent) -> ProgressReport:
     counters, last = descent.counters, descent.recorder.last
-    position, total = descent.progress()
+    position, total = descent.length.position(descent.step, descent.elapsed())
     return ProgressReport(
         step=descent.step,
-        steps=descent.total,
+        steps=descent.length.total,
         fraction=min(1.0, position / total),
         loss=last,
         lr=descent.rate(max(0, descent.step - 1)),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ import torch
 from fogline.data.source import InMemory
 from fogline.descent.batches import rows_of
 from fogline.descent.graph import CannotCompileError, Program, compile_steps, trace
-from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors
+from fogline.descent.interrupts import poll
 from fogline.descent.randomness import TRAIN, private_randomness, seed_step
 from fogline.descent.state import Descent
 from fogline.descent.step import CompiledStep, EagerStep, Machine
@@ -91,6 +89,7 @@ def _width(descent: Descent) -> int:
 
 
 def _program(descent: Descent, width: int) -> Program:
+    poll()  # compiling cannot be interrupted
     batch = next(descent.batches.stream(0))
     machine = descent.machine
     return compile_steps(trace(machine.objective, machine.optimizer, machine.clipping, batch), batch, width)
@@ -107,15 +106,15 @@ def _worthwhile(descent: Descent, chosen: dict[str, Any]) -> Program | None:
 
 
 def _measured(descent: Descent, chosen: dict[str, Any]) -> Program | None:
-    trial = EagerStep(_copied(descent.machine), descent.batches, deferred=False)
+    trial = EagerStep(descent.machine.copied(), descent.batches, deferred=False)
     batch, rate = next(descent.batches.stream(0)), descent.rate(0)
 
     def eager() -> object:
         return trial.take(0, batch, rate)
 
     chosen["eager_seconds"] = _medians(eager)[0]
-    steps = None if descent.total is None else descent.total - descent.step
-    ahead = descent.limit if steps is None else chosen["eager_seconds"] * steps
+    steps = None if descent.length.expected is None else descent.length.expected - descent.step
+    ahead = descent.length.limit if steps is None else chosen["eager_seconds"] * steps
     if ahead is not None and ahead < _WORTH * _COMPILE_SECONDS:
         chosen["why"] = f"about {ahead:.1f} s of steps lie ahead: compiling would not pay"
         return None
@@ -125,25 +124,13 @@ def _measured(descent: Descent, chosen: dict[str, Any]) -> Program | None:
     chosen["eager_seconds"], chosen["compiled_seconds"] = _medians(eager, lambda: program(batch, lr))
     _put_back(descent.machine, saved)
     share = chosen["compiled_seconds"] / chosen["eager_seconds"]
-    ahead = descent.limit if steps is None else chosen["eager_seconds"] * steps
+    ahead = descent.length.limit if steps is None else chosen["eager_seconds"] * steps
     assert ahead is not None
     if share > _CLEARLY or ahead * (1 - share) < _WORTH * program.seconds:
         chosen["why"] = f"a compiled step takes {share:.2f} of the time of an eager one, and compiling takes time too"
         return None
     chosen["why"] = f"saves about {ahead * (1 - share):.0f} s for {program.seconds:.0f} s of compiling"
     return program
-
-
-def _copied(machine: Machine) -> Machine:
-    """A machine of its own on copies of model and optimizer state."""
-    model = copy.deepcopy(machine.objective.model)
-    optimizer = machine.optimizer
-    twin = copy.copy(optimizer)
-    partner = dict(zip(machine.objective.model.parameters(), model.parameters(), strict=True))
-    twin.param_groups = [{**g, "params": [partner[p] for p in g["params"]]} for g in optimizer.param_groups]
-    twin.state = type(optimizer.state)(dict)
-    load_state_tensors(twin, state_tensors(optimizer), state_scalars(optimizer))
-    return replace(machine, objective=replace(machine.objective, model=model), optimizer=twin)
 
 
 def _medians(*actions: Callable[[], object]) -> list[float]:
@@ -168,7 +155,7 @@ def _check_agreement(descent: Descent, program: Program) -> None:
     """
     machine = descent.machine
     saved = _snapshot(machine)
-    twin = EagerStep(_copied(machine), descent.batches, deferred=False)
+    twin = EagerStep(machine.copied(), descent.batches, deferred=False)
     rate = descent.rate(0)
     in_memory = isinstance(descent.batches.source, InMemory)
     with private_randomness(machine.device):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,12 @@ class Objective:
         inputs, targets = batch
         outputs = self.model(inputs)
         return outputs, self.loss(outputs, targets)
+
+    @contextmanager
+    def without_learning(self) -> Iterator[None]:
+        """Evaluation mode, and no graph kept; a loss that sees the model may still differentiate its inputs."""
+        with torch.set_grad_enabled(not self.supervised), mode(self.model, training=False):
+            yield
 
     @property
     def supervised(self) -> bool:

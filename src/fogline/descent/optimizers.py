@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.descent.groups import ParameterRole, groups_of, parameter_groups, parameter_roles
+from fogline.descent.groups import ParameterRole, groups_of, parameter_groups, parameter_roles, scaled_roles
 from fogline.descent.implementation import IMPLEMENTATIONS, choose_implementation
 from fogline.descent.optimizer_state import init_state, load_state_tensors, state_scalars, state_tensors
 from fogline.descent.own_optimizers import Lion, Muon, Prodigy, ScheduleFreeAdamW, to_eval, to_train
@@ -49,6 +49,7 @@ class OptimizerSpec:
         edge: which limit on `lr * sharpness` holds: "gradient" 2, "heavy_ball" 2 + 2b, "nesterov" (2 + 2b)/(1 + 2b),
             "preconditioned" (2 + 2b)/(1 - b) on the preconditioned Hessian, None where none is known.
         needs_closure: `step` evaluates the loss several times and takes a closure.
+        proportional: the update is the rate times a direction that does not depend on the rate.
         schedulable: False where the rate only sets the first step (Rprop) and a schedule changes nothing.
         grouping: roles and decay to parameter groups.
     """
@@ -62,6 +63,7 @@ class OptimizerSpec:
     momentum: float = 0.0
     edge: str | None = None
     needs_closure: bool = False
+    proportional: bool = True
     schedulable: bool = True
     grouping: Callable[[list[ParameterRole], float | None], Groups] = groups_of
 
@@ -129,13 +131,21 @@ _SPECS = (
     OptimizerSpec("adagrad", torch.optim.Adagrad, 0.01, "sparse features; its steps shrink for ever"),
     OptimizerSpec("adadelta", torch.optim.Adadelta, 1.0, "sets its own step; of historical interest"),
     OptimizerSpec("adamax", torch.optim.Adamax, 2e-3, "adam with the infinity norm; gradients with rare huge values"),
-    OptimizerSpec("asgd", torch.optim.ASGD, 0.01, "sgd with averaged iterates for convex problems", edge="gradient"),
+    OptimizerSpec(
+        "asgd",
+        torch.optim.ASGD,
+        0.01,
+        "sgd with averaged iterates for convex problems",
+        edge="gradient",
+        proportional=False,
+    ),
     OptimizerSpec(
         "rprop",
         torch.optim.Rprop,
         0.01,
         "full batch only: steps by the sign of the gradient, whatever its size",
         weight_decay=None,
+        proportional=False,
         schedulable=False,
     ),
     OptimizerSpec(
@@ -147,6 +157,7 @@ _SPECS = (
         {"line_search_fn": "strong_wolfe", "history_size": 10, "tolerance_grad": 0.0, "tolerance_change": 0.0},
         weight_decay=None,
         needs_closure=True,
+        proportional=False,
     ),
     OptimizerSpec("lion", Lion, 1e-4, "half the memory of adamw; large batches, vision and language models"),
     OptimizerSpec(
@@ -162,8 +173,15 @@ _SPECS = (
         ScheduleFreeAdamW,
         2.5e-3,
         "when the length of the run is not known: constant schedule with warm-up, the average is evaluated",
+        proportional=False,
     ),
-    OptimizerSpec("prodigy", Prodigy, 1.0, "no learning rate to set: leave it at 1; several times adamw's memory"),
+    OptimizerSpec(
+        "prodigy",
+        Prodigy,
+        1.0,
+        "no learning rate to set: leave it at 1; several times adamw's memory",
+        proportional=False,
+    ),
 )
 
 OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
@@ -199,6 +217,7 @@ def spec_of(name: object) -> OptimizerSpec:
             when="an optimizer class of your own",
             weight_decay=_default_decay(arguments),
             needs_closure=issubclass(name, torch.optim.LBFGS),
+            proportional=False,  # nobody knows
         )
     if isinstance(name, torch.optim.Optimizer):
         raise TypeError(
@@ -218,6 +237,7 @@ def build(
     *,
     weight_decay: float | None = None,
     options: Mapping[str, Any] | None = None,
+    lr_scale: Mapping[str, float] | None = None,
     implementation: str | None = None,
     lr_as_tensor: bool = False,
 ) -> torch.optim.Optimizer:
@@ -229,6 +249,7 @@ def build(
         lr: learning rate.
         weight_decay: None for the method's own default (0.01 for adamw, 0 for most).
         options: further settings of the method, such as `{"betas": (0.9, 0.95)}`.
+        lr_scale: what multiplies the rate of the parameters below a module, by its name.
         implementation: "fused", "foreach" or "forloop" (see `choose_implementation`); None leaves it to PyTorch.
         lr_as_tensor: keep the rate as a 0-D tensor on the parameters' device, for a compiled step.
 
@@ -242,6 +263,23 @@ def build(
         >>> type(optimizer).__name__, optimizer.param_groups[0]["momentum"]
         ('SGD', 0.9)
     """
+    roles = scaled_roles(parameter_roles(model), lr_scale or {})
+    optimizer = build_on(roles, name, lr, weight_decay=weight_decay, options=options, implementation=implementation)
+    if lr_as_tensor:
+        _make_lr_tensors(optimizer)
+    return optimizer
+
+
+def build_on(
+    roles: list[ParameterRole],
+    name: str | type[torch.optim.Optimizer],
+    lr: float,
+    *,
+    weight_decay: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    implementation: str | None = None,
+) -> torch.optim.Optimizer:
+    """`build` on parameters whose roles are known."""
     spec = spec_of(name)
     _check_number("lr", lr)
     decay = spec.weight_decay if weight_decay is None else weight_decay
@@ -256,16 +294,12 @@ def build(
     if spec.cls in (torch.optim.NAdam, torch.optim.RAdam) and decay:
         settings.setdefault("decoupled_weight_decay", True)
     settings |= _implementation_flags(spec, implementation)
-    roles = parameter_roles(model)
     arguments = _arguments(spec.cls)
     if "weight_decay" in arguments:
         settings["weight_decay"] = decay or 0.0
     if "lr" in arguments or _takes_anything(spec.cls):
         settings["lr"] = lr
-    optimizer = spec.cls(spec.grouping(roles, decay), **settings)
-    if lr_as_tensor:
-        _make_lr_tensors(optimizer)
-    return optimizer
+    return spec.cls(spec.grouping(roles, decay), **settings)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from fogline.data.check import check_first_batch
 from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.data.intake import Opened, open_data
 from fogline.data.source import Batch, Stream, fingerprint
-from fogline.descent import mechanics
+from fogline.descent import checkpoint, mechanics
 from fogline.descent.batches import Batches, part, rows_of
+from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from fogline.descent.clipping import Clipping
-from fogline.descent.interrupts import poll
+from fogline.descent.interrupts import StopRequested
 from fogline.descent.objective import Objective, mode
 from fogline.descent.optimizers import build, choose_implementation, set_lr, spec_of
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
 from fogline.descent.scoring import Scorer
-from fogline.descent.state import Descent
+from fogline.descent.state import Counters, Descent
 from fogline.descent.step import EagerStep, Machine, is_summed
 from fogline.recipe import Recipe
 from fogline.record.probes import Budget, Probe, activation_statistics
@@ -71,7 +73,40 @@ class Start:
     batches: Batches
     resolved: Resolved
     notes: list[str]
+    operations: int  # floating-point, of one forward pass
     threads: int
+
+
+def as_asked(
+    task: Any,
+    recipe: Any,
+    loss: Any,
+    valid: Any,
+    metrics: Mapping[str, Any] | None,
+    target: str | None,
+    fields: Mapping[str, Any],
+) -> tuple[Task, Recipe]:
+    """Task and recipe from what was given: ``(task, recipe)``, or ``(model, data)`` with the rest by name.
+
+    Raises:
+        TypeError: the two ways are mixed, or there is no data.
+    """
+    if isinstance(task, Task):
+        given = {"loss": loss, "valid": valid, "metrics": metrics, "target": target}
+        for name, value in given.items():
+            if value is not None:
+                raise TypeError(
+                    f"expected {name} in the Task, received it beside the Task; write Task(..., {name}=...)"
+                )
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise TypeError(f"expected a Recipe after the Task, received {type(recipe).__name__}")
+        return task, (recipe or Recipe()).replace(**fields)
+    if isinstance(recipe, Recipe) or recipe is None:
+        raise TypeError(
+            "expected training data after the model, as in fit(model, (X, y), loss=...), or fit(task, recipe)"
+        )
+    made = Task(model=task, loss=loss, train=recipe, valid=valid, metrics=metrics or {}, target=target)
+    return made, Recipe().replace(**fields)
 
 
 def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -> Start:
@@ -108,25 +143,44 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -
         first = next(batches.stream(0))
         odd = check_first_batch(model, loss, first, metrics, opened.facts)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
-    threads = 1 if device.type == "cpu" and _operations(objective, first) < _SMALL_STEP else torch.get_num_threads()
-    return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], threads)
+    operations = _operations(objective, first)
+    threads = 1 if device.type == "cpu" and operations < _SMALL_STEP else torch.get_num_threads()
+    return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], operations, threads)
 
 
-def measure(start: Start, find_rate: Callable[[Objective, Batches, Recipe, Callable[[], None]], Any]) -> None:
-    """Resolve what is measured: precision by its self-check, the learning rate by a sweep and the curvature.
+def keep_start(start: Start, folder: Path) -> None:
+    """Save the first weights as the checkpoint of step 0, or go back to those that are there.
+
+    Done before anything is measured: a run that is stopped there goes on from the weights it began with, also where
+    the function that makes the model draws others each time.
+
+    Raises:
+        OSError: the run folder cannot be written.
+    """
+    model = start.objective.model
+    found, _ = checkpoint.latest(folder)
+    if found is None:
+        first = Checkpoint(0, model_tensors(model), {}, {"counters": asdict(Counters())})
+        checkpoint.save(folder, first, start.resolved.recipe.keep)
+    elif found.step == 0:
+        load_model_tensors(model, found.model)
+
+
+def measure(start: Start, find_rate: Callable[[], Any]) -> None:
+    """Resolve what is measured: precision by its self-check, the learning rate by ``find_rate``.
 
     Raises:
         StopRequested: a signal came meanwhile.
     """
     resolved = start.resolved
     _check_precision(start)
+    if resolved.recipe.guard == "auto":
+        measured = resolved.recipe.lr == "auto" and not spec_of(resolved.recipe.optimizer).needs_closure
+        why = "the learning rate is measured" if measured else "the learning rate is yours, or the method's own"
+        resolved.choose("guard", measured, why)
     if resolved.recipe.lr != "auto":
         return
-    spec = spec_of(resolved.recipe.optimizer)
-    if spec.needs_closure or spec.name == "prodigy":
-        resolved.choose("lr", spec.lr, "the method finds its own step; this scales it")
-        return
-    rate = find_rate(start.objective, start.batches, resolved.recipe, poll)
+    rate = find_rate()
     resolved.choose("lr", rate.value, rate.evidence["rule"])
     resolved.why["lr"] |= {
         "interval": rate.interval,
@@ -156,6 +210,7 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
             recipe.lr,
             weight_decay=recipe.weight_decay,
             options=dict(recipe.options),
+            lr_scale=recipe.lr_scale,
             implementation=implementation,
         )
 
@@ -187,7 +242,11 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
     set_lr(optimizer, descent.rate(0))
     _find_reduction(descent)
     prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)
-    descent.stepper = mechanics.choose_step(descent, chosen, chunks=chunks)
+    try:
+        descent.stepper = mechanics.choose_step(descent, chosen, chunks=chunks)
+    except StopRequested:
+        store.close()
+        raise
     return prepared
 
 
@@ -215,7 +274,8 @@ def _operations(objective: Objective, batch: Batch) -> int:
     """Floating-point operations of one forward pass: products and convolutions."""
     device = torch.device(objective.device_type)
     counter = FlopCounterMode(display=False)
-    with private_randomness(device), torch.no_grad(), mode(objective.model, training=False), counter:
+    # A loss that differentiates its inputs cannot be counted to its end; what was counted by then is enough.
+    with private_randomness(device), suppress(RuntimeError), mode(objective.model, training=False), counter:
         objective(batch)
     return counter.get_total_flops()
 

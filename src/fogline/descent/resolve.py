@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fogline.data.intake import Opened
+from fogline.descent.length import WARMUP, most_steps
 from fogline.descent.optimizers import spec_of
 from fogline.descent.schedules import canonical
 from fogline.recipe import Recipe
@@ -50,8 +51,9 @@ def resolve_by_rule(recipe: Recipe, opened: Opened, model: nn.Module) -> Resolve
         found.choose("device", accelerator.type if accelerator else "cpu", "the accelerator if there is one")
     _check_device(found.recipe.device)
     _batch(found, opened)
-    _schedule(found)
-    _duration(found, opened)
+    open_ended = recipe.duration == "auto" and recipe.schedule in ("auto", "wsd")
+    _schedule(found, open_ended)
+    _duration(found, opened, open_ended)
     _precision(found, model)
     if opened.facts.shuffle is False and recipe.shuffle:
         found.choose("shuffle", False, "the DataLoader that was given does not shuffle")
@@ -96,10 +98,14 @@ def _batch(found: Resolved, opened: Opened) -> None:
         )
 
 
-def _duration(found: Resolved, opened: Opened) -> None:
+def _duration(found: Resolved, opened: Opened, open_ended: bool) -> None:
     if found.recipe.duration != "auto":
         return
     examples = opened.train.size
+    if open_ended:
+        most = most_steps(batch_rows(found.recipe, examples), examples)
+        found.why["duration"] = {"value": "auto", "why": f"until nothing more is gained, {most:,} steps at most"}
+        return
     if examples is None:
         found.choose("duration", f"{_STEPS_AIMED}st", "a stream of unknown length")
         return
@@ -108,19 +114,26 @@ def _duration(found: Resolved, opened: Opened) -> None:
     found.choose("duration", f"{epochs}ep", f"about {_STEPS_AIMED} steps, 5 to 200 epochs")
 
 
-def _schedule(found: Resolved) -> None:
+def _schedule(found: Resolved, open_ended: bool) -> None:
     recipe, spec = found.recipe, spec_of(found.recipe.optimizer)
     fixed = spec.needs_closure or not spec.schedulable or recipe.optimizer in _SELF_PACED
     if recipe.schedule == "auto":
         if fixed:
             found.choose("schedule", "constant", "the method paces itself")
+        elif open_ended:
+            found.choose("schedule", "wsd", "the length is open: constant, and to zero once nothing more is gained")
         else:
             found.choose("schedule", "linear", "to zero, so that the last steps do not jitter")
     elif recipe.schedule != canonical(recipe.schedule):
         found.recipe = recipe.replace(schedule=canonical(recipe.schedule))
     if recipe.warmup == "auto":
         none = spec.needs_closure or not spec.schedulable or found.recipe.schedule in ("one_cycle", "constant")
-        found.choose("warmup", 0 if none else 0.05, "no warm-up is needed" if none else "5 % of the run")
+        if none:
+            found.choose("warmup", 0, "no warm-up is needed")
+        elif open_ended:
+            found.choose("warmup", WARMUP, "a number of steps, since the length is open")
+        else:
+            found.choose("warmup", 0.05, "5 % of the run")
 
 
 def _precision(found: Resolved, model: nn.Module) -> None:

@@ -37,7 +37,7 @@ class Scorer:
         """
         sums: dict[str, Tensor] = {}
         total = 0
-        with torch.no_grad(), mode(objective.model, training=False):
+        with objective.without_learning():
             for batch in self._batches():
                 poll()
                 rows = rows_of(batch)
@@ -53,7 +53,7 @@ class Scorer:
         values = {"loss": loss.detach()}
         if objective.supervised:
             for name, metric in self.metrics.items():
-                values[name] = torch.as_tensor(metric(outputs, batch[1]))
+                values[name] = torch.as_tensor(metric(outputs, batch[1])).detach()
         return values
 
     def _batches(self) -> Iterator[Batch]:

@@ -9,23 +9,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fogline.descent import checkpoint
+from fogline.descent import guard as guarding
 from fogline.descent.batches import Batches
-from fogline.descent.checkpoint import BEST, Checkpoint
+from fogline.descent.checkpoint import BEST, Checkpoint, load_model_tensors, model_tensors
+from fogline.descent.guard import Guard
+from fogline.descent.length import Length
 from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors, to_eval, to_train
-from fogline.descent.randomness import REFRESH, seed_step
-from fogline.descent.schedules import PlateauState, curve, update
+from fogline.descent.randomness import REFRESH, private_randomness, seed_step
+from fogline.descent.schedules import PlateauState, update
 from fogline.descent.scoring import Scorer, normalisation_layers, refresh_statistics
 from fogline.descent.step import CompiledStep, EagerStep, Machine
 from fogline.recipe import Duration, Recipe
 from fogline.record.probes import Probe
-from fogline.record.signals import Recorder
+from fogline.record.signals import Recorder, numbers
 from fogline.record.store import Store
 
+_GUARD = "guard/"
 _CHECKPOINT_SHARE = 0.01
 _REFRESH_BATCHES = 50
 _PATIENT_REFUSALS = 100
@@ -34,7 +40,10 @@ _LOOK_SECONDS = 0.05
 
 @dataclass
 class Counters:
-    """What a checkpoint keeps besides tensors; plain JSON."""
+    """What a checkpoint keeps besides tensors; plain JSON.
+
+    ``rate_factor`` is what the learning rate is multiplied by since the guard went back or the rate was verified.
+    """
 
     step: int = 0
     examples: int = 0
@@ -47,6 +56,20 @@ class Counters:
     waited: int = 0
     parts: int = 1
     plateau: PlateauState = field(default_factory=PlateauState)
+    rollbacks: int = 0
+    rate_factor: float = 1.0
+    verified: bool = False
+
+
+class Verification(Protocol):
+    """Tries other learning rates from the state of a descent."""
+
+    @property
+    def step(self) -> int:
+        """Of the run, at which it is done."""
+
+    def __call__(self, descent: Descent) -> tuple[float, str]:
+        """What the rate is to be multiplied by from here on, and why; the descent is left as it was."""
 
 
 class Descent:
@@ -55,7 +78,7 @@ class Descent:
     Attributes:
         recipe: resolved.
         counters: how far it has come.
-        total: optimizer steps planned; None when the duration is measured in time.
+        length: how long it goes on.
     """
 
     def __init__(
@@ -73,22 +96,21 @@ class Descent:
         self.folder, self.recipe, self.machine, self.batches = folder, recipe, machine, batches
         self.stepper, self.store, self.recorder, self.probe, self.scorer = stepper, store, recorder, probe, scorer
         self.counters = Counters(parts=machine.parts)
-        duration = Duration.parse(recipe.duration)
-        self.total = duration.steps(batches.batch_size, batches.examples)
-        self.limit = duration.seconds
+        self.length = Length(recipe, batches.batch_size, batches.examples)
         self.every = Duration.parse(recipe.validate_every).steps(
             batches.batch_size, batches.examples if batches.examples is not None else batches.batch_size * 1000
         )
         self.every_seconds = Duration.parse(recipe.validate_every).seconds
         assert not isinstance(recipe.lr, str)
-        assert not isinstance(recipe.warmup, str)
         self._base = recipe.lr
-        self._curve = curve(recipe.schedule, self.total or 1, warmup=recipe.warmup)
         self.average: list[Tensor] | None = None
         if recipe.ema is not None:
             self.average = [p.detach().clone() for p in machine.parameters]
+        self.guard = Guard(machine, self.average, self.length.expected) if recipe.guard is True else None
+        self.verification: Verification | None = None
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}
+        self._since_check: list[float | Tensor] = []
         self.stopped_early = False
         self._resumed_at = self._saved_at = self._validated_at = time.perf_counter()
         self._save_cost = 0.0
@@ -103,28 +125,18 @@ class Descent:
         """Seconds of training so far, over all sessions; ``now`` is a reading of the clock one has already."""
         return self.counters.seconds + (time.perf_counter() if now is None else now) - self._resumed_at
 
-    def progress(self) -> tuple[float, float]:
-        """Position and total for the schedule, in steps (in seconds for a duration in time)."""
-        if self.total is not None:
-            return float(self.step), float(self.total)
-        assert self.limit is not None
-        done = min(self.elapsed() / self.limit, 1.0)
-        rate = max(self.step, 1) / max(done, 1e-6)
-        return done * rate, max(rate, 1.0)
-
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        if self.limit is None:
-            return self._base * self._curve(step) * self.counters.plateau.factor
-        position, total = self.progress()
-        assert not isinstance(self.recipe.warmup, str)
-        factor = curve(self.recipe.schedule, total, warmup=self.recipe.warmup)(position)
-        return self._base * factor * self.counters.plateau.factor
+        seconds = 0.0 if self.length.limit is None else self.elapsed()
+        factor = self.length.multiplier(step, seconds)
+        return self._base * factor * self.counters.plateau.factor * self.counters.rate_factor
 
     def finished(self) -> bool:
         if self.stopped_early or self.counters.refused_in_a_row >= self._most_refusals():
             return True
-        return self.elapsed() >= self.limit if self.limit is not None else self.step >= (self.total or 0)
+        if self.counters.rollbacks > guarding.MOST:
+            return True
+        return self.length.over(self.step, 0.0 if self.length.limit is None else self.elapsed())
 
     def _most_refusals(self) -> int:
         per_epoch = self.batches.steps_per_epoch or _PATIENT_REFUSALS
@@ -132,9 +144,14 @@ class Descent:
 
     def next_stop(self) -> int:
         """The step before which no call of several steps may reach over: a validation or the end."""
-        stop = self.total if self.total is not None else 2**62
-        if self.scorer is not None and self.every is not None:
+        length = self.length
+        stop = length.total if length.total is not None else 2**62
+        if (self.scorer is not None or length.open) and self.every is not None:
             stop = min(stop, (self.step // self.every + 1) * self.every)
+        if self.guard is not None:
+            stop = min(stop, self.guard.next_end(self.step))
+        if self.verification is not None and self.step < self.verification.step:
+            stop = min(stop, self.verification.step)
         return stop
 
     def next_look(self) -> tuple[int, int, float]:
@@ -145,14 +162,14 @@ class Descent:
         if self.recipe.checkpoint_every != "auto":
             steps = Duration.parse(self.recipe.checkpoint_every).steps(self.batches.batch_size, self.batches.examples)
             step = step if steps is None else min(step, (self.step // steps + 1) * steps)
-        if self.limit is not None:
-            wake = min(wake, now + self.limit - self.elapsed())
+        if self.length.limit is not None:
+            wake = min(wake, now + self.length.limit - self.elapsed())
         return step, stop, wake
 
     def validation_due(self) -> bool:
         if self.scorer is None or self.counters.validated == self.step:
             return False
-        if self.step == 0 or self.step == self.total:
+        if self.step == 0 or self.step == self.length.total:
             return True
         if self.every is None:
             assert self.every_seconds is not None
@@ -175,6 +192,41 @@ class Descent:
         if self.batches.examples is None:
             return 0.0
         return self.counters.examples / self.batches.examples
+
+    def look_after(self) -> None:
+        """At the end of a block of steps: keep its state, or go back to the last good one at a lower rate."""
+        guard, counters = self.guard, self.counters
+        wrong = None if guard is None else guard.look(self.step, counters.refused_in_a_row)
+        if guard is None or wrong is None:
+            return
+        counters.rollbacks += 1
+        if counters.rollbacks > guarding.MOST:
+            self.store.event(self.step, "gave_up", f"{wrong}; it went back {guarding.MOST} times already")
+            return
+        kept, counters.refused_in_a_row = guard.back(), 0
+        counters.rate_factor *= guarding.LOWER
+        self.store.event(
+            self.step,
+            "rollback",
+            f"{wrong}: back to the weights of step {kept}, at a third of the learning rate "
+            f"(time {counters.rollbacks} of at most {guarding.MOST})",
+        )
+
+    def verify_rate(self) -> None:
+        """Once, where the verification says: try other rates from this very state, and take one that is clearly better.
+
+        Raises:
+            StopRequested: a signal came meanwhile; it is done again when the run goes on.
+        """
+        verification, counters = self.verification, self.counters
+        if verification is None or counters.verified or self.step != verification.step:
+            return
+        with private_randomness(self.machine.device):
+            factor, why = verification(self)
+        counters.verified = True
+        counters.rate_factor *= factor
+        chosen = "kept" if factor == 1 else f"multiplied by {factor:.3g}"
+        self.store.event(self.step, "rate_verified", f"learning rate {chosen}: {why}", {"factor": factor})
 
     # -- validation ----------------------------------------------------------------------------------------------
 
@@ -223,10 +275,33 @@ class Descent:
         self._validated_at = time.perf_counter()
         self.scores = scores
         self.store.scores(self.step, "valid", scores)
+        self._check_length(loss)
         self.stopped_early = self.recipe.patience is not None and counters.waited >= self.recipe.patience
         if self.stopped_early:
             self.store.event(self.step, "early_stop", f"no better held-out loss for {counters.waited} validations")
         return scores
+
+    def saw(self, losses: list[float | Tensor]) -> None:
+        """Take note of the losses of the steps just taken."""
+        if self.guard is not None:
+            self.guard.saw(losses)
+        if self.length.open and self.scorer is None:
+            self._since_check += losses
+
+    def check_training(self) -> None:
+        """Without held-out data an open-ended run is judged by its training loss, as often as it would be validated."""
+        if self._since_check and self.every is not None and self.step % self.every == 0:
+            self._check_length(self._mean_since_check())
+            self._since_check = []
+
+    def _mean_since_check(self) -> float:
+        finite = [loss for loss in numbers(self._since_check) if math.isfinite(loss)]
+        return fmean(finite) if finite else math.nan
+
+    def _check_length(self, loss: float) -> None:
+        why = self.length.check(self.step, loss)
+        if why is not None:
+            self.store.event(self.step, "cool_down", f"{why}: {(self.length.total or 0) - self.step} more steps")
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -239,20 +314,23 @@ class Descent:
         started = time.perf_counter()
         self.recorder.flush()
         machine = self.machine
-        machine_state = machine.objective.model.state_dict()
-        model = {name: value for name, value in machine_state.items() if isinstance(value, Tensor)}
-        model |= {f"buffer/{n}": b for n, b in machine.objective.model.named_buffers() if n not in machine_state}
+        model = model_tensors(machine.objective.model)
         model |= {BEST + name: value for name, value in (self.best or {}).items()}
         optimizer = {f"optimizer/{name}": value for name, value in state_tensors(machine.optimizer).items()}
         if self.average is not None:
             optimizer |= {f"average/{k:06d}": value for k, value in enumerate(self.average)}
         if machine.clipping is not None and machine.clipping.memory is not None:
             optimizer["clipping"] = machine.clipping.memory
+        kept, remembered = ({}, None) if self.guard is None else self.guard.state()
+        optimizer |= {_GUARD + name: value for name, value in kept.items()}
         counters = {**asdict(self.counters), "seconds": self.elapsed(), "parts": machine.parts}
         state = {
             "counters": counters,
             "optimizer": state_scalars(machine.optimizer),
             "scaler": {} if machine.scaler is None else machine.scaler.state_dict(),
+            "guard": remembered,
+            "length": self.length.state(),
+            "since_check": numbers(self._since_check),
         }
         saved = checkpoint.save(self.folder, Checkpoint(self.step, model, optimizer, state), self.recipe.keep)
         self._saved_at = time.perf_counter()
@@ -260,12 +338,12 @@ class Descent:
         return saved
 
     def restore(self) -> bool:
-        """Go back to the latest checkpoint that verifies; False where there is none."""
+        """Go back to the latest checkpoint that verifies; False where there is none but that of the start."""
         found, skipped = checkpoint.latest(self.folder)
         for reason in skipped:
             print(f"fogline: {reason}", file=sys.stderr)
             self.store.event(0 if found is None else found.step, "checkpoint_skipped", reason)
-        if found is None:
+        if found is None or found.step == 0:
             self.store.rewind(0)
             return False
         machine = self.machine
@@ -274,12 +352,7 @@ class Descent:
         patience = self.recipe.patience
         self.stopped_early = patience is not None and self.counters.waited >= patience
         machine.parts = self.counters.parts
-        model = {name: v for name, v in found.model.items() if not name.startswith((BEST, "buffer/"))}
-        machine.objective.model.load_state_dict(model, strict=False)
-        buffers = dict(machine.objective.model.named_buffers())
-        for name, value in found.model.items():
-            if name.startswith("buffer/"):
-                buffers[name.removeprefix("buffer/")].copy_(value)
+        load_model_tensors(machine.objective.model, found.model)
         best = {name.removeprefix(BEST): v for name, v in found.model.items() if name.startswith(BEST)}
         # Without held-out data the "best" are those that were kept at the end, and the end has moved.
         self.best = {name: v.to(machine.device) for name, v in best.items()} if best and self.scorer else None
@@ -291,6 +364,11 @@ class Descent:
             machine.clipping.memory.copy_(found.optimizer["clipping"])
         if machine.scaler is not None:
             machine.scaler.load_state_dict(found.state["scaler"])
+        self.length.load(found.state["length"])
+        self._since_check = list(found.state["since_check"])
+        if self.guard is not None and found.state.get("guard"):
+            kept = {n.removeprefix(_GUARD): v for n, v in found.optimizer.items() if n.startswith(_GUARD)}
+            self.guard.load(kept, found.state["guard"])
         self.store.rewind(found.step)
         self._resumed_at = time.perf_counter()
         return True

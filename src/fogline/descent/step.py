@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import hypot, isfinite, nan
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from fogline.descent.batches import Batches, part, rows_of, split
 from fogline.descent.clipping import Clipping
 from fogline.descent.graph import Program
 from fogline.descent.objective import Objective
-from fogline.descent.optimizers import init_state, set_lr
+from fogline.descent.optimizers import init_state, load_state_tensors, set_lr, state_scalars, state_tensors
 from fogline.descent.randomness import TRAIN, seed_step
 from fogline.descent.shortcuts import backward, bare_step
 
@@ -80,6 +81,18 @@ class Machine:
         model = self.objective.model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = list(model.buffers())
+
+    def copied(self) -> Machine:
+        """A machine of its own on copies of model, optimizer state and clipping: what it does leaves this one alone."""
+        model = copy.deepcopy(self.objective.model)
+        optimizer = self.optimizer
+        twin = copy.copy(optimizer)
+        partner = dict(zip(self.objective.model.parameters(), model.parameters(), strict=True))
+        twin.param_groups = [{**g, "params": [partner[p] for p in g["params"]]} for g in optimizer.param_groups]
+        twin.state = type(optimizer.state)(dict)
+        load_state_tensors(twin, state_tensors(optimizer), state_scalars(optimizer))
+        objective, clipping = replace(self.objective, model=model), copy.deepcopy(self.clipping)
+        return replace(self, objective=objective, optimizer=twin, clipping=clipping, events=[])
 
 
 class EagerStep:

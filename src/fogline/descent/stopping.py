@@ -22,6 +22,7 @@ from fogline.verdict import Judgement, Verdict
 _BLOCKS = 10
 _SIGNIFICANT = 3.0  # standard errors
 _SMALL_GAIN = 0.01  # of what the run has gained in all
+_NOTHING = 1e-8  # of what the run has gained: the rounding of float32 alone is as much
 _FAR = 3.0  # lengths of the path that was walked
 _DEAD_SHARE = 0.5
 _DEAD = 1e-6  # of the largest root mean square gradient of a layer
@@ -59,7 +60,7 @@ def judge(
     slope: Slope | None,
     refused: Numbers,
     path: float = 0.0,
-    interrupted: bool = False,
+    settled: bool = False,
 ) -> Judgement:
     """Decide how a run ended.
 
@@ -70,14 +71,12 @@ def judge(
         slope: what :func:`measure_slope` found at the end, or None.
         refused: 1 for each of those steps that was refused, else 0.
         path: length of the path of the weights, as far as it was measured; 0 where it was not.
-        interrupted: a signal ended it.
+        settled: it went on until nothing more was gained; what a cool-down gained at the end is no trend.
 
     Returns:
         The verdict with the statistics behind it.
     """
     evidence: dict[str, Any] = {"steps": len(losses)}
-    if interrupted:
-        return Judgement(Verdict.INTERRUPTED, evidence)
     evidence["refused_share"] = float(refused[-max(10, len(refused) // 10) :].mean()) if len(refused) else 0.0
     finite = losses[np.isfinite(losses)]
     start, late = (_start(finite), float(np.median(finite[-_window(len(finite), 0.1) :]))) if len(finite) else (0, 0)
@@ -97,7 +96,7 @@ def judge(
         return Judgement(Verdict.OVERFIT, evidence)
     trend = _trend(finite, gained)
     evidence |= trend
-    improving = trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
+    improving = not settled and trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
     if slope is None:
         return Judgement(Verdict.IMPROVING if improving else Verdict.NOISE_FLOOR, evidence)
     return _by_slope(slope, evidence, improving, gained, noise, rates, path)
@@ -128,7 +127,7 @@ def _by_slope(
         return Judgement(Verdict.STALLED, evidence)  # one step would go further, and gain more, than the whole run
     if improving:
         return Judgement(Verdict.IMPROVING, evidence)
-    if not annealed and slope.gain > _SMALL_GAIN * min(scale, abs(slope.loss)):
+    if not annealed and share > _NOTHING and slope.gain > _SMALL_GAIN * min(scale, abs(slope.loss)):
         # There is a fall, and steps of this length do not find it.
         return Judgement(Verdict.NOISE_FLOOR, evidence)
     return Judgement(Verdict.IMPROVING if share > _SMALL_GAIN else Verdict.CONVERGED, evidence)

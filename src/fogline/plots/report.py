@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from plotly.offline import get_plotlyjs
 
-from fogline.plots import CAPTIONS, FIGURES
+from fogline.plots import CAPTIONS, FIGURES, figures_of
 from fogline.words import moment, number, span, verdict_name, verdict_sentence
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fogline.run import Run
 
 _GOOD, _BAD = ("CONVERGED", "NOISE_FLOOR"), ("DIVERGED", "NONFINITE")
-_COLOURED = ("line", "marker")
+_COLOURED = ("line", "marker", "fillcolor")
 
 # The file may hold text from anywhere (labels, messages), so it may load and send nothing.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -48,6 +48,22 @@ def write_report(run: Run | Sequence[Run], path: str | Path, *, title: str = "")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_page(title or ", ".join(each.name for each in runs), sections, figures), encoding="utf-8")
+    return path
+
+
+def write_figure(make: Callable[..., go.Figure], path: Path, *, title: str, caption: str) -> Path:
+    """Write one figure as a page like a report's: no other file, no network, light and dark.
+
+    Args:
+        make: called with ``dark=False`` and ``dark=True``.
+        path: the HTML file; its folder is made if need be.
+        title: the heading.
+        caption: what is to be seen.
+    """
+    section = f'<div class="figures">{_captioned("figure-0", caption)}</div>'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    look = _both_looks("figure-0", make(dark=False), make(dark=True))
+    path.write_text(_page(title, section, [look]), encoding="utf-8")
     return path
 
 
@@ -139,15 +155,19 @@ _SPLITS = {"valid": "held-out", "train": "training"}
 
 def _figures(run: Run, index: int, figures: list[dict[str, Any]]) -> str:
     parts = []
-    for name, make in FIGURES.items():
+    for name in figures_of(run):
         identifier = f"figure-{index}-{name}"
-        figures.append(_both_looks(identifier, make(run), make(run, dark=True)))
-        caption = escape(CAPTIONS[name])
-        parts.append(
-            f'<figure><div id="{identifier}" role="img" aria-label="{caption}"></div>'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
+        figures.append(_both_looks(identifier, FIGURES[name](run), FIGURES[name](run, dark=True)))
+        parts.append(_captioned(identifier, CAPTIONS[name]))
     return f'<h3>Curves</h3>\n<div class="figures">{"".join(parts)}</div>'
+
+
+def _captioned(identifier: str, caption: str) -> str:
+    words = escape(caption)
+    return (
+        f'<figure><div id="{identifier}" role="img" aria-label="{words}"></div>'
+        f"<figcaption>{words}</figcaption></figure>"
+    )
 
 
 def _both_looks(identifier: str, light: go.Figure, dark: go.Figure) -> dict[str, Any]:
@@ -182,9 +202,11 @@ def _recipe(info: Mapping[str, Any]) -> str:
 
 
 def _why(decision: Mapping[str, Any]) -> str:
-    words = str(decision.get("why", ""))
-    interval = decision.get("interval")
-    return f"{words}; between {number(interval[0])} and {number(interval[1])}" if interval else words
+    words = [str(decision.get("why", ""))]
+    if interval := decision.get("interval"):
+        words.append(f"between {number(interval[0])} and {number(interval[1])}")
+    words += [f"warning: {warning}" for warning in decision.get("warnings") or ()]
+    return "; ".join(words)
 
 
 def _events(run: Run) -> str:

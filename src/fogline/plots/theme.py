@@ -11,7 +11,10 @@ import plotly.graph_objects as go
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a figure. ``first`` to ``third`` differ in lightness too, so they are told apart without colour."""
+    """Colours of a figure. ``first`` to ``third`` differ in lightness too, so they are told apart without colour.
+
+    ``middle`` lies between ``first`` and ``second`` on a scale from low to high.
+    """
 
     ink: str
     faint: str
@@ -19,11 +22,12 @@ class Palette:
     first: str
     second: str
     third: str
+    middle: str
     page: str
 
 
-LIGHT = Palette("#1d2733", "#5c6975", "#dde3e8", "#1668b8", "#c2500c", "#2b7d4f", "#ffffff")
-DARK = Palette("#e6ebf0", "#a3b0bc", "#343f4a", "#6cb2f7", "#ff9b57", "#7dd3a0", "#14191f")
+LIGHT = Palette("#1d2733", "#5c6975", "#dde3e8", "#1668b8", "#c2500c", "#2b7d4f", "#8b3f9e", "#ffffff")
+DARK = Palette("#e6ebf0", "#a3b0bc", "#343f4a", "#6cb2f7", "#ff9b57", "#7dd3a0", "#d58be0", "#14191f")
 
 
 def palette(dark: bool) -> Palette:
@@ -38,6 +42,27 @@ def translucent(colour: str, opacity: float) -> str:
     """
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity:g})"
+
+
+def shades(count: int, colours: Palette) -> list[str]:
+    """Colours from low to high.
+
+    >>> shades(3, LIGHT) == [LIGHT.first, LIGHT.middle, LIGHT.second]
+    True
+    """
+    at = [2 * k / max(1, count - 1) for k in range(count)]
+    first, middle, second = colours.first, colours.middle, colours.second
+    return [between(first, middle, x) if x < 1 else between(middle, second, x - 1) for x in at]
+
+
+def between(low: str, high: str, share: float) -> str:
+    """The colour that lies this share of the way from one to another.
+
+    >>> between("#000000", "#ff8000", 0.5)
+    '#804000'
+    """
+    pairs = [(int(low[at : at + 2], 16), int(high[at : at + 2], 16)) for at in (1, 3, 5)]
+    return "#" + "".join(f"{round(start + share * (end - start)):02x}" for start, end in pairs)
 
 
 def logarithmic(low: float, high: float, most: int = 7) -> dict[str, Any]:
@@ -58,6 +83,12 @@ def logarithmic(low: float, high: float, most: int = 7) -> dict[str, Any]:
     return {"type": "log", "tickmode": "array", "tickvals": values, "ticktext": [f"{value:g}" for value in values]}
 
 
+def axis(title: str, colours: Palette, *, standoff: int, **settings: Any) -> dict[str, Any]:
+    """Settings that all axes share, and further ones of this axis."""
+    line = {"gridcolor": colours.grid, "linecolor": colours.grid, "zerolinecolor": colours.grid, "automargin": True}
+    return {"title": {"text": title, "standoff": standoff}, "nticks": 6, **line, **settings}
+
+
 def framed(figure: go.Figure, title: str, y: str, *, dark: bool, height: int = 340, **y_axis: Any) -> go.Figure:
     """Give a figure its title, axes and colours.
 
@@ -71,7 +102,6 @@ def framed(figure: go.Figure, title: str, y: str, *, dark: bool, height: int = 3
     """
     colours = palette(dark)
     named = bool(figure.layout.showlegend or (figure.layout.showlegend is None and len(figure.data) > 1))
-    line = {"gridcolor": colours.grid, "linecolor": colours.grid, "zerolinecolor": colours.grid, "automargin": True}
     figure.update_layout(
         template="none",
         title={"text": title, "x": 0, "xref": "paper", "xanchor": "left", "y": 0.97, "yanchor": "top"},
@@ -85,8 +115,8 @@ def framed(figure: go.Figure, title: str, y: str, *, dark: bool, height: int = 3
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom", "font": {"size": 12}},
         hovermode="x unified",
         hoverlabel={"bgcolor": colours.page, "font": {"color": colours.ink}, "bordercolor": colours.grid},
-        xaxis={"title": {"text": "step", "standoff": 6}, "nticks": 6, "rangemode": "tozero", **line},
-        yaxis={"title": {"text": y, "standoff": 8}, "nticks": 6, **line, **y_axis},
+        xaxis=axis("step", colours, standoff=6, rangemode="tozero"),
+        yaxis=axis(y, colours, standoff=8, **y_axis),
     )
     return figure
 

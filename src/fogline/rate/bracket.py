@@ -5,13 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 from fogline.data.source import Batch
-from fogline.descent.step import EagerStep, Machine
-
-_SMOOTHING = 5  # steps on either side: symmetric, so that the curve is not shifted
-_BLOWN = 3.0  # standard deviations of the noise, and a rise of a tenth
+from fogline.descent.population import Population
 
 
 @dataclass(frozen=True)
@@ -19,59 +15,51 @@ class Sweep:
     """One pass over growing learning rates.
 
     Attributes:
-        rates, losses: of every step taken.
-        smoothed: losses averaged over a symmetric window.
-        lowest: the rate at the lowest smoothed loss.
-        blew_up: the loss rose beyond the noise before the range ended.
+        rates: of every step taken.
+        losses: after each of them, on the batch that all are compared on; NaN where it was not finite.
+        first: the loss on that batch before any.
+        lowest: the rate behind the lowest loss.
+        blew_up: the range did not have to be walked to its end.
     """
 
     rates: list[float]
     losses: list[float]
-    smoothed: list[float]
+    first: float
     lowest: float
     blew_up: bool
 
 
 def sweep(
-    machine: Machine,
-    step: EagerStep,
+    member: Population,
     batches: Iterator[Batch],
+    common: Batch,
     low: float,
     high: float,
     steps: int,
-    check: Callable[[], None],
+    check: Callable[[], None] = lambda: None,
 ) -> Sweep:
-    """Take ``steps`` steps at rates growing from low to high by a constant factor; stops when the loss has blown up."""
-    rates, losses = [], []
-    first: list[float] = []
+    """Take at most ``steps`` steps at rates growing from ``low`` to ``high`` by a constant factor.
+
+    Every loss is that of one common batch, so that what differs is the weights and not the examples: the noise from
+    batch to batch, which makes a sweep over training losses stop too early or too late, cancels. It stops where the
+    loss is not finite, or is above the first by more than it ever came below it, and by more than rounding.
+
+    Args:
+        member: a population of one.
+        batches: to train on.
+        common: to compare on; not one of the first ``steps`` training batches.
+    """
+    first = member.losses(common)[0]
+    rates: list[float] = []
+    losses: list[float] = []
     for k in range(steps):
         check()
-        rate = low * (high / low) ** (k / max(1, steps - 1))
-        outcome = step.take(k, next(batches), rate)
-        loss = float(outcome.loss)
-        if not math.isfinite(loss) or outcome.finite is False:
+        rates.append(low * (high / low) ** (k / max(1, steps - 1)))
+        trained = member.step(k, next(batches), rates[-1:])[0]
+        losses.append(member.losses(common)[0] if math.isfinite(trained) else math.nan)
+        gained = max(0.0, first - min((loss for loss in losses if math.isfinite(loss)), default=first))
+        if not losses[-1] - first <= max(gained, 1e-3 * abs(first)):
             break
-        rates.append(rate)
-        losses.append(loss)
-        first = losses[: max(5, steps // 10)]
-        if len(losses) > len(first) and _blown(first, losses):
-            break
-    smoothed = _smooth(losses)
-    lowest = rates[min(range(len(smoothed)), key=smoothed.__getitem__)] if rates else low
-    return Sweep(rates, losses, smoothed, lowest, len(rates) < steps)
-
-
-def _blown(first: list[float], losses: list[float]) -> bool:
-    """The last three losses lie above the start by more than its noise and a tenth of its distance to the lowest."""
-    start = sorted(first)[len(first) // 2]
-    noise = sum(abs(a - b) for a, b in pairwise(first)) / max(1, len(first) - 1)
-    margin = _BLOWN * noise + 0.1 * abs(start - min(losses))
-    return all(loss > start + margin for loss in losses[-3:])
-
-
-def _smooth(losses: list[float]) -> list[float]:
-    return [
-        sum(window) / len(window)
-        for k in range(len(losses))
-        for window in [losses[max(0, k - _SMOOTHING) : k + _SMOOTHING + 1]]
-    ]
+    finite = [k for k, loss in enumerate(losses) if math.isfinite(loss)]
+    lowest = rates[min(finite, key=losses.__getitem__)] if finite else low
+    return Sweep(rates, losses, first, lowest, len(rates) < steps or not math.isfinite(losses[-1]))

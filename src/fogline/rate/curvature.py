@@ -12,19 +12,24 @@ from fogline.data.source import Batch
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import OptimizerSpec
 
-_ITERATIONS = 12
+PRODUCTS = 5
+"""Hessian-vector products a batch; each costs about one training step."""
 _EPSILON_SHARE = 1e-3
 
 
 def edge(
-    objective: Objective, batches: Sequence[Batch], spec: OptimizerSpec, check: Callable[[], None] = lambda: None
+    objective: Objective,
+    batches: Sequence[Batch],
+    spec: OptimizerSpec,
+    check: Callable[[], None] = lambda: None,
+    products: int = PRODUCTS,
 ) -> float | None:
     """The learning rate beyond which the optimizer overshoots on the quadratic it stands on.
 
     With the largest eigenvalue L of the Hessian: gradient descent ``2 / L``, heavy ball ``(2 + 2b) / L``, Nesterov
     ``(2 + 2b) / ((1 + 2b) L)``, Adam ``(2 + 2b1) / ((1 - b1) L)`` with L of the preconditioned Hessian (Cohen et al.,
-    2021, 2022). L is found by power iteration on Hessian-vector products; the median over batches is taken, because a
-    single batch can be ten times off.
+    2021, arXiv:2103.00065; 2022, arXiv:2207.14484). L is found by Lanczos iteration on Hessian-vector products, one
+    draw a batch; the median over batches is taken, because a single batch can be ten times off.
 
     Returns:
         None where no limit is known for the method, the curvature is not positive, or the model cannot be
@@ -33,9 +38,8 @@ def edge(
     if spec.edge is None:
         return None
     try:
-        sharpness = sorted(
-            _largest(objective, batch, batches, spec.edge == "preconditioned", check) for batch in batches
-        )
+        scales = _scales(objective, batches) if spec.edge == "preconditioned" else None
+        sharpness = sorted(_largest(objective, k, batch, scales, check, products) for k, batch in enumerate(batches))
     except RuntimeError as error:
         if "derivative" in str(error) or "not implemented" in str(error) or "does not require grad" in str(error):
             return None  # an operation without a second derivative
@@ -52,43 +56,78 @@ def edge(
 
 
 def _largest(
-    objective: Objective, batch: Batch, batches: Sequence[Batch], preconditioned: bool, check: Callable[[], None]
+    objective: Objective,
+    draw: int,
+    batch: Batch,
+    scales: Sequence[Tensor] | None,
+    check: Callable[[], None],
+    products: int,
 ) -> float:
-    """Largest eigenvalue of ``P^-1/2 H P^-1/2`` by power iteration, P the identity or Adam's second moment."""
+    """Largest eigenvalue of ``P^-1/2 H P^-1/2`` on one batch; ``scales`` is ``P^-1/2``, None the identity."""
     parameters = [p for p in objective.model.parameters() if p.requires_grad]
-    scales = _scales(objective, parameters, batches) if preconditioned else [torch.ones_like(p) for p in parameters]
-    loss = objective(batch)
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    scales = [torch.ones_like(p) for p in parameters] if scales is None else scales
+    gradients = torch.autograd.grad(objective(batch), parameters, create_graph=True, allow_unused=True)
     used = [(p, g, s) for p, g, s in zip(parameters, gradients, scales, strict=True) if g is not None]
-    generator = torch.Generator().manual_seed(0)
-    vector = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p, _, _ in used]
-    value = 0.0
-    for _ in range(_ITERATIONS):
+    generator = torch.Generator().manual_seed(draw)
+    start = torch.cat([torch.randn(p.numel(), generator=generator, dtype=torch.float64) for p, _, _ in used])
+
+    def curvature(vector: Tensor) -> Tensor:
         check()
-        length = _norm(vector)
-        if not 0 < length < float("inf"):
-            return 0.0
-        vector = [v / length for v in vector]
-        scaled = [v * s for v, (_, _, s) in zip(vector, used, strict=True)]
-        product = torch.autograd.grad(
-            [g for _, g, _ in used],
-            [p for p, _, _ in used],
-            grad_outputs=scaled,
-            retain_graph=True,
-            allow_unused=True,
+        pieces = torch.split(vector, [p.numel() for p, _, _ in used])
+        scaled = [v.to(p).view_as(p) * s for v, (p, _, s) in zip(pieces, used, strict=True)]
+        found = torch.autograd.grad(
+            [g for _, g, _ in used], [p for p, _, _ in used], scaled, retain_graph=True, allow_unused=True
         )
-        found = [torch.zeros_like(v) if h is None else h for h, v in zip(product, vector, strict=True)]
-        following = [h * s for h, (_, _, s) in zip(found, used, strict=True)]
-        value = sum(float((v * h).sum()) for v, h in zip(vector, following, strict=True))
-        vector = following
-    return value
+        return torch.cat(
+            [
+                (torch.zeros_like(p) if h is None else h * s).flatten().double().cpu()
+                for h, (p, _, s) in zip(found, used, strict=True)
+            ]
+        )
+
+    return lanczos(curvature, start, products)
 
 
-def _scales(objective: Objective, parameters: Sequence[Tensor], batches: Sequence[Batch]) -> list[Tensor]:
+def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, count: int) -> float:
+    """The largest eigenvalue of a symmetric matrix, from below, by ``count`` products with it.
+
+    In exact arithmetic it is exact once ``count`` reaches the number of distinct eigenvalues; all vectors are kept and
+    each new one made orthogonal to them (Golub & Van Loan, Matrix Computations, 10.3).
+
+    >>> matrix = torch.diag(torch.tensor([4.0, 1.0, -9.0], dtype=torch.float64))
+    >>> round(lanczos(lambda v: matrix @ v, torch.ones(3, dtype=torch.float64), 3), 9)
+    4.0
+    """
+    length = float(start.norm())
+    if not 0 < length < math.inf:
+        return 0.0
+    basis = [start / length]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for _ in range(min(count, start.numel())):
+        following = product(basis[-1])
+        if not bool(torch.isfinite(following).all()):
+            return 0.0
+        diagonal.append(float(following @ basis[-1]))
+        for _ in range(2):  # twice is enough
+            for vector in basis:
+                following = following - (following @ vector) * vector
+        length = float(following.norm())
+        if length <= 1e-10 * max(map(abs, diagonal)):
+            break
+        beside.append(length)
+        basis.append(following / length)
+    inner = torch.tensor(beside[: len(diagonal) - 1], dtype=torch.float64)
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(inner, 1) + torch.diag(inner, -1)
+    return float(torch.linalg.eigvalsh(matrix)[-1])
+
+
+def _scales(objective: Objective, batches: Sequence[Batch]) -> list[Tensor]:
     """``P^-1/2`` with P = sqrt(v) of Adam, v the mean squared gradient of the batches.
 
     A floor of a thousandth of the mean keeps parameters that never had a gradient from deciding alone.
     """
+    parameters = [p for p in objective.model.parameters() if p.requires_grad]
     moments = [torch.zeros_like(p) for p in parameters]
     for batch in batches:
         gradients = torch.autograd.grad(objective(batch), parameters, allow_unused=True)
@@ -97,7 +136,3 @@ def _scales(objective: Objective, parameters: Sequence[Tensor], batches: Sequenc
                 moment += gradient.square() / len(batches)
     floor = sum(float(m.sqrt().sum()) for m in moments) / max(1, sum(m.numel() for m in moments))
     return [(m.sqrt() + _EPSILON_SHARE * floor + torch.finfo(m.dtype).tiny).rsqrt() for m in moments]
-
-
-def _norm(vector: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(float(v.double().square().sum()) for v in vector))

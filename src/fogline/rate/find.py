@@ -1,26 +1,53 @@
-"""Find a learning rate: where the sweep is lowest and where the curvature sets its limit."""
+"""Find a learning rate: a bracket around it, a race within the bracket, and what a longer descent wants."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
-from fogline.descent.batches import Batches
-from fogline.descent.clipping import Clipping
-from fogline.descent.objective import Objective
-from fogline.descent.optimizers import build, set_lr, spec_of
-from fogline.descent.randomness import PROBE, private_randomness, seed_step
-from fogline.descent.step import EagerStep, Machine
-from fogline.rate.bracket import Sweep, sweep
-from fogline.rate.curvature import edge
-from fogline.recipe import Recipe
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-_STEPS = 100
+from fogline.data.source import Batch, Stream
+from fogline.descent.objective import Objective
+from fogline.descent.optimizers import spec_of
+from fogline.descent.population import InTurn
+from fogline.descent.prepare import Start, as_asked, begin
+from fogline.descent.randomness import PROBE, Surroundings, seed_step
+from fogline.rate.bracket import Sweep, sweep
+from fogline.rate.curvature import PRODUCTS, edge
+from fogline.rate.held_out import held_out_batches
+from fogline.rate.race import LENGTHS, Course, Race, race
+from fogline.recipe import Duration, Recipe
+from fogline.task import Task
+
+SHARE, FLOOR = 0.05, 60
+"""What measuring may cost: this share of the planned steps, or so many steps where that is more."""
+# The three opinions on the rate of a long descent that a short race gives. The constants were chosen on the calibration
+# tasks of benchmarks/rate.py, where each may be a third off without changing the mean regret, and frozen before the
+# evaluation tasks were run.
+HORIZON = 0.4
+"""The best rate of an annealed descent falls with its length to about this power (Bjorck et al., 2024,
+arXiv:2409.19913, measured 0.32 for language models)."""
+SATURATED = 0.5
+"""Of the winner's gain, reached by the lowest rate that is worth having."""
+BELOW_CLIFF = 25.0
+"""The cliff is the lowest rate above the winner at which nothing is gained; a longer descent falls off it earlier."""
 _LOW, _HIGH = 1e-6, 10.0
-_CURVATURE_BATCHES = 3
+_SWEEP_STEPS = 12
+_BELOW_EDGE, _ABOVE_LOWEST = 0.3, 1.5  # where a race is won, from the edge and from the sweep's lowest loss
+_ENOUGH_TO_VERIFY, _SHARE_TO_VERIFY, _TRIALS = 100, 0.4, 3
+_UNKNOWN_LENGTH = 2000
+# Floating-point operations of a forward pass below which calling them costs more than computing them, so that many
+# members in one program cost little more than one; above, only a large budget can afford to try.
+_SMALL_ON_CPU, _SMALL_ELSEWHERE, _ENOUGH_TO_TRY = 1.5e6, 2e9, 150
+_WIDER = 20.0
 
 
 @dataclass(frozen=True)
@@ -29,9 +56,9 @@ class Rate:
 
     Attributes:
         value: the rate to use at the top of the schedule.
-        interval: the two measurements it lies between.
+        interval: (lowest, highest) rate between which the best one is expected.
         cost_steps: what it cost, in training steps.
-        evidence: the sweep, the edge and how they were joined; JSON-able.
+        evidence: the bracket, the race with every probe's curve, and how the value came of them; JSON-able.
         warnings: what makes it doubtful.
     """
 
@@ -41,68 +68,268 @@ class Rate:
     evidence: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    def plot(self, *, dark: bool = False) -> Any:
+        """The race as a figure, a ``plotly.graph_objects.Figure``: held-out loss by rate, and the probes' curves."""
+        from fogline.plots.rate import rate_figure
 
-def measure_rate(
-    objective: Objective, batches: Batches, recipe: Recipe, check: Callable[[], None] = lambda: None
+        return rate_figure(self.value, self.interval, self.evidence, dark=dark)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        text = f"{self.value:.3g} (between {low:.2g} and {high:.2g}; cost {self.cost_steps} steps)"
+        return "\n".join([text, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def find_lr(
+    task: Task | nn.Module | Callable[[], nn.Module],
+    recipe: Recipe | Any = None,
+    *,
+    loss: Any = None,
+    valid: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    target: str | None = None,
+    **recipe_fields: Any,
 ) -> Rate:
-    """The geometric mean of a tenth of the sweep's lowest rate and a tenth of the curvature edge.
+    """Measure the learning rate for a task and a recipe, as ``lr="auto"`` does.
 
-    It works on a copy of the model with an optimizer of its own: weights, buffers, ``.grad`` and random states are
-    bitwise untouched.
+    A bracket comes from the curvature (the rate beyond which the optimizer overshoots) or from a sweep over growing
+    rates; within it a few rates race for 10 to 64 steps, each annealed to zero, and are compared by their held-out
+    losses on the same rows. The winner of so short a race is too high for a long run; the value is the geometric mean
+    of three opinions: the winner's rate times ``(T / N) ** 0.4`` for a race of T steps and a run of N, the lowest rate
+    with half of the winner's gain, and 1/25 of the lowest rate that is too high to gain anything.
+
+    Nothing is disturbed: weights, buffers, ``.grad``, random states and the train/eval modes of what was given are
+    bitwise as before.
 
     Args:
-        objective: model and loss.
-        batches: the training data; the first batches of the run are used.
-        recipe: its optimizer, options and clipping; ``lr`` is what is looked for.
+        task, recipe, loss, valid, metrics, target, **recipe_fields: as in :func:`fogline.fit`; the recipe's ``lr`` is
+            what is looked for and is not read.
+
+    Returns:
+        The rate. It costs at most 5 % of the recipe's steps, or 60 steps where that is more (``cost_steps`` says).
+
+    Raises:
+        ValueError, TypeError: what does not fit, as in :func:`fogline.fit`.
+
+    >>> X = torch.linspace(-1, 1, 64)[:, None]
+    >>> rate = find_lr(nn.Linear(1, 1), (X, 3 * X + 1), loss=nn.MSELoss(), optimizer="momentum", duration="200st")
+    >>> rate.interval[0] < rate.value < rate.interval[1], rate.cost_steps <= 60
+    (True, True)
+    """
+    task, asked = as_asked(task, recipe, loss, valid, metrics, target, recipe_fields)
+    start = begin(task, asked)
+    with Surroundings(start.batches.device, start.threads):
+        return measure_rate(start)
+
+
+def measure_rate(start: Start, check: Callable[[], None] = lambda: None) -> Rate:
+    """:func:`find_lr` on data that is open and a model that is made.
+
+    Args:
+        start: left untouched.
         check: called between steps; may raise to stop.
     """
-    device = batches.device
+    recipe = start.resolved.recipe
     spec = spec_of(recipe.optimizer)
-    with private_randomness(device):
-        seed_step(recipe.seed, 0, PROBE, device)
-        trial = replace(objective, model=copy.deepcopy(objective.model).train())
-        stream = batches.stream(0)
-        few = [next(stream) for _ in range(min(_CURVATURE_BATCHES, batches.steps_per_epoch or _CURVATURE_BATCHES))]
-        limit = edge(trial, few, spec, check)
-        trial = replace(objective, model=copy.deepcopy(objective.model).train())
-        low, high = (_LOW, _HIGH) if limit is None else (limit * 1e-4, limit * 30)
-        found = _sweep(trial, batches, recipe, low, high, check)
-    cost = len(found.rates) + (0 if limit is None else 3 * 12 * len(few))
-    return _joined(found, limit, cost, high)
+    if spec.needs_closure or spec.name == "prodigy":
+        rule = "the method finds its own step; this scales it"
+        return Rate(spec.lr, (spec.lr, spec.lr), 0, {"rule": rule})
+    began = time.perf_counter()
+    planned = planned_steps(start)
+    budget = max(float(FLOOR), SHARE * planned)
+    seed_step(recipe.seed, 0, PROBE, start.batches.device)
+    held_out = list(held_out_batches(start))
+    verified = _verified_steps(start, budget, len(held_out) / 3)
+    budget -= 0 if verified is None else _TRIALS * verified + (_TRIALS + 1) * len(held_out) / 3
+    objective = replace(start.objective, model=copy.deepcopy(start.objective.model).train())
+    bracket = _bracket(start, objective, held_out[0], budget, check)
+    try_together = budget >= _ENOUGH_TO_TRY or _cheap_together(start)
+    course = Course(objective, start.batches, recipe, held_out, try_together, check)
+    raced = race(course, bracket.centre, budget - bracket.cost)
+    rate = _judged(raced, bracket, planned)
+    rate.evidence["verify_steps"] = verified
+    rate.evidence["seconds"] = time.perf_counter() - began
+    return rate
 
 
-def _sweep(
-    trial: Objective, batches: Batches, recipe: Recipe, low: float, high: float, check: Callable[[], None]
-) -> Sweep:
-    optimizer = build(
-        trial.model, recipe.optimizer, low, weight_decay=recipe.weight_decay, options=dict(recipe.options)
-    )
-    set_lr(optimizer, low)
-    like = next(trial.model.parameters())
-    clipping = None if recipe.clip is None else Clipping(recipe.clip, like)
-    machine = Machine(trial, optimizer, batches.device, seed=recipe.seed, clipping=clipping, parts=recipe.accumulate)
-    step = EagerStep(machine, batches, deferred=False)
-    return sweep(machine, step, batches.stream(0), low, high, _STEPS, check)
+def _verified_steps(start: Start, budget: float, scoring: float) -> int | None:
+    """The length of the trials that verify the rate early in the run; None where the budget has no room for them."""
+    if budget < _ENOUGH_TO_VERIFY or isinstance(start.opened.train, Stream):
+        return None
+    affordable = (_SHARE_TO_VERIFY * budget - (_TRIALS + 1) * scoring) / _TRIALS
+    return max((length for length in LENGTHS if length <= affordable), default=None)
 
 
-def _joined(found: Sweep, limit: float | None, cost: int, high: float) -> Rate:
+def _cheap_together(start: Start) -> bool:
+    """Whether many members in one program will cost little more than one, so that trying it is worth a small budget.
+
+    On a CPU mapped convolutions become grouped ones, which are slower than taking turns, and Muon's products are all
+    computing.
+    """
+    if start.batches.device.type != "cpu":
+        return start.operations < _SMALL_ELSEWHERE
+    convolves = any(isinstance(module, _ConvNd) for module in start.objective.model.modules())
+    return start.operations < _SMALL_ON_CPU and not convolves and start.resolved.recipe.optimizer != "muon"
+
+
+def planned_steps(start: Start) -> int:
+    """Steps of the run that is planned; a usual number where its length is one of time or open."""
+    duration = start.resolved.recipe.duration
+    if duration == "auto":
+        return _UNKNOWN_LENGTH
+    steps = Duration.parse(duration).steps(start.batches.batch_size, start.batches.examples)
+    return steps or _UNKNOWN_LENGTH
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Where to race.
+
+    Attributes:
+        centre: where a short race is expected to be won.
+        edge: the rate at which the optimizer becomes unstable, where the curvature says so.
+        sweep: or None where the edge was enough.
+        overshoots: the edge, where it is one of plain or momentum descent: no run should start above it.
+        cost: in steps.
+    """
+
+    centre: float
+    edge: float | None
+    overshoots: float | None
+    sweep: Sweep | None
+    cost: float
+
+
+def _bracket(start: Start, objective: Objective, common: Batch, budget: float, check: Callable[[], None]) -> Bracket:
+    """By the curvature, and by a sweep where that is not known or where the budget has room for both."""
+    recipe, batches = start.resolved.recipe, start.batches
+    spec = spec_of(recipe.optimizer)
+    draws = min(3 if budget >= 4 * FLOOR else 1, batches.steps_per_epoch or 3)
+    limit = edge(objective, list(islice(batches.stream(0), draws)), spec, check)
+    cost = 0.0 if spec.edge is None else draws * (PRODUCTS + 1) + (draws if spec.edge == "preconditioned" else 0)
+    plain = spec.edge in ("gradient", "heavy_ball", "nesterov")
+    overshoots = limit if plain else None
+    if limit is not None and budget < 2 * FLOOR:
+        return Bracket(_BELOW_EDGE * limit, limit, overshoots, None, cost)
+    low, high = (_LOW, _HIGH) if limit is None else (limit * 1e-4, limit * 10)
+    if limit is None and plain:
+        unit = _relative_unit(objective, batches.stream(0))
+        low, high = low * unit, high * unit
+    member = InTurn(objective, recipe, 1, batches)
+    found = sweep(member, batches.stream(0), common, low, high, _SWEEP_STEPS, check)
+    cost += len(found.rates) * 4 / 3
+    centre = _ABOVE_LOWEST * found.lowest
+    return Bracket(centre if limit is None else math.sqrt(centre * _BELOW_EDGE * limit), limit, overshoots, found, cost)
+
+
+def _relative_unit(objective: Objective, batches: Iterator[Batch]) -> float:
+    """The rate at which a step along the gradient is as long as the weights: it carries the units of the loss."""
+    parameters = [p for p in objective.model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(objective(next(batches)), parameters, allow_unused=True)
+    slope = math.hypot(*(float(g.norm()) for g in gradients if g is not None))
+    length = math.hypot(*(float(p.detach().norm()) for p in parameters))
+    return length / slope if 0 < slope < math.inf and length > 0 else 1.0
+
+
+def _judged(raced: Race, bracket: Bracket, planned: int) -> Rate:
+    """From the winner of a short race to the rate of the run."""
+    gain, error = raced.gain(raced.best)
+    shorter = (raced.steps / max(planned, raced.steps)) ** HORIZON
     warnings = []
-    tenth = found.lowest / 10
-    if not found.rates:
-        warnings.append("no step of the sweep was finite")
-    elif not found.blew_up:
-        warnings.append("the loss never blew up: the upper end of the bracket is open")
-    if found.smoothed and max(found.smoothed) - min(found.smoothed) < 1e-6 * abs(max(found.smoothed)):
-        warnings.append("the loss is flat over the whole sweep")
-    if limit is None:
-        value, interval = tenth, (tenth / 3, tenth * 3)
+    if gain > max(2 * error, 1e-6 * abs(raced.first)):
+        below_cliff = _cliff(raced) / BELOW_CLIFF
+        opinions = [_vertex(raced) * shorter, _saturation(raced, gain), below_cliff]
+        value = min(math.prod(opinions) ** (1 / 3), below_cliff)
+        rule = (
+            "geometric mean of winner * (steps / planned) ** 0.4, the lowest rate with half of the winner's gain, and "
+            "1/25 of the lowest rate above it that gains nothing; at most the last of the three"
+        )
+        if bracket.overshoots is not None and value > bracket.overshoots:
+            value, rule = bracket.overshoots, "the rate beyond which the optimizer overshoots; the race went higher"
+        if raced.open_end is not None:
+            warnings.append(f"the {raced.open_end} end of the bracket won: the best rate may lie beyond it")
     else:
-        value = math.sqrt(tenth * limit / 10)
-        interval = (min(tenth, limit / 10), max(tenth, limit / 10))
-    evidence = {
-        "sweep": {"rates": found.rates, "losses": found.losses, "lowest": found.lowest, "blew_up": found.blew_up},
-        "edge": limit,
-        "rule": "geometric mean of (lowest of the sweep) / 10 and edge / 10",
-        "bracket_high": high,
+        value = min(_harmless(raced) * shorter, _cliff(raced) / BELOW_CLIFF)
+        rule = "the highest rate that does no harm * (steps / planned) ** 0.4, at most 1/25 of the next"
+        warnings.append(
+            "flat: no rate gains more within the race than the noise of the held-out rows; the weights may be trained "
+            "already, or the gradient does not reach them"
+        )
+    if 0 < gain < 4 * error:
+        warnings.append(f"noise: the winner's gain, {gain:.3g}, is uncertain by {error:.2g}")
+    useful = [probe.rate for probe in raced.probes if probe.score < raced.first]
+    interval = value / _WIDER, max([_WIDER * value, *(2 * rate for rate in useful)])
+    return Rate(
+        value, interval, math.ceil(bracket.cost + raced.cost), _evidence(raced, bracket, planned, rule), tuple(warnings)
+    )
+
+
+def _vertex(raced: Race) -> float:
+    """The winner's rate, moved to the vertex of the parabola through it and its neighbours."""
+    k = raced.probes.index(raced.best)
+    if not 0 < k < len(raced.probes) - 1:
+        return raced.best.rate
+    left, middle, right = raced.probes[k - 1 : k + 2]
+    bend = left.score - 2 * middle.score + right.score
+    if not (math.isfinite(bend) and bend > 0):
+        return middle.rate
+    return float(middle.rate * (right.rate / middle.rate) ** (0.5 * (left.score - right.score) / bend))
+
+
+def _saturation(raced: Race, gain: float) -> float:
+    """The lowest rate from which on, up to the winner's, a set share of its gain is reached."""
+    wanted = raced.first - SATURATED * gain
+    k = raced.probes.index(raced.best)
+    while k > 0 and raced.probes[k - 1].score <= wanted:
+        k -= 1
+    inside, outside = raced.probes[k], raced.probes[k - 1]
+    if k == 0 or not math.isfinite(outside.score):
+        return inside.rate
+    share = (outside.score - wanted) / (outside.score - inside.score)
+    return float(outside.rate * (inside.rate / outside.rate) ** share)
+
+
+def _cliff(raced: Race) -> float:
+    """The lowest rate above the winner's that gains nothing; the next beyond the field where all of it gains."""
+    above = raced.probes[raced.probes.index(raced.best) + 1 :]
+    beyond = raced.probes[-1].rate * raced.ratio
+    return next((probe.rate for probe in above if not probe.score < raced.first), beyond)
+
+
+def _harmless(raced: Race) -> float:
+    """The highest rate behind which the loss is not higher than before by more than its uncertainty."""
+    fine = [probe.rate for probe in raced.probes for gain, error in [raced.gain(probe)] if gain >= -2 * error]
+    return max(fine, default=raced.probes[0].rate)
+
+
+def _evidence(raced: Race, bracket: Bracket, planned: int, rule: str) -> dict[str, Any]:
+    gain, error = raced.gain(raced.best)
+    swept = bracket.sweep
+    found = {
+        "rule": rule,
+        "planned_steps": planned,
+        "edge": bracket.edge,
+        "sweep": None if swept is None else asdict(swept),
+        "race": {
+            "steps": raced.steps,
+            "together": raced.together,
+            "why": raced.why,
+            "before": raced.first,
+            "gain": gain,
+            "gain_error": error,
+            "rates": [probe.rate for probe in raced.probes],
+            "scores": [probe.score for probe in raced.probes],
+            "losses": [probe.losses for probe in raced.probes],
+        },
     }
-    return Rate(value, interval, cost, evidence, tuple(warnings))
+    plain: dict[str, Any] = _finite(found)
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    """None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -171,7 +171,8 @@ def muon_groups(roles: list[ParameterRole], weight_decay: float | None) -> list[
     """Groups for `Muon`: the hidden matrices with their stacks, the rest in decayed and not decayed."""
     hidden = [role for role in roles if role.hidden]
     rest = [role for role in roles if not role.hidden]
-    groups = groups_of(hidden, weight_decay) if hidden else []
+    stacks = {role.name: role.hidden for role in hidden}
+    groups = groups_of(hidden, weight_decay)
     for group in groups:
-        group["stacks"] = [role.hidden for role in hidden]
-    return groups + (groups_of(rest, weight_decay) if rest else [])
+        group["stacks"] = [stacks[name] for name in group["names"]]
+    return groups + groups_of(rest, weight_decay)

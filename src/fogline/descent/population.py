@@ -1,0 +1,312 @@
+"""Many at once: copies of one model that descend side by side on the same batches, each at a learning rate of its own.
+
+Two forms with one interface, and the second is the reference of the first:
+
+- :class:`Together`: the weights of all members are stacked and the forward pass is mapped over them by ``vmap``; the
+  sum of their losses has each member's own gradient, and PyTorch's own optimizer takes each stack for one large tensor.
+  It steps at the rate 1; the update of an optimizer that is ``proportional`` is the rate times a direction that does
+  not depend on it, so a member's weights move that far along it.
+- :class:`InTurn`: an ordinary step of each, one after another. It serves every model and every optimizer.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module  # functional_call without its signature
+
+from fogline.data.source import Batch
+from fogline.descent.batches import Batches
+from fogline.descent.clipping import Clipping
+from fogline.descent.groups import ParameterRole, parameter_roles, scaled_roles
+from fogline.descent.objective import Objective
+from fogline.descent.optimizers import build, build_on, set_lr, spec_of, to_eval, to_train
+from fogline.descent.randomness import TRAIN, seed_step
+from fogline.descent.scoring import normalisation_layers
+from fogline.descent.step import EagerStep, Machine
+from fogline.recipe import Recipe
+
+_ROUNDS = 1
+_CLEARLY = 0.8  # of the time of taking turns, or two runs with one seed would differ for noise
+
+# What ``vmap`` raises for a model it cannot map: no rule for an operation, data-dependent flow, a batch dimension lost.
+_CANNOT_MAP = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+
+
+class Population(Protocol):
+    """Members 0 to ``size - 1``, which began with the same weights."""
+
+    size: int
+
+    def step(self, number: int, batch: Batch, rates: Sequence[float]) -> list[float]:
+        """Take one step of every member.
+
+        Args:
+            number: of the step, which decides its random numbers, the same for all.
+            batch: the same for all.
+            rates: a learning rate for each.
+
+        Returns:
+            The loss of each before its step. A member whose loss is not finite is lost for good and keeps saying so.
+        """
+
+    def losses(self, batch: Batch) -> list[float]:
+        """The loss of each member on a batch, in evaluation mode; nothing is learned.
+
+        Layers with running statistics take those of the batch: in a short descent the running ones lag behind.
+        """
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A population and why it has this form.
+
+    Attributes:
+        population: fresh: nothing has been learned.
+        together: whether its members step in one program.
+        why: the reason, with the times measured.
+        steps: what one step of all members costs, in steps of one.
+        trials: steps of each form that were taken to find that out.
+    """
+
+    population: Population
+    together: bool
+    why: str
+    steps: float
+    trials: int = 0
+
+
+def populate(
+    objective: Objective, recipe: Recipe, size: int, batches: Batches, *, together: bool | None = None
+) -> Choice:
+    """A population of copies of a model, in the faster form.
+
+    Args:
+        objective: the model as it is and its loss; left untouched.
+        recipe: optimizer, options, decay and clipping of every member.
+        size: how many members.
+        batches: those of the run; the two forms are timed on the first.
+        together: True or False to have one form; by default a short measurement decides.
+
+    Raises:
+        ValueError: ``together=True`` where the members cannot step in one program; the text says why.
+    """
+    if together is not None:
+        return Choice(_formed(objective, recipe, size, batches, together), together, "asked for", float(size))
+    if size == 1:
+        return Choice(InTurn(objective, recipe, 1, batches), False, "one member", 1.0)
+    try:
+        trial, one = Together(objective, recipe, size), InTurn(objective, recipe, 1, batches)
+        batch = next(batches.stream(0))
+        rates = [1e-12] * size
+        # Other work on the machine does not count as processor time; what a device does is seen on the clock alone.
+        clock = time.process_time if batches.device.type == "cpu" else time.perf_counter
+        seconds = _shortest(clock, lambda: trial.step(0, batch, rates), lambda: one.step(0, batch, rates[:1]))
+    except _CANNOT_MAP as error:
+        why = f"cannot be mapped over members: {str(error).strip().splitlines()[0][:200] if str(error) else error!r}"
+        return Choice(InTurn(objective, recipe, size, batches), False, why, float(size))
+    cost = seconds[0] / seconds[1]
+    together = cost < _CLEARLY * size
+    why = f"a step of {size} members in one program takes {cost:.1f} times as long as a step of one"
+    population = _formed(objective, recipe, size, batches, together)
+    return Choice(population, together, why, max(1.0, min(cost, float(size))), 1 + _ROUNDS)
+
+
+def _formed(objective: Objective, recipe: Recipe, size: int, batches: Batches, together: bool) -> Population:
+    return Together(objective, recipe, size) if together else InTurn(objective, recipe, size, batches)
+
+
+class Together:
+    """Members in one program."""
+
+    def __init__(self, objective: Objective, recipe: Recipe, size: int) -> None:
+        spec = spec_of(recipe.optimizer)
+        if not spec.proportional:
+            raise ValueError(
+                f"expected an optimizer whose update is proportional to the learning rate, received {spec.name!r}; "
+                "its members take turns"
+            )
+        self.size = size
+        self._objective = replace(objective, model=copy.deepcopy(objective.model).train())
+        model = self._objective.model
+        self._trained = {n: _stacked(p, size) for n, p in model.named_parameters() if p.requires_grad}
+        frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+        self._held = {n: _repeated(v, size) for n, v in (*frozen.items(), *model.named_buffers())}
+        known = scaled_roles(parameter_roles(model), recipe.lr_scale)
+        roles = [_stacked_role(role, self._trained[role.name], size) for role in known]
+        self._optimizer = _one_optimizer(roles, recipe)
+        self._seed, self._device = recipe.seed, next(iter(self._trained.values())).device
+        like = next(iter(self._trained.values()))
+        self._clipping = None if recipe.clip is None else Clipping(recipe.clip, like, (size,))
+
+    def step(self, number: int, batch: Batch, rates: Sequence[float]) -> list[float]:
+        seed_step(self._seed, number, TRAIN, self._device)
+        self._objective.model.train()
+        weights = list(self._trained.values())
+        with torch.enable_grad():
+            losses = self._mapped(batch)
+            gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+        with torch.no_grad():
+            self._move(weights, gradients, torch.tensor(rates, dtype=weights[0].dtype, device=self._device))
+        values: list[float] = losses.detach().tolist()
+        return values
+
+    def losses(self, batch: Batch) -> list[float]:
+        with judging(self._objective):
+            values: list[float] = self._mapped(batch).tolist()
+        return values
+
+    def _mapped(self, batch: Batch) -> Tensor:
+        """The loss of every member, shape (size,)."""
+
+        def one(values: dict[str, Tensor]) -> Tensor:
+            with _reparametrize_module(self._objective.model, values, tie_weights=True):
+                return self._objective(batch)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that an operation is mapped slowly: that is measured
+            losses: Tensor = torch.func.vmap(one, randomness="same")({**self._trained, **self._held})
+        return losses
+
+    def _move(self, weights: list[nn.Parameter], gradients: Sequence[Tensor | None], rates: Tensor) -> None:
+        self._clip([gradient for gradient in gradients if gradient is not None])
+        before = [weight.detach().clone() for weight in weights]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            # Fused kernels read a gradient as if it lay in memory as its weights do.
+            weight.grad = None if gradient is None else gradient.contiguous()
+        self._optimizer.step()
+        for weight, old in zip(weights, before, strict=True):
+            torch.lerp(old, weight.detach(), rates.view(-1, *[1] * (weight.ndim - 1)), out=weight.detach())
+            weight.grad = None
+
+    def _clip(self, gradients: list[Tensor]) -> None:
+        clipping = self._clipping
+        if clipping is None:
+            return
+        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
+        norm = torch.linalg.vector_norm(norms, dim=0)
+        scale = clipping.scale(norm)
+        for gradient in gradients:
+            gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+
+
+class InTurn:
+    """Members that step one after another."""
+
+    def __init__(self, objective: Objective, recipe: Recipe, size: int, batches: Batches) -> None:
+        self.size = size
+        self._steps = [_ordinary(objective, recipe, batches) for _ in range(size)]
+        self._lost = [False] * size
+
+    def step(self, number: int, batch: Batch, rates: Sequence[float]) -> list[float]:
+        found = []
+        for k, (step, rate) in enumerate(zip(self._steps, rates, strict=True)):
+            if self._lost[k]:
+                found.append(math.nan)
+                continue
+            outcome = step.take(number, batch, rate)
+            self._lost[k] = outcome.finite is False
+            found.append(float(outcome.loss) if not self._lost[k] else math.nan)
+        return found
+
+    def losses(self, batch: Batch) -> list[float]:
+        found = []
+        for step, lost in zip(self._steps, self._lost, strict=True):
+            objective, optimizer = step.machine.objective, step.machine.optimizer
+            to_eval(optimizer)
+            with judging(objective):
+                found.append(math.nan if lost else objective(batch).item())
+            to_train(optimizer)
+        return found
+
+
+def _ordinary(objective: Objective, recipe: Recipe, batches: Batches) -> EagerStep:
+    """The step of ``fit`` on a copy of the model."""
+    own = replace(objective, model=copy.deepcopy(objective.model).train())
+    optimizer = build(
+        own.model,
+        recipe.optimizer,
+        1.0,
+        weight_decay=recipe.weight_decay,
+        options=dict(recipe.options),
+        lr_scale=recipe.lr_scale,
+    )
+    like = next(p for p in own.model.parameters() if p.requires_grad)
+    clipping = None if recipe.clip is None else Clipping(recipe.clip, like)
+    machine = Machine(
+        own,
+        optimizer,
+        like.device,
+        seed=recipe.seed,
+        clipping=clipping,
+        parts=recipe.accumulate,
+        needs_closure=spec_of(recipe.optimizer).needs_closure,
+    )
+    return EagerStep(machine, batches, deferred=False)
+
+
+@contextmanager
+def judging(objective: Objective) -> Iterator[None]:
+    """Nothing is learned; evaluation mode, but for layers with running statistics."""
+    layers = [layer for layer in normalisation_layers(objective.model) if layer.training]
+    with objective.without_learning():
+        for layer in layers:
+            layer.training = True
+        yield
+
+
+def _one_optimizer(roles: list[ParameterRole], recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of all members, fused where it can be: their weights are few tensors, and large."""
+
+    def built(implementation: str | None) -> torch.optim.Optimizer:
+        optimizer = build_on(
+            roles,
+            recipe.optimizer,
+            1.0,
+            weight_decay=recipe.weight_decay,
+            options=dict(recipe.options),
+            implementation=implementation,
+        )
+        set_lr(optimizer, 1.0)  # times what each group multiplies it by
+        return optimizer
+
+    if "fused" in spec_of(recipe.optimizer).implementations:
+        try:
+            return built("fused")
+        except RuntimeError:  # not for this device or type
+            pass
+    return built(None)
+
+
+def _stacked(value: Tensor, size: int) -> nn.Parameter:
+    return nn.Parameter(_repeated(value, size))
+
+
+def _repeated(value: Tensor, size: int) -> Tensor:
+    return value.detach().unsqueeze(0).repeat(size, *[1] * value.ndim)
+
+
+def _stacked_role(role: ParameterRole, weights: nn.Parameter, size: int) -> ParameterRole:
+    """The same role for the stack; what was a stack of hidden matrices is a longer one."""
+    hidden = None if role.hidden is None else (role.hidden[0] * size, *role.hidden[1:])
+    return replace(role, parameter=weights, hidden=hidden)
+
+
+def _shortest(clock: Callable[[], float], *actions: Callable[[], object]) -> list[float]:
+    """Seconds of each, the shortest of a few, taken in turn; the first round only warms up."""
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(1 + _ROUNDS):
+        for action, found in zip(actions, times, strict=True):
+            started = clock()
+            action()
+            found.append(clock() - started)
+    return [min(found[1:]) for found in times]

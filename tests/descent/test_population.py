@@ -1,0 +1,156 @@
+"""Members in one program are, step for step, members in turn."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fogline import Recipe, on_batch
+from fogline.data.source import InMemory
+from fogline.descent.batches import Batches
+from fogline.descent.objective import Objective
+from fogline.descent.optimizers import OPTIMIZERS
+from fogline.descent.population import InTurn, Population, Together, populate
+
+RATES = [1e-4, 1e-3, 1e-2]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64)
+
+
+def labels(count: int) -> Tensor:
+    return torch.arange(count) % 3
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended, _ = self.attention(x, x, x, need_weights=False)
+        pooled: Tensor = self.head(self.norm(x + attended).mean(1))
+        return pooled
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "linear": (lambda: nn.Linear(6, 3), normal(48, 6)),
+    "mlp": (mlp, normal(48, 6)),
+    "batch normalisation": (
+        lambda: nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
+        normal(48, 6),
+    ),
+    "dropout": (lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.Linear(8, 3)), normal(48, 6)),
+    "convolution": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)),
+        normal(48, 1, 4, 4),
+    ),
+    "attention": (Attention, normal(48, 5, 6)),
+}
+
+
+def made(name: str, **fields: object) -> tuple[Objective, Recipe, Batches]:
+    factory, inputs = MODELS[name]
+    torch.manual_seed(0)
+    model = factory().double()
+    batches = Batches(InMemory((inputs, labels(48))), 16)
+    return Objective(model, nn.CrossEntropyLoss()), Recipe(batch_size=16, seed=3, **fields), batches  # type: ignore[arg-type]
+
+
+def walked(population: Population, batches: Batches, steps: int = 12) -> list[list[float]]:
+    stream = batches.stream(0)
+    return [population.step(k, next(stream), [rate / (1 + k) for rate in RATES]) for k in range(steps)]
+
+
+def assert_alike(name: str, **fields: object) -> None:
+    objective, recipe, batches = made(name, **fields)
+    before = copy.deepcopy(objective.model.state_dict())
+    together, in_turn = Together(objective, recipe, 3), InTurn(objective, recipe, 3, batches)
+    found, expected = walked(together, batches), walked(in_turn, batches)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-9, atol=1e-12)
+    batch = batches.at(1)
+    torch.testing.assert_close(
+        torch.tensor(together.losses(batch)), torch.tensor(in_turn.losses(batch)), rtol=1e-9, atol=1e-12
+    )
+    assert all(torch.equal(value, before[key]) for key, value in objective.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_model_steps_together_as_in_turn(name: str) -> None:
+    assert_alike(name, optimizer="momentum")
+
+
+@pytest.mark.parametrize("optimizer", [name for name, spec in OPTIMIZERS.items() if spec.proportional])
+def test_every_proportional_optimizer_steps_together_as_in_turn(optimizer: str) -> None:
+    assert_alike("mlp", optimizer=optimizer)
+
+
+@pytest.mark.parametrize("clip", [0.05, "adaptive"])
+def test_each_member_is_clipped_by_its_own_norm(clip: object) -> None:
+    assert_alike("mlp", optimizer="adamw", clip=clip, weight_decay=0.1)
+
+
+def test_ratios_between_groups_hold_for_each_member() -> None:
+    assert_alike("mlp", optimizer="adamw", lr_scale={"4": 10.0, "0.bias": 0.1})
+
+
+@pytest.mark.parametrize("optimizer", [name for name, spec in OPTIMIZERS.items() if not spec.proportional])
+def test_other_optimizers_take_turns_and_say_so(optimizer: str) -> None:
+    objective, recipe, batches = made("mlp", optimizer=optimizer)
+    choice = populate(objective, recipe, 3, batches)
+    assert not choice.together
+    assert "proportional" in choice.why
+    assert all(map(math.isfinite, choice.population.step(0, batches.at(0), [0.01] * 3)))
+
+
+def test_a_model_that_cannot_be_mapped_takes_turns_and_says_why() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x)
+            return y if y.sum() > 0 else 2 * y
+
+    _, recipe, batches = made("mlp", optimizer="sgd")
+    choice = populate(Objective(Branching(), nn.CrossEntropyLoss()), recipe, 4, batches)
+    assert not choice.together
+    assert "cannot be mapped" in choice.why
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_a_member_that_is_lost_stays_lost_and_alone(form: bool) -> None:
+    objective, recipe, batches = made("mlp", optimizer="sgd")
+    population = populate(objective, recipe, 2, batches, together=form).population
+    stream = batches.stream(0)
+    rows = [population.step(k, next(stream), [math.inf, 1e-3]) for k in range(6)]
+    assert not math.isfinite(rows[-1][0])
+    assert all(math.isfinite(good) for _, good in rows)
+    lost, good = population.losses(batches.at(0))
+    assert not math.isfinite(lost)
+    assert math.isfinite(good)
+
+
+def test_a_loss_that_sees_the_model_and_frozen_parameters() -> None:
+    torch.manual_seed(0)
+    model = mlp().double()
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    batches = Batches(InMemory(normal(48, 6)), 16)
+    objective = Objective(model, on_batch(lambda net, x: (net(x) - 1).square().mean()))
+    recipe = Recipe(optimizer="nesterov", batch_size=16)
+    found = walked(Together(objective, recipe, 3), batches)
+    expected = walked(InTurn(objective, recipe, 3, batches), batches)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-9, atol=1e-12)
