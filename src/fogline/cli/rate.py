@@ -56,7 +56,7 @@ def _facts(rate: Rate) -> list[tuple[str, str]]:
     facts = [
         ("rate", f"{rate.value:.4g}"),
         ("interval", f"{rate.interval[0]:.2g} to {rate.interval[1]:.2g}"),
-        ("cost", _cost(rate.cost_steps, evidence.get("planned_steps"))),
+        ("cost", _cost(rate.cost_steps, evidence)),
         ("decided", f"{rule[:1].upper()}{rule[1:]}."),
     ]
     if (race := evidence.get("race")) is not None:
@@ -66,13 +66,17 @@ def _facts(rate: Rate) -> list[tuple[str, str]]:
     return [*facts, *(("warning", words) for words in rate.warnings)]
 
 
-def _cost(steps: int, planned: int | None) -> str:
+def _cost(steps: int, evidence: Mapping[str, Any]) -> str:
     """
-    >>> _cost(50, 250), _cost(90, 2000), _cost(0, None)
-    ('50 steps, 20 % of the 250 that are planned', '90 steps, 4.5 % of the 2,000 that are planned', '0 steps')
+    >>> _cost(50, {"planned_steps": 250}), _cost(90, {"planned_steps": 2000, "planned_is_assumed": True}), _cost(0, {})
+    ('50 steps, 20 % of the 250 that are planned', '90 steps; the length of the run is open', '0 steps')
     """
-    words = f"{number(steps)} steps"
-    return words if not planned else f"{words}, {100 * steps / planned:.2g} % of the {number(planned)} that are planned"
+    words, planned = f"{number(steps)} steps", evidence.get("planned_steps")
+    if not planned:
+        return words
+    if evidence.get("planned_is_assumed"):
+        return f"{words}; the length of the run is open"
+    return f"{words}, {100 * steps / planned:.2g} % of the {number(planned)} that are planned"
 
 
 def _drawn(race: Mapping[str, Any], value: float, width: int) -> list[str]:

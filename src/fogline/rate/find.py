@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fogline.data.source import Batch, Stream
+from fogline.descent.length import EXPECTED
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import spec_of
 from fogline.descent.population import InTurn
@@ -43,7 +44,6 @@ _LOW, _HIGH = 1e-6, 10.0
 _SWEEP_STEPS = 12
 _BELOW_EDGE, _ABOVE_LOWEST = 0.3, 1.5  # where a race is won, from the edge and from the sweep's lowest loss
 _ENOUGH_TO_VERIFY, _SHARE_TO_VERIFY, _TRIALS = 100, 0.4, 3
-_UNKNOWN_LENGTH = 2000
 # Floating-point operations of a forward pass below which calling them costs more than computing them, so that many
 # members in one program cost little more than one; above, only a large budget can afford to try.
 _SMALL_ON_CPU, _SMALL_ELSEWHERE, _ENOUGH_TO_TRY = 1.5e6, 2e9, 150
@@ -135,7 +135,8 @@ def measure_rate(start: Start, check: Callable[[], None] = lambda: None) -> Rate
         rule = "the method finds its own step; this scales it"
         return Rate(spec.lr, (spec.lr, spec.lr), 0, {"rule": rule})
     began = time.perf_counter()
-    planned = planned_steps(start)
+    known = planned_steps(start)
+    planned = known or EXPECTED
     budget = max(float(FLOOR), SHARE * planned)
     seed_step(recipe.seed, 0, PROBE, start.batches.device)
     held_out = list(held_out_batches(start))
@@ -147,8 +148,8 @@ def measure_rate(start: Start, check: Callable[[], None] = lambda: None) -> Rate
     course = Course(objective, start.batches, recipe, held_out, try_together, check)
     raced = race(course, bracket.centre, budget - bracket.cost)
     rate = _judged(raced, bracket, planned)
-    rate.evidence["verify_steps"] = verified
-    rate.evidence["seconds"] = time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    rate.evidence.update(verify_steps=verified, planned_is_assumed=known is None, seconds=seconds)
     return rate
 
 
@@ -172,13 +173,12 @@ def _cheap_together(start: Start) -> bool:
     return start.operations < _SMALL_ON_CPU and not convolves and start.resolved.recipe.optimizer != "muon"
 
 
-def planned_steps(start: Start) -> int:
-    """Steps of the run that is planned; a usual number where its length is one of time or open."""
+def planned_steps(start: Start) -> int | None:
+    """Steps of the run that is planned; None where its length is one of time or open."""
     duration = start.resolved.recipe.duration
     if duration == "auto":
-        return _UNKNOWN_LENGTH
-    steps = Duration.parse(duration).steps(start.batches.batch_size, start.batches.examples)
-    return steps or _UNKNOWN_LENGTH
+        return None
+    return Duration.parse(duration).steps(start.batches.batch_size, start.batches.examples)
 
 
 @dataclass(frozen=True)

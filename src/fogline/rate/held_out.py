@@ -10,28 +10,24 @@ import torch
 from fogline.data.source import Batch, InMemory, MapStyle, Stream
 from fogline.descent.prepare import Start
 
-_CHUNKS, _CHUNK_ROWS = 4, 64
+_BATCHES, _ROWS = 4, 64
 
 
 def held_out_batches(start: Start) -> Iterator[Batch]:
-    """A few batches that the probes do not learn from: held-out data, else training data that comes later."""
-    rows = max(_CHUNK_ROWS, start.batches.batch_size)
-    source, device = start.opened.valid, start.batches.device
-    if isinstance(source, InMemory):
-        # Evenly spaced over all of it, and dealt out in turn: rows may be sorted.
-        size = min(source.size, rows * _CHUNKS)
+    """A few batches of held-out data, else of training data that comes late in an epoch.
+
+    Held-out rows are spaced evenly over all there are and dealt out in turn, since they may be sorted.
+    """
+    source, batches = start.opened.valid, start.batches
+    rows = max(_ROWS, batches.batch_size)
+    if isinstance(source, Stream):
+        yield from (batches.placed(batch) for batch in islice(source.batches(rows), _BATCHES))
+    elif isinstance(source, InMemory | MapStyle):
+        size = min(source.size, rows * _BATCHES)
         chosen = torch.arange(size) * source.size // size
-        for k in range(min(_CHUNKS, size)):
-            yield start.batches.placed(source.take(chosen[k::_CHUNKS]))
-        return
-    if isinstance(source, MapStyle | Stream):
-        if isinstance(source, Stream):
-            found = source.batches(rows)
-        else:
-            size = min(source.size, rows * _CHUNKS)
-            chosen = [k * source.size // size for k in range(size)]
-            found = source.loader([chosen[k::_CHUNKS] for k in range(min(_CHUNKS, size))], 0)
-        yield from (start.batches.placed(batch) for batch in islice(found, _CHUNKS))
-        return
-    later = 64 if start.batches.steps_per_epoch is None else max(0, start.batches.steps_per_epoch - _CHUNKS)
-    yield from islice(start.batches.stream(later), min(_CHUNKS, start.batches.steps_per_epoch or _CHUNKS))
+        for k in range(min(_BATCHES, size)):
+            yield batches.placed(source.take(chosen[k::_BATCHES]))
+    else:
+        epoch = batches.steps_per_epoch
+        late = 64 if epoch is None else max(0, epoch - _BATCHES)
+        yield from islice(batches.stream(late), min(_BATCHES, epoch or _BATCHES))
