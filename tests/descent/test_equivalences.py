@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -235,3 +236,27 @@ def test_a_compiled_run_is_the_eager_run_and_resumes_bit_for_bit(quick_path: Pat
     torch.testing.assert_close(weights(run), weights(eager), rtol=1e-4, atol=1e-5)
     resumed = fogline.resume(again(run.folder, quick_path / "cut", 17), task)
     assert final_bits(resumed.folder) == final_bits(run.folder)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_chunked_run_is_the_eager_run_and_resumes_bit_for_bit(shuffle: bool, quick_path: Path) -> None:
+    """Epochs of 8 full batches and a short one: six steps in calls of three, three by themselves."""
+    task = Task(plain_mlp, nn.CrossEntropyLoss(), points(34), points(30, 1))
+    chosen = recipe(batch_size=4, duration="45st", keep=100, validate_every="3st", checkpoint_every="2st")
+    chosen = chosen.replace(shuffle=shuffle)
+    eager = fogline.fit(task, chosen, runs=quick_path, name="eager")
+    run = fogline.fit(task, chosen.replace(step="chunked"), runs=quick_path, name="chunked")
+    assert (run.info["mechanics"]["mode"], run.info["mechanics"]["chunk"]) == ("chunked", 3)
+    torch.testing.assert_close(weights(run), weights(eager), rtol=1e-4, atol=1e-5)
+    assert run.steps["step"].tolist() == list(range(45))
+    for column in ("loss", "grad_norm", "lr"):
+        np.testing.assert_allclose(run.steps[column], eager.steps[column], rtol=1e-3, atol=1e-5)
+    scored = [[(row["step"], row["name"]) for row in one.scores] for one in (run, eager)]
+    assert scored[0] == scored[1]
+    saved = sorted(int(place.name.removeprefix("step-")) for place in (run.folder / "checkpoints").iterdir())
+    assert saved[:10] == [0, 3, 6, 8, 12, 15, 16, 18, 21, 24]  # where a multiple of two was passed
+    for step in (12, 16):
+        resumed = fogline.resume(again(run.folder, quick_path / str(step), step), task)
+        assert final_bits(resumed.folder) == final_bits(run.folder)
+        assert losses(resumed) == losses(run)

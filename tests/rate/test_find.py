@@ -68,7 +68,7 @@ def test_the_rate_descends_and_keeps_to_its_budget(optimizer: str, tmp_path: Pat
     rate = found(task(), optimizer=optimizer)
     assert rate.interval[0] < rate.value < rate.interval[1]
     assert 0 < rate.cost_steps <= 60
-    assert rate.warnings == ()
+    assert not any(warning.startswith("flat") for warning in rate.warnings)
     before, after = trained(task(), rate.value, tmp_path, optimizer=optimizer)
     assert after < 0.1 * before
 
@@ -218,9 +218,14 @@ def test_a_loss_that_differentiates_its_inputs(tmp_path: Path) -> None:
         (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
         return (slope - x).square().mean()
 
-    what = Task(seeded(lambda: nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))), fogline.on_batch(loss))
-    what = Task(what.model, what.loss, torch.rand(64, 1), torch.rand(32, 1)) if what.train is None else what
-    assert found(what).value > 0
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    what = Task(seeded(build), fogline.on_batch(loss), torch.rand(64, 1), torch.rand(32, 1))
+    rate = found(what)
+    assert rate.value > 0
+    before, after = trained(what, rate.value, tmp_path)
+    assert after < before
 
 
 class Rows(Dataset[tuple[Tensor, Tensor]]):

@@ -76,7 +76,7 @@ def task() -> Task:
 
 def measured(**fields: Any) -> Recipe:
     chosen = {"lr": "auto", "duration": "2200st", "batch_size": 32, "schedule": "linear", "watch": 0, "guard": False}
-    return recipe(checkpoint_every="1h", **(chosen | fields))
+    return recipe(**({"checkpoint_every": "1h"} | chosen | fields))
 
 
 def verified(run: fogline.Run) -> list[tuple[int, str]]:
@@ -99,12 +99,12 @@ def test_a_rate_far_too_low_is_raised_once(tmp_path: Path, monkeypatch: pytest.M
     assert lr[220] == pytest.approx(3 * lr[219], rel=0.01)
 
 
-def test_verifying_leaves_the_state_as_it_was(quick_path: Path) -> None:
+def test_verifying_leaves_the_state_as_it_was(tmp_path: Path) -> None:
     """Resumed before and behind it, the run has the bits of one that was not stopped."""
     chosen = measured(optimizer="adamw", checkpoint_every="20st", keep=200, clip="adaptive", duration="2000st")
-    whole = fogline.fit(task(), chosen, runs=quick_path, name="whole")
+    whole = fogline.fit(task(), chosen, runs=tmp_path, name="whole")
     for upto in (180, 200, 220):
-        cut = again(whole.folder, quick_path / f"cut-{upto}", upto)
+        cut = again(whole.folder, tmp_path / f"cut-{upto}", upto)
         run = fogline.resume(cut, task())
         assert verified(run) == verified(whole)
         assert final_bits(cut) == final_bits(whole.folder)

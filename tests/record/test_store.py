@@ -61,11 +61,12 @@ def test_rewind_forgets_what_lies_after_a_step(tmp_path: Path) -> None:
             store.event(step, "note", f"at {step}", {"step": step})
         store.flush()
         store.event(3, "checkpoint_skipped", "still in the queue")
-        store.rewind(3)
+        assert store.last_event() == 6
+        store.rewind(3, last_event=4)
     assert read_table(tmp_path, "steps")["step"].tolist() == [0, 1, 2]
     assert read_table(tmp_path, "scores")["step"].tolist() == [0, 1, 2, 3]  # scored before the third step was taken
     events = list(read_table(tmp_path, "events", "id"))
-    assert [event["message"] for event in events] == ["at 0", "at 1", "at 2", "still in the queue"]
+    assert [event["message"] for event in events] == ["at 0", "at 1", "at 2", "at 3", "still in the queue"]
     assert json.loads(events[1]["data"]) == {"step": 1}
 
 

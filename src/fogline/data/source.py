@@ -8,11 +8,14 @@ from dataclasses import InitVar, dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from fogline.data.privacy import PrivateRandom, derived_seed
+
+_IN_NUMPY = (torch.float32, torch.float64, torch.int32, torch.int64)
 
 Batch = Any
 """``(inputs, targets)`` for supervised work; a tensor, tuple or dict of tensors for ``on_batch``."""
@@ -94,8 +97,15 @@ class InMemory:
     def size(self) -> int:
         return int(leaves(self.tensors)[0].shape[0])
 
-    def take(self, index: Tensor) -> Batch:
-        """The rows of these positions, (b,) int64 on the device of the data, in this order."""
+    def take(self, index: Tensor, into: Batch | None = None) -> Batch:
+        """The rows of these positions, (b,) int64 on the device of the data, in this order.
+
+        They are written ``into`` a batch of as many rows where one is given.
+        """
+        if into is not None:
+            for leaf, held in zip(leaves(self.tensors), leaves(into), strict=True):
+                _fill(held, leaf, index)
+            return into
         if type(self.tensors) is tuple and len(self.tensors) == 2:  # without the cost of walking a tree
             inputs, targets = self.tensors
             if type(inputs) is Tensor and type(targets) is Tensor:
@@ -118,6 +128,13 @@ class InMemory:
     def nbytes(self) -> int:
         """Bytes the tensors take."""
         return sum(leaf.nbytes for leaf in leaves(self.tensors))
+
+
+def _fill(held: Tensor, leaf: Tensor, index: Tensor) -> None:
+    if leaf.is_cpu and leaf.dtype in _IN_NUMPY:  # which takes short rows in half the time
+        np.take(leaf.numpy(), index.numpy(), axis=0, out=held.numpy(), mode="clip")
+    else:
+        torch.index_select(leaf, 0, index, out=held)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ class Batches:
     def run(self, step: int, count: int) -> Batch | None:
         """The batches of ``count`` steps as one, rows one after another, or None where that is not ``count`` full ones.
 
-        Only data in memory can be asked; the steps must lie in one epoch.
+        Only data in memory can be asked; the steps must lie in one epoch. The next call may overwrite what this one
+        gave: fresh memory for every block costs more than filling it.
         """
         place = self.place(step)
         if place is None or not isinstance(self.source, InMemory):
@@ -101,7 +102,10 @@ class Batches:
         epoch, start, rows = self._block
         if epoch != place.epoch or not start <= place.start or stop > start + rows_of(rows):
             end = min(place.start + self._block_rows(count), self.examples)
-            self._block = epoch, start, rows = place.epoch, place.start, self._gather(place.epoch, place.start, end)
+            again = rows if self.shuffle and rows_of(rows) == end - place.start else None
+            epoch, start = place.epoch, place.start
+            rows = self._gather(epoch, start, end, again)
+            self._block = epoch, start, rows
         return part(rows, place.start - start, stop - start)
 
     def _block_rows(self, multiple: int) -> int:
@@ -173,11 +177,11 @@ class Batches:
             return np.arange(start, stop)
         return permuted_range(self.seed, epoch, start, stop, self.examples)
 
-    def _gather(self, epoch: int, start: int, stop: int) -> Batch:
+    def _gather(self, epoch: int, start: int, stop: int, into: Batch | None = None) -> Batch:
         assert isinstance(self.source, InMemory)
         if not self.shuffle:
             return self.source.slice(start, stop)
-        return self.source.take(self._index(self._rows(epoch, start, stop)))
+        return self.source.take(self._index(self._rows(epoch, start, stop)), into)
 
     def _index(self, rows: NDArray[np.int64]) -> Tensor:
         """Row numbers where the data is, without the host waiting for the device."""

@@ -11,8 +11,8 @@ import importlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,7 +71,8 @@ class Program:
 
         Returns:
             Signals of shape (chunk, 2), loss and gradient norm of each step, and of a single step the gradients, of
-            several the sums of :func:`fogline.record.probes.products` over the last two.
+            several the sums of :func:`fogline.record.probes.products` over the last two. The next call may overwrite
+            them.
         """
         rows = batch if type(batch) is tuple and type(batch[0]) is type(batch[-1]) is Tensor else leaves(batch)
         signals, *rest = self.call([*self.state, *rows, lr])
@@ -140,12 +141,16 @@ def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
     try:
         graph = _functional(_repeated(traced, chunk), arguments)
         mode = detect_fake_mode(arguments) or FakeTensorMode()
-        # Random numbers come from the default generator, seeded for each step, as in the eager step.
-        with tracing(TracingContext(mode)), config.patch(fallback_random=True, size_asserts=False):
-            # The glue between kernels costs less in C++ than in Python, and longer to compile: small nets gain.
-            small = sum(value.numel() for value in traced.state) < _SMALL_STATE
+        # The glue between kernels costs less in C++ than in Python, and longer to compile: small nets gain.
+        small = arguments[0].device.type == "cpu" and sum(value.numel() for value in traced.state) < _SMALL_STATE
+        with (
+            tracing(TracingContext(mode)),
+            # Random numbers come from the default generator, seeded for each step, as in the eager step.
+            config.patch(fallback_random=True, size_asserts=False),
+            _buffers_on_the_stack() if small else nullcontext(),
+        ):
             fakes = [mode.from_tensor(value) for value in arguments]
-            compiled = compile_fx_inner(graph, fakes, cpp_wrapper=small and arguments[0].device.type == "cpu")
+            compiled = compile_fx_inner(graph, fakes, cpp_wrapper=small)
         # The wrapper around it looks for profilers and caches; that costs more than a small step.
         call = getattr(compiled, "current_callable", None) or compiled
     except COMPILE_ERRORS as error:
@@ -324,6 +329,27 @@ def _compiling_flag() -> Iterator[None]:
         yield
     finally:
         torch.compiler._is_compiling_flag = before
+
+
+@contextmanager
+def _buffers_on_the_stack() -> Iterator[None]:
+    """In C++, let arrays on the stack be the buffers between kernels; making tensors costs several times a small step.
+
+    Inductor does so where they are small and no kernel is a library's. It chooses between its two writers of C++ once a
+    process: the choice is put back for whoever compiles next.
+    """
+    from torch._inductor import config
+    from torch._inductor.codegen import common
+    from torch._inductor.codegen.cpp_wrapper_cpu_array_ref import CppWrapperCpuArrayRef
+
+    common.init_backend_registration()
+    before = common.device_codegens["cpu"]
+    common.device_codegens["cpu"] = replace(before, cpp_wrapper_codegen=CppWrapperCpuArrayRef)
+    try:
+        with config.patch({"aot_inductor.allow_stack_allocation": True}):
+            yield
+    finally:
+        common.device_codegens["cpu"] = before
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,6 +32,11 @@ class Objective:
     def __call__(self, batch: Batch) -> Tensor:
         return self.with_outputs(batch)[1]
 
+    def value(self, batch: Batch) -> Tensor:
+        """The loss alone, no graph kept; a loss that sees the model may still differentiate its inputs on the way."""
+        with torch.set_grad_enabled(not self.supervised):
+            return self(batch).detach()
+
     def with_outputs(self, batch: Batch) -> tuple[Any, Tensor]:
         """The outputs (None for ``on_batch``) and the loss."""
         if self.autocast is None:

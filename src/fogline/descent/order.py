@@ -74,19 +74,22 @@ def _feistel(values: NDArray[Any], side: int, other: int, keys: list[int]) -> ND
     """Rounds ``(l, r) -> (r, (l + f(r)) mod side of l)``; f is a multiplicative hash
     whose top half is scaled to the side.
 
-    All in place: a block of positions stays in the cache.
+    All in place: a block of positions stays in the cache. Numbers are arrays without dimensions, since NumPy takes as
+    long to make an array of a number as to add it to thousands of others.
     """
-    word = values.dtype.type
     bits = values.dtype.itemsize * 8
-    mask, half = (1 << bits) - 1, word(bits // 2)
-    first, second = word(0x9E3779B97F4A7C15 & mask), word(0xC4CEB9FE1A85EC53 & mask)
+
+    def word(number: int) -> NDArray[Any]:
+        return np.array(number & (1 << bits) - 1, dtype=values.dtype)
+
+    first, second, half = word(0x9E3779B97F4A7C15), word(0xC4CEB9FE1A85EC53), word(bits // 2)
     left = values // word(side)
     right = values - left * word(side)
-    sides = other, side
+    sides = word(other), word(side)
     hashed, shifted = np.empty_like(values), np.empty_like(values)
     for turn, key in enumerate(keys):
-        size = word(sides[turn % 2])  # of what `left` holds in this round
-        np.add(right, word(key & mask), out=hashed)
+        size = sides[turn % 2]  # of what `left` holds in this round
+        np.add(right, word(key), out=hashed)
         np.multiply(hashed, first, out=hashed)
         np.right_shift(hashed, half, out=shifted)
         np.bitwise_xor(hashed, shifted, out=hashed)
@@ -95,8 +98,8 @@ def _feistel(values: NDArray[Any], side: int, other: int, keys: list[int]) -> ND
         np.multiply(hashed, size, out=hashed)
         np.right_shift(hashed, half, out=hashed)
         np.add(left, hashed, out=left)
-        np.multiply(left >= size, size, out=shifted, casting="unsafe")
-        np.subtract(left, shifted, out=left)
+        np.subtract(left, size, out=shifted)
+        np.minimum(left, shifted, out=left)  # what was below zero has become very large
         left, right = right, left
     np.multiply(left, word(side), out=left)
     result: NDArray[Any] = np.add(left, right, out=left)

@@ -35,7 +35,8 @@ from fogline.descent.scoring import normalisation_layers
 from fogline.descent.step import EagerStep, Machine
 from fogline.recipe import Recipe
 
-_ROUNDS = 1
+_ROUNDS = 3
+_TINY = 1e-12  # a rate that moves nothing
 _CLEARLY = 0.8  # of the time of taking turns, or two runs with one seed would differ for noise
 
 # What ``vmap`` raises for a model it cannot map: no rule for an operation, data-dependent flow, a batch dimension lost.
@@ -75,14 +76,12 @@ class Choice:
         together: whether its members step in one program.
         why: the reason, with the times measured.
         steps: what one step of all members costs, in steps of one.
-        trials: steps of each form that were taken to find that out.
     """
 
     population: Population
     together: bool
     why: str
     steps: float
-    trials: int = 0
 
 
 def populate(
@@ -102,23 +101,31 @@ def populate(
     """
     if together is not None:
         return Choice(_formed(objective, recipe, size, batches, together), together, "asked for", float(size))
-    if size == 1:
-        return Choice(InTurn(objective, recipe, 1, batches), False, "one member", 1.0)
-    try:
-        trial, one = Together(objective, recipe, size), InTurn(objective, recipe, 1, batches)
-        batch = next(batches.stream(0))
-        rates = [1e-12] * size
-        # Other work on the machine does not count as processor time; what a device does is seen on the clock alone.
-        clock = time.process_time if batches.device.type == "cpu" else time.perf_counter
-        seconds = _shortest(clock, lambda: trial.step(0, batch, rates), lambda: one.step(0, batch, rates[:1]))
-    except _CANNOT_MAP as error:
-        why = f"cannot be mapped over members: {str(error).strip().splitlines()[0][:200] if str(error) else error!r}"
+    why = "one member" if size == 1 else obstacle(objective, recipe, batches)
+    if why is not None:
         return Choice(InTurn(objective, recipe, size, batches), False, why, float(size))
+    trial, one = Together(objective, recipe, size), InTurn(objective, recipe, 1, batches)
+    batch, rates = next(batches.stream(0)), [_TINY] * size
+    seconds = _shortest(clock(batches), lambda: trial.step(0, batch, rates), lambda: one.step(0, batch, rates[:1]))
     cost = seconds[0] / seconds[1]
     together = cost < _CLEARLY * size
     why = f"a step of {size} members in one program takes {cost:.1f} times as long as a step of one"
-    population = _formed(objective, recipe, size, batches, together)
-    return Choice(population, together, why, max(1.0, min(cost, float(size))), 1 + _ROUNDS)
+    return Choice(_formed(objective, recipe, size, batches, together), together, why, max(1.0, min(cost, float(size))))
+
+
+def obstacle(objective: Objective, recipe: Recipe, batches: Batches) -> str | None:
+    """Why members of this kind cannot step in one program, found by trying; None where they can."""
+    try:
+        Together(objective, recipe, 2).step(0, next(batches.stream(0)), [_TINY] * 2)
+    except _CANNOT_MAP as error:
+        words = str(error).strip().splitlines()
+        return f"cannot be mapped over members: {words[0][:200] if words else error!r}"
+    return None
+
+
+def clock(batches: Batches) -> Callable[[], float]:
+    """What steps are timed by: processor time, which other work on the machine does not touch; on a device the time."""
+    return time.process_time if batches.device.type == "cpu" else time.perf_counter
 
 
 def _formed(objective: Objective, recipe: Recipe, size: int, batches: Batches, together: bool) -> Population:

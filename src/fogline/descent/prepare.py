@@ -304,11 +304,11 @@ def _check_precision(start: Start) -> None:
     objective = start.objective
     if objective.autocast is None:
         return
-    with private_randomness(start.batches.device), torch.no_grad(), mode(objective.model, training=False):
+    with private_randomness(start.batches.device), mode(objective.model, training=False):
         seed_everything(start.resolved.recipe.seed, 0, PROBE, start.batches.device)
         batch = next(start.batches.stream(0))
-        mixed = float(objective(batch))
-        full = float(replace(objective, autocast=None)(batch))
+        mixed = float(objective.value(batch))
+        full = float(replace(objective, autocast=None).value(batch))
     if not abs(mixed - full) <= 0.05 * abs(full) + 1e-3:
         why = f"self-check failed: the first loss is {mixed:.6g}, in float32 it is {full:.6g}"
         start.resolved.choose("precision", "float32", why)
@@ -337,6 +337,6 @@ def _probe(start: Start, machine: Machine, budget: Budget) -> Probe:
 
     def activations() -> dict[str, tuple[float, float]]:
         with private_randomness(device), mode(objective.model, training=False):
-            return activation_statistics(objective.model, lambda: objective(few))
+            return activation_statistics(objective.model, lambda: objective.value(few))
 
     return Probe([n for n, _ in named], [p for _, p in named], budget, activations)

@@ -95,10 +95,10 @@ def refresh_statistics(objective: Objective, batches: Iterator[Batch], count: in
         layer.reset_running_stats()  # type: ignore[operator]
         layer.momentum = None  # type: ignore[assignment]
     try:
-        with torch.no_grad(), mode(objective.model, training=True):
+        with mode(objective.model, training=True):
             for _ in range(count):
                 poll()
-                objective(next(batches))
+                objective.value(next(batches))
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

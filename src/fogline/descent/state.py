@@ -113,6 +113,7 @@ class Descent:
         self._since_check: list[float | Tensor] = []
         self.stopped_early = False
         self._resumed_at = self._saved_at = self._validated_at = time.perf_counter()
+        self._saved_step = 0
         self._save_cost = 0.0
 
     # -- what is due ---------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ class Descent:
         if every.seconds is not None:
             return since >= every.seconds
         steps = every.steps(self.batches.batch_size, self.batches.examples) or 1
-        return self.step % steps == 0 and self.step > 0
+        return self.step // steps > self._saved_step // steps  # a call of several steps may pass the step it falls on
 
     def epoch(self) -> float:
         """Passes over the data so far, with their fraction."""
@@ -330,10 +331,11 @@ class Descent:
             "scaler": {} if machine.scaler is None else machine.scaler.state_dict(),
             "guard": remembered,
             "length": self.length.state(),
+            "last_event": self.store.last_event(),
             "since_check": numbers(self._since_check),
         }
         saved = checkpoint.save(self.folder, Checkpoint(self.step, model, optimizer, state), self.recipe.keep)
-        self._saved_at = time.perf_counter()
+        self._saved_at, self._saved_step = time.perf_counter(), self.step
         self._save_cost = self._saved_at - started
         return saved
 
@@ -349,6 +351,7 @@ class Descent:
         machine = self.machine
         values = found.state["counters"]
         self.counters = Counters(**{**values, "plateau": PlateauState(**values["plateau"])})
+        self._saved_step = self.step
         patience = self.recipe.patience
         self.stopped_early = patience is not None and self.counters.waited >= patience
         machine.parts = self.counters.parts
@@ -369,6 +372,6 @@ class Descent:
         if self.guard is not None and found.state.get("guard"):
             kept = {n.removeprefix(_GUARD): v for n, v in found.optimizer.items() if n.startswith(_GUARD)}
             self.guard.load(kept, found.state["guard"])
-        self.store.rewind(found.step)
+        self.store.rewind(found.step, found.state["last_event"])
         self._resumed_at = time.perf_counter()
         return True

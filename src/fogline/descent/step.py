@@ -285,7 +285,7 @@ class CompiledStep:
         self.batch: Batch = None
         self._stream: Iterator[Batch] | None = None
         self._next = -1
-        self._rate = torch.zeros(1, dtype=program.rate_type, device=program.state[0].device)
+        self._rates = torch.zeros(program.chunk, dtype=program.rate_type, device=program.state[0].device)
 
     def advance(self, step: int, stop: int, rates: RateFunction) -> Outcomes:
         """Take at least one step from ``step`` on and none at ``stop`` or after."""
@@ -306,15 +306,16 @@ class CompiledStep:
             return Outcomes([loss], [norm], [rate], finite)
         if single.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
-        self._rate.fill_(rate)
-        signals, self.gradients = single(self.batch, self._rate)
+        self._rates.fill_(rate)
+        signals, self.gradients = single(self.batch, self._rates)
         loss, norm = signals.tolist()[0]
         return Outcomes([loss], [norm], [rate], isfinite(loss) and isfinite(norm))
 
     def _several(self, program: Program, step: int, rows: Batch, rates: list[float]) -> Outcomes:
         if program.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
-        signals, rest = program(rows, torch.tensor(rates, dtype=self._rate.dtype))
+        self._rates.numpy()[:] = rates  # calls of several steps are for the CPU; a tensor of a list costs more
+        signals, rest = program(rows, self._rates)
         self.gradients, self.products = (), rest[0] if rest else None
         losses, norms = signals.t().tolist()
         return Outcomes(losses, norms, rates, isfinite(sum(losses)) and isfinite(sum(norms)))
@@ -344,9 +345,8 @@ def is_summed(objective: Objective, batch: Batch) -> bool:
     if reduction in ("sum", "mean"):
         return bool(reduction == "sum")
     half = rows_of(batch) // 2
-    with torch.no_grad():
-        whole = objective(batch).item()
-        parts = [(objective(piece).item(), rows_of(piece)) for piece in split(batch, half)]
+    whole = objective.value(batch).item()
+    parts = [(objective.value(piece).item(), rows_of(piece)) for piece in split(batch, half)]
     averaged = sum(loss * rows for loss, rows in parts) / sum(rows for _, rows in parts)
     return abs(whole - sum(loss for loss, _ in parts)) < abs(whole - averaged)
 

@@ -253,15 +253,14 @@ def _search(
 ) -> tuple[float, float]:
     """Double or halve the step along the negative gradient while that helps; (fall of the loss, step)."""
 
-    with torch.no_grad():
-        here = np.array([float(objective(batch)) for batch in batches])
+    here = np.array([float(objective.value(batch)) for batch in batches])
 
     def fall(length: float) -> float:
         check()
         with torch.no_grad():
             for parameter, start, slope in zip(parameters, kept, direction, strict=True):
                 parameter.copy_(start - length * slope)
-            values = np.array([float(objective(batch)) for batch in batches])
+        values = np.array([float(objective.value(batch)) for batch in batches])
         if not np.isfinite(values).all():
             return -math.inf
         falls = here - values

@@ -44,9 +44,8 @@ _LOW, _HIGH = 1e-6, 10.0
 _SWEEP_STEPS = 12
 _BELOW_EDGE, _ABOVE_LOWEST = 0.3, 1.5  # where a race is won, from the edge and from the sweep's lowest loss
 _ENOUGH_TO_VERIFY, _SHARE_TO_VERIFY, _TRIALS = 100, 0.4, 3
-# Floating-point operations of a forward pass below which calling them costs more than computing them, so that many
-# members in one program cost little more than one; above, only a large budget can afford to try.
-_SMALL_ON_CPU, _SMALL_ELSEWHERE, _ENOUGH_TO_TRY = 1.5e6, 2e9, 150
+# Floating-point operations of a forward pass below which calling them costs more than computing them.
+_SMALL_ON_CPU, _SMALL_ELSEWHERE = 1e6, 2e9
 _WIDER = 20.0
 
 
@@ -144,8 +143,7 @@ def measure_rate(start: Start, check: Callable[[], None] = lambda: None) -> Rate
     budget -= 0 if verified is None else _TRIALS * verified + (_TRIALS + 1) * len(held_out) / 3
     objective = replace(start.objective, model=copy.deepcopy(start.objective.model).train())
     bracket = _bracket(start, objective, held_out[0], budget, check)
-    try_together = budget >= _ENOUGH_TO_TRY or _cheap_together(start)
-    course = Course(objective, start.batches, recipe, held_out, try_together, check)
+    course = Course(objective, start.batches, recipe, held_out, _is_small(start), check)
     raced = race(course, bracket.centre, budget - bracket.cost)
     rate = _judged(raced, bracket, planned)
     seconds = time.perf_counter() - began
@@ -161,8 +159,8 @@ def _verified_steps(start: Start, budget: float, scoring: float) -> int | None:
     return max((length for length in LENGTHS if length <= affordable), default=None)
 
 
-def _cheap_together(start: Start) -> bool:
-    """Whether many members in one program will cost little more than one, so that trying it is worth a small budget.
+def _is_small(start: Start) -> bool:
+    """Whether many members in one program will cost little more than one.
 
     On a CPU mapped convolutions become grouped ones, which are slower than taking turns, and Muon's products are all
     computing.

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from fogline.data.source import Batch
 from fogline.descent.batches import Batches
 from fogline.descent.objective import Objective
-from fogline.descent.population import Choice, populate
+from fogline.descent.population import InTurn, clock, obstacle, populate
 from fogline.descent.schedules import curve
 from fogline.recipe import Recipe
 
@@ -29,6 +29,7 @@ LENGTHS = (10, 12, 16, 24, 32, 48, 64)
 decides between two."""
 _WARMUP = 0.1
 _EXTENSIONS = 4
+_TRIED = 3  # steps, to find out whether members can step in one program, and again to time a step of one
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Race:
         ratio: between neighbouring rates.
         before: held-out loss of the first weights, on each of the common batches.
         together: whether the members stepped in one program, and ``why``.
-        cost: in steps of one member, forward passes of the scoring as a third of a step.
+        cost: in steps of one member.
     """
 
     probes: list[Probe]
@@ -106,89 +107,90 @@ class Course:
     batches: Batches
     recipe: Recipe
     held_out: Sequence[Batch]
-    try_together: bool
+    small: bool
     check: Callable[[], None]
 
-    def populate(self, size: int, together: bool | None = None) -> Choice:
-        return populate(self.objective, self.recipe, size, self.batches, together=together)
+    @property
+    def scoring(self) -> float:
+        """What it costs to score a member, in steps: a forward pass is a third of one."""
+        return len(self.held_out) / 3
 
-    def heat(self, choice: Choice, rates: Sequence[float], steps: int) -> list[Probe]:
-        """The probes of these rates, each annealed to zero after a short warm-up."""
-        at = curve("linear", steps, warmup=_WARMUP)
+    def heat(self, rates: Sequence[float], steps: int, together: bool) -> tuple[list[Probe], float]:
+        """The probes of these rates, each annealed to zero after a short warm-up, and the seconds of a step."""
+        population = populate(self.objective, self.recipe, len(rates), self.batches, together=together).population
+        at, now = curve("linear", steps, warmup=_WARMUP), clock(self.batches)
         stream = self.batches.stream(0)
         table: list[list[float]] = []
+        seconds = []
         for k in range(steps):
             self.check()
-            table.append(choice.population.step(k, next(stream), [rate * at(k) for rate in rates]))
-        scores = [choice.population.losses(batch) for batch in self.held_out]
-        return [Probe(rate, [row[k] for row in table], [row[k] for row in scores]) for k, rate in enumerate(rates)]
+            batch, started = next(stream), now()
+            table.append(population.step(k, batch, [rate * at(k) for rate in rates]))
+            seconds.append(now() - started)
+        scores = [population.losses(batch) for batch in self.held_out]
+        probes = [Probe(rate, [row[k] for row in table], [row[k] for row in scores]) for k, rate in enumerate(rates)]
+        return probes, min(seconds)
 
     def score(self) -> list[float]:
         """Held-out losses of the first weights."""
-        first = self.populate(1).population
+        first = InTurn(self.objective, self.recipe, 1, self.batches)
         return [first.losses(batch)[0] for batch in self.held_out]
+
+    def single(self) -> float:
+        """Seconds of a step of one member."""
+        _, seconds = self.heat([0.0], _TRIED - 1, together=False)
+        return seconds
 
 
 def race(course: Course, centre: float, budget: float) -> Race:
     """Race rates around ``centre`` for at most ``budget`` steps; at least one short field is always raced.
+
+    A small model races in one program, where that can be done at all: by rule and not by the clock, and for as many
+    steps as a usual cost allows, because two runs with one seed shall agree. What it did cost is measured.
 
     Args:
         course: what is learned, on what, and what is compared.
         centre: where the best rate of a short descent is expected.
         budget: in steps of one member.
     """
-    scoring = len(course.held_out) / 3
-    before, spent = course.score(), scoring
-    choice, steps, why, tried = _field(course, budget - spent)
-    spent += tried
-    size, ratio = choice.population.size, RATIO_TOGETHER if choice.together else RATIO_IN_TURN
-    rates = [centre * ratio ** (k - size // 2) for k in range(size)]
-    probes = course.heat(choice, rates, steps)
-    spent += choice.steps * (steps + scoring)
-    found = Race(probes, steps, ratio, before, choice.together, why, spent)
-    found.cost += _extend(course, found, choice, budget - spent)
+    before, left = course.score(), budget - course.scoring
+    why = "a step is mostly computing, which one program does not make less"
+    if course.small:
+        why = obstacle(course.objective, course.recipe, course.batches) or ""
+        left -= _TRIED
+    steps = _length((left - _TRIED) / USUAL_COST - course.scoring) if not why else None
+    together = steps is not None
+    if steps is None:
+        size, ratio = max(2, min(IN_TURN, int(left / (LENGTHS[0] + course.scoring)))), RATIO_IN_TURN
+        steps = _length(left / (size + 1) - course.scoring) or LENGTHS[0]  # with room for one more
+        cost = float(size)
+    else:
+        size, ratio, cost = TOGETHER, RATIO_TOGETHER, USUAL_COST
+    probes, seconds = course.heat([centre * ratio ** (k - size // 2) for k in range(size)], steps, together)
+    if together:
+        cost, left = max(1.0, seconds / course.single()), left - _TRIED
+        why = f"a step of {size} members in one program took {cost:.1f} times as long as a step of one"
+    elif not why:
+        why = "the budget is too small for many at once"
+    found = Race(probes, steps, ratio, before, together, why, budget - left + cost * (steps + course.scoring))
+    left -= (USUAL_COST if together else cost) * (steps + course.scoring)
+    _extend(course, found, cost / size, left)
     return found
 
 
-def _field(course: Course, budget: float) -> tuple[Choice, int, str, float]:
-    """Who races: a large field in one program where that fits the budget, else a small one in turn.
-
-    The number of steps follows from the budget and a usual cost, not from the cost just measured: two runs with one
-    seed shall agree. The measured one only decides whether the field is a large one.
-
-    Returns:
-        The members, the steps of their probes, why they step together or not, and what trying cost.
-    """
-    scoring, tried = len(course.held_out) / 3, 0.0
-    why = "to try whether one program is faster would take too much of the budget"
-    if course.try_together:
-        choice = course.populate(TOGETHER)
-        tried = choice.trials * (1 + choice.steps)
-        steps = _length((budget - choice.trials * (1 + USUAL_COST)) / USUAL_COST - scoring)
-        if steps is not None and choice.together and choice.steps * (steps + scoring) <= budget - tried:
-            return choice, steps, choice.why, tried
-        why = f"{choice.why}, more than the budget has" if choice.together else choice.why
-    left = budget - tried
-    size = max(2, min(IN_TURN, int(left / (LENGTHS[0] + scoring))))
-    steps = _length(left / (size + 1) - scoring) or LENGTHS[0]  # with room for one more
-    return course.populate(size, together=False), steps, why, tried
-
-
-def _extend(course: Course, found: Race, choice: Choice, budget: float) -> float:
-    """Go on beyond an end that wins, while the budget lasts; returns what it cost."""
-    more = max(1, choice.population.size // 2) if choice.together else 1
-    share = more / choice.population.size
-    cost, spent = choice.steps * share * (found.steps + len(course.held_out) / 3), 0.0
+def _extend(course: Course, found: Race, cost: float, left: float) -> None:
+    """Go on beyond an end that wins, while the budget lasts; ``cost`` is that of a step of one member of many."""
+    more = TOGETHER // 2 if found.together else 1
+    usual = USUAL_COST / TOGETHER if found.together else 1.0
+    length = found.steps + course.scoring
     for _ in range(_EXTENSIONS):
-        end = found.open_end
-        if end is None or spent + cost > budget:
-            break
+        end, left = found.open_end, left - usual * more * length
+        if end is None or left < 0:
+            return
         outermost, factor = (found.probes[0], 1 / found.ratio) if end == "lower" else (found.probes[-1], found.ratio)
-        rates = [outermost.rate * factor ** (k + 1) for k in range(more)]
-        beyond = course.heat(course.populate(more, together=choice.together), rates, found.steps)
+        beyond, _ = course.heat([outermost.rate * factor ** (k + 1) for k in range(more)], found.steps, found.together)
         found.probes = sorted([*found.probes, *beyond], key=lambda probe: probe.rate)
-        spent += cost
-    return spent
+        found.cost += cost * more * length
 
 
 def _length(affordable: float) -> int | None:

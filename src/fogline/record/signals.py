@@ -25,8 +25,8 @@ _NOT_PROBED = (None, None, None, None)
 
 Signals = tuple[float | None, float | None, float | None, float | None]
 Row = tuple[int, float, int, float, float | None, float | None, float | None]
-Block = tuple[int, float, int, float, "Outcomes"]
-"""Steps of one call: the first, epoch, examples and seconds before it, and what it gave."""
+Block = tuple[int, float, int, float, "Outcomes", Sequence[int]]
+"""Steps of one call: the first, epoch, examples and seconds before it, what it gave, and which of them get a row."""
 
 
 class Recorder:
@@ -57,12 +57,15 @@ class Recorder:
             epoch, examples: passes over the data, and examples seen, before them.
             seconds: from the start of the run.
             outcomes: losses, gradient norms and learning rates, still on the device or not.
-            probed: a probe looks at them: the row is kept however many are left out.
+            probed: a probe looks at them: the last has its row however many are left out.
         """
-        if first % self.stride and outcomes.finite and not probed and len(outcomes.losses) == 1:
-            return
-        self._pending.append((first, epoch, examples, seconds, outcomes))
-        self._waiting += max(1, len(outcomes.losses) // self.stride)
+        count = len(outcomes.losses)
+        kept: Sequence[int] = range(-first % self.stride, count, self.stride)
+        if (probed or not outcomes.finite) and count - 1 not in kept:
+            kept = [*kept, count - 1]
+        if kept:
+            self._pending.append((first, epoch, examples, seconds, outcomes, kept))
+            self._waiting += len(kept)
 
     def row(
         self,
@@ -97,16 +100,13 @@ class Recorder:
         """
         started = time.perf_counter()
         pending, self._pending, self._waiting = self._pending, [], 0
-        losses = numbers([loss for block in pending for loss in block[4].losses])
-        norms = numbers([norm for block in pending for norm in block[4].norms])
-        rows: list[tuple[float | None, ...]] = []
-        place = 0
-        for first, epoch, examples, seconds, outcomes in pending:
-            single = len(outcomes.losses) == 1  # sorted out already
-            for k in (0,) if single else range(-first % self.stride, len(outcomes.losses), self.stride):
-                step, loss, norm = first + k, losses[place + k], norms[place + k]
-                rows.append((step, epoch, examples, seconds, loss, outcomes.rates[k], norm, *self._signals(step)))
-            place += len(outcomes.losses)
+        kept = [(block, k) for block in pending for k in block[5]]
+        losses = numbers([block[4].losses[k] for block, k in kept])
+        norms = numbers([block[4].norms[k] for block, k in kept])
+        rows: list[tuple[float | None, ...]] = [
+            (block[0] + k, *block[1:4], loss, block[4].rates[k], norm, *self._signals(block[0] + k))
+            for (block, k), loss, norm in zip(kept, losses, norms, strict=True)
+        ]
         plain, self._rows = self._rows, []
         rows += [(*r, *self._signals(r[0])) for r in plain if r[0] % self.stride == 0 or r[0] in self._probed]
         for probed in self._probed.values():
@@ -125,7 +125,7 @@ class Recorder:
 
     def first_not_finite(self) -> int | None:
         """The first waiting step whose loss or gradient norm is not finite."""
-        for first, _, _, _, outcomes in self._pending:
+        for first, _, _, _, outcomes, _ in self._pending:
             losses, norms = numbers(outcomes.losses), numbers(outcomes.norms)
             for k, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
                 if not (math.isfinite(loss) and math.isfinite(norm)):

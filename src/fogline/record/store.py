@@ -116,11 +116,20 @@ class Store:
                 self._connection.execute("rollback")
             raise OSError(f"the run folder {self.folder} cannot be written: {error}") from error
 
-    def rewind(self, step: int) -> None:
-        """Forget what lies after ``step``: the resumed run writes it again."""
-        for table in ("steps", "layers", "scores", "events", "findings"):
+    def last_event(self) -> int:
+        """The number of the last event that was written."""
+        found: int = self._connection.execute("select coalesce(max(id), 0) from events").fetchone()[0]
+        return found
+
+    def rewind(self, step: int, last_event: int = 0) -> None:
+        """Forget what lies after ``step`` and after an event: the resumed run writes it again.
+
+        Events of one step come before and after its checkpoint, so they are told apart by their numbers.
+        """
+        for table in ("steps", "layers", "scores", "findings"):
             comparison = ">" if table == "scores" else ">="
             self._connection.execute(f"delete from {table} where step {comparison} ?", (step,))
+        self._connection.execute("delete from events where id > ?", (last_event,))
 
     def close(self) -> None:
         self.flush()
