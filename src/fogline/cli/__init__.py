@@ -105,6 +105,7 @@ def train(
     precision: PrecisionOption = None,
     seed: SeedOption = None,
     shuffle: Annotated[bool | None, typer.Option("--shuffle/--no-shuffle", rich_help_panel="Recipe")] = None,
+    guard: Annotated[bool | None, typer.Option("--guard/--no-guard", rich_help_panel="Recipe")] = None,
     validate_every: Annotated[Text, _recipe_option("How often the held-out data is scored.", "DURATION")] = None,
     patience: Annotated[Whole, _recipe_option("Validations without improvement before stopping.", "COUNT")] = None,
     checkpoint_every: Annotated[Text, _recipe_option("How often the run is saved.", "DURATION")] = None,

@@ -32,6 +32,7 @@ from fogline.descent.objective import Objective
 from fogline.descent.optimizers import build, build_on, set_lr, spec_of, to_eval, to_train
 from fogline.descent.randomness import TRAIN, seed_step
 from fogline.descent.scoring import normalisation_layers
+from fogline.descent.shortcuts import bare_step
 from fogline.descent.step import EagerStep, Machine
 from fogline.recipe import Recipe
 
@@ -145,19 +146,22 @@ class Together:
         self.size = size
         self._objective = replace(objective, model=copy.deepcopy(objective.model).train())
         model = self._objective.model
-        self._trained = {n: _stacked(p, size) for n, p in model.named_parameters() if p.requires_grad}
+        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._trained = {n: _stacked(p, size, transposed=id(p) in linear) for n, p in trained.items()}
         frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
         self._held = {n: _repeated(v, size) for n, v in (*frozen.items(), *model.named_buffers())}
         known = scaled_roles(parameter_roles(model), recipe.lr_scale)
         roles = [_stacked_role(role, self._trained[role.name], size) for role in known]
-        self._optimizer = _one_optimizer(roles, recipe)
+        self._update = bare_step(_one_optimizer(roles, recipe))
+        self._shapes = [(-1, *[1] * (weight.ndim - 1)) for weight in self._trained.values()]
+        self._silent: dict[bool, bool] = {}  # by mode: whether mapping goes without a warning
         self._seed, self._device = recipe.seed, next(iter(self._trained.values())).device
         like = next(iter(self._trained.values()))
         self._clipping = None if recipe.clip is None else Clipping(recipe.clip, like, (size,))
 
     def step(self, number: int, batch: Batch, rates: Sequence[float]) -> list[float]:
         seed_step(self._seed, number, TRAIN, self._device)
-        self._objective.model.train()
         weights = list(self._trained.values())
         with torch.enable_grad():
             losses = self._mapped(batch)
@@ -179,20 +183,26 @@ class Together:
             with _reparametrize_module(self._objective.model, values, tie_weights=True):
                 return self._objective(batch)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that an operation is mapped slowly: that is measured
-            losses: Tensor = torch.func.vmap(one, randomness="same")({**self._trained, **self._held})
+        mapped = torch.func.vmap(one, randomness="same")
+        values, training = {**self._trained, **self._held}, self._objective.model.training
+        if self._silent.get(training):
+            losses: Tensor = mapped(values)
+            return losses
+        with warnings.catch_warnings(record=True) as heard:  # that an operation is mapped slowly: that is measured
+            warnings.simplefilter("always")
+            losses = mapped(values)
+        self._silent[training] = not heard
         return losses
 
     def _move(self, weights: list[nn.Parameter], gradients: Sequence[Tensor | None], rates: Tensor) -> None:
         self._clip([gradient for gradient in gradients if gradient is not None])
         before = [weight.detach().clone() for weight in weights]
         for weight, gradient in zip(weights, gradients, strict=True):
-            # Fused kernels read a gradient as if it lay in memory as its weights do.
-            weight.grad = None if gradient is None else gradient.contiguous()
-        self._optimizer.step()
-        for weight, old in zip(weights, before, strict=True):
-            torch.lerp(old, weight.detach(), rates.view(-1, *[1] * (weight.ndim - 1)), out=weight.detach())
+            weight.grad = None if gradient is None else _lying_like(weight, gradient)
+        self._update()
+        for weight, old, shape in zip(weights, before, self._shapes, strict=True):
+            moved = weight.detach()
+            torch.lerp(old, moved, rates.view(shape), out=moved)
             weight.grad = None
 
     def _clip(self, gradients: list[Tensor]) -> None:
@@ -294,8 +304,14 @@ def _one_optimizer(roles: list[ParameterRole], recipe: Recipe) -> torch.optim.Op
     return built(None)
 
 
-def _stacked(value: Tensor, size: int) -> nn.Parameter:
-    return nn.Parameter(_repeated(value, size))
+def _stacked(value: Tensor, size: int, *, transposed: bool) -> nn.Parameter:
+    """A stack of weights; transposed in memory where the product that makes its gradient leaves that so."""
+    return nn.Parameter(_repeated(value.t(), size).mT if transposed else _repeated(value, size))
+
+
+def _lying_like(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Fused kernels read a gradient as if it lay in memory as its weights do."""
+    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
 
 
 def _repeated(value: Tensor, size: int) -> Tensor:
