@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fogline.data.check import fingerprint
+from fogline.data.source import fingerprint
 from fogline.descent.batches import split
 from fogline.descent.guard import MOST as MOST_ROLLBACKS
 from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals

@@ -1,9 +1,32 @@
-"""The words of an error: what was expected, what came, and the nearest name to what was meant."""
+"""The words of an error: what was expected, what came, what to do, and the nearest name to what was meant."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
+
+
+def misfit(
+    expected: str, received: object, remedy: str, where: str = "", error: type[Exception] = ValueError
+) -> Exception:
+    """The error for what does not fit: what was expected, what came, what to do.
+
+    >>> misfit("labels from 0 to 2", "labels -1, 1", "map them", where="valid")
+    ValueError('valid: expected labels from 0 to 2, received labels -1, 1; map them')
+    """
+    place = f"{where}: " if where else ""
+    return error(f"{place}expected {expected}, received {received}; {remedy}")
+
+
+def some(items: Sequence[Any], most: int = 5) -> str:
+    """The first few, and how many more there are.
+
+    >>> some([1, 2, 3], most=2)
+    '1, 2 and 1 more'
+    """
+    shown = ", ".join(map(str, items[:most]))
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.task import on_batch
 
 X, LABELS = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
-COLUMN = torch.randn(6, 1)
+COLUMN = torch.linspace(-1, 1, 6)[:, None]
 IMAGES = torch.randn(6, 3, 8, 8)
 CLASSES = Facts("classification", (4,), outputs=3)
 NUMBERS = Facts("regression", (4,))

@@ -33,8 +33,8 @@ class Single(Dataset):
 CASES = {
     "lengths": ((X, Y[:5]), ValueError, r"as many targets as inputs, received 8 inputs and 5 targets"),
     "no rows": ((X[:0], Y[:0]), ValueError, r"at least one example, received 0 rows"),
-    "a single tensor": (X, TypeError, r"pair \(inputs, targets\), received a single tensor.*on_batch"),
-    "three tensors": ((X, Y, Z), TypeError, r"received 3 parts"),
+    "a single tensor": (X, TypeError, r"pair \(inputs, targets\), received one tensor of shape \(8, 4\).*on_batch"),
+    "three tensors": ((X, Y, Z), TypeError, r"received a tuple of 3 .*on_batch"),
     "a number": ((X, torch.tensor(1)), ValueError, r"first dimension counts examples, received a single number"),
     "negative labels": (
         (X, 2 * Y - 1),
@@ -46,7 +46,7 @@ CASES = {
     "text inputs": ((np.array([["a"], ["b"]]), [0, 1]), TypeError, r"expected numbers, received ndarray of <U1"),
     "no pairs": ({"x": "text"}, TypeError, r"expected numbers"),
     "empty dataset": (Empty(), ValueError, r"dataset of length 0"),
-    "dataset of dicts": (Single(), TypeError, r"batches \(inputs, targets\), received a dict with keys \['pixels'\]"),
+    "dataset of dicts": (Single(), TypeError, r"pair \(inputs, targets\), received a dict with keys \['pixels'\]"),
     "unknown kind": (42, TypeError, r"expected tensors or arrays.*received int"),
     "no such file": ("nowhere/data.csv", ValueError, r"nowhere/data.csv does not exist"),
     "lazy frame": (pl.DataFrame({"y": [1]}).lazy(), TypeError, r"pass frame.collect\(\)"),

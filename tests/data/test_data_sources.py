@@ -24,9 +24,8 @@ from torch.utils.data import (
 )
 
 from fogline.data import InMemory, MapStyle, Stream, open_data
-from fogline.data.fingerprint import fingerprint
 from fogline.data.privacy import PrivateRandom, derived_seed
-from fogline.data.source import cast, leaves, map_tree
+from fogline.data.source import cast, fingerprint, leaves, map_tree
 from fogline.task import Task, on_batch
 
 
@@ -206,6 +205,19 @@ def test_text_targets_keep_their_names_and_held_out_ones_use_the_same_labels():
     assert any("read as 3 classes (ant, bee, cat)" in note for note in opened.facts.notes)
     with pytest.raises(ValueError, match=r"valid: .*'beee'.*did you mean 'bee'"):
         open_data(classifying((X, names), (X[:1], ["beee"])))
+
+
+def test_text_targets_are_read_as_the_targets_of_a_table_are():
+    names = ["yes", "no"] * 6
+    opened = open_data(Task(nn.Linear(4, 1), nn.BCEWithLogitsLoss(), (X, names)))
+    assert opened.train.tensors[1].tolist() == [[1.0], [0.0]] * 6
+    assert (opened.facts.classes, opened.facts.outputs, opened.encoder) == (("no", "yes"), 1, None)
+    with pytest.raises(ValueError, match=r"expected numbers for this loss, received text such as 'yes'"):
+        open_data(Task(nn.Linear(4, 1), nn.MSELoss(), (X, names)))
+    with pytest.raises(ValueError, match=r"at least two classes, received only 'yes' in all 12 rows"):
+        open_data(classifying((X, ["yes"] * 12)))
+    with pytest.raises(TypeError, match=r"valid\[1\]: expected numbers, received list"):
+        open_data(classifying((X, Y), (X, names)))
 
 
 def test_a_loader_is_taken_apart():

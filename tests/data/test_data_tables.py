@@ -11,8 +11,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from torch import nn
 
 from fogline.data import InMemory, load_encoder, open_data
-from fogline.data.labels import hold_out
-from fogline.data.tables import TableEncoder
+from fogline.data.tables import TableEncoder, hold_out
 from fogline.task import Task, on_batch
 
 N = 120
@@ -144,12 +143,17 @@ def test_missing_integers_and_booleans_of_the_nullable_types():
         {
             "a": pd.array([1, None, 3] * 4, dtype="Int64"),
             "b": pd.array([True, False, None] * 4, dtype="boolean"),
+            "text": pd.array(["u", "v", None] * 4, dtype="string"),
             "y": ["p", "q", "p"] * 4,
         }
     )
-    with pytest.raises(ValueError, match=r"column 'a' at rows 1, 4, 7, 10; column 'b' at rows 2, 5, 8, 11"):
+    with pytest.raises(
+        ValueError, match=r"column 'a' at rows 1, 4, 7, 10; column 'b' at rows 2, 5, 8, 11; column 'text' at rows 2"
+    ):
         opened(frame, target="y")
-    with pytest.raises(ValueError, match=r"column 'a' at rows 1, 4, 7, 10; column 'b' at rows 2, 5, 8, 11"):
+    with pytest.raises(
+        ValueError, match=r"column 'a' at rows 1, 4, 7, 10; column 'b' at rows 2, 5, 8, 11; column 'text' at rows 2"
+    ):
         opened(pl.from_pandas(frame), target="y")
 
 
@@ -331,6 +335,8 @@ def test_cells_that_hold_more_than_one_value_are_refused(cell):
 def test_several_targets_beside_a_frame_are_refused():
     with pytest.raises(ValueError, match=r"one column of targets beside a frame, received shape \(10, 2\)"):
         opened((pd.DataFrame({"x": range(10)}), np.ones((10, 2))))
+    with pytest.raises(ValueError, match=r"one column of targets beside a frame, received shape \(10, 2\)"):
+        opened((pd.DataFrame({"x": range(10)}), pd.DataFrame(np.ones((10, 2)))))
     with pytest.raises(ValueError, match="received 10 inputs and 9 targets"):
         opened((pd.DataFrame({"x": range(10)}), np.ones(9)))
 

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from fogline.data import losses
-from fogline.data.datasets import described
-from fogline.data.explain import FAILURES, entered_modules, explain
-from fogline.data.facts import Facts
-from fogline.data.fingerprint import fingerprint as fingerprint
-from fogline.data.pairing import check_pairing
 from fogline.data.privacy import PrivateRandom
-from fogline.data.source import Batch, cast, leaves
-from fogline.task import OnBatch
+from fogline.data.source import Batch, Facts, cast, described, leaves, map_tree
+from fogline.errors import misfit, some
+from fogline.task import Loss, Metric, OnBatch
+
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+"""What is raised when shapes, types or structure do not fit."""
 
 
 def check_first_batch(
-    model: nn.Module,
-    loss: Callable[[Any, Any], Tensor] | OnBatch,
-    batch: Batch,
-    metrics: Mapping[str, Callable[[Any, Any], Any]],
-    facts: Facts,
+    model: nn.Module, loss: Loss | OnBatch, batch: Batch, metrics: Mapping[str, Metric], facts: Facts
 ) -> tuple[str, ...]:
     """Run model, loss, gradient and metrics once on a batch.
 
@@ -49,37 +47,34 @@ def check_first_batch(
     """
     model = getattr(model, "_orig_mod", model)  # compiled: the module inside is tried, compiling is for later
     _check_parameters(model)
-    batch = cast(batch, _float_type(model))
+    floats = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    batch = cast(batch, next(floats, torch.get_default_dtype()))
     copies = {
         name: tensor.detach().clone().requires_grad_(tensor.requires_grad)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
     with _undisturbed(model):
         if isinstance(loss, OnBatch):
-            value = _try_on_batch(model, loss, copies, batch)
+            what = "the on_batch function"
+            value = _scalar(_run(model, copies, loss.function, batch, what), what)
         else:
-            value = _try_supervised(model, loss, copies, batch, metrics, facts)
+            inputs, targets = losses.pair(batch)
+            what = f"the model {type(model).__name__}"
+            outputs = _run(model, copies, lambda module, given: module(given), inputs, what)
+            value = _try_loss(loss, metrics, outputs, targets, facts)
         notes = _check_gradient(value, {name: copy for name, copy in copies.items() if copy.requires_grad})
     return notes + _finite(value, batch)
 
 
 def _check_parameters(model: nn.Module) -> None:
-    if any(is_lazy(parameter) for parameter in model.parameters()):
-        raise ValueError(
-            "expected a model whose parameters have shapes, received lazy ones; call model(inputs) once on a batch"
-        )
-    parameters = list(model.parameters())
+    parameters, name = list(model.parameters()), type(model).__name__
+    if any(is_lazy(parameter) for parameter in parameters):
+        raise misfit("a model whose parameters have shapes", "lazy ones", "call model(inputs) once on a batch")
     if not parameters:
-        raise ValueError(f"expected a model with parameters to train, received {type(model).__name__} without any")
+        raise misfit("a model with parameters to train", f"{name} without any", "add layers that have weights")
     if not any(parameter.requires_grad for parameter in parameters):
-        raise ValueError(
-            f"expected parameters that require a gradient, received {len(parameters)} frozen ones; "
-            "unfreeze some with parameter.requires_grad_(True)"
-        )
-
-
-def _float_type(model: nn.Module) -> torch.dtype:
-    return next((item.dtype for item in model.parameters() if item.is_floating_point()), torch.get_default_dtype())
+        remedy = "unfreeze some with parameter.requires_grad_(True)"
+        raise misfit("parameters that require a gradient", f"{len(parameters)} frozen ones", remedy)
 
 
 @contextmanager
@@ -95,135 +90,146 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class _OnBatch(nn.Module):
-    """The model inside a module whose forward is the user's function, so that it sees the copies."""
+class _Inside(nn.Module):
+    """The model inside a module whose forward is any function of both, so that the function sees the copies."""
 
-    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Any], Tensor]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
-        self.model, self.function = model, function
+        self.model, self.forward = model, lambda given: function(model, given)
         self.training = model.training
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self.function(self.model, batch)
+
+def _run(model: nn.Module, copies: dict[str, Tensor], function: Callable[..., Any], given: Any, what: str) -> Any:
+    with _explained(what, described(given), model):
+        renamed = {f"model.{name}": copy for name, copy in copies.items()}
+        return functional_call(_Inside(model, function), renamed, (given,))
 
 
-def _try_on_batch(model: nn.Module, loss: OnBatch, copies: dict[str, Tensor], batch: Batch) -> Tensor:
-    renamed = {f"model.{name}": copy for name, copy in copies.items()}
-    with entered_modules(model) as entered:
-        try:
-            value = functional_call(_OnBatch(model, loss.function), renamed, (batch,))
-        except torch.OutOfMemoryError:
-            raise  # a smaller batch is the caller's decision
-        except FAILURES as error:
-            raise explain(error, entered, "the on_batch function", batch) from error
-    return _scalar(value, "the on_batch function")
-
-
-def _try_supervised(
-    model: nn.Module,
-    loss: Callable[[Any, Any], Tensor],
-    copies: dict[str, Tensor],
-    batch: Batch,
-    metrics: Mapping[str, Callable[[Any, Any], Any]],
-    facts: Facts,
-) -> Tensor:
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise TypeError(
-            f"expected batches (inputs, targets), received {described(batch)}; for other work pass "
-            "loss=fogline.on_batch(fn) with fn(model, batch)"
-        )
-    inputs, targets = batch
-    with entered_modules(model) as entered:
-        try:
-            outputs = functional_call(model, copies, (inputs,))
-        except torch.OutOfMemoryError:
-            raise
-        except FAILURES as error:
-            raise explain(error, entered, f"the model {type(model).__name__}", inputs, facts.columns) from error
-    check_pairing(loss, outputs, targets, facts)
-    try:
+def _try_loss(loss: Loss, metrics: Mapping[str, Metric], outputs: Any, targets: Any, facts: Facts) -> Tensor:
+    losses.check_pairing(loss, outputs, targets, facts)
+    both, name = f"outputs {described(outputs)} and targets {described(targets)}", losses.name(loss)
+    with _explained(f"expected a loss that takes (outputs, targets), but {name}", both):
         value = loss(outputs, targets)
-    except torch.OutOfMemoryError:
-        raise
-    except FAILURES as error:
-        raise ValueError(
-            f"expected a loss that takes (outputs, targets), but {losses.name(loss)} failed on outputs "
-            f"{described(outputs)} and targets {described(targets)}: {error}"
-        ) from error
-    value = _scalar(value, f"the loss {losses.name(loss)}")
-    _check_metrics(metrics, outputs, targets)
+    value = _scalar(value, f"the loss {name}")
+    for metric_name, metric in metrics.items():
+        called = f"metric {metric_name!r}"
+        with torch.no_grad(), _explained(f"expected {called} to take (outputs, targets), but it", both):
+            score = metric(map_tree(Tensor.detach, outputs), targets)
+        _check_score(score, called)
     return value
+
+
+def _check_score(score: Any, called: str) -> None:
+    try:
+        float(score)
+    except (TypeError, ValueError, RuntimeError) as error:
+        received = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+        raise misfit(f"{called} to return one number", received, "average it", error=TypeError) from error
 
 
 def _scalar(value: Any, what: str) -> Tensor:
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"expected {what} to return a scalar tensor, received {type(value).__name__}; "
-            "return the tensor itself (without .item() or float())"
-        )
+        remedy = "return the tensor itself (without .item() or float())"
+        raise misfit(f"{what} to return a scalar tensor", type(value).__name__, remedy, error=TypeError)
     if value.ndim:
-        raise ValueError(
-            f"expected {what} to return one number for the batch, received a tensor of shape {tuple(value.shape)}; "
-            'use reduction="mean", or .mean()'
-        )
+        received = f"a tensor of shape {tuple(value.shape)}"
+        raise misfit(f"{what} to return one number for the batch", received, 'use reduction="mean", or .mean()')
     if not value.is_floating_point():
-        raise TypeError(f"expected {what} to return a floating-point number, received {value.dtype}")
+        remedy = "compute it from the outputs, not from their argmax"
+        raise misfit(f"{what} to return a floating-point number", value.dtype, remedy, error=TypeError)
     if not value.requires_grad:
-        raise ValueError(
-            f"expected {what} to return a value that depends on the parameters, received one without a gradient; "
-            "look for .detach(), .item(), .data, argmax or torch.no_grad() between the model and the loss"
-        )
+        remedy = "look for .detach(), .item(), .data, argmax or torch.no_grad() between the model and the loss"
+        raise misfit(f"{what} to return a value that depends on the parameters", "one without a gradient", remedy)
     return value
 
 
 def _check_gradient(value: Tensor, trained: dict[str, Tensor]) -> tuple[str, ...]:
-    try:
+    with _explained("expected a loss that can be differentiated, but its gradient", "the first batch"):
         gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise ValueError(f"expected a loss that can be differentiated, but its gradient failed: {error}") from error
     unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
     if len(unused) == len(trained):
-        raise ValueError(
-            "expected a loss that depends on the model's parameters, received one that depends on none of them; "
-            "compute it from the model's outputs"
-        )
-    if unused:
-        shown = ", ".join(unused[:5]) + (f", ... ({len(unused)} in all)" if len(unused) > 5 else "")
-        return (f"the loss does not depend on these parameters, which will not be trained: {shown}",)
-    return ()
-
-
-def _check_metrics(metrics: Mapping[str, Callable[[Any, Any], Any]], outputs: Any, targets: Any) -> None:
-    detached = outputs.detach() if isinstance(outputs, Tensor) else outputs
-    for name, metric in metrics.items():
-        with torch.no_grad():
-            try:
-                value = metric(detached, targets)
-            except FAILURES as error:
-                raise ValueError(
-                    f"expected metric {name!r} to take (outputs, targets), but it failed on outputs "
-                    f"{described(outputs)} and targets {described(targets)}: {error}"
-                ) from error
-        received = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        if isinstance(value, Tensor) and value.numel() == 1:
-            continue
-        try:
-            float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"expected metric {name!r} to return one number, received {received}; average it"
-            ) from error
+        remedy = "compute it from the model's outputs"
+        raise misfit("a loss that depends on the model's parameters", "one that depends on none of them", remedy)
+    note = f"the loss does not depend on these parameters, which will not be trained: {some(unused)}"
+    return (note,) if unused else ()
 
 
 def _finite(value: Tensor, batch: Batch) -> tuple[str, ...]:
     if bool(torch.isfinite(value)):
         return ()
-    number = value.item()
+    said = f"the loss of the first batch is {value.item()}"
     for leaf in leaves(batch):
-        if leaf.is_floating_point():
-            rows = (~torch.isfinite(leaf.reshape(leaf.shape[0], -1))).any(1).nonzero().flatten().tolist()
-            if rows:
-                return (f"the loss of the first batch is {number}: its rows {rows[:5]} hold NaN or infinity",)
-    return (f"the loss of the first batch is {number} before any step, though its data is finite",)
+        rows = (~torch.isfinite(leaf.reshape(leaf.shape[0], -1))).any(1).nonzero().flatten().tolist()
+        if rows:
+            return (f"{said}: its rows {rows[:5]} hold NaN or infinity",)
+    return (f"{said} before any step, though its data is finite",)
+
+
+@contextmanager
+def _explained(what: str, received: str, model: nn.Module | None = None) -> Iterator[None]:
+    """A failure inside the block becomes an error in the terms of the user, which names the layer it happened in."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise  # a smaller batch is the caller's decision
+    except _FAILURES as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        place, module, value = _innermost(error, model)
+        if module is None:
+            raise kind(f"{what} failed on {received}: {error}") from error
+        reason = _reason(module, value) if isinstance(value, Tensor) else None
+        if reason is None:
+            raise kind(f"{what} failed in {place} on {described(value)}: {error}") from error
+        raise ValueError(f"{place} {misfit(*reason)}") from error
+
+
+def _innermost(error: Exception, model: nn.Module | None) -> tuple[str, nn.Module | None, Any]:
+    """The innermost module of the model that the failure went through: how to call it, and what it received."""
+    names = {} if model is None else {module: name for name, module in model.named_modules()}
+    for frame, _ in reversed(list(walk_tb(error.__traceback__))):
+        module = frame.f_locals.get("self")
+        if frame.f_code.co_name == "_call_impl" and module in names:
+            received = frame.f_locals["args"]
+            place = f"{type(module).__name__} {names[module]!r}" if names[module] else type(module).__name__
+            return place, module, received[0] if received else None
+    return "", None, None
+
+
+def _reason(module: nn.Module, value: Tensor) -> tuple[str, str, str] | None:
+    """What a layer of a known kind expects, what it received instead, and what to do."""
+    shape, weight = tuple(value.shape), getattr(module, "weight", None)
+    received = f"shape {shape}"
+    if isinstance(module, nn.Embedding):
+        return _embedding_reason(module, value)
+    if isinstance(weight, Tensor) and weight.dtype != value.dtype and not value.is_floating_point():
+        remedy = "convert them with x.float() (and divide pixels by 255)"
+        return f"floating-point inputs ({weight.dtype})", str(value.dtype), remedy
+    if isinstance(module, nn.Linear) and (not shape or shape[-1] != module.in_features):
+        if module.in_features == value.ndim == 1:
+            return "inputs of shape (batch, 1)", received, "reshape the inputs with x[:, None]"
+        remedy = f"set in_features={value.shape[-1:].numel()} or change the columns"
+        if value.ndim > 2 and value.shape[1:].numel() == module.in_features:
+            remedy = "put nn.Flatten() before it"
+        return f"inputs with {module.in_features} features in the last dimension", received, remedy
+    if isinstance(module, _ConvNd):
+        axes = ("batch", "channels", *("depth", "height", "width")[-len(module.kernel_size) :])
+        if value.ndim != len(axes) or shape[1] != module.in_channels:
+            remedy = "reshape the data, for example with x[:, None] for images without a channel"
+            return f"inputs of shape ({', '.join(axes)}) with {module.in_channels} channels", received, remedy
+    if isinstance(module, _BatchNorm) and value.ndim > 1:
+        if module.training and value.numel() == shape[1]:
+            remedy = "use a batch size above 1 (also for the last batch) or nn.GroupNorm"
+            return "more than one value per channel in training", f"a batch of {received}", remedy
+        if shape[1] != module.num_features:
+            return f"{module.num_features} channels", received, f"set num_features={shape[1]}"
+    return None
+
+
+def _embedding_reason(module: nn.Embedding, value: Tensor) -> tuple[str, str, str] | None:
+    if value.dtype not in (torch.int64, torch.int32):
+        return "whole numbers", str(value.dtype), "convert the inputs with x.long()"
+    low, high = int(value.min()), int(value.max())
+    if low >= 0 and high < module.num_embeddings:
+        return None
+    remedy = f"set num_embeddings={high + 1} or map the inputs"
+    return f"numbers from 0 to {module.num_embeddings - 1}", f"{low} to {high}", remedy

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fogline.data.facts import Facts
+from fogline.data.source import Facts
+from fogline.errors import misfit
 
 
 def default_model(facts: Facts) -> Callable[[], nn.Module]:
@@ -24,15 +26,14 @@ def default_model(facts: Facts) -> Callable[[], nn.Module]:
     >>> default_model(Facts("classification", (1, 28, 28), outputs=10))()(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    if facts.inputs == () and facts.kind != "other":
-        raise ValueError("expected inputs of shape (examples, columns), received one number each; pass x[:, None]")
-    if facts.outputs < 1 and facts.kind != "other":
-        raise ValueError("expected data whose number of classes is known, received a stream of labels; pass model=")
-    if facts.kind == "other" or len(facts.inputs) not in (1, 3):
-        raise ValueError(
-            "expected columns (width,) or images (channels, height, width) to build a model for, received "
-            f"{facts.kind} work on examples of shape {facts.inputs}; pass model="
-        )
+    known = facts.kind != "other"
+    if known and facts.inputs == ():
+        raise misfit("inputs of shape (examples, columns)", "one number each", "pass x[:, None]")
+    if known and facts.outputs < 1:
+        raise misfit("data whose number of classes is known", "a stream of labels", "pass model=")
+    if not known or len(facts.inputs) not in (1, 3):
+        expected = "columns (width,) or images (channels, height, width) to build a model for"
+        raise misfit(expected, f"{facts.kind} work on examples of shape {facts.inputs}", "pass model=")
     if len(facts.inputs) == 1:
         return lambda: _perceptron(facts)
     return lambda: _convolutional(facts.inputs, facts.outputs)
@@ -49,21 +50,8 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("scale", torch.tensor(scale))
 
-    def forward(
-        self,
-        inputs: Tensor,  # (b, columns)
-    ) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:  # (b, columns)
         return (inputs - self.mean) / self.scale
-
-
-class Unstandardise(Standardise):
-    """``outputs * scale + mean``: the layers before it work on numbers near one, whatever the unit of the target."""
-
-    def forward(
-        self,
-        inputs: Tensor,  # (b, columns)
-    ) -> Tensor:
-        return inputs * self.scale + self.mean
 
 
 def _perceptron(facts: Facts) -> nn.Module:
@@ -74,8 +62,9 @@ def _perceptron(facts: Facts) -> nn.Module:
         layers.append(Standardise(facts.input_mean, facts.input_scale))
     layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
     layers.append(nn.Linear(hidden, facts.outputs))
-    if facts.target_mean and facts.target_scale:
-        layers.append(Unstandardise(facts.target_mean, facts.target_scale))
+    if facts.target_mean and facts.target_scale:  # the other way round: the layers work on numbers near one
+        shift = tuple(-mean / scale for mean, scale in zip(facts.target_mean, facts.target_scale, strict=True))
+        layers.append(Standardise(shift, tuple(1 / scale for scale in facts.target_scale)))
     return nn.Sequential(*layers)
 
 
@@ -105,7 +94,7 @@ def default_loss(facts: Facts) -> Callable[[Any, Any], Tensor]:
         return nn.CrossEntropyLoss()
     if facts.kind == "regression":
         return nn.MSELoss()
-    raise ValueError("expected a loss, received None for data that is neither labels nor numbers; pass loss=")
+    raise misfit("a loss", "None for data that is neither labels nor numbers", "pass loss=")
 
 
 def default_metrics(facts: Facts) -> dict[str, Callable[[Any, Any], Tensor]]:
@@ -119,14 +108,10 @@ def default_metrics(facts: Facts) -> dict[str, Callable[[Any, Any], Tensor]]:
     tensor(0.5000)
     """
     if facts.kind == "classification":
-        threshold = facts.threshold
-        return {"accuracy": lambda outputs, targets: accuracy(outputs, targets, threshold)}
+        return {"accuracy": partial(accuracy, threshold=facts.threshold)}
     if facts.kind == "regression":
-        metrics: dict[str, Callable[[Any, Any], Tensor]] = {"mean_absolute_error": F.l1_loss}
-        variance = facts.held_out_variance
-        if variance:
-            metrics["r2"] = lambda outputs, targets: r2(outputs, targets, variance)
-        return metrics
+        explained = {"r2": partial(r2, variance=facts.held_out_variance)} if facts.held_out_variance else {}
+        return {"mean_absolute_error": F.l1_loss, **explained}
     return {}
 
 

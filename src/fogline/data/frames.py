@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,97 +14,109 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fogline.errors import did_you_mean
+from fogline.errors import did_you_mean, misfit, some
 
 Values = NDArray[Any]
 
 FILES = (".csv", ".tsv", ".parquet", ".pq")
 _DELIMITERS = ",;\t|"
-_SHOWN = 5
 _NULLS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "?"]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length; each is float64, bool, datetime64 or object (text and mixtures)."""
+    """Columns of equal length; each is float64, bool, datetime64 or object (text and mixtures).
+
+    A missing value is NaN, infinity, NaT or None.
+    """
 
     columns: dict[str, Values]
-    missing: dict[str, NDArray[np.bool_]]
     origin: str  # how to call it in a sentence
-    counted_from: str = "counted from 0"
-    first: int = 0
-    numbers: NDArray[np.int64] | None = None  # the row each was in the whole table; None for all of it
+    target: str | None  # the column to predict
+    numbers: NDArray[np.int64]  # the number of each row in the frame or file it came from
+    first: int  # the number of the first row there: 0 in a frame, 1 in a file
 
     @property
     def rows(self) -> int:
-        return len(next(iter(self.columns.values()))) if self.columns else 0
+        return len(self.numbers)
 
-    def require(self, name: str, what: str = "column") -> Values:
-        """A column by name.
+    def values(self, name: str) -> Values:
+        """A column by name; no cell of it may be missing.
 
         Raises:
-            ValueError: for an unknown name, with the nearest one.
+            ValueError: for an unknown name, with the nearest one, and for missing values, by row.
         """
         if name not in self.columns:
+            what = "target column" if name == self.target else "column"
             raise ValueError(f"{self.origin} has no {what} {name!r}: {did_you_mean(name, self.columns)}")
+        self.refuse_missing([name])
         return self.columns[name]
 
     def named_rows(self, mask: NDArray[np.bool_]) -> str:
         """The rows of a mask in words, the first few."""
-        places = np.flatnonzero(mask)
-        rows = ((places if self.numbers is None else self.numbers[places]) + self.first).tolist()
-        shown = ", ".join(map(str, rows[:_SHOWN]))
-        return shown if len(rows) <= _SHOWN else f"{shown}, ... ({len(rows)} in all)"
+        return some(self.numbers[mask].tolist())
 
-    def refuse_missing(self, names: list[str], target: str | None = None) -> None:
+    def refuse_missing(self, names: Iterable[str]) -> None:
         """Raise if a column holds missing or infinite values.
 
         Raises:
             ValueError: naming each column with its rows.
         """
-        found = []
-        for name in names:
-            mask = self.missing[name]
-            if mask.any():
-                called = f"target {name!r}" if name == target else f"column {name!r}"
-                found.append(f"{called} at rows {self.named_rows(mask)}")
+        masks = {name: _missing(self.columns[name]) for name in names}
+        found = [
+            f"{'target' if name == self.target else 'column'} {name!r} at rows {self.named_rows(mask)}"
+            for name, mask in masks.items()
+            if mask.any()
+        ]
         if found:
-            more = f"; and {len(found) - _SHOWN} more columns" if len(found) > _SHOWN else ""
+            more = f"; and {len(found) - 5} more columns" if len(found) > 5 else ""
+            counted = "counted from 1 below the header" if self.first else "counted from 0"
             raise ValueError(
                 f"expected a value in every cell of {self.origin}, received missing or infinite ones: "
-                f"{'; '.join(found[:_SHOWN])}{more} (rows {self.counted_from}); fill them (with the column's median, "
+                f"{'; '.join(found[:5])}{more} (rows {counted}); fill them (with the column's median, "
                 "or a category of their own), or drop those rows or columns"
             )
 
     def take(self, index: NDArray[np.int64]) -> Table:
         """Some of the rows."""
-        return Table(
-            {name: values[index] for name, values in self.columns.items()},
-            {name: mask[index] for name, mask in self.missing.items()},
-            self.origin,
-            self.counted_from,
-            self.first,
-            index if self.numbers is None else self.numbers[index],
-        )
+        columns = {name: values[index] for name, values in self.columns.items()}
+        return replace(self, columns=columns, numbers=self.numbers[index])
+
+
+def places(texts: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
+    """The place of each text among the known ones, and their number for one that is not among them.
+
+    >>> places(["b", "c", "a"], ["a", "b"]).tolist()
+    [1, 2, 0]
+    """
+    place = {text: index for index, text in enumerate(known)}
+    return np.array([place.get(text, len(place)) for text in texts], dtype=np.int64)
+
+
+def make_table(columns: Mapping[str, Any], origin: str, target: str | None = None, first: int = 0) -> Table:
+    """A table of arrays or lists.
+
+    Raises:
+        ValueError: for cells that hold lists, arrays or complex numbers.
+    """
+    made = {name: _column(values, f"column {name!r} of {origin}") for name, values in columns.items()}
+    rows = len(next(iter(made.values()))) if made else 0
+    return Table(made, origin, target, np.arange(first, first + rows), first)
 
 
 def is_frame(value: Any) -> bool:
     """Whether this is a pandas or Polars frame, judged without importing either."""
-    names = {base.__name__ for base in type(value).__mro__}
-    return _library(value) is not None and not names.isdisjoint(("DataFrame", "LazyFrame"))
+    return _is_a(value, "DataFrame", "LazyFrame")
 
 
 def is_series(value: Any) -> bool:
     """Whether this is a pandas or Polars column."""
-    return _library(value) is not None and "Series" in {base.__name__ for base in type(value).__mro__}
+    return _is_a(value, "Series")
 
 
-def _library(value: Any) -> str | None:
-    for base in type(value).__mro__:
-        package = base.__module__.partition(".")[0]
-        if package in ("pandas", "polars"):
-            return package
-    return None
+def _is_a(value: Any, *names: str) -> bool:
+    bases = type(value).__mro__
+    return any(base.__name__ in names and base.__module__.startswith(("pandas", "polars")) for base in bases)
 
 
 def from_frame(frame: Any, origin: str) -> Table:
@@ -113,60 +126,47 @@ def from_frame(frame: Any, origin: str) -> Table:
         TypeError: for a Polars LazyFrame.
         ValueError: for columns of the same name, or none.
     """
-    if type(frame).__name__ == "LazyFrame":
-        raise TypeError(f"{origin}: expected a frame in memory, received a LazyFrame; pass frame.collect()")
+    if _is_a(frame, "LazyFrame"):
+        raise misfit("a frame in memory", "a LazyFrame", "pass frame.collect()", origin, TypeError)
     names = [str(name) for name in frame.columns]
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{origin}: expected different column names, received {twice} more than once; rename them")
-    raw = {str(name): _series(frame[name]) for name in frame.columns}
-    return _table(raw, f"the {origin} frame")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise misfit("different column names", f"{twice} more than once", "rename them", origin)
+    return make_table({str(name): _cells(frame[name]) for name in frame.columns}, f"the {origin} frame")
 
 
-def with_target(frame: Any, target: Any, origin: str, name: str | None = None) -> tuple[Table, str]:
-    """A frame of inputs and a separate column of targets as one table, and the target's name in it."""
+def with_target(frame: Any, target: Any, origin: str, name: str | None = None) -> Table:
+    """A frame of inputs and a separate column of targets, whose name may be given, as one table."""
     table = from_frame(frame, origin)
+    if is_frame(target) and len(target.columns) == 1:
+        target = target[target.columns[0]]
     if name is None:
         name = str(getattr(target, "name", None) or "target")
-        while name in table.columns:
-            name += " (target)"
-    values, mask = _series(target) if is_series(target) else _plain(np.asarray(target))
-    if values.ndim != 1:
-        raise ValueError(
-            f"{origin}: expected one column of targets beside a frame, received shape {values.shape}; "
-            "pass (frame.to_numpy(), targets) for several"
-        )
-    if len(values) != table.rows:
-        raise ValueError(
-            f"{origin}: expected as many targets as inputs, received {table.rows} inputs and {len(values)} targets; "
-            "check that both come from the same rows"
-        )
-    both = {**{key: (table.columns[key], table.missing[key]) for key in table.columns}, name: (values, mask)}
-    return _table(both, table.origin), name
+        name += " (target)" if name in table.columns else ""
+    cells = _cells(target) if is_series(target) else np.asarray(target)
+    if cells.ndim != 1:
+        remedy = "pass (frame.to_numpy(), targets) for several"
+        raise misfit("one column of targets beside a frame", f"shape {cells.shape}", remedy, origin)
+    if len(cells) != table.rows:
+        received = f"{table.rows} inputs and {len(cells)} targets"
+        raise misfit("as many targets as inputs", received, "check that both come from the same rows", origin)
+    columns = {**table.columns, name: _column(cells, f"the targets of {table.origin}")}
+    return replace(table, columns=columns, target=name)
 
 
-def _series(series: Any) -> tuple[Values, NDArray[np.bool_]]:
-    if _library(series) == "pandas":
-        mask = series.isna().to_numpy(dtype=bool)
-        if str(series.dtype).startswith("period"):
-            series = series.dt.to_timestamp()
-        if series.dtype.kind in "iufb" and mask.any():  # the nullable types hold objects when a value is missing
-            return series.to_numpy(dtype=np.float64, na_value=np.nan), mask
-        if getattr(series.dtype, "tz", None) is not None:
-            series = series.dt.tz_convert("UTC").dt.tz_localize(None)
-        numpy_kind = {"i": np.int64, "u": np.float64, "f": np.float64, "b": np.bool_}
-        return series.to_numpy(dtype=numpy_kind.get(series.dtype.kind)), mask
-    mask = series.is_null().to_numpy().astype(bool)
-    if str(series.dtype).startswith(("Categorical", "Enum")):
-        series = series.cast(str)
-    if str(series.dtype).startswith("Decimal"):
-        series = series.cast(float)
-    return series.to_numpy(), mask
-
-
-def _plain(values: Values) -> tuple[Values, NDArray[np.bool_]]:
-    mask = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
-    return values, mask
+def _cells(series: Any) -> Values:
+    """A pandas or Polars column as an array, with NaN, NaT or None where a value is missing."""
+    if not hasattr(series, "isna"):
+        return np.asarray(series.to_numpy())  # Polars
+    if str(series.dtype).startswith("period"):
+        series = series.dt.to_timestamp()
+    if getattr(series.dtype, "tz", None) is not None:
+        series = series.dt.tz_convert("UTC").dt.tz_localize(None)
+    if series.dtype.kind in "iuf":  # the nullable types would hold objects
+        return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
+    if series.isna().any():
+        series = series.astype(object).where(series.notna(), None)
+    return np.asarray(series.to_numpy())
 
 
 def read(path: Path, what: str) -> Table:
@@ -177,34 +177,25 @@ def read(path: Path, what: str) -> Table:
     """
     import duckdb
 
-    query = "select * from read_parquet(?)"
-    values: list[Any] = [str(path)]
-    delimiter = None
-    if path.suffix.lower() in (".csv", ".tsv"):
-        delimiter = _delimiter(path)
-        query = "select * from read_csv(?, header=true, sample_size=-1, nullstr=?"
-        query += ", delim=?)" if delimiter else ")"
-        values += [_NULLS, delimiter] if delimiter else [_NULLS]
+    query: tuple[str, list[Any]] = "select * from read_parquet(?)", [str(path)]
+    delimiter = _delimiter(path) if path.suffix.lower() in (".csv", ".tsv") else None
+    if delimiter:
+        options = "delim=?, header=true, sample_size=-1, nullstr=?"
+        query = f"select * from read_csv(?, {options})", [str(path), delimiter, _NULLS]
     try:
         with duckdb.connect(":memory:") as connection:
-            arrays = connection.execute(query, values).fetchnumpy()
+            columns = connection.execute(*query).fetchnumpy()
     except duckdb.Error as error:
-        reason = _uneven_line(path, delimiter) if delimiter else ""
-        reason = reason or "; ".join(str(error).splitlines()[:3])
+        reason = (_uneven_line(path, delimiter) if delimiter else "") or "; ".join(str(error).splitlines()[:3])
         raise ValueError(f"{what}: expected a table in {path}, but it could not be read: {reason}") from error
-    raw = {}
-    for name, array in arrays.items():
-        mask = np.broadcast_to(np.ma.getmaskarray(array), array.shape).copy()
-        raw[name] = (np.ma.getdata(array), mask)
-    return _table(raw, path.name, "counted from 1 below the header", 1)
+    return make_table(columns, path.name, first=1)
 
 
-def _delimiter(path: Path) -> str | None:
+def _delimiter(path: Path) -> str:
     """The separator of the header: a row that lacks a cell is then an error, and not a sign of another separator."""
     with path.open(encoding="utf-8", errors="replace") as file:
         header = re.sub(r'"[^"]*"', "", file.readline())
-    best = max(_DELIMITERS, key=header.count)
-    return best if best in header else None
+    return max(_DELIMITERS, key=header.count)
 
 
 def _uneven_line(path: Path, delimiter: str) -> str:
@@ -221,63 +212,45 @@ def _uneven_line(path: Path, delimiter: str) -> str:
     return ""
 
 
-def _table(
-    raw: dict[str, tuple[Values, NDArray[np.bool_]]], origin: str, counted_from: str = "counted from 0", first: int = 0
-) -> Table:
-    columns: dict[str, Values] = {}
-    missing: dict[str, NDArray[np.bool_]] = {}
-    for name, (values, mask) in raw.items():
-        columns[name], missing[name] = _column(values, mask, f"column {name!r} of {origin}")
-    return Table(columns, missing, origin, counted_from, first)
+def _column(values: Any, what: str) -> Values:
+    """An array of one of the four types."""
+    data = np.ma.getdata(values)
+    if np.ma.is_masked(values):
+        data = data.astype(object)
+        data[np.ma.getmaskarray(values)] = None
+    if data.dtype.kind not in "biufmM" or data.ndim > 1:
+        data = _from_objects(data.astype(object), what)
+    if data.dtype.kind == "m":
+        data = data / np.timedelta64(1, "s")
+    return data.astype(np.float64) if data.dtype.kind in "iuf" else data
 
 
-def _column(values: Values, mask: NDArray[np.bool_], what: str) -> tuple[Values, NDArray[np.bool_]]:
-    """One of the four types, with NaN and infinity counted as missing.
-
-    Raises:
-        ValueError: for cells that hold lists, arrays or complex numbers.
-    """
-    kind = values.dtype.kind
-    if values.ndim > 1 or kind == "c":
-        raise _no_cell(what, f"{values.dtype} of shape {values.shape[1:]}")
-    if kind in "iuf":
-        numbers = values.astype(np.float64)
-        return numbers, mask | ~np.isfinite(numbers)
-    if kind == "M":
-        return values, mask | np.isnat(values)
-    if kind == "m":
-        return values / np.timedelta64(1, "s"), mask | np.isnat(values)
-    if kind == "b":
-        return values, mask
-    return _objects(values.astype(object), mask, what)
+_CELLS: Sequence[tuple[Any, str, Any]] = (
+    ((bool, np.bool_), "bool", bool),
+    (Decimal, "float64", float),
+    (datetime.time, "float64", lambda at: 3600 * at.hour + 60 * at.minute + at.second + 1e-6 * at.microsecond),
+    (datetime.date, "datetime64[us]", np.datetime64),
+)
+"""Types of Python objects, the type of array they become where all are of that type, and how."""
 
 
-def _objects(objects: Values, mask: NDArray[np.bool_], what: str) -> tuple[Values, NDArray[np.bool_]]:
+def _from_objects(cells: Values, what: str) -> Values:
     """Cells of Python objects: dates, times, decimals and truth values where all are, else text."""
-    for item in objects:
-        if isinstance(item, (list, tuple, dict, set, np.ndarray)):
-            raise _no_cell(what, type(item).__name__)
-    blank = mask | np.array([item is None or item != item for item in objects], bool)  # NaN differs from itself
-    present = objects[~blank]
-    if len(present) and all(isinstance(item, (bool, np.bool_)) for item in present):
-        return np.where(blank, False, objects).astype(bool), blank
-    if len(present) and all(isinstance(item, (datetime.time, Decimal)) for item in present):
-        numbers = np.full(len(objects), np.nan)
-        numbers[~blank] = [_seconds(item) if isinstance(item, datetime.time) else float(item) for item in present]
-        return numbers, blank | ~np.isfinite(numbers)
-    if len(present) and all(isinstance(item, datetime.date) for item in present):
-        dates = np.full(len(objects), np.datetime64("NaT", "us"))
-        dates[~blank] = present.astype("datetime64[us]")
-        return dates, blank
-    return objects, blank
+    for row, cell in enumerate(cells):
+        if isinstance(cell, (list, tuple, dict, set, np.ndarray, complex)):
+            expected = f"numbers, text, dates or truth values in {what}"
+            raise misfit(expected, type(cell).__name__, "spread it over columns or drop it")
+        if cell != cell:  # NaN and NaT differ from themselves
+            cells[row] = None
+    for kinds, dtype, convert in _CELLS:
+        if len(cells) and all(isinstance(cell, kinds) for cell in cells):
+            return np.array([convert(cell) for cell in cells], dtype)
+    return cells
 
 
-def _seconds(time: datetime.time) -> float:
-    return 3600.0 * time.hour + 60.0 * time.minute + time.second + 1e-6 * time.microsecond
-
-
-def _no_cell(what: str, received: str) -> ValueError:
-    return ValueError(
-        f"expected numbers, text, dates or truth values in {what}, received {received}; "
-        "spread it over columns or drop it"
-    )
+def _missing(values: Values) -> NDArray[np.bool_]:
+    if values.dtype.kind == "f":
+        return ~np.isfinite(values)
+    if values.dtype.kind == "M":
+        return np.isnat(values)
+    return np.array([value is None for value in values], bool)

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from fogline.data import frames, losses
-from fogline.data.arrays import array_facts, in_memory, name_classes, statistics, wrapped_tensors
-from fogline.data.datasets import Parts, map_style, stream, take_apart
-from fogline.data.facts import Facts, Opened
-from fogline.data.images import open_folder
-from fogline.data.source import InMemory, Source
-from fogline.data.tabular import open_table
-from fogline.errors import did_you_mean
+from fogline.data.datasets import open_source, statistics
+from fogline.data.images import ImageEncoder, open_folder
+from fogline.data.source import Facts, InMemory, Source
+from fogline.data.tables import TableEncoder, hold_out, read_target
+from fogline.errors import did_you_mean, misfit, unknown
 from fogline.task import Task
 
-_FORMS = (
-    "tensors or arrays (inputs, targets), a pandas or Polars frame with target=, a Dataset, a DataLoader, "
-    "an IterableDataset, or the path of a CSV or Parquet file or of a folder of images by class"
-)
+_FEWEST_TO_SPLIT = 5
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Data ready to train on."""
+
+    train: Source
+    valid: Source | None
+    facts: Facts
+    encoder: TableEncoder | ImageEncoder | None = None
+    """How new rows or image files become inputs; ``to_dict()`` is plain JSON."""
 
 
 def open_data(task: Task, *, seed: int = 0) -> Opened:
@@ -44,50 +47,50 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
     >>> opened.train.size, opened.facts.kind, opened.facts.outputs
     (6, 'classification', 3)
     """
-    train = _table_or_path(task.train, task, "train")
-    valid = _table_or_path(task.valid, task, "valid", train[1] if isinstance(train, tuple) else None)
+    train = _table_or_folder(task.train, "train", task.target)
+    valid = _table_or_folder(task.valid, "valid", train.target if isinstance(train, frames.Table) else None)
     if task.valid is not None and type(valid) is not type(train):
-        wanted = "data of the same form"
-        if train is not None:
-            wanted = "a frame or table file" if isinstance(train, tuple) else "a folder of images"
-        raise TypeError(
-            f"valid: expected {wanted} like the training data ({type(task.train).__name__}), "
-            f"received {type(task.valid).__name__}"
-        )
-    if isinstance(train, tuple):
-        table, name = train
-        return open_table(table, valid[0] if isinstance(valid, tuple) else None, name, task, seed)
+        form = "a folder of images" if isinstance(train, Path) else "data of the same form"
+        form = "a frame or table file" if isinstance(train, frames.Table) else form
+        expected = f"{form} like the training data ({type(task.train).__name__})"
+        raise misfit(expected, type(task.valid).__name__, "give both in one form", "valid", TypeError)
     if isinstance(train, Path):
         if losses.family(task.loss) in ("binary", "elementwise"):
-            raise ValueError(
-                f"expected a loss over classes for a folder of images by class, received {losses.name(task.loss)}; "
-                "use nn.CrossEntropyLoss()"
-            )
-        return open_folder(train, valid if isinstance(valid, Path) else None, seed, task.model is None)
-    return _open_pair(task)
+            expected = "a loss over classes for a folder of images by class"
+            raise misfit(expected, losses.name(task.loss), "use nn.CrossEntropyLoss()")
+        held_folder = valid if isinstance(valid, Path) else None
+        return Opened(*open_folder(train, held_folder, seed, task.model is None))
+    notes: list[str] = []
+    if isinstance(train, frames.Table):
+        held = valid if isinstance(valid, frames.Table) else None
+        return _open_pairs(*_encoded(train, held, task, seed, notes), task, notes)
+    return _open_pairs(*_labelled(task, notes), task, notes)
 
 
-def _table_or_path(
-    value: Any,
-    task: Task,
-    what: str,
-    target_name: str | None = None,  # what a separate column of targets is called
-) -> tuple[frames.Table, str | None] | Path | None:
-    """A table with its target's name, a folder of images, or None for data of another kind."""
-    if isinstance(value, (str, Path)):
-        return _open_path(Path(value), task, what)
+def load_encoder(values: dict[str, Any]) -> TableEncoder | ImageEncoder:
+    """An encoder from its ``to_dict()``; its ``encode`` turns new rows or image files into inputs.
+
+    Raises:
+        ValueError: for values of another kind.
+
+    >>> load_encoder(TableEncoder(()).to_dict())
+    TableEncoder(columns=(), target=None, classes=None, as_float=False)
+    """
+    encoders: dict[Any, type[TableEncoder | ImageEncoder]] = {"image": ImageEncoder, "table": TableEncoder}
+    if values.get("kind") not in encoders:
+        raise unknown("kind of encoder", values.get("kind"), encoders)
+    return encoders[values["kind"]].from_dict(values)
+
+
+def _table_or_folder(value: Any, what: str, target: str | None) -> frames.Table | Path | None:
+    """A table, a folder, or None for data of another kind."""
     if frames.is_frame(value):
-        return frames.from_frame(value, what), task.target
+        return replace(frames.from_frame(value, what), target=target)
     if isinstance(value, tuple) and len(value) == 2 and frames.is_frame(value[0]):
-        target = value[1].iloc[:, 0] if frames.is_frame(value[1]) and hasattr(value[1], "iloc") else value[1]
-        if frames.is_frame(target):
-            target = target.to_series(0)
-        return frames.with_target(value[0], target, what, target_name)
-    return None
-
-
-def _open_path(path: Path, task: Task, what: str) -> tuple[frames.Table, str | None] | Path:
-    path = path.expanduser()
+        return frames.with_target(value[0], value[1], what, target if what == "valid" else None)
+    if not isinstance(value, (str, Path)):
+        return None
+    path = Path(value).expanduser()
     if not path.exists():
         near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, near)
@@ -96,70 +99,87 @@ def _open_path(path: Path, task: Task, what: str) -> tuple[frames.Table, str | N
     if path.is_dir():
         return path
     if path.suffix.lower() not in frames.FILES:
-        raise ValueError(
-            f"{what}: expected a folder of images or a file ending in {', '.join(frames.FILES)}, received {path.name}"
-        )
-    return frames.read(path, what), task.target
+        expected = f"a folder of images or a file ending in {', '.join(frames.FILES)}"
+        raise misfit(expected, path.name, "convert the file, or pass a frame", what)
+    return replace(frames.read(path, what), target=target)
 
 
-def _open_pair(task: Task) -> Opened:
-    """Tensors, datasets and loaders."""
-    train_value, names, note = name_classes(task.train, "train")
-    train, facts = _open(train_value, task, "train")
-    valid, held = None, None
-    if task.valid is not None:
-        valid_value, _, _ = name_classes(task.valid, "valid", names)
-        valid, held = _open(valid_value, task, "valid")
-        _same_shape(facts, held)
-        if facts.kind == "classification":
-            facts = replace(facts, outputs=max(facts.outputs, held.outputs))
-        facts = replace(facts, notes=facts.notes + tuple(f"held-out data: {said}" for said in held.notes))
+def _encoded(
+    table: frames.Table, valid: frames.Table | None, task: Task, seed: int, notes: list[str]
+) -> tuple[Any, Any, TableEncoder]:
+    """Training and held-out rows as tensors, by one encoder that is fitted to the training rows."""
+    encoder, family = TableEncoder(), losses.family(task.loss)
+    if table.rows == 0:
+        raise ValueError(f"{table.origin}: expected at least one row, received none")
+    if table.target is not None:
+        table.refuse_missing(table.columns if table.target in table.columns else ())
+        encoder = read_target(table, family, notes)
+        if valid is None:
+            table, valid = _split(table, encoder, seed, notes)
+    elif family != "on_batch":
+        has = f"None; {table.origin} has {', '.join(map(repr, table.columns))}"
+        raise TypeError(f"expected target= with the column to predict, received {has}")
+    encoder = encoder.fit(table, notes)
+    return encoder.tensors(table, []), None if valid is None else encoder.tensors(valid, notes), encoder
+
+
+def _split(
+    table: frames.Table, target: TableEncoder, seed: int, notes: list[str]
+) -> tuple[frames.Table, frames.Table | None]:
+    """Rows to train on, and a fifth to hold out."""
+    classes = None if target.classes is None else target.targets(table).flatten().long().numpy()
+    kept, held = hold_out(classes, table.rows, seed)
+    if table.rows < _FEWEST_TO_SPLIT or not len(held):
+        notes.append(f"{table.rows} rows are too few to hold some out: nothing is validated")
+        return table, None
+    share = "20 %" if classes is None else "20 % of each class"
+    notes.append(f"{len(held)} of {table.rows} rows ({share}) were held out for validation")
+    return table.take(kept), table.take(held)
+
+
+def _labelled(task: Task, notes: list[str]) -> tuple[Any, Any, TableEncoder]:
+    """Targets of text beside arrays become labels, as those of a table do."""
+    pairs, encoder = [], TableEncoder()
+    for value, what in ((task.train, "train"), (task.valid, "valid")):
+        pair = isinstance(value, (tuple, list)) and len(value) == 2
+        if pair and _is_text(value[1]) and (what == "train" or encoder.target):
+            table = frames.make_table({"targets": np.asarray(value[1])}, what, "targets")
+            if what == "train":
+                encoder = read_target(table, losses.family(task.loss), notes)
+            value = value[0], encoder.targets(table)
+        pairs.append(value)
     if task.target is not None:
-        said = f"target={task.target!r} is for frames and files; the targets of tensors and datasets come with them"
-        facts = replace(facts, notes=(*facts.notes, said))
-    if names is not None:
-        facts = replace(facts, classes=names, notes=(*facts.notes, note))
+        said = "is for frames and files; the targets of tensors and datasets come with them"
+        notes.append(f"target={task.target!r} {said}")
+    return pairs[0], pairs[1], encoder
+
+
+def _is_text(targets: Any) -> bool:
+    sequence = isinstance(targets, (list, np.ndarray)) or frames.is_series(targets)
+    return sequence and len(targets) > 0 and all(isinstance(item, str) for item in targets)
+
+
+def _open_pairs(train_value: Any, valid_value: Any, encoder: TableEncoder, task: Task, notes: list[str]) -> Opened:
+    """Tensors, datasets and loaders, with what is known of them."""
+    train, facts = open_source(train_value, task, "train")
+    valid, held = None, facts
+    if valid_value is not None:
+        valid, held = open_source(valid_value, task, "valid")
+        if len(facts.inputs) == len(held.inputs) == 1 and facts.inputs != held.inputs:
+            expected = f"inputs with {facts.inputs[0]} columns as in the training data"
+            raise misfit(expected, held.inputs[0], "give both the same columns", "valid")
+        notes += [f"held-out data: {note}" for note in held.notes]
+    facts = replace(facts, columns=encoder.names or None, notes=(*facts.notes, *notes))
+    if facts.kind == "classification":
+        outputs = max(facts.outputs, held.outputs)
+        facts = replace(facts, classes=encoder.classes or facts.classes, outputs=outputs)
     if facts.kind == "regression" and isinstance(train, InMemory):
         mean, scale = statistics(train.tensors[1])
-        last = valid if isinstance(valid, InMemory) else train
-        variance = tuple(value**2 for value in statistics(last.tensors[1])[1])
+        scored: InMemory = valid if isinstance(valid, InMemory) else train
+        variance = tuple(value**2 for value in statistics(scored.tensors[1])[1])
         facts = replace(facts, target_mean=mean, target_scale=scale, held_out_variance=variance)
-    if task.model is None and len(facts.inputs) == 1 and isinstance(train, InMemory) and facts.kind != "other":
+    scaled = task.model is not None or encoder.columns or len(facts.inputs) != 1 or facts.kind == "other"
+    if isinstance(train, InMemory) and not scaled:
         mean, scale = statistics(train.tensors[0])
         facts = replace(facts, input_mean=mean, input_scale=scale)
-    return Opened(train, valid, facts)
-
-
-def _open(value: Any, task: Task, what: str) -> tuple[Source, Facts]:
-    parts = take_apart(value, what) if isinstance(value, DataLoader) else Parts(value)
-    inner = wrapped_tensors(parts.dataset) if parts.collate is default_collate else None
-    if isinstance(parts.dataset, IterableDataset):
-        return stream(parts, task, what)
-    if inner is not None or _is_arrays(parts.dataset):
-        source = in_memory(parts.dataset if inner is None else inner, task, what)
-        facts = array_facts(source, task, what)
-        return source, replace(
-            facts, notes=parts.notes + facts.notes, batch_size=parts.batch_size, shuffle=parts.shuffle
-        )
-    if hasattr(parts.dataset, "__getitem__") and isinstance(parts.dataset, Sized):
-        return map_style(parts, task, what)
-    raise TypeError(f"{what}: expected {_FORMS}; received {type(value).__name__}")
-
-
-def _is_arrays(value: Any) -> bool:
-    """Tensors, arrays or series, or a tuple or dict of them; a list of pairs is a dataset instead."""
-    if isinstance(value, (Tensor, np.ndarray, dict)) or frames.is_series(value):
-        return True
-    if isinstance(value, tuple):
-        return True
-    if isinstance(value, list):
-        return not value or not isinstance(value[0], (tuple, dict))
-    return False
-
-
-def _same_shape(train: Facts, valid: Facts) -> None:
-    if train.inputs and valid.inputs and len(train.inputs) == len(valid.inputs) == 1 and train.inputs != valid.inputs:
-        raise ValueError(
-            f"valid: expected inputs with {train.inputs[0]} columns as in the training data, received "
-            f"{valid.inputs[0]}; give both the same columns"
-        )
+    return Opened(train, valid, facts, encoder if encoder.columns else None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random as python_random
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -41,8 +40,8 @@ class PrivateRandom:
     """
 
     def __init__(self) -> None:
-        self._mine: tuple[Any, Any, torch.Tensor] | None = None
-        self._callers: tuple[Any, Any, torch.Tensor] | None = None
+        self._mine: Any = None
+        self._callers: Any = None
 
     def seed(self, value: int) -> None:
         """Start the three generators anew."""
@@ -56,12 +55,9 @@ class PrivateRandom:
             _restore(self._mine)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._mine = _states()
-        if self._callers is not None:
-            _restore(self._callers)
+        _restore(self._callers)
 
 
 def _states() -> tuple[Any, Any, torch.Tensor]:

@@ -1,16 +1,17 @@
-"""Where batches come from: tensors in memory, a map-style dataset, or a stream."""
+"""Where batches come from: tensors in memory, a map-style dataset, or a stream; and what was found out about them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from fogline.data.privacy import PrivateRandom, derived_seed
 
@@ -18,17 +19,6 @@ _IN_NUMPY = (torch.float32, torch.float64, torch.int32, torch.int64)
 
 Batch = Any
 """``(inputs, targets)`` for supervised work; a tensor, tuple or dict of tensors for ``on_batch``."""
-
-
-class Source(Protocol):
-    """What the three kinds of source have in common."""
-
-    @property
-    def size(self) -> int | None:
-        """Examples in one pass; None for a stream of unknown length."""
-
-    def astype(self, dtype: torch.dtype) -> Source:
-        """The same data with floating-point leaves of another type; whole numbers stay as they are."""
 
 
 def map_tree(function: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -55,9 +45,26 @@ def leaves(tree: Any) -> list[Tensor]:
     return found
 
 
-def cast(tree: Batch, dtype: torch.dtype) -> Batch:
+def cast(tree: Batch, dtype: torch.dtype | None) -> Batch:
     """The batch with floating-point tensors of this type; tensors that have it already are not copied."""
+    if dtype is None:
+        return tree
     return map_tree(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
+
+
+def described(batch: Any) -> str:
+    """The structure of a batch in words.
+
+    >>> described({"x": torch.ones(2, 3)})
+    "a dict with keys ['x']"
+    """
+    if isinstance(batch, Tensor):
+        return f"one tensor of shape {tuple(batch.shape)}"
+    if isinstance(batch, dict):
+        return f"a dict with keys {list(batch)}"
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {len(batch)} ({', '.join(type(item).__name__ for item in batch)})"
+    return f"a {type(batch).__name__}"
 
 
 @dataclass(frozen=True)
@@ -73,36 +80,37 @@ class InMemory:
     """
 
     tensors: Any
+    called: InitVar[str] = ""  # what an error begins with
 
-    def __post_init__(self) -> None:
-        sizes = [leaf.shape[0] if leaf.ndim else None for leaf in leaves(self.tensors)]
-        if not sizes:
-            raise TypeError(f"expected tensors, received {type(self.tensors).__name__} without any tensor in it")
-        if None in sizes or len(set(sizes)) > 1:
-            raise ValueError(f"expected tensors with the same number of rows, received {sizes} rows")
+    def __post_init__(self, called: str) -> None:
+        found = leaves(self.tensors)
+        if not found:
+            raise TypeError(f"{called}expected tensors, received {described(self.tensors)} without any tensor in it")
+        if any(leaf.ndim == 0 for leaf in found):
+            received = "a single number; give it a first dimension with x[None]"
+            raise ValueError(f"{called}expected tensors whose first dimension counts examples, received {received}")
+        rows = [leaf.shape[0] for leaf in found]
+        if len(set(rows)) > 1:
+            raise ValueError(f"{called}expected tensors with the same number of rows, received {rows} rows")
 
     @property
     def size(self) -> int:
         return int(leaves(self.tensors)[0].shape[0])
 
-    def take(
-        self,
-        index: Tensor,  # (b,) int64, on the device of the data
-        into: Batch | None = None,
-    ) -> Batch:
-        """The rows of these positions, in this order; written ``into`` a batch of as many rows where one is given."""
-        tensors = self.tensors
+    def take(self, index: Tensor, into: Batch | None = None) -> Batch:
+        """The rows of these positions, (b,) int64 on the device of the data, in this order.
+
+        They are written ``into`` a batch of as many rows where one is given.
+        """
         if into is not None:
-            for leaf, held in zip(leaves(tensors), leaves(into), strict=True):
+            for leaf, held in zip(leaves(self.tensors), leaves(into), strict=True):
                 _fill(held, leaf, index)
             return into
-        if type(tensors) is tuple and len(tensors) == 2:
-            inputs, targets = tensors
+        if type(self.tensors) is tuple and len(self.tensors) == 2:  # without the cost of walking a tree
+            inputs, targets = self.tensors
             if type(inputs) is Tensor and type(targets) is Tensor:
                 return inputs.index_select(0, index), targets.index_select(0, index)
-        if type(tensors) is Tensor:
-            return tensors.index_select(0, index)
-        return map_tree(lambda leaf: leaf.index_select(0, index), tensors)
+        return map_tree(lambda leaf: leaf.index_select(0, index), self.tensors)
 
     def slice(self, start: int, stop: int) -> Batch:
         """Rows ``start`` to ``stop`` as views: nothing is copied."""
@@ -113,6 +121,7 @@ class InMemory:
         return InMemory(map_tree(lambda leaf: leaf.to(device), self.tensors))
 
     def astype(self, dtype: torch.dtype) -> InMemory:
+        """The same data with floating-point tensors of another type; whole numbers stay as they are."""
         return InMemory(cast(self.tensors, dtype))
 
     @property
@@ -141,6 +150,8 @@ class MapStyle:
     num_workers: int = 0
     pin: bool = False
     dtype: torch.dtype | None = None  # floating-point leaves are cast to it
+    seed: int = 0
+    epoch: int = 0
 
     @property
     def size(self) -> int:
@@ -156,67 +167,48 @@ class MapStyle:
             workers: processes that read; None takes the number the DataLoader had.
             seed, epoch: with an example's position they decide its random numbers.
         """
-        workers = self.num_workers if workers is None else workers
-        collate: Any = _SeededCollate(self.collate, seed, epoch, self.dtype)  # is given what _Seeded fetched
         yield from DataLoader(
-            _Seeded(self.dataset, seed, epoch),
+            replace(self, seed=seed, epoch=epoch),  # type: ignore[arg-type]  # it has what a DataLoader asks for
             batch_sampler=index_batches,
-            collate_fn=collate,
-            num_workers=workers,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers if workers is None else workers,
             pin_memory=self.pin and torch.accelerator.is_available(),
             generator=torch.Generator().manual_seed(seed),  # else it would draw from the caller's
         )
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """A batch, with a random state of its own around every example and around the collation."""
+        base = self.dataset.dataset if type(self.dataset) is Subset else self.dataset
+        with PrivateRandom() as random:
+            if callable(getattr(base, "__getitems__", None)):  # reads a batch at once: one state for the batch
+                random.seed(derived_seed(self.seed, self.epoch, *indices[:1]))
+                examples = list(self.dataset.__getitems__(indices))
+            else:
+                examples = [self._example(random, index) for index in indices]
+            random.seed(derived_seed(self.seed, self.epoch, *indices[:1], len(indices)))
+            return _collated(self, examples)
+
+    def _example(self, random: PrivateRandom, index: int) -> Any:
+        random.seed(derived_seed(self.seed, self.epoch, index))
+        return self.dataset[index]
 
     def take(self, index: Tensor, seed: int = 0, epoch: int = 0) -> Batch:
         """One batch, read in this process; the same values :meth:`loader` gives."""
         return next(self.loader([index.tolist()], 0, seed, epoch))
 
     def astype(self, dtype: torch.dtype) -> MapStyle:
+        """The same examples with floating-point tensors of another type."""
         return replace(self, dtype=dtype)
 
 
-@dataclass(frozen=True)
-class _Seeded(Dataset[Any]):
-    """The dataset with its own random state around every example; gives (positions, examples) to the collate."""
-
-    dataset: Any
-    seed: int
-    epoch: int
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: list[int]) -> tuple[list[int], list[Any]]:
-        base = self.dataset.dataset if type(self.dataset) is Subset else self.dataset
-        with PrivateRandom() as random:
-            if callable(getattr(base, "__getitems__", None)):  # reads a batch at once: one state for the batch
-                random.seed(derived_seed(self.seed, self.epoch, *indices[:1]))
-                return indices, list(self.dataset.__getitems__(indices))
-            examples = []
-            for index in indices:
-                random.seed(derived_seed(self.seed, self.epoch, index))
-                examples.append(self.dataset[index])
-        return indices, examples
+def _as_it_is(batch: Any) -> Batch:
+    return batch
 
 
-@dataclass(frozen=True)
-class _SeededCollate:
-    collate: Callable[[list[Any]], Any]
-    seed: int
-    epoch: int
-    dtype: torch.dtype | None
-
-    def __call__(self, fetched: tuple[list[int], list[Any]]) -> Batch:
-        indices, examples = fetched
-        with PrivateRandom() as random:
-            random.seed(derived_seed(self.seed, self.epoch, *indices[:1], len(indices)))
-            return _finish(self.collate(examples), self.dtype)
-
-
-def _finish(batch: Any, dtype: torch.dtype | None) -> Batch:
-    """A tuple where the collate made a list, and the float type asked for."""
-    batch = tuple(batch) if type(batch) is list else batch
-    return batch if dtype is None else cast(batch, dtype)
+def _collated(source: MapStyle | Stream, examples: list[Any]) -> Batch:
+    """A batch: a tuple where the collate function made a list, in the float type asked for."""
+    batch = source.collate(examples)
+    return cast(tuple(batch) if type(batch) is list else batch, source.dtype)
 
 
 @dataclass(frozen=True)
@@ -256,8 +248,75 @@ class Stream:
                 batch = list(islice(examples, batch_size))
                 if not batch:
                     return
-                made = _finish(self.collate(batch), self.dtype)
+                made = _collated(self, batch)
             yield made
 
     def astype(self, dtype: torch.dtype) -> Stream:
+        """The same examples with floating-point tensors of another type."""
         return replace(self, dtype=dtype)
+
+
+Source = InMemory | MapStyle | Stream
+"""Each has a ``size`` (examples in one pass; None for a stream of unknown length) and ``astype(dtype)``."""
+
+_ROWS = {InMemory: 64, MapStyle: 8}  # examples that count for the fingerprint; a stream would be used up
+
+
+def fingerprint(source: Source) -> str:
+    """A short name for data, so that a run is never resumed on other data by mistake.
+
+    A hash of the size, shapes, types and the bytes of up to 64 evenly spaced examples (8 of a map-style dataset). A
+    stream cannot be read without using it up, so only its kind counts.
+
+    >>> a, b = InMemory(torch.arange(5.0)), InMemory(torch.arange(5.0) + 1)
+    >>> fingerprint(a) == fingerprint(InMemory(torch.arange(5.0))), fingerprint(a) == fingerprint(b)
+    (True, False)
+    """
+    digest = hashlib.sha256(f"{type(source).__name__} {source.size}".encode())
+    if isinstance(source, Stream):
+        return digest.hexdigest()[:32]
+    count = min(source.size, _ROWS[type(source)])
+    spaced = torch.linspace(0, source.size - 1, count, dtype=torch.float64).round().long()
+    device = leaves(source.tensors)[0].device if isinstance(source, InMemory) else "cpu"
+    for leaf in leaves(source.take(spaced.to(device))):
+        digest.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
+        digest.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+Kind = Literal["classification", "regression", "other"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data is, for choosing a model, a loss and metrics, and for telling the user.
+
+    Attributes:
+        kind: classification, regression, or other (``on_batch``).
+        inputs: shape of one example's input without the batch dimension; () where it has no single shape.
+        classes: names of the classes in the order of their labels.
+        outputs: width the last layer of a model needs; 0 where it is not known without reading all the data.
+        columns: names of the input columns after encoding.
+        notes: sentences to show the user.
+        batch_size: the batch size of the DataLoader that was given.
+        shuffle: what the DataLoader asked for; None where nothing was said.
+        threshold: output above which a single-unit classifier says "yes": 0 for a logit, 0.5 for a probability.
+        input_mean, input_scale: statistics of each input column, for a built-in model on tensors that nobody scaled.
+        target_mean, target_scale: mean and deviation of each column of numbers to predict, on the training data.
+        held_out_variance: variance of each of those columns on the held-out data (else the training data), for R2.
+    """
+
+    kind: Kind
+    inputs: tuple[int, ...] = ()
+    classes: tuple[str, ...] | None = None
+    outputs: int = 1
+    columns: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    batch_size: int | None = None
+    shuffle: bool | None = None
+    threshold: float = 0.0
+    input_mean: tuple[float, ...] | None = None
+    input_scale: tuple[float, ...] | None = None
+    target_mean: tuple[float, ...] | None = None
+    target_scale: tuple[float, ...] | None = None
+    held_out_variance: tuple[float, ...] | None = None

@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fogline.data.check import check_first_batch, fingerprint
+from fogline.data.check import check_first_batch
 from fogline.data.defaults import default_loss, default_metrics, default_model
-from fogline.data.facts import Opened
-from fogline.data.intake import open_data
-from fogline.data.source import Batch, Stream
+from fogline.data.intake import Opened, open_data
+from fogline.data.source import Batch, Stream, fingerprint
 from fogline.descent import checkpoint, mechanics
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors

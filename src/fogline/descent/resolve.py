@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fogline.data.facts import Opened
+from fogline.data.intake import Opened
 from fogline.descent.length import WARMUP, most_steps
 from fogline.descent.optimizers import spec_of
 from fogline.descent.schedules import canonical
