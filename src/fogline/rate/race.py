@@ -25,8 +25,7 @@ RATIO_TOGETHER, RATIO_IN_TURN = 10 ** (1 / 3), 10**0.5
 USUAL_COST = 3.0
 """Of a step of a large field in one program, in steps of one member, for a model so small that calling costs most."""
 LENGTHS = (10, 12, 16, 24, 32, 48, 64)
-"""Steps of a probe: fewer tell too little, more add nothing (benchmarks/rate.py); few, so that a measured cost seldom
-decides between two."""
+"""Steps of a probe: fewer tell too little, more add nothing (benchmarks/rate.py)."""
 _WARMUP = 0.1
 _EXTENSIONS = 4
 _TRIED = 3  # steps, to find out whether members can step in one program, and again to time a step of one
@@ -155,30 +154,50 @@ def race(course: Course, centre: float, budget: float) -> Race:
         centre: where the best rate of a short descent is expected.
         budget: in steps of one member.
     """
-    before, left = course.score(), budget - course.scoring
-    why = "a step is mostly computing, which one program does not make less"
-    if course.small:
-        why = obstacle(course.objective, course.recipe, course.batches) or ""
-        left -= _TRIED
-    steps = _length((left - _TRIED) / USUAL_COST - course.scoring) if not why else None
-    together = steps is not None
-    if steps is None:
-        size, ratio = max(2, min(IN_TURN, int(left / (LENGTHS[0] + course.scoring)))), RATIO_IN_TURN
-        steps = _length(left / (size + 1) - course.scoring) or LENGTHS[0]  # with room for one more
-        price = float(size)
-    else:
-        size, ratio, price = TOGETHER, RATIO_TOGETHER, USUAL_COST
-    probes, seconds = course.heat([centre * ratio ** (k - size // 2) for k in range(size)], steps, together)
-    left -= price * (steps + course.scoring)
-    found = Race(
-        probes, steps, ratio, before, together, why or "the budget is too small for many at once", budget - left
-    )
-    if together:
+    field = _field(course, budget - course.scoring)
+    rates = [centre * field.ratio ** (k - field.size // 2) for k in range(field.size)]
+    before = course.score()
+    probes, seconds = course.heat(rates, field.steps, field.together)
+    cost = course.scoring + field.tried + field.price * (field.steps + course.scoring)
+    found = Race(probes, field.steps, field.ratio, before, field.together, field.why, cost)
+    if field.together:
         found.times_one = seconds / course.single()
-        found.cost += _TRIED
-        found.why = f"a step of {size} members in one program took {found.times_one:.1f} times as long as a step of one"
-    _extend(course, found, price / size, budget - found.cost)
+        found.why = f"a step of {field.size} members in one program took {found.times_one:.1f} times as long as of one"
+    _extend(course, found, field.price / field.size, budget - cost)
     return found
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Who races: ``size`` rates, ``ratio`` apart, for ``steps`` each, where a step of all of them counts as ``price``.
+
+    ``why`` they do not step together, and ``tried``, the steps that finding it out and timing them takes.
+    """
+
+    together: bool
+    size: int
+    ratio: float
+    steps: int
+    price: float
+    why: str
+    tried: float
+
+
+def _field(course: Course, budget: float) -> _Field:
+    """A large field in one program where the model is small and can be mapped, else a small one in turn."""
+    why: str | None = "a step is mostly computing, which one program does not make less"
+    tried = 0.0
+    if course.small:
+        why, tried = obstacle(course.objective, course.recipe, course.batches), float(_TRIED)
+        steps = _length((budget - 2 * tried) / USUAL_COST - course.scoring)
+        if why is None and steps is not None:
+            return _Field(True, TOGETHER, RATIO_TOGETHER, steps, USUAL_COST, "", 2 * tried)
+        why = why or "the budget is too small for many at once"
+    left = budget - tried
+    size = max(2, min(IN_TURN, int(left / (LENGTHS[0] + course.scoring))))
+    steps = _length(left / (size + 1) - course.scoring) or LENGTHS[0]  # with room for one more
+    assert why is not None
+    return _Field(False, size, RATIO_IN_TURN, steps, float(size), why, tried)
 
 
 def _extend(course: Course, found: Race, price: float, left: float) -> None:
