@@ -45,6 +45,7 @@ class Length:
         open: whether it goes on until nothing more is gained.
         total: optimizer steps; None while that is not known.
         limit: seconds, where the length is one of time.
+        fixed: what :meth:`multiplier` is of the step alone, where the length is known.
     """
 
     def __init__(self, recipe: Recipe, batch_size: int, examples: int | None) -> None:
@@ -55,7 +56,9 @@ class Length:
         self.limit = None if duration is None else duration.seconds
         self.progress = Progress()
         self._schedule, self._warmup = recipe.schedule, recipe.warmup
-        self._curve: Callable[[float], float] = curve(recipe.schedule, self.total or 1, warmup=recipe.warmup)
+        self.fixed: Callable[[float], float] | None = None
+        if self.total is not None:
+            self.fixed = curve(recipe.schedule, self.total, warmup=recipe.warmup)
         self.most = most_steps(batch_size, examples)
         self._fewest = _FEWEST_FULL_STEPS if examples is not None and batch_size >= examples else _FEWEST_STEPS
 
@@ -86,8 +89,8 @@ class Length:
         if self.limit is not None:
             position, total = self.position(step, seconds)
             return curve(self._schedule, total, warmup=self._warmup)(position)
-        if not self.open:
-            return self._curve(step)
+        if self.fixed is not None:
+            return self.fixed(step)
         start = self.progress.cooling
         if start is not None and self.total is not None and step >= start and self.total > start:
             return 1 - math.sqrt(min(1.0, (step - start) / (self.total - start)))

@@ -128,9 +128,12 @@ class Descent:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        seconds = 0.0 if self.length.limit is None else self.elapsed()
-        factor = self.length.multiplier(step, seconds)
-        return self._base * factor * self.counters.plateau.factor * self.counters.rate_factor
+        length, counters = self.length, self.counters
+        if length.fixed is not None:
+            factor = length.fixed(step)
+        else:
+            factor = length.multiplier(step, 0.0 if length.limit is None else self.elapsed())
+        return self._base * factor * counters.plateau.factor * counters.rate_factor
 
     def finished(self) -> bool:
         if self.stopped_early or self.counters.refused_in_a_row >= self._most_refusals():
