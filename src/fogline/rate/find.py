@@ -148,6 +148,8 @@ def _measured(start: Start, check: Callable[[], None]) -> Rate:
     verified = _verified_steps(start, budget, len(held_out) / 3)
     budget -= 0 if verified is None else _TRIALS * verified + (_TRIALS + 1) * len(held_out) / 3
     objective = replace(start.objective, model=copy.deepcopy(start.objective.model).train())
+    if recipe.precision == "fp16":
+        objective.autocast = None  # probes do not scale the loss, and small gradients would vanish
     bracket = _bracket(start, objective, held_out[0], budget, check)
     course = Course(objective, start.batches, recipe, held_out, _is_small(start), check)
     raced = race(course, bracket.centre, budget - bracket.cost)
