@@ -24,7 +24,7 @@ import torch  # noqa: E402
 
 from rate_parts import grid, peers, report, tasks  # noqa: E402
 
-QUICK = {"evaluation": ("linear", "mlp_digits"), "calibration": ("wine", "radial")}
+QUICK = {"evaluation": ("sensors", "mixture"), "calibration": ("wine", "radial")}
 SEEDS = {"quick": 1, "reduced": 1, "full": 3}
 
 

@@ -31,8 +31,27 @@ def second_derivative(model: nn.Module, x: Tensor) -> Tensor:  # (B, 1) -> (B, 1
     return bend
 
 
+class Sine(nn.Module):
+    """The sine of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+def value_and_slope(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, 1) -> (B, n), (B, n)
+    """u(x) and u'(x) of a perceptron of sines, carried through its layers together."""
+    assert isinstance(model, nn.Sequential)
+    value, slope = x, torch.ones_like(x)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            value, slope = layer(value), slope @ layer.weight.T
+        else:
+            value, slope = torch.sin(value), torch.cos(value) * slope
+    return value, slope
+
+
 class Recurrent(nn.Module):
-    """A GRU or LSTM whose last hidden state goes through a linear layer."""
+    """A plain recurrent network, GRU or LSTM whose last hidden state goes through a linear layer."""
 
     def __init__(self, kind: type[nn.RNNBase], inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """The problems of the rate benchmark: small, quick, and in two sets that share neither data nor architecture.
 
-A finder may be tuned on ``calibration``. ``evaluation`` is what is reported; nothing is tuned on it.
+A finder may be tuned on ``calibration``, which holds the evaluation sets of earlier finders too. ``evaluation`` is
+what is reported; nothing is tuned on it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from rate_parts.models import (
     Point,
     Recurrent,
     Residual,
+    Sine,
     Transformer,
     Variational,
     perceptron,
     second_derivative,
+    value_and_slope,
 )
 
 FASHION = Path(os.environ.get("FOGLINE_DATA", timing.ROOT.parent / "shared" / "data" / "fashion_mnist_16k.npz"))
@@ -115,7 +118,7 @@ def _digits(seed: int, shape: tuple[int, ...]) -> tuple[Pair, Pair]:
     return _split(seed, (inputs / 16).reshape(-1, *shape), targets.long())
 
 
-# Evaluation
+# Calibration: what was the evaluation set before
 
 
 def _linear(seed: int) -> fogline.Task:
@@ -254,7 +257,7 @@ def _fashion(seed: int) -> fogline.Task:
     return supervised(seed, lambda: perceptron(784, 64, 10), nn.CrossEntropyLoss(), _fashion_data())
 
 
-# Calibration
+# Calibration from the beginning
 
 
 def _wine(seed: int) -> fogline.Task:
@@ -363,7 +366,197 @@ def _friedman(seed: int) -> fogline.Task:
     return supervised(seed, lambda: Residual(10, 32, 2), nn.MSELoss(), data)
 
 
+# Evaluation
+
+
+def _sensors(seed: int) -> fogline.Task:
+    """Six hidden causes, seen by sixteen sensors of different precision."""
+    causes, mixing, weights, noise, error = _normal(seed, (1400, 6), (6, 16), (6, 1), (1400, 16), (1400, 1))
+    inputs = causes @ mixing / math.sqrt(6) + noise * torch.logspace(-1.5, 0.3, 16)
+    data = _split(seed, inputs, causes @ weights + 0.2 * error)
+    return supervised(seed, lambda: nn.Linear(16, 1), nn.MSELoss(), data)
+
+
+@cache
+def _photographs() -> Pair:
+    """Tiles of 4 x 4 pixels in colour from scikit-learn's two photographs, and which one they are of."""
+    from sklearn.datasets import load_sample_images
+
+    tiles = []
+    for image in load_sample_images().images:
+        colours = torch.from_numpy(np.array(image)).float() / 255
+        tiles.append(colours.unfold(0, 4, 12).unfold(1, 4, 12).reshape(-1, 48))
+    kinds = torch.cat([torch.full((len(part), 1), float(kind)) for kind, part in enumerate(tiles)])
+    return torch.cat(tiles), kinds
+
+
+def _tiles(seed: int) -> fogline.Task:
+    inputs, kinds = _photographs()
+    return supervised(seed, lambda: nn.Linear(48, 1), nn.BCEWithLogitsLoss(), _split(seed, inputs, kinds))
+
+
+def _mixture(seed: int) -> fogline.Task:
+    """Sixteen clouds in twelve dimensions, two to a class; a tenth of the labels are drawn anew."""
+    generator, rows = _generator(seed), 3200
+    (centres, noise) = _normal(seed + 1, (16, 12), (rows, 12))
+    clouds = torch.randint(16, (rows,), generator=generator)
+    drawn = torch.randint(8, (rows,), generator=generator)
+    kinds = torch.where(torch.rand(rows, generator=generator) < 0.1, drawn, clouds % 8)
+    build = lambda: perceptron(12, 64, 48, 32, 8, activation=nn.GELU)  # noqa: E731
+    return supervised(seed, build, nn.CrossEntropyLoss(), _split(seed, centres[clouds] + 0.7 * noise, kinds))
+
+
+def _waves(seed: int) -> fogline.Task:
+    """A sum of sines of five inputs and of their sums in pairs."""
+    generator, rows = _generator(seed), 3000
+    inputs = 2 * torch.rand(rows, 5, generator=generator) - 1
+    (pull, noise) = _normal(seed + 1, (5,), (rows,))
+    targets = (torch.sin(3 * inputs) * pull).sum(1) + torch.sin(2 * (inputs + inputs.roll(1, 1))).sum(1) / 2
+    data = _split(seed, inputs, (targets + 0.1 * noise)[:, None])
+    return supervised(seed, lambda: perceptron(5, 80, 40, 1, activation=nn.ELU), nn.MSELoss(), data)
+
+
+def _textures(seed: int) -> fogline.Task:
+    """Gratings in four directions, any phase and several widths, under noise, by a CNN with BatchNorm."""
+    generator, rows, size = _generator(seed), 1600, 10
+    kinds = torch.randint(4, (rows,), generator=generator)
+    angle = (kinds + 0.5 * (torch.rand(rows, generator=generator) - 0.5)) * math.pi / 4
+    pitch = 1 + torch.rand(rows, generator=generator)
+    phase = 2 * math.pi * torch.rand(rows, 1, 1, generator=generator)
+    along = torch.arange(size).float()
+    x, y = (pitch * angle.cos())[:, None, None] * along, (pitch * angle.sin())[:, None, None] * along[:, None]
+    inputs = torch.sin(x + y + phase) + 0.8 * torch.randn(rows, size, size, generator=generator)
+
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.LeakyReLU(0.1),
+            nn.Conv2d(8, 12, 3, stride=2, bias=False), nn.BatchNorm2d(12), nn.LeakyReLU(0.1),
+            nn.Conv2d(12, 16, 3, bias=False), nn.BatchNorm2d(16), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(16, 4),
+        )  # fmt: skip
+
+    return supervised(seed, build, nn.CrossEntropyLoss(), _split(seed, inputs[:, None], kinds))
+
+
+def _spots(seed: int) -> fogline.Task:
+    """How many bright spots there are, one to four, by a CNN with LayerNorm over each image."""
+    generator, rows, size = _generator(seed), 2000, 12
+    kinds = torch.randint(4, (rows,), generator=generator)
+    middle = 1 + (size - 3) * torch.rand(rows, 4, 2, 1, generator=generator)
+    near = torch.exp(-0.5 * (torch.arange(size) - middle).square())
+    shown = (torch.arange(4) <= kinds[:, None]).float()
+    images = torch.einsum("bn,bni,bnj->bij", shown, near[:, :, 0], near[:, :, 1])
+    images = images + 0.1 * torch.randn(rows, size, size, generator=generator)
+
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 10, 3, stride=2, padding=1), nn.LayerNorm((10, 6, 6)), nn.GELU(),
+            nn.Conv2d(10, 16, 3, padding=1), nn.GroupNorm(1, 16), nn.GELU(),
+            nn.AvgPool2d(3), nn.Flatten(), nn.Linear(64, 4),
+        )  # fmt: skip
+
+    return supervised(seed, build, nn.CrossEntropyLoss(), _split(seed, images[:, None], kinds))
+
+
+def _continuation(seed: int) -> fogline.Task:
+    """The value that two added waves come to two places later, by a plain recurrent network."""
+    generator, rows, length = _generator(seed), 2000, 14
+    pace = 0.3 + torch.rand(rows, 2, 1, generator=generator)
+    phase = 2 * math.pi * torch.rand(rows, 2, 1, generator=generator)
+    path = torch.sin(pace * torch.arange(length + 2) + phase).sum(1)
+    inputs = path[:, :length] + 0.05 * torch.randn(rows, length, generator=generator)
+    build = lambda: Recurrent(nn.RNN, 1, 32, 1)  # noqa: E731
+    return supervised(seed, build, nn.MSELoss(), _split(seed, inputs[:, :, None], path[:, -1:]))
+
+
+def _mirrored(model: nn.Module, rows: Tensor) -> Tensor:  # (B, T + 1) -> ()
+    """Cross-entropy of the second half, which the first decides."""
+    logits, half = model(rows[:, :-1]), rows.shape[1] // 2
+    return F.cross_entropy(logits[:, half:].flatten(0, 1), rows[:, half + 1 :].flatten())
+
+
+def _reversal(seed: int) -> fogline.Task:
+    """Five tokens of six kinds, a mark, and the five backwards, by a causal transformer."""
+    tokens = torch.randint(6, (4000, 5), generator=_generator(seed))
+    rows = torch.cat([tokens, torch.full((4000, 1), 6), tokens.flip(1)], 1)
+    data = rows[:3400].clone(), rows[3400:].clone()
+    return alone(seed, lambda: Transformer(7, 10, 32, 2, causal=True), _mirrored, data)
+
+
+def _denoising(seed: int) -> fogline.Task:
+    """Rectangles to be freed from noise, by a convolutional auto-encoder."""
+    generator, rows, size = _generator(seed), 1600, 12
+    ends = (size * torch.rand(rows, 2, 2, 1, generator=generator)).sort(2).values
+    place = torch.arange(size) + 0.5
+    sides = ((place > ends[:, :, 0]) & (place < ends[:, :, 1])).float()
+    clean = (sides[:, 0, :, None] * sides[:, 1, None, :])[:, None]
+    noisy = clean + 0.4 * torch.randn(clean.shape, generator=generator)
+
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 6, 4, stride=2, padding=1), nn.SiLU(), nn.Conv2d(6, 12, 4, stride=2, padding=1), nn.SiLU(),
+            nn.ConvTranspose2d(12, 6, 4, stride=2, padding=1), nn.SiLU(),
+            nn.ConvTranspose2d(6, 1, 4, stride=2, padding=1),
+        )  # fmt: skip
+
+    return supervised(seed, build, nn.MSELoss(), _split(seed, noisy, clean))
+
+
+def _skipgram(seed: int) -> fogline.Task:
+    """Which of sixty words stands beside a word: embeddings before a softmax."""
+    generator, words, rows = _generator(seed), 60, 16_000
+    left, right, common = _normal(seed + 1, (words, 5), (words, 5), (words,))
+    chances = torch.softmax(left @ right.T + 0.5 * common, 1)
+    centres = torch.randint(words, (rows,), generator=generator)
+    contexts = torch.multinomial(chances[centres], 1, generator=generator)[:, 0]
+    build = lambda: nn.Sequential(nn.Embedding(words, 8), nn.Linear(8, words, bias=False))  # noqa: E731
+    return supervised(seed, build, nn.CrossEntropyLoss(), _split(seed, centres, contexts))
+
+
+def _valley(seed: int) -> fogline.Task:
+    """Half of the curvatures 30, half 0.03, the axes turned; the noise of an example's minimum has heavy tails."""
+    size = 24
+    turn, noise, wild, middle = _normal(seed, (size, size), (1200, size), (1200, 3), (size,))
+    axes = torch.linalg.qr(turn)[0]
+    root = axes * torch.tensor([30.0, 0.03]).sqrt().repeat_interleave(size // 2)
+    tails = 0.1 / wild.square().mean(1, keepdim=True).clamp_min(0.05).sqrt()
+    rows = (middle * torch.tensor([2.0, 40.0]).repeat_interleave(size // 2) + noise * tails) @ axes.T
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return (model(batch) @ root).square().sum(1).mean() / 2
+
+    return alone(seed, lambda: Point(size), loss, (rows[:900], rows[900:]))
+
+
+def _oscillation(model: nn.Module, times: Tensor) -> Tensor:  # (B, 1) -> ()
+    """x' = 3 v, v' = -3 x - 0.6 v from x = 1, v = 0: mean squared residual and beginning."""
+    state, slope = value_and_slope(model, times)
+    place, speed = state[:, :1], state[:, 1:]
+    due = torch.cat([3 * speed, -3 * place - 0.6 * speed], 1)
+    first = model(torch.zeros(1, 1)) - torch.tensor([[1.0, 0.0]])
+    return (slope - due).square().mean() + 5 * first.square().mean()
+
+
+def _oscillator(seed: int) -> fogline.Task:
+    times = 2 * torch.rand(1200, 1, generator=_generator(seed))
+    data = times[:900].clone(), times[900:].clone()
+    return alone(seed, lambda: perceptron(1, 40, 40, 2, activation=Sine), _oscillation, data)
+
+
 _EVALUATION = (
+    Problem("sensors", "linear regression, correlated sensors of different precision", _sensors, 32, 800),
+    Problem("tiles", "logistic regression on raw pixels, tiles of two photographs", _tiles, 32, 1000, 2),
+    Problem("mixture", "MLP of GELU, mixture of clouds with wrong labels", _mixture, 64, 800, 8),
+    Problem("waves", "MLP of ELU, sum of sines of five inputs", _waves, 64, 1000),
+    Problem("textures", "CNN of three layers with BatchNorm, gratings under noise", _textures, 32, 500, 4),
+    Problem("spots", "CNN with LayerNorm and GroupNorm, number of spots", _spots, 32, 600, 4),
+    Problem("continuation", "plain RNN, two waves carried on", _continuation, 64, 600),
+    Problem("reversal", "causal transformer, five tokens backwards", _reversal, 16, 500, 7),
+    Problem("denoising", "convolutional auto-encoder, rectangles under noise", _denoising, 32, 500),
+    Problem("skipgram", "embeddings and softmax, words beside words", _skipgram, 128, 1000, 60),
+    Problem("valley", "quadratic of condition 1e3, heavy-tailed noise", _valley, 16, 1000),
+    Problem("oscillator", "physics-informed net of sines, damped oscillator", _oscillator, 64, 800),
+)
+_FORMER = (
     Problem("linear", "linear regression, synthetic", _linear, 32, 1000),
     Problem("logistic", "logistic regression, breast cancer", _logistic, 32, 1500, 2),
     Problem("mlp_digits", "MLP, digits", _mlp_digits, 64, 1000, 10),
@@ -378,7 +571,7 @@ _EVALUATION = (
     Problem("mlp_diabetes", "MLP regression, diabetes", _diabetes, 32, 600),
 )
 _FASHION = Problem("mlp_fashion", "MLP, Fashion-MNIST", _fashion, 64, 1000, 10)
-_CALIBRATION = (
+_FIRST = (
     Problem("wine", "MLP of tanh, wine", _wine, 16, 800, 3),
     Problem("iris", "softmax regression on raw inputs, iris", _iris, 16, 1500, 3),
     Problem("teacher", "student of a random MLP", _teacher, 64, 1000),
@@ -391,9 +584,10 @@ _CALIBRATION = (
     Problem("spirals", "MLP of four layers, two spirals", _spirals, 64, 1200, 2),
     Problem("friedman", "residual MLP with LayerNorm, Friedman's function", _friedman, 64, 600),
 )
+_CALIBRATION = _FIRST + _FORMER
 
 REDUCED = {
-    "evaluation": ("linear", "logistic", "mlp_digits", "ratings", "autoencoder", "mlp_diabetes"),
+    "evaluation": ("sensors", "tiles", "mixture", "waves", "skipgram", "valley"),
     "calibration": ("wine", "iris", "teacher", "radial", "counts", "spirals"),
 }
 """The tasks of a run that is not ``--full``: those with the cheapest steps."""
@@ -401,14 +595,12 @@ REDUCED = {
 
 def problems(which: str) -> dict[str, Problem]:
     """The problems of a set by name; Fashion-MNIST only where its file is."""
-    if which == "calibration":
-        return {problem.name: problem for problem in _CALIBRATION}
-    found = _EVALUATION + ((_FASHION,) if FASHION.is_file() else ())
+    found = _EVALUATION if which == "evaluation" else _CALIBRATION + ((_FASHION,) if FASHION.is_file() else ())
     return {problem.name: problem for problem in found}
 
 
 def missing(which: str) -> list[str]:
     """Why a problem of a set is left out, a line each."""
-    if which == "evaluation" and not FASHION.is_file():
+    if which == "calibration" and not FASHION.is_file():
         return [f"mlp_fashion left out: no file {FASHION.name}; name one in the environment variable FOGLINE_DATA"]
     return []
