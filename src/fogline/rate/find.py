@@ -30,15 +30,14 @@ from fogline.task import Task
 
 SHARE, FLOOR = 0.05, 60
 """What measuring may cost: this share of the planned steps, or so many steps where that is more."""
-# The three opinions on the rate of a long descent that a short race gives. The constants were chosen on the calibration
-# tasks of benchmarks/rate.py, where each may be a third off without changing the mean regret, and frozen before the
-# evaluation tasks were run.
-HORIZON = 0.4
-"""The best rate of an annealed descent falls with its length to about this power (Bjorck et al., 2024,
+# From the winner of a short race to the rate of a long descent. The constants were chosen on the calibration tasks of
+# benchmarks/rate.py, where each may be a third off without changing the mean regret, and frozen before its evaluation.
+GOOD_ENOUGH = 0.05
+"""The winner is the highest rate that misses at most this share of the best gain: a long descent wants progress."""
+HORIZON = 0.2
+"""The best rate of an annealed descent falls with its length, here to this power (Bjorck et al., 2024,
 arXiv:2409.19913, measured 0.32 for language models)."""
-SATURATED = 0.5
-"""Of the winner's gain, reached by the lowest rate that is worth having."""
-BELOW_CLIFF = 25.0
+BELOW_CLIFF, LEAST_BELOW_CLIFF = 20.0, 12.0
 """The cliff is the lowest rate above the winner at which nothing is gained; a longer descent falls off it earlier."""
 _LOW, _HIGH = 1e-6, 10.0
 _SWEEP_STEPS = 12
@@ -46,7 +45,7 @@ _BELOW_EDGE, _ABOVE_LOWEST = 0.3, 1.5  # where a race is won, from the edge and 
 _ENOUGH_TO_VERIFY, _SHARE_TO_VERIFY, _TRIALS = 100, 0.4, 3
 # Floating-point operations of a forward pass below which calling them costs more than computing them.
 _SMALL_ON_CPU, _SMALL_ELSEWHERE = 1e6, 2e9
-_WIDER = 20.0
+_WIDER = 40.0
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ def find_lr(
     A bracket comes from the curvature (the rate beyond which the optimizer overshoots) or from a sweep over growing
     rates; within it a few rates race for 10 to 64 steps, each annealed to zero, and are compared by their held-out
     losses on the same rows. The winner of so short a race is too high for a long run; the value is the geometric mean
-    of three opinions: the winner's rate times ``(T / N) ** 0.4`` for a race of T steps and a run of N, the lowest rate
-    with half of the winner's gain, and 1/25 of the lowest rate that is too high to gain anything.
+    of the winner's rate times ``(T / N) ** 0.2``, for a race of T steps and a run of N, and of 1/20 of the lowest rate
+    that is too high to gain anything.
 
     Nothing is disturbed: weights, buffers, ``.grad``, random states and the train/eval modes of what was given are
     bitwise as before.
@@ -240,27 +239,26 @@ def _relative_unit(objective: Objective, batches: Iterator[Batch]) -> float:
 def _judged(raced: Race, bracket: Bracket, planned: int) -> Rate:
     """From the winner of a short race to the rate of the run."""
     gain, error = raced.gain(raced.best)
+    flat = not gain > max(2 * error, 1e-6 * abs(raced.first))
+    winner = _harmless(raced) if flat else _winner(raced)
     shorter = (raced.steps / max(planned, raced.steps)) ** HORIZON
+    cliff = _cliff(raced, winner)
+    value = min(math.sqrt(winner * shorter * cliff / BELOW_CLIFF), cliff / LEAST_BELOW_CLIFF)
+    who = "the highest rate that does no harm" if flat else "winner"
+    rule = (
+        f"geometric mean of {who} * (steps / planned) ** 0.2 and 1/20 of the lowest rate above it that gains nothing; "
+        "at most 1/12 of that"
+    )
     warnings = []
-    if gain > max(2 * error, 1e-6 * abs(raced.first)):
-        below_cliff = _cliff(raced) / BELOW_CLIFF
-        opinions = [_vertex(raced) * shorter, _saturation(raced, gain), below_cliff]
-        value = min(math.prod(opinions) ** (1 / 3), below_cliff)
-        rule = (
-            "geometric mean of winner * (steps / planned) ** 0.4, the lowest rate with half of the winner's gain, and "
-            "1/25 of the lowest rate above it that gains nothing; at most the last of the three"
-        )
-        if bracket.overshoots is not None and value > bracket.overshoots:
-            value, rule = bracket.overshoots, "the rate beyond which the optimizer overshoots; the race went higher"
-        if raced.open_end is not None:
-            warnings.append(f"the {raced.open_end} end of the bracket won: the best rate may lie beyond it")
-    else:
-        value = min(_harmless(raced) * shorter, _cliff(raced) / BELOW_CLIFF)
-        rule = "the highest rate that does no harm * (steps / planned) ** 0.4, at most 1/25 of the next"
+    if flat:
         warnings.append(
             "flat: no rate gains more within the race than the noise of the held-out rows; the weights may be trained "
             "already, or the gradient does not reach them"
         )
+    elif bracket.overshoots is not None and value > bracket.overshoots:
+        value, rule = bracket.overshoots, "the rate beyond which the optimizer overshoots; the race went higher"
+    if not flat and raced.open_end is not None:
+        warnings.append(f"the {raced.open_end} end of the bracket won: the best rate may lie beyond it")
     if 0 < gain < 4 * error:
         warnings.append(f"noise: the winner's gain, {gain:.3g}, is uncertain by {error:.2g}")
     useful = [probe.rate for probe in raced.probes if probe.score < raced.first]
@@ -270,42 +268,23 @@ def _judged(raced: Race, bracket: Bracket, planned: int) -> Rate:
     )
 
 
-def _vertex(raced: Race) -> float:
-    """The winner's rate, moved to the vertex of the parabola through it and its neighbours."""
-    k = raced.probes.index(raced.best)
-    if not 0 < k < len(raced.probes) - 1:
-        return raced.best.rate
-    left, middle, right = raced.probes[k - 1 : k + 2]
-    bend = left.score - 2 * middle.score + right.score
-    if not (math.isfinite(bend) and bend > 0):
-        return middle.rate
-    return float(middle.rate * (right.rate / middle.rate) ** (0.5 * (left.score - right.score) / bend))
-
-
-def _saturation(raced: Race, gain: float) -> float:
-    """The lowest rate from which on, up to the winner's, a set share of its gain is reached."""
-    wanted = raced.first - SATURATED * gain
-    k = raced.probes.index(raced.best)
-    while k > 0 and raced.probes[k - 1].score <= wanted:
-        k -= 1
-    inside, outside = raced.probes[k], raced.probes[k - 1]
-    if k == 0 or not math.isfinite(outside.score):
-        return inside.rate
-    share = (outside.score - wanted) / (outside.score - inside.score)
-    return float(outside.rate * (inside.rate / outside.rate) ** share)
-
-
-def _cliff(raced: Race) -> float:
-    """The lowest rate above the winner's that gains nothing; the next beyond the field where all of it gains."""
-    above = raced.probes[raced.probes.index(raced.best) + 1 :]
-    beyond = raced.probes[-1].rate * raced.ratio
-    return next((probe.rate for probe in above if not probe.score < raced.first), beyond)
+def _winner(raced: Race) -> float:
+    """The highest rate that misses at most a small share of the best gain."""
+    enough = raced.best.score + GOOD_ENOUGH * (raced.first - raced.best.score)
+    return max(probe.rate for probe in raced.probes if probe.score <= enough)
 
 
 def _harmless(raced: Race) -> float:
     """The highest rate behind which the loss is not higher than before by more than its uncertainty."""
     fine = [probe.rate for probe in raced.probes for gain, error in [raced.gain(probe)] if gain >= -2 * error]
     return max(fine, default=raced.probes[0].rate)
+
+
+def _cliff(raced: Race, winner: float) -> float:
+    """The lowest rate above the winner's that gains nothing; the next beyond the field where all of it gains."""
+    beyond = raced.probes[-1].rate * raced.ratio
+    above = [probe for probe in raced.probes if probe.rate > winner]
+    return next((probe.rate for probe in above if not probe.score < raced.first), beyond)
 
 
 def _evidence(raced: Race, bracket: Bracket, planned: int, rule: str) -> dict[str, Any]:
