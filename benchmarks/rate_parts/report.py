@@ -79,8 +79,9 @@ def scores_of(name: str, cells: Iterable[Cell]) -> list[dict[str, Any]]:
     for cell in cells:
         where = {"task": cell.task, "optimizer": cell.optimizer, "seed": cell.seed, "planned": cell.steps}
         if name in cell.others:
-            loss = cell.others[name].loss
-            rows.append(where | {"rate": None, "regret": cell.regret(loss), "cost_steps": 0, "note": _note(loss)})
+            run = cell.others[name]
+            told = {"rate": None, "cost_steps": 0, "note": _note(run.loss)}
+            rows.append(where | told | {"regret": cell.regret(run.loss), "kept_regret": kept_regret(cell, run)})
         elif name in cell.proposals:
             rows.append(where | _scored(cell, cell.proposals[name]))
     return rows
@@ -88,13 +89,24 @@ def scores_of(name: str, cells: Iterable[Cell]) -> list[dict[str, Any]]:
 
 def _scored(cell: Cell, proposal: Mapping[str, Any]) -> dict[str, Any]:
     rate = proposal["rate"]
-    kept = {name: proposal[name] for name in ("rate", "cost_steps", "interval", "note", "warnings")}
+    told = {name: proposal[name] for name in ("rate", "cost_steps", "interval", "note", "warnings")}
     if rate is None:
-        return kept | {"regret": 1.0, "clock_steps": None}
+        return told | {"regret": 1.0, "kept_regret": 1.0, "clock_steps": None}
     run = cell.runs[repr(rate)]
     step = run.processor / max(1, run.steps)
-    note = _note(run.loss) or proposal["note"]
-    return kept | {"regret": cell.regret(run.loss), "clock_steps": proposal["processor"] / step, "note": note}
+    scores = {"regret": cell.regret(run.loss), "kept_regret": kept_regret(cell, run)}
+    return told | scores | {"clock_steps": proposal["processor"] / step, "note": _note(run.loss) or proposal["note"]}
+
+
+def kept_regret(cell: Cell, run: Trained) -> float:
+    """Regret by the lowest held-out loss along a run, against the lowest along any run at a rate."""
+    lowest = min(_kept(other) for other in cell.runs.values())
+    return min(1.0, max(0.0, (_kept(run) - lowest) / (cell.initial - lowest)))
+
+
+def _kept(run: Trained) -> float:
+    """The lowest held-out loss along a run; infinite for one that broke before the first."""
+    return min((loss for _, loss in run.curve), default=math.inf)
 
 
 def _note(loss: float) -> str:
@@ -102,7 +114,7 @@ def _note(loss: float) -> str:
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    regrets = [row["regret"] for row in rows]
+    regrets, kept = [row["regret"] for row in rows], [row["kept_regret"] for row in rows]
     clocks = [row["clock_steps"] for row in rows if row.get("clock_steps") is not None]
     low, high = bootstrap(rows)
     return {
@@ -113,6 +125,8 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "median": statistics.median(regrets),
         "worst": max(regrets),
         "failures": sum(regret > FAILED for regret in regrets),
+        "kept_mean": _mean(kept),
+        "kept_worst": max(kept),
         "cost_steps": _mean(row["cost_steps"] for row in rows),
         "cost_share": _mean(row["cost_steps"] / row["planned"] for row in rows),
         "clock_steps": statistics.median(clocks) if clocks else None,
@@ -152,7 +166,8 @@ def _introduction(cells: Sequence[Cell], problems: Mapping[str, Problem], left_o
 
 def _finder_table(scores: Mapping[str, Sequence[Mapping[str, Any]]], ranked: Sequence[str]) -> str:
     optimizers = list(dict.fromkeys(row["optimizer"] for rows in scores.values() for row in rows))
-    header = ["finder", "mean regret", "95 %", "median", "worst", "failures", "cost, steps", "of the run", "by clock"]
+    header = ["finder", "mean regret", "95 %", "median", "worst", "failures", "kept: mean regret", "kept: worst"]
+    header += ["cost, steps", "of the run", "by clock"]
     rows = []
     for name in ranked:
         summary = _summary(scores[name])
@@ -162,6 +177,7 @@ def _finder_table(scores: Mapping[str, Sequence[Mapping[str, Any]]], ranked: Seq
             [
                 _LABELS[name], f"{summary['mean']:.3f}", f"{summary['mean_low']:.3f} to {summary['mean_high']:.3f}",
                 f"{summary['median']:.3f}", f"{summary['worst']:.2f}", f"{summary['failures']} of {summary['cells']}",
+                f"{summary['kept_mean']:.3f}", f"{summary['kept_worst']:.2f}",
                 f"{summary['cost_steps']:.0f}", f"{100 * summary['cost_share']:.1f} %", clock,
                 *("-" if mean is None else f"{mean:.3f}" for mean in by),
             ]
@@ -172,10 +188,12 @@ def _finder_table(scores: Mapping[str, Sequence[Mapping[str, Any]]], ranked: Seq
 def _finder_notes(cells: Sequence[Cell], finders: Sequence[str]) -> str:
     rules = {cell.proposals["fogline"]["note"] for cell in cells if "fogline" in cell.proposals}
     lines = [
+        "Kept: the regret of what a trainer with checkpoints keeps, by the lowest held-out loss along each run (one "
+        "every 2 % of it) on both sides; a run that broke keeps what it had. All else is by the last weights.",
         "Costs: training steps taken, a mean over the cells; their share of the planned run; and what the finder took "
         "in processor time, in steps of the run that follows (the median). The last columns are mean regrets by "
         "optimizer. The interval is a bootstrap over tasks. A whole optimizer is tried once a task and seed, with its "
-        "authors' settings, against the best of the AdamW grid (D-Adaptation SGD: of the momentum grid)."
+        "authors' settings, against the best of the AdamW grid (D-Adaptation SGD: of the momentum grid).",
     ]
     if rules - {"find_lr"}:
         lines.append(f"Fogline's row is that of {', '.join(f'`{rule}`' for rule in sorted(rules) if rule)}.")
