@@ -72,13 +72,25 @@ class Block(nn.Module):
         self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, width) -> (B, T, width)
+    def attended(self, x: Tensor) -> Tensor:  # (B, T, width) -> (B, T, width)
+        """What each place gathers from the others."""
         batch, length, width = x.shape
-        parts = self.mix(self.before(x)).view(batch, length, 3, self.heads, width // self.heads)
+        parts = self.mix(x).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, width) -> (B, T, width)
+        x = x + self.attended(self.before(x))
         return x + self.perceptron(self.between(x))
+
+
+class LateBlock(Block):
+    """Attention and a perceptron, each around a skip and before a LayerNorm (post-norm)."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, width) -> (B, T, width)
+        x = self.before(x + self.attended(x))
+        return self.between(x + self.perceptron(x))
 
 
 class Transformer(nn.Module):
@@ -93,6 +105,21 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, vocabulary)
         x = self.tokens(tokens) + self.places.weight[: tokens.shape[1]]
         return self.head(self.norm(self.blocks(x)))
+
+
+class Tied(nn.Module):
+    """A causal post-norm transformer whose logits are products with its token embeddings."""
+
+    def __init__(self, vocabulary: int, length: int, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        for table in (self.tokens, self.places):
+            nn.init.normal_(table.weight, std=0.2)
+        self.blocks = nn.Sequential(*(LateBlock(width, heads, causal=True) for _ in range(layers)))
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, vocabulary)
+        x = self.tokens(tokens) + self.places.weight[: tokens.shape[1]]
+        return self.blocks(x) @ self.tokens.weight.T
 
 
 class Factors(nn.Module):

@@ -1,4 +1,6 @@
-"""The problems of the rate benchmark: small, quick, and in two sets that share neither data nor architecture.
+"""The problems of the rate benchmark: small, quick, and in two sets that share no data.
+
+Nor do they share an architecture, save that a linear model is a linear model and a quadratic a point in space.
 
 A finder may be tuned on ``calibration``, which holds the evaluation sets of earlier finders too. ``evaluation`` is
 what is reported; nothing is tuned on it.
@@ -27,6 +29,7 @@ from rate_parts.models import (
     Recurrent,
     Residual,
     Sine,
+    Tied,
     Transformer,
     Variational,
     perceptron,
@@ -475,11 +478,11 @@ def _mirrored(model: nn.Module, rows: Tensor) -> Tensor:  # (B, T + 1) -> ()
 
 
 def _reversal(seed: int) -> fogline.Task:
-    """Five tokens of six kinds, a mark, and the five backwards, by a causal transformer."""
+    """Five tokens of six kinds, a mark, and the five backwards, by a causal post-norm transformer."""
     tokens = torch.randint(6, (4000, 5), generator=_generator(seed))
     rows = torch.cat([tokens, torch.full((4000, 1), 6), tokens.flip(1)], 1)
     data = rows[:3400].clone(), rows[3400:].clone()
-    return alone(seed, lambda: Transformer(7, 10, 32, 2, causal=True), _mirrored, data)
+    return alone(seed, lambda: Tied(7, 10, 36, 3, 2), _mirrored, data)
 
 
 def _denoising(seed: int) -> fogline.Task:
@@ -550,7 +553,7 @@ _EVALUATION = (
     Problem("textures", "CNN of three layers with BatchNorm, gratings under noise", _textures, 32, 500, 4),
     Problem("spots", "CNN with LayerNorm and GroupNorm, number of spots", _spots, 32, 600, 4),
     Problem("continuation", "plain RNN, two waves carried on", _continuation, 64, 600),
-    Problem("reversal", "causal transformer, five tokens backwards", _reversal, 16, 500, 7),
+    Problem("reversal", "post-norm transformer with tied embeddings, five tokens backwards", _reversal, 16, 500, 7),
     Problem("denoising", "convolutional auto-encoder, rectangles under noise", _denoising, 32, 500),
     Problem("skipgram", "embeddings and softmax, words beside words", _skipgram, 128, 1000, 60),
     Problem("valley", "quadratic of condition 1e3, heavy-tailed noise", _valley, 16, 1000),
