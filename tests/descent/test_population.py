@@ -15,7 +15,7 @@ from fogline.data.source import InMemory
 from fogline.descent.batches import Batches
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import OPTIMIZERS
-from fogline.descent.population import InTurn, Population, Together, populate
+from fogline.descent.population import Each, InTurn, Population, Together, populate
 
 RATES = [1e-4, 1e-3, 1e-2]
 
@@ -154,3 +154,16 @@ def test_a_loss_that_sees_the_model_and_frozen_parameters() -> None:
     found = walked(Together(objective, recipe, 3), batches)
     expected = walked(InTurn(objective, recipe, 3, batches), batches)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-9, atol=1e-12)
+
+
+def test_each_member_may_have_a_batch_of_its_own() -> None:
+    objective, recipe, batches = made("mlp", optimizer="adamw")
+    together, in_turn = Together(objective, recipe, 4), InTurn(objective, recipe, 4, batches)
+    found, expected = [], []
+    for k in range(6):
+        batch = Each.of([batches.at(k), batches.at(k + 1)], copies=2)
+        assert torch.equal(batch.of_member(3)[0], batches.at(k + 1)[0])
+        found.append(together.step(k, batch, [1e-3, 1e-2] * 2))
+        expected.append(in_turn.step(k, batch, [1e-3, 1e-2] * 2))
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-9, atol=1e-12)
+    assert found[-1][0] != found[-1][2]

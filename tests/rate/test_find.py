@@ -80,6 +80,14 @@ def test_a_longer_run_has_a_larger_budget_and_says_so() -> None:
     assert found(task()).evidence["verify_steps"] is None
 
 
+def test_a_large_budget_tries_each_rate_on_two_orders_of_the_data() -> None:
+    once, twice = found(task(), duration="3000st"), found(task(), duration="9000st")
+    assert "12 members" in once.evidence["race"]["why"]
+    assert "24 members" in twice.evidence["race"]["why"]
+    assert twice.cost_steps <= 450
+    assert twice.value == found(task(), duration="9000st").value
+
+
 def test_the_evidence_is_json_and_holds_every_probe() -> None:
     rate = found(task())
     kept = json.loads(json.dumps(rate.evidence, allow_nan=False))

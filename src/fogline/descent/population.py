@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module  # functional_call without its signature
 
-from fogline.data.source import Batch
+from fogline.data.source import Batch, leaves, map_tree
 from fogline.descent.batches import Batches
 from fogline.descent.clipping import Clipping
 from fogline.descent.groups import ParameterRole, parameter_roles, scaled_roles
@@ -49,12 +49,12 @@ class Population(Protocol):
 
     size: int
 
-    def step(self, number: int, batch: Batch, rates: Sequence[float]) -> list[float]:
+    def step(self, number: int, batch: Batch | Each, rates: Sequence[float]) -> list[float]:
         """Take one step of every member.
 
         Args:
             number: of the step, which decides its random numbers, the same for all.
-            batch: the same for all.
+            batch: the same for all, or one for each.
             rates: a learning rate for each.
 
         Returns:
@@ -66,6 +66,28 @@ class Population(Protocol):
 
         Layers with running statistics take those of the batch: in a short descent the running ones lag behind.
         """
+
+
+@dataclass(frozen=True)
+class Each:
+    """A batch for each member: the tensors of ``batches`` have one more dimension in front, that of the members."""
+
+    batches: Batch
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], copies: int) -> Each:
+        """The first batch for the first ``copies`` members, the second for the next, and so on; all of one shape.
+
+        >>> Each.of([torch.zeros(4, 2), torch.ones(4, 2)], copies=3).batches.shape
+        torch.Size([6, 4, 2])
+        """
+        parts = zip(*(leaves(batch) for batch in batches), strict=True)
+        stacked = iter([torch.stack(part).repeat_interleave(copies, 0) for part in parts])
+        return cls(map_tree(lambda _: next(stacked), batches[0]))
+
+    def of_member(self, k: int) -> Batch:
+        """The batch of one member."""
+        return map_tree(lambda leaf: leaf[k], self.batches)
 
 
 @dataclass(frozen=True)
@@ -160,7 +182,7 @@ class Together:
         like = next(iter(self._trained.values()))
         self._clipping = None if recipe.clip is None else Clipping(recipe.clip, like, (size,))
 
-    def step(self, number: int, batch: Batch, rates: Sequence[float]) -> list[float]:
+    def step(self, number: int, batch: Batch | Each, rates: Sequence[float]) -> list[float]:
         seed_step(self._seed, number, TRAIN, self._device)
         weights = list(self._trained.values())
         with torch.enable_grad():
@@ -176,21 +198,22 @@ class Together:
             values: list[float] = self._mapped(batch).tolist()
         return values
 
-    def _mapped(self, batch: Batch) -> Tensor:
+    def _mapped(self, batch: Batch | Each) -> Tensor:
         """The loss of every member, shape (size,)."""
 
-        def one(values: dict[str, Tensor]) -> Tensor:
+        def one(values: dict[str, Tensor], rows: Batch) -> Tensor:
             with _reparametrize_module(self._objective.model, values, tie_weights=True):
-                return self._objective(batch)
+                return self._objective(rows)
 
-        mapped = torch.func.vmap(one, randomness="same")
+        rows, dimension = (batch.batches, 0) if isinstance(batch, Each) else (batch, None)
+        mapped = torch.func.vmap(one, in_dims=(0, dimension), randomness="same")
         values, training = {**self._trained, **self._held}, self._objective.model.training
         if self._silent.get(training):
-            losses: Tensor = mapped(values)
+            losses: Tensor = mapped(values, rows)
             return losses
         with warnings.catch_warnings(record=True) as heard:  # that an operation is mapped slowly: that is measured
             warnings.simplefilter("always")
-            losses = mapped(values)
+            losses = mapped(values, rows)
         self._silent[training] = not heard
         return losses
 
@@ -224,13 +247,13 @@ class InTurn:
         self._steps = [_ordinary(objective, recipe, batches) for _ in range(size)]
         self._lost = [False] * size
 
-    def step(self, number: int, batch: Batch, rates: Sequence[float]) -> list[float]:
+    def step(self, number: int, batch: Batch | Each, rates: Sequence[float]) -> list[float]:
         found = []
         for k, (step, rate) in enumerate(zip(self._steps, rates, strict=True)):
             if self._lost[k]:
                 found.append(math.nan)
                 continue
-            outcome = step.take(number, batch, rate)
+            outcome = step.take(number, batch.of_member(k) if isinstance(batch, Each) else batch, rate)
             self._lost[k] = outcome.finite is False
             found.append(float(outcome.loss) if not self._lost[k] else math.nan)
         return found

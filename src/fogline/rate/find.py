@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from fogline.data.source import Batch, Stream
+from fogline.data.source import Batch, InMemory, Stream
 from fogline.descent.length import EXPECTED
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import spec_of
@@ -42,6 +42,7 @@ BELOW_CLIFF, LEAST_BELOW_CLIFF = 20.0, 12.0
 _LOW, _HIGH = 1e-6, 10.0
 _SWEEP_STEPS = 12
 _BELOW_EDGE, _ABOVE_LOWEST = 0.3, 1.5  # where a race is won, from the edge and from the sweep's lowest loss
+_ENOUGH_FOR_TWO = 240  # orders of the data
 _ENOUGH_TO_VERIFY, _SHARE_TO_VERIFY, _TRIALS = 100, 0.4, 3
 # Floating-point operations of a forward pass below which calling them costs more than computing them.
 _SMALL_ON_CPU, _SMALL_ELSEWHERE = 1e6, 2e9
@@ -150,7 +151,8 @@ def _measured(start: Start, check: Callable[[], None]) -> Rate:
     if recipe.precision == "fp16":
         objective.autocast = None  # probes do not scale the loss, and small gradients would vanish
     bracket = _bracket(start, objective, held_out[0], budget, check)
-    course = Course(objective, start.batches, recipe, held_out, _is_small(start), check)
+    draws = 2 if budget >= _ENOUGH_FOR_TWO and isinstance(start.opened.train, InMemory) and recipe.shuffle else 1
+    course = Course(objective, start.batches, recipe, held_out, _is_small(start), draws, check)
     raced = race(course, bracket.centre, budget - bracket.cost)
     rate = _judged(raced, bracket, planned)
     seconds = time.perf_counter() - began

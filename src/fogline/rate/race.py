@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from fogline.data.source import Batch
 from fogline.descent.batches import Batches
 from fogline.descent.objective import Objective
-from fogline.descent.population import InTurn, clock, obstacle, populate
+from fogline.descent.population import Each, InTurn, clock, obstacle, populate
 from fogline.descent.schedules import curve
 from fogline.recipe import Recipe
 
@@ -37,8 +37,8 @@ class Probe:
 
     Attributes:
         rate: at the top of its schedule.
-        losses: training loss of each step; NaN from where it was lost.
-        scores: held-out loss behind the last step, on each of the common batches.
+        losses: training loss of each step, the mean over draws; NaN from where one was lost.
+        scores: held-out loss behind the last step, on each of the common batches, draw by draw.
     """
 
     rate: float
@@ -102,13 +102,20 @@ class Race:
 
 @dataclass
 class Course:
-    """What all heats of a race share."""
+    """What all heats of a race share.
+
+    Attributes:
+        held_out: what probes are scored on.
+        small: whether many members in one program cost little more than one.
+        draws: orders of the data that each rate is tried on, where members step in one program.
+    """
 
     objective: Objective
     batches: Batches
     recipe: Recipe
     held_out: Sequence[Batch]
     small: bool
+    draws: int
     check: Callable[[], None]
 
     @property
@@ -118,18 +125,25 @@ class Course:
 
     def heat(self, rates: Sequence[float], steps: int, together: bool) -> tuple[list[Probe], float]:
         """The probes of these rates, each annealed to zero after a short warm-up, and the seconds of a step."""
-        population = populate(self.objective, self.recipe, len(rates), self.batches, together=together).population
+        draws = self.draws if together else 1
+        every = [*rates] * draws
+        population = populate(self.objective, self.recipe, len(every), self.batches, together=together).population
         at, now = curve("linear", steps, warmup=_WARMUP), clock(self.batches)
-        stream = self.batches.stream(0)
+        streams = [replace(self.batches, seed=self.recipe.seed + draw).stream(0) for draw in range(draws)]
         table: list[list[float]] = []
         seconds = []
         for k in range(steps):
             self.check()
-            batch, started = next(stream), now()
-            table.append(population.step(k, batch, [rate * at(k) for rate in rates]))
+            batches = [next(stream) for stream in streams]
+            batch, started = batches[0] if draws == 1 else Each.of(batches, len(rates)), now()
+            table.append(population.step(k, batch, [rate * at(k) for rate in every]))
             seconds.append(now() - started)
         scores = [population.losses(batch) for batch in self.held_out]
-        probes = [Probe(rate, [row[k] for row in table], [row[k] for row in scores]) for k, rate in enumerate(rates)]
+        own = [range(k, len(every), len(rates)) for k in range(len(rates))]  # the members of each rate
+        probes = [
+            Probe(rate, [fmean(row[m] for m in mine) for row in table], [row[m] for m in mine for row in scores])
+            for rate, mine in zip(rates, own, strict=True)
+        ]
         return probes, min(seconds)
 
     def score(self) -> list[float]:
@@ -156,13 +170,14 @@ def race(course: Course, centre: float, budget: float) -> Race:
     """
     field = _field(course, budget - course.scoring)
     rates = [centre * field.ratio ** (k - field.size // 2) for k in range(field.size)]
-    before = course.score()
+    before = course.score() * (course.draws if field.together else 1)
     probes, seconds = course.heat(rates, field.steps, field.together)
     cost = course.scoring + field.tried + field.price * (field.steps + course.scoring)
     found = Race(probes, field.steps, field.ratio, before, field.together, field.why, cost)
     if field.together:
         found.times_one = seconds / course.single()
-        found.why = f"a step of {field.size} members in one program took {found.times_one:.1f} times as long as of one"
+        members = field.size * course.draws
+        found.why = f"a step of {members} members in one program took {found.times_one:.1f} times as long as of one"
     _extend(course, found, field.price / field.size, budget - cost)
     return found
 
@@ -189,9 +204,10 @@ def _field(course: Course, budget: float) -> _Field:
     tried = 0.0
     if course.small:
         why, tried = obstacle(course.objective, course.recipe, course.batches), float(_TRIED)
-        steps = _length((budget - 2 * tried) / USUAL_COST - course.scoring)
+        price = USUAL_COST * (1 + course.draws) / 2
+        steps = _length((budget - 2 * tried) / price - course.scoring)
         if why is None and steps is not None:
-            return _Field(True, TOGETHER, RATIO_TOGETHER, steps, USUAL_COST, "", 2 * tried)
+            return _Field(True, TOGETHER, RATIO_TOGETHER, steps, price, "", 2 * tried)
         why = why or "the budget is too small for many at once"
     left = budget - tried
     size = max(2, min(IN_TURN, int(left / (LENGTHS[0] + course.scoring))))
