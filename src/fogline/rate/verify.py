@@ -52,7 +52,9 @@ class Verification:
         gained = _difference(before, kept)[0]
         over, error = _difference(kept, lower)
         if gained < 0 and over > 2 * error:
-            return _OTHERS[0], f"the loss rises at this rate and falls at a third of it ({_words(before, kept, lower)})"
+            return _OTHERS[
+                0
+            ], f"the loss rises, and clearly less at a third of the rate ({_words(before, kept, lower)})"
         over, error = _difference(kept, higher)
         if gained > 0 and over > max(2 * error, (_MUCH - 1) * gained):
             return _OTHERS[1], f"three times the rate gains {1 + over / gained:.1f} times as much"
@@ -90,4 +92,4 @@ def _difference(first: list[float], second: list[float]) -> tuple[float, float]:
 
 
 def _words(before: list[float], kept: list[float], lower: list[float]) -> str:
-    return f"held-out loss {fmean(before):.4g}, then {fmean(kept):.4g} and {fmean(lower):.4g}"
+    return f"held out {fmean(before):.4g}, then {fmean(kept):.4g} and {fmean(lower):.4g}"
