@@ -52,9 +52,8 @@ class Verification:
         gained = _difference(before, kept)[0]
         over, error = _difference(kept, lower)
         if gained < 0 and over > 2 * error:
-            return _OTHERS[
-                0
-            ], f"the loss rises, and clearly less at a third of the rate ({_words(before, kept, lower)})"
+            why = f"the loss rises, and clearly less at a third of the rate ({_words(before, kept, lower)})"
+            return _OTHERS[0], why
         over, error = _difference(kept, higher)
         if gained > 0 and over > max(2 * error, (_MUCH - 1) * gained):
             return _OTHERS[1], f"three times the rate gains {1 + over / gained:.1f} times as much"
