@@ -43,6 +43,7 @@ class Memory:
         level: median loss of the best block so far.
         noise: standard deviation from step to step in the last good block.
         kept: the step whose state is kept.
+        following: the step at which, or behind which, the block ends that is being taken.
         bad_data: a step was refused for its data: what is not finite is no fault of the rate.
         losses: of the steps since the last block ended.
     """
@@ -51,6 +52,7 @@ class Memory:
     level: float | None = None
     noise: float = 0.0
     kept: int = 0
+    following: int = 0
     bad_data: bool = False
     losses: list[float] = field(default_factory=list)
 
@@ -76,10 +78,6 @@ class Guard:
         """Take note of the losses of the steps just taken."""
         self._pending += losses
 
-    def next_end(self, step: int) -> int:
-        """The step at which the block that ``step`` is in ends."""
-        return (step // self.length + 1) * self.length
-
     def look(self, step: int, refused_in_a_row: int) -> str | None:
         """Judge the block that ends here, if one does, and keep its state if it is good.
 
@@ -88,7 +86,10 @@ class Guard:
         """
         if refused_in_a_row >= _REFUSALS and not self.memory.bad_data:
             return f"{refused_in_a_row} steps in a row were not finite"
-        return self._judged(step) if step % self.length == 0 else None
+        if step < self.memory.following:
+            return None
+        self.memory.following = (step // self.length + 1) * self.length  # a call of several steps may reach over it
+        return self._judged(step)
 
     def _judged(self, step: int) -> str | None:
         self._collect()

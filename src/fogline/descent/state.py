@@ -152,8 +152,6 @@ class Descent:
         stop = length.total if length.total is not None else 2**62
         if (self.scorer is not None or length.open) and self.every is not None:
             stop = min(stop, (self.step // self.every + 1) * self.every)
-        if self.guard is not None:
-            stop = min(stop, self.guard.next_end(self.step))
         if self.verification is not None and self.step < self.verification.step:
             stop = min(stop, self.verification.step)
         return stop
@@ -161,7 +159,7 @@ class Descent:
     def next_look(self) -> tuple[int, int, float]:
         """The step before which nothing is due but steps, :meth:`next_stop`, and the time before which nothing is."""
         stop, now = self.next_stop(), time.perf_counter()
-        step = stop
+        step = stop if self.guard is None else min(stop, self.guard.memory.following)
         wake = now + _LOOK_SECONDS
         if self.recipe.checkpoint_every != "auto":
             steps = Duration.parse(self.recipe.checkpoint_every).steps(self.batches.batch_size, self.batches.examples)
