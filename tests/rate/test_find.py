@@ -18,6 +18,7 @@ import fogline
 from fogline import Rate, Task
 from fogline.descent.prepare import begin
 from fogline.rate.held_out import held_out_batches
+from programs.problems import classification, mlp, points, recipe
 
 
 def mean_squares(factor: float = 1.0, shift: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
@@ -194,6 +195,16 @@ def test_a_recurrent_net_takes_turns() -> None:
     assert not rate.evidence["race"]["together"]
     assert "cannot be mapped" in rate.evidence["race"]["why"]
     assert rate.cost_steps <= 60
+
+
+def test_few_and_noisy_held_out_rows_do_not_let_it_run_away(tmp_path: Path) -> None:
+    """Thirty rows of three overlapping clouds: the gain is uncertain, and so is a loss of twenty thousand."""
+    torch.manual_seed(1)
+    what = classification(model=mlp(), valid=points(30, 1))
+    rate = fogline.find_lr(what, recipe(lr="auto"))
+    assert rate.value < rate.evidence["edge"]
+    before, after = trained(what, rate.value, tmp_path, batch_size=8, duration="40st")
+    assert after < before + 0.1
 
 
 def test_weights_that_are_trained_already_are_not_thrown_away(tmp_path: Path) -> None:

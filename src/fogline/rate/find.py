@@ -257,7 +257,7 @@ def _judged(raced: Race, bracket: Bracket, planned: int) -> Rate:
             "flat: no rate gains more within the race than the noise of the held-out rows; the weights may be trained "
             "already, or the gradient does not reach them"
         )
-    elif bracket.overshoots is not None and value > bracket.overshoots:
+    if bracket.overshoots is not None and value > bracket.overshoots:
         value, rule = bracket.overshoots, "the rate beyond which the optimizer overshoots; the race went higher"
     if not flat and raced.open_end is not None:
         warnings.append(f"the {raced.open_end} end of the bracket won: the best rate may lie beyond it")
@@ -277,9 +277,11 @@ def _winner(raced: Race) -> float:
 
 
 def _harmless(raced: Race) -> float:
-    """The highest rate behind which the loss is not higher than before by more than its uncertainty."""
-    fine = [probe.rate for probe in raced.probes for gain, error in [raced.gain(probe)] if gain >= -2 * error]
-    return max(fine, default=raced.probes[0].rate)
+    """The highest rate behind which the loss is not higher than before by more than the best gain is uncertain."""
+    _, error = raced.gain(raced.best)
+    return max(
+        (probe.rate for probe in raced.probes if probe.score <= raced.first + error), default=raced.probes[0].rate
+    )
 
 
 def _cliff(raced: Race, winner: float) -> float:
