@@ -262,12 +262,13 @@ def _leave(descent: Descent, info: dict[str, Any], *, save: bool = True) -> None
 
 
 def _leave_unstarted(folder: Path, info: dict[str, Any], start: Start) -> None:
-    """Stopped while the recipe was being measured: what is saved are the first weights, and nothing was decided."""
-    recipe = start.resolved.recipe
-    judgement, budget = Judgement(Verdict.INTERRUPTED, {"steps": 0}), Budget(recipe.watch)
-    info |= {"recipe": recipe.to_dict()} | ending(judgement, steps=0, refused=0, seconds=0.0, budget=budget)
+    """Stopped before the loop began: saved are the first weights, or the checkpoint that a resumed run begins from."""
+    recipe, steps = start.resolved.recipe, info.get("steps", 0)
+    judgement, budget = Judgement(Verdict.INTERRUPTED, {"steps": steps}), Budget(recipe.watch)
+    so_far = {"steps": steps, "refused": info.get("refused", 0), "seconds": info.get("seconds", 0.0)}
+    info |= {"recipe": recipe.to_dict()} | ending(judgement, budget=budget, **so_far)
     store = Store(folder)
-    store.event(0, "interrupted", _STOPPED)
+    store.event(steps, "interrupted", _STOPPED)
     store.write_info(info)
     store.close()
 
