@@ -143,7 +143,7 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -
         first = next(batches.stream(0))
         odd = check_first_batch(model, loss, first, metrics, opened.facts)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
-    operations = _operations(objective, first)
+    operations = operations_of(objective, first)
     threads = 1 if device.type == "cpu" and operations < _SMALL_STEP else torch.get_num_threads()
     return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], operations, threads)
 
@@ -270,7 +270,7 @@ def summary(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _operations(objective: Objective, batch: Batch) -> int:
+def operations_of(objective: Objective, batch: Batch) -> int:
     """Floating-point operations of one forward pass: products and convolutions."""
     device = torch.device(objective.device_type)
     counter = FlopCounterMode(display=False)

@@ -1,0 +1,304 @@
+"""The program under examination, opened: its data as rows, its model on one batch, and what is compared on what."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogline.data import losses
+from fogline.data.defaults import default_loss
+from fogline.data.intake import Opened, open_data
+from fogline.data.source import Batch, Facts, InMemory, MapStyle, Source, Stream, leaves, map_tree
+from fogline.descent.batches import rows_of
+from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
+from fogline.doctor.finding import Remedy, Rows
+from fogline.doctor.yardstick import Yardstick
+from fogline.recipe import Recipe
+from fogline.task import OnBatch, Task
+
+MOST_ROWS = 20_000
+"""Rows read of data that is not in memory."""
+_HELD_SHARE, _MOST_HELD, _FEWEST_TO_HOLD = 0.2, 2048, 40
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Case:
+    """A task and a recipe, and everything the doctor looks at.
+
+    Attributes:
+        task, recipe: as they were given.
+        loss: of the task, or the one that is taken where it has none.
+        train: every training row, or those that were read; for ``on_batch`` work ``inputs`` is the whole batch tree.
+        valid: held-out rows of the task, or None.
+        facts: what the data is.
+        yardstick: what trials are compared by.
+        refused: the error with which ``fit`` would refuse the data, or "".
+        learned, held: row numbers of ``train`` that trials learn from, and that they are scored on. Where the task has
+            held-out data the second is empty and that data is what is scored on.
+        in_memory: whether the data of the task are tensors, which remedies of rows can change.
+    """
+
+    task: Task
+    recipe: Recipe
+    loss: Any
+    train: Rows
+    valid: Rows | None
+    facts: Facts
+    yardstick: Yardstick
+    refused: str = ""
+    learned: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    held: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    in_memory: bool = True
+
+    @property
+    def supervised(self) -> bool:
+        return not isinstance(self.loss, OnBatch)
+
+    @property
+    def family(self) -> losses.Family:
+        return losses.family(self.loss)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples a step, as far as the recipe says it; the rule of ``fit`` where it is "auto"."""
+        asked = self.recipe.batch_size
+        rows = len(leaves(self.train.inputs)[0])
+        if asked == "full":
+            return rows
+        if asked == "auto":
+            return self.facts.batch_size or min(64, rows)
+        return min(int(asked) * self.recipe.accumulate, rows)
+
+    def new_model(self, seed: int | None = None) -> nn.Module:
+        """A model with the first weights of a seed, in training mode; the task's own is left alone."""
+        return made(self.task, self.facts, self.recipe.seed if seed is None else seed)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The first rows in the order of a shuffled epoch, as many as a batch has (at most 512)."""
+        size = len(leaves(self.train.inputs)[0])
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(self.recipe.seed))
+        index = order[: min(self.batch_size, 512)]
+        return self.rows(index)
+
+    def rows(self, index: Tensor) -> Batch:
+        """Training rows as a batch: a pair, or the tree of ``on_batch`` work."""
+        inputs = taken(self.train.inputs, index)
+        return (inputs, taken(self.train.targets, index)) if self.supervised else inputs
+
+
+def taken(tree: Batch, index: Tensor) -> Batch:
+    """These rows of every tensor."""
+    return map_tree(lambda leaf: leaf[index], tree)
+
+
+def made(task: Task, facts: Facts, seed: int) -> nn.Module:
+    """The module of a task with the first weights of a seed, in training mode; the task's own is left alone."""
+    from fogline.data.defaults import default_model
+
+    with private_randomness(CPU):
+        seed_everything(seed, 0, INITIAL, CPU)
+        maker = task.model if task.model is not None else default_model(facts)
+        module = copy.deepcopy(maker if isinstance(maker, nn.Module) else maker())
+    assert isinstance(module, nn.Module)
+    return module.train()
+
+
+def open_case(task: Task, recipe: Recipe) -> Case:
+    """Open a program, also one that ``fit`` would refuse.
+
+    Raises:
+        ValueError, TypeError: data of which not even rows can be read.
+    """
+    refused = ""
+    try:
+        opened = open_data(task, seed=recipe.seed)
+    except (ValueError, TypeError) as error:
+        refused = str(error)
+        opened = _leniently(task, error)
+    loss = task.loss if task.loss is not None else default_loss(opened.facts)
+    train = _rows(opened.train, loss)
+    valid = None if opened.valid is None else _rows(opened.valid, loss)
+    yardstick = Yardstick("other") if isinstance(loss, OnBatch) else Yardstick.of(train.targets, loss)
+    in_memory = isinstance(opened.train, InMemory)
+    case = Case(task, recipe, loss, train, valid, opened.facts, yardstick, refused, in_memory=in_memory)
+    case.learned, case.held = _split(case)
+    return case
+
+
+def _leniently(task: Task, error: Exception) -> Opened:
+    """Rows of a pair of arrays whatever they hold; everything else is refused as ``fit`` refuses it."""
+    pairs = []
+    for value in (task.train, task.valid):
+        if value is None:
+            pairs.append(None)
+            continue
+        if not (isinstance(value, (tuple, list)) and len(value) == 2):
+            raise error
+        inputs, targets = (torch.as_tensor(item) for item in value)
+        if not inputs.ndim or not targets.ndim or not len(inputs):
+            raise error
+        rows = min(len(inputs), len(targets))
+        pairs.append(InMemory((inputs[:rows], targets[:rows])))
+    train, valid = pairs
+    assert train is not None
+    whole = not train.tensors[1].is_floating_point()
+    kind = "classification" if losses.family(task.loss) in ("classes", "binary") or whole else "regression"
+    outputs = int(train.tensors[1].max()) + 1 if whole else int(train.tensors[1].shape[1:].numel())
+    facts = Facts(kind, tuple(train.tensors[0].shape[1:]), outputs=outputs)
+    return Opened(train, valid, facts)
+
+
+def _rows(source: Source, loss: Any) -> Rows:
+    """The rows of a source, the first :data:`MOST_ROWS` spaced ones of one that is not in memory."""
+    if isinstance(source, InMemory):
+        tensors = source.tensors
+    elif isinstance(source, MapStyle):
+        size = min(source.size, MOST_ROWS)
+        tensors = source.take(torch.arange(size) * source.size // size)
+    else:
+        assert isinstance(source, Stream)
+        tensors = next(iter(source.batches(MOST_ROWS)))
+    ids = torch.arange(len(leaves(tensors)[0]))
+    if isinstance(loss, OnBatch):
+        return Rows(tensors, torch.empty(0), ids)
+    inputs, targets = losses.pair(tensors)
+    return Rows(inputs, targets, ids)
+
+
+def _split(case: Case) -> tuple[Tensor, Tensor]:
+    """Rows to learn from and rows to score on; the same ones where there are too few to hold some out."""
+    size = len(leaves(case.train.inputs)[0])
+    every = torch.arange(size)
+    if case.valid is not None:
+        return every, every[:0]
+    if size < _FEWEST_TO_HOLD:
+        return every, every
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    held = order[: min(_MOST_HELD, int(size * _HELD_SHARE))]
+    return order[len(held) :].sort().values, held.sort().values
+
+
+@dataclass(frozen=True)
+class Program:
+    """A case with some remedies applied: what a trial trains."""
+
+    case: Case
+    remedies: tuple[Remedy, ...]
+    task: Task
+    recipe: Recipe
+    train: Batch
+    held: Batch
+    loss: Any
+
+    def new_model(self, seed: int) -> nn.Module:
+        return made(self.task, self.case.facts, seed)
+
+    @property
+    def rows(self) -> int:
+        return rows_of(self.train)
+
+
+def program(case: Case, remedies: Sequence[Remedy] = ()) -> Program:
+    """The case with remedies applied, on rows that it learns from and rows that it is scored on."""
+    ordered = tuple(sorted(remedies, key=lambda remedy: remedy.order))
+    task, recipe, loss = apply_to(case.task, case.recipe, ordered, loss=case.loss, data=False)
+    if not case.supervised:
+        held = case.held if len(case.held) else case.learned[:_MOST_HELD]
+        if case.valid is not None:
+            return Program(case, ordered, task, recipe, case.rows(case.learned), _head(case.valid.inputs), loss)
+        return Program(case, ordered, task, recipe, case.rows(case.learned), case.rows(held), loss)
+    rows = case.train
+    changed = changed_rows(rows, ordered)
+    mine = torch.isin(changed.ids, case.learned)
+    train = taken(changed.inputs, mine), taken(changed.targets, mine)
+    if case.valid is not None:
+        scored = _spaced(case.valid)
+    else:
+        scored = Rows(taken(rows.inputs, case.held), taken(rows.targets, case.held))
+    scored = changed_rows(scored, [remedy for remedy in ordered if remedy.also_valid])
+    return Program(case, ordered, task, recipe, train, (scored.inputs, scored.targets), loss)
+
+
+def changed_rows(rows: Rows, remedies: Sequence[Remedy]) -> Rows:
+    """The rows after the remedies that change rows."""
+    for remedy in remedies:
+        if remedy.on_rows is not None:
+            rows = remedy.on_rows(rows)
+    return rows
+
+
+def apply_to(
+    task: Task, recipe: Recipe, remedies: Sequence[Remedy], *, loss: Any, data: bool = True
+) -> tuple[Task, Recipe, Any]:
+    """Task, recipe and loss with remedies applied, in their order.
+
+    Args:
+        loss: of the task, the one that is taken where it has none.
+        data: whether to change the rows of the task too.
+
+    Raises:
+        TypeError: a remedy changes rows and the data of the task are neither arrays nor a data set that can be read.
+    """
+    ordered = sorted(remedies, key=lambda remedy: remedy.order)
+    editing = [remedy.on_model for remedy in ordered if remedy.on_model is not None]
+    changes: dict[str, Any] = {}
+    for remedy in ordered:
+        loss = loss if remedy.on_loss is None else remedy.on_loss(loss)
+        recipe = recipe if remedy.on_recipe is None else remedy.on_recipe(recipe)
+    if loss is not task.loss and any(remedy.on_loss is not None for remedy in ordered):
+        changes["loss"] = loss
+    if editing:
+        changes["model"] = _edited(task.model, editing)
+    if data and any(remedy.on_rows is not None for remedy in ordered):
+        changes |= _edited_data(task, ordered, recipe.seed)
+    return replace(task, **changes) if changes else task, recipe, loss
+
+
+def _edited(model: Any, editing: Sequence[Any]) -> Any:
+    def edited(module: nn.Module) -> nn.Module:
+        for edit in editing:
+            module = edit(module)
+        return module
+
+    if isinstance(model, nn.Module):
+        return edited(copy.deepcopy(model))
+
+    def make() -> nn.Module:
+        return edited(copy.deepcopy(model()))
+
+    return make
+
+
+def _edited_data(task: Task, ordered: Sequence[Remedy], seed: int) -> dict[str, Any]:
+    try:
+        opened = open_data(task, seed=seed)
+    except (ValueError, TypeError) as error:
+        opened = _leniently(task, error)
+    if isinstance(opened.train, Stream):
+        raise TypeError("expected data in memory or a data set with a length to change rows of, received a stream")
+    changes: dict[str, Any] = {}
+    rows = changed_rows(_rows(opened.train, task.loss), ordered)
+    changes["train"] = rows.inputs, rows.targets
+    if opened.valid is not None:
+        held = _rows(opened.valid, task.loss)
+        held = changed_rows(replace(held, ids=None), [remedy for remedy in ordered if remedy.also_valid])
+        changes["valid"] = held.inputs, held.targets
+    return changes
+
+
+def _spaced(rows: Rows) -> Rows:
+    size = len(leaves(rows.inputs)[0])
+    index = torch.arange(min(size, _MOST_HELD)) * size // min(size, _MOST_HELD)
+    return Rows(taken(rows.inputs, index), taken(rows.targets, index))
+
+
+def _head(tree: Batch) -> Batch:
+    return map_tree(lambda leaf: leaf[:_MOST_HELD], tree)

@@ -1,0 +1,9 @@
+"""Causes of the group "number"."""
+
+from __future__ import annotations
+
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Suspicion
+
+ON_ONE_BATCH = ()
+IN_MOTION = ()

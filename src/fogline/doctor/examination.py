@@ -1,0 +1,67 @@
+"""Everything that is known of a program while its causes are looked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from fogline.doctor.anatomy import Anatomy, dissect
+from fogline.doctor.case import Case, Program, program
+from fogline.doctor.finding import Remedy
+from fogline.doctor.reference import Reference, refer
+from fogline.doctor.trial import Observation, planned_steps
+
+
+@dataclass
+class Examination:
+    """A program with the remedies kept so far, on one batch and, once it was run, in motion.
+
+    Attributes:
+        case: the program as it was given.
+        kept: remedies that are part of the program by now.
+        observed: the control's descent; None before it was run (causes then see one batch only).
+    """
+
+    case: Case
+    kept: tuple[Remedy, ...] = ()
+    observed: Observation | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def program(self) -> Program:
+        """Task, recipe and rows with what was kept."""
+        return program(self.case, self.kept)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The program on its first batch, with first weights."""
+        size = min(self.case.batch_size, self.program.rows, 512)
+        return dissect(self.program.new_model(self.case.recipe.seed), self.program.loss, _shuffled(self.program, size))
+
+    @cached_property
+    def trained_anatomy(self) -> Anatomy | None:
+        """The same with the weights that the observed descent ended with."""
+        if self.observed is None or self.observed.start is None:
+            return None
+        size = min(self.case.batch_size, self.program.rows, 512)
+        return dissect(self.observed.start.objective.model, self.program.loss, _shuffled(self.program, size))
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What classical learners get from the same rows: whether there is anything to be learned."""
+        return refer(self.case)
+
+    @property
+    def planned(self) -> int:
+        """Steps of the whole run."""
+        return planned_steps(self.program.recipe, self.case)
+
+
+def _shuffled(variant: Program, size: int) -> Any:
+    import torch
+
+    from fogline.doctor.case import taken
+
+    order = torch.randperm(variant.rows, generator=torch.Generator().manual_seed(0))[:size]
+    return taken(variant.train, order)

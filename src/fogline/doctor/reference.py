@@ -1,0 +1,164 @@
+"""Classical learners on the same rows: whether there is anything to be learned, told in a fraction of a second.
+
+Ridge regression and nearest neighbours need no gradient, so nothing that is wrong with the descent can be wrong with
+them. What they get, a sound network can get about as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fogline.doctor.case import Case
+from fogline.doctor.yardstick import Yardstick
+
+_MOST_ROWS, _MOST_FEATURES, _MOST_TOKENS = 4000, 2000, 2000
+_NEIGHBOURS = 5
+_PENALTY = 1e-2
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Scores of the better of two classical learners, by the yardstick of the case.
+
+    Attributes:
+        score: on rows held out of the training data; None where the work cannot be read by them.
+        valid_score: of the same learner, trained on training rows, on the task's held-out data.
+        within_valid: of the same kind of learner, trained and scored within the task's held-out data.
+        learner: which was better.
+        agreement: for labels, the share of neighbours that have a row's own label, row by row of the training data
+            (those of :attr:`rows`), each row left out of its own neighbours.
+        guesses: the label that most neighbours have.
+        rows: positions in the training data of what ``agreement`` speaks of.
+    """
+
+    score: float | None = None
+    valid_score: float | None = None
+    within_valid: float | None = None
+    learner: str = ""
+    agreement: Tensor | None = None
+    guesses: Tensor | None = None
+    rows: Tensor | None = None
+
+
+def refer(case: Case) -> Reference:
+    """Train the classical learners."""
+    yardstick = case.yardstick
+    if not case.supervised or yardstick.work == "other" or not isinstance(case.train.targets, Tensor):
+        return Reference()
+    raw = _features(case.train.inputs)
+    if raw is None or case.train.targets.ndim > 2 or (yardstick.work == "classes" and case.train.targets.ndim > 1):
+        return Reference()
+    usable = torch.isfinite(raw).all(1) & torch.isfinite(case.train.targets.double().reshape(len(raw), -1)).all(1)
+    rows = usable.nonzero().flatten()
+    if len(rows) < 10:
+        return Reference()
+    order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))][:_MOST_ROWS]
+    cut = max(1, len(order) // 5)
+    held, learned = order[:cut], order[cut:]
+    targets = case.train.targets
+    scores = {
+        learner: yardstick(predict(raw[learned], targets[learned], raw[held], yardstick), targets[held], _AsIs())
+        for learner, predict in _LEARNERS.items()
+    }
+    learner = max(scores, key=lambda name: scores[name])
+    valid_score, within = _on_valid(case, raw[learned], targets[learned], learner)
+    agreement, guesses = _neighbourhood(raw[order], targets[order], yardstick)
+    return Reference(scores[learner], valid_score, within, learner, agreement, guesses, order)
+
+
+class _AsIs:
+    """Stands for the loss: numbers are on the scale of the targets."""
+
+
+def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tuple[float | None, float | None]:
+    if case.valid is None:
+        return None, None
+    other = _features(case.valid.inputs)
+    if other is None or other.shape[1] != inputs.shape[1]:
+        return None, None
+    wanted = case.valid.targets[:_MOST_ROWS]
+    other = other[:_MOST_ROWS]
+    fine = torch.isfinite(other).all(1) & torch.isfinite(wanted.double().reshape(len(other), -1)).all(1)
+    other, wanted = other[fine], wanted[fine]
+    if len(other) < 4:
+        return None, None
+    predict = _LEARNERS[learner]
+    across = case.yardstick(predict(inputs, targets, other, case.yardstick), wanted, _AsIs())
+    order = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))
+    half = len(order) // 2
+    first, second = order[:half], order[half:]
+    within = case.yardstick(predict(other[first], wanted[first], other[second], case.yardstick), wanted[second], _AsIs())
+    return across, within
+
+
+def _features(inputs: Any) -> Tensor | None:
+    """One row of numbers an example: columns and pixels as they are, tokens counted."""
+    if not isinstance(inputs, Tensor) or inputs.is_complex():
+        return None
+    if inputs.is_floating_point() or inputs.dtype == torch.uint8 or inputs.dtype == torch.bool:
+        flat = inputs.reshape(len(inputs), -1).double()
+        if flat.shape[1] > _MOST_FEATURES:
+            flat = flat[:, :: -(-flat.shape[1] // _MOST_FEATURES)]
+        return flat
+    if inputs.ndim == 2 and int(inputs.min()) >= 0 and int(inputs.max()) < _MOST_TOKENS:
+        width = int(inputs.max()) + 1
+        counted = torch.zeros(len(inputs), width, dtype=torch.float64)
+        counted.scatter_add_(1, inputs.long(), torch.ones(inputs.shape, dtype=torch.float64))
+        placed = F.one_hot(inputs.long(), width).reshape(len(inputs), -1)
+        return torch.cat([counted, placed.double()], 1) if placed.shape[1] <= _MOST_FEATURES else counted
+    return inputs.reshape(len(inputs), -1).double()
+
+
+def _standardised(inputs: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    mean, scale = inputs.mean(0), inputs.std(0, correction=0)
+    scale = torch.where(scale > 1e-12 * inputs.abs().amax(0).clamp_min(1e-300), scale, torch.ones_like(scale))
+    return (inputs - mean) / scale, ((other - mean) / scale).clamp(-20, 20)
+
+
+def _coded(targets: Tensor, yardstick: Yardstick) -> Tensor:
+    if yardstick.work == "classes":
+        return F.one_hot(targets.clamp(0).long(), max(1, yardstick.classes)).double()
+    return targets.double().reshape(len(targets), -1)
+
+
+def _ridge(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:
+    inputs, other = _standardised(inputs, other)
+    coded = _coded(targets, yardstick)
+    centre = coded.mean(0)
+    if inputs.shape[1] <= inputs.shape[0]:
+        gram = inputs.mT @ inputs + _PENALTY * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)
+        weights = torch.linalg.solve(gram, inputs.mT @ (coded - centre))
+        return other @ weights + centre
+    gram = inputs @ inputs.mT + _PENALTY * len(inputs) * torch.eye(len(inputs), dtype=torch.float64)
+    return other @ (inputs.mT @ torch.linalg.solve(gram, coded - centre)) + centre
+
+
+def _neighbours(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:
+    inputs, other = _standardised(inputs, other)
+    count = min(_NEIGHBOURS, len(inputs))
+    nearest = torch.cdist(other.float(), inputs.float()).topk(count, largest=False).indices
+    return _coded(targets, yardstick)[nearest].mean(1)
+
+
+_LEARNERS = {"ridge regression": _ridge, "nearest neighbours": _neighbours}
+
+
+def _neighbourhood(inputs: Tensor, targets: Tensor, yardstick: Yardstick) -> tuple[Tensor | None, Tensor | None]:
+    if yardstick.work not in ("classes", "one_hot", "binary") or len(inputs) < 3 * _NEIGHBOURS:
+        return None, None
+    coded = _coded(targets, yardstick)
+    if yardstick.work == "binary":
+        if coded.shape[1] > 1:
+            return None, None
+        yes = (coded > sum(yardstick.values) / 2).double()
+        coded = torch.cat([1 - yes, yes], 1)
+    scaled, _ = _standardised(inputs, inputs)
+    distance = torch.cdist(scaled.float(), scaled.float())
+    distance.fill_diagonal_(float("inf"))
+    votes = coded[distance.topk(2 * _NEIGHBOURS, largest=False).indices].mean(1)
+    return (votes * coded).sum(1), votes.argmax(1)

@@ -1,0 +1,371 @@
+"""The laboratory: descents of a program and of its variants, from the same first weights on the same data order.
+
+Everything here runs in memory: no run folder, nothing of the task is changed. What it costs is counted in steps of the
+program itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fogline.data.intake import Opened
+from fogline.data.source import Batch, InMemory, cast, leaves
+from fogline.descent.batches import Batches
+from fogline.descent.clipping import Clipping
+from fogline.descent.length import EXPECTED
+from fogline.descent.objective import Objective
+from fogline.descent.optimizers import build, spec_of
+from fogline.descent.prepare import Start, operations_of
+from fogline.descent.randomness import private_randomness
+from fogline.descent.resolve import batch_rows, resolve_by_rule
+from fogline.descent.schedules import curve
+from fogline.descent.step import EagerStep, Machine
+from fogline.doctor.case import Case, Program, program
+from fogline.doctor.finding import Remedy, Trial
+from fogline.rate import measure_rate
+from fogline.recipe import Duration, Recipe
+from fogline.record.probes import Budget, Probe, Probed
+
+SEEDS = (1, 2, 3)
+"""Of the trials: other first weights and other orders of the data than the run's own, the same for every variant."""
+WORTH = 0.2
+"""A remedy must close at least this share of the distance between the control's score and a perfect one ..."""
+CLEARLY = 2.0
+"""... and be so many standard errors above none."""
+_LOOKS = 16
+_TRAIN_ROWS = 1024
+_SCORED_AT_ONCE = 512
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+
+
+@dataclass
+class Descended:
+    """One descent.
+
+    Attributes:
+        score: on rows that were not learned from, by the yardstick; the last one, and the ``best`` on the way.
+        losses, norms: of every step; NaN where it was refused.
+        refused: how many steps were.
+        error: the exception that ended it, or "".
+    """
+
+    score: float
+    losses: NDArray[np.float64]
+    norms: NDArray[np.float64]
+    refused: int = 0
+    error: str = ""
+    best: float = -1.0
+
+
+@dataclass
+class Observation(Descended):
+    """A descent that was looked at on the way.
+
+    Attributes:
+        start: what it began from; ``start.objective.model`` is the trained model.
+        seed: of first weights and order.
+        planned: steps of the run that it stands for.
+        looks: (step, score, loss) on held-out rows on the way, the first before any step.
+        train_score, train_loss: on learned rows, at the end, in evaluation mode.
+        probes: pairs of successive steps that were measured.
+        lr: the rate at the top of the schedule.
+    """
+
+    start: Start | None = None
+    seed: int = 0
+    planned: int = 0
+    looks: list[tuple[int, float, float]] = field(default_factory=list)
+    train_score: float = -1.0
+    train_loss: float = math.nan
+    probes: list[Probed] = field(default_factory=list)
+    lr: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+
+class Laboratory:
+    """Runs descents and counts what they cost.
+
+    Args:
+        case: the program under examination.
+        budget: steps that may be spent.
+        check: called between steps; may raise to stop.
+    """
+
+    def __init__(self, case: Case, budget: float, check: Callable[[], None] = lambda: None) -> None:
+        self.case, self.budget, self.check = case, budget, check
+        self.spent = 0.0
+        self._rates: dict[tuple[str, ...], float] = {}
+
+    @property
+    def left(self) -> float:
+        return self.budget - self.spent
+
+    @property
+    def planned(self) -> int:
+        """Steps of the whole run."""
+        return planned_steps(self.case.recipe, self.case)
+
+    def start(self, variant: Program, seed: int) -> Start:
+        """What a descent begins from.
+
+        Raises:
+            ValueError, TypeError: the recipe does not fit the data.
+        """
+        model = variant.new_model(seed)
+        if variant.recipe.precision == "float64":
+            model = model.double()
+        floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        train, held = cast(variant.train, floats), cast(variant.held, floats)
+        opened = Opened(InMemory(train), InMemory(held), variant.case.facts)
+        resolved = resolve_by_rule(variant.recipe.replace(seed=seed), opened, model)
+        recipe = resolved.recipe
+        device = torch.device(recipe.device)
+        objective = Objective(model.to(device), variant.loss, None, device.type)
+        rows = batch_rows(recipe, opened.train.size)
+        batches = Batches(opened.train, rows, seed, recipe.shuffle, 0, device)
+        return Start(variant.task, opened, objective, batches, resolved, [], 0, 1)
+
+    def rate(self, variant: Program) -> float:
+        """The learning rate at the top of the schedule; measured, once for each variant, where the recipe asks so."""
+        if variant.recipe.lr != "auto":
+            return float(variant.recipe.lr)
+        key = tuple(remedy.title for remedy in variant.remedies)
+        if key not in self._rates:
+            begun = self.start(variant, self.case.recipe.seed)
+            begun.operations = operations_of(begun.objective, next(begun.batches.stream(0)))
+            measured = measure_rate(begun, self.check)
+            self._rates[key] = measured.value
+            self.spent += measured.cost_steps
+        return self._rates[key]
+
+    def run(self, variant: Program, steps: int, seeds: Sequence[int] = SEEDS) -> list[Descended]:
+        """Descents of one variant, a seed each; a failure of the program is told in ``error``."""
+        return [self._guarded(variant, steps, seed) for seed in seeds]
+
+    def observe(self, variant: Program, steps: int) -> Observation:
+        """One descent with the run's own seed, looked at on the way."""
+        seed = self.case.recipe.seed
+        seen = Observation(-1.0, np.empty(0), np.empty(0), seed=seed, planned=self.planned)
+        found = self._guarded(variant, steps, seed, seen)
+        seen.score, seen.best, seen.losses, seen.norms = found.score, found.best, found.losses, found.norms
+        seen.refused, seen.error = found.refused, found.error
+        return seen
+
+    def _guarded(self, variant: Program, steps: int, seed: int, seen: Observation | None = None) -> Descended:
+        try:
+            with private_randomness(torch.device("cpu")):
+                lr = self.rate(variant)
+                begun = self.start(variant, seed)
+                return self._descend(begun, variant, steps, lr, seen)
+        except FAILURES as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return Descended(-1.0, np.full(1, np.nan), np.full(1, np.nan), 1, str(error) or type(error).__name__)
+
+    def _descend(self, begun: Start, variant: Program, steps: int, lr: float, seen: Observation | None) -> Descended:
+        recipe = begun.resolved.recipe
+        machine = machine_of(begun, lr)
+        stepper = EagerStep(machine, begun.batches, deferred=False)
+        at = curve(recipe.schedule, steps, warmup=_compressed(recipe, steps, self.planned))
+        losses, norms = np.full(steps, np.nan), np.full(steps, np.nan)
+        looks = sorted({round(k * steps / _LOOKS) for k in range(_LOOKS + 1)} if seen else {steps})
+        probe, best, refused, score = None, -1.0, 0, -1.0
+        if seen is not None:
+            seen.start, seen.lr = begun, lr
+            named = [(n, p) for n, p in machine.objective.model.named_parameters() if p.requires_grad]
+            probe = Probe([n for n, _ in named], [p for _, p in named], Budget(1.0))
+            self._look(seen, begun, variant, 0)
+        probing = 0
+        for k, batch in zip(range(steps), begun.batches.stream(0), strict=False):
+            self.check()
+            if probe is not None and (probing or k in looks or k == 1):
+                probe.before()
+                probing = 1 if not probe.open else 2
+            outcome = stepper.take(k, batch, lr * at(k))
+            losses[k], norms[k] = float(outcome.loss), float(outcome.gradient_norm)
+            self.spent += 1
+            if outcome.finite is False:
+                losses[k] = math.nan
+                refused += 1
+                if refused > 5 and refused > 0.5 * (k + 1):
+                    losses, norms = losses[: k + 1], norms[: k + 1]
+                    break
+            if probe is not None and probing:
+                measured = _after(probe, k, stepper, finite=outcome.finite is not False)
+                if seen is not None and measured is not None:
+                    seen.probes.append(measured)
+                probing = 1 if probe.open else 0
+            if seen is not None and k + 1 in looks:
+                self._look(seen, begun, variant, k + 1)
+        model = machine.objective.model
+        if seen is not None:
+            self._finish(seen, begun, variant)
+            score = seen.looks[-1][1]
+            best = max(score for _, score, _ in seen.looks)
+        else:
+            score = best = self.score(model, variant, variant.held)
+        return Descended(score, losses, norms, refused, best=best)
+
+    def _look(self, seen: Observation, begun: Start, variant: Program, step: int) -> None:
+        score, loss = self.scored(begun.objective, variant, variant.held)
+        seen.looks.append((step, score, loss))
+
+    def _finish(self, seen: Observation, begun: Start, variant: Program) -> None:
+        rows = min(_TRAIN_ROWS, variant.rows)
+        index = torch.arange(rows) * variant.rows // rows
+        learned = InMemory(variant.train).take(index)
+        seen.train_score, seen.train_loss = self.scored(begun.objective, variant, learned)
+
+    def score(self, model: nn.Module, variant: Program, batch: Batch) -> float:
+        """The score of a model on rows, in evaluation mode."""
+        device = next(model.parameters()).device
+        return self.scored(Objective(model, variant.loss, None, device.type), variant, batch)[0]
+
+    def scored(self, objective: Objective, variant: Program, batch: Batch) -> tuple[float, float]:
+        """Score and mean loss on rows, in evaluation mode.
+
+        For ``on_batch`` work the score is the share of the first weights' loss that is gone.
+        """
+        model, yardstick = objective.model, variant.case.yardstick
+        weights = next(model.parameters())
+        batch = cast(batch, weights.dtype)
+        outputs, sums, total = [], 0.0, 0
+        with objective.without_learning():
+            for piece in _pieces(batch):
+                on_device = _placed(piece, weights.device)
+                rows = len(leaves(piece)[0])
+                found, loss = objective.with_outputs(on_device)
+                sums += float(loss.detach().double().mean()) * rows
+                total += rows
+                outputs.append(found)
+        mean = sums / max(1, total)
+        if not objective.supervised or yardstick.work == "other":
+            return _gone(variant, mean, self), mean
+        if not all(isinstance(piece, Tensor) for piece in outputs):
+            return _gone(variant, mean, self), mean
+        targets = batch[1]
+        return yardstick(torch.cat([piece.cpu() for piece in outputs]), targets, variant.loss), mean
+
+    def first_loss(self, variant: Program) -> float:
+        """Held-out loss of first weights: what ``on_batch`` work is measured against."""
+        key = ("first", *(remedy.title for remedy in variant.remedies))
+        if key not in self._rates:
+            begun = self.start(variant, self.case.recipe.seed)
+            with private_randomness(torch.device("cpu")), begun.objective.without_learning():
+                self._rates[key] = float(begun.objective(_placed(variant.held, begun.batches.device)).detach())
+        return self._rates[key]
+
+
+def machine_of(begun: Start, lr: float) -> Machine:
+    """Optimizer and everything a step needs, as ``fit`` makes them."""
+    recipe, objective = begun.resolved.recipe, begun.objective
+    optimizer = build(
+        objective.model,
+        recipe.optimizer,
+        lr,
+        weight_decay=recipe.weight_decay,
+        options=dict(recipe.options),
+        lr_scale=recipe.lr_scale,
+    )
+    like = next(p for p in objective.model.parameters() if p.requires_grad)
+    return Machine(
+        objective,
+        optimizer,
+        begun.batches.device,
+        seed=recipe.seed,
+        clipping=None if recipe.clip is None else Clipping(recipe.clip, like),
+        parts=recipe.accumulate,
+        summed=getattr(objective.loss, "reduction", "mean") == "sum",
+        needs_closure=spec_of(recipe.optimizer).needs_closure,
+    )
+
+
+def planned_steps(recipe: Recipe, case: Case) -> int:
+    """Steps of the run that the recipe describes; the usual number where its length is a time or open."""
+    if recipe.duration == "auto":
+        return EXPECTED
+    rows = len(leaves(case.train.inputs)[0])
+    size = rows if recipe.batch_size == "full" else case.batch_size
+    return Duration.parse(recipe.duration).steps(size, rows) or EXPECTED
+
+
+def compared(
+    remedies: Sequence[Remedy],
+    control_name: str,
+    with_it: Sequence[Descended],
+    without: Sequence[Descended],
+    *,
+    seeds: Sequence[int],
+    metric: str,
+    steps: int,
+) -> Trial:
+    """The trial of remedies against a control on the same seeds; accepted where it helps beyond the noise of the seeds.
+
+    The distance still to go counts, not the score: from 0.95 to 0.96 closes a fifth of it, as from 0 to 0.2.
+    """
+    first, second = tuple(d.score for d in with_it), tuple(d.score for d in without)
+    trial = Trial(
+        "; ".join(remedy.title for remedy in remedies),
+        control_name,
+        tuple(seeds),
+        metric,
+        first,
+        second,
+        steps,
+        steps * len(seeds),
+        accepted=False,
+    )
+    room = 1 - fmean(second)
+    helped = trial.effect > CLEARLY * trial.error and trial.effect >= WORTH * room and trial.effect > 0
+    return replace(trial, accepted=helped)
+
+
+def variant(case: Case, remedies: Sequence[Remedy]) -> Program:
+    """The program with remedies."""
+    return program(case, remedies)
+
+
+def _compressed(recipe: Recipe, steps: int, planned: int) -> float:
+    """The warm-up of the whole run, as much shorter as the descent is."""
+    warmup = recipe.warmup
+    assert not isinstance(warmup, str)
+    return warmup if warmup < 1 else warmup * min(1.0, steps / max(1, planned))
+
+
+def _after(probe: Probe, step: int, stepper: EagerStep, *, finite: bool) -> Probed | None:
+    if not finite:
+        probe.cancel()
+        return None
+    return probe.after(step, stepper.gradients)
+
+
+def _gone(variant: Program, loss: float, laboratory: Laboratory) -> float:
+    first = laboratory.first_loss(variant)
+    if not math.isfinite(loss) or not math.isfinite(first):
+        return -1.0
+    scale = max(abs(first), abs(loss))
+    return max(-1.0, (first - loss) / scale) if scale > 0 else 0.0
+
+
+def _pieces(batch: Batch) -> Any:
+    from fogline.descent.batches import split
+
+    return split(batch, _SCORED_AT_ONCE)
+
+
+def _placed(batch: Batch, device: torch.device) -> Batch:
+    from fogline.data.source import map_tree
+
+    return batch if device.type == "cpu" else map_tree(lambda leaf: leaf.to(device), batch)

@@ -1,0 +1,191 @@
+"""What trials are compared by: a score of outputs against targets that does not depend on the loss.
+
+A loss can be wrong, so it cannot judge. Scores lie between -1 and 1: 0 is what the best constant prediction gets, 1 is
+perfect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fogline.data import losses
+
+Work = Literal["classes", "one_hot", "binary", "regression", "other"]
+"""What the targets are: whole-number labels; rows of probabilities that sum to 1; numbers of which there are two
+different ones (in any number of columns); other numbers; anything else, judged by its loss."""
+
+NAMES = {
+    "classes": "skill (balanced accuracy above chance)",
+    "one_hot": "skill (balanced accuracy above chance)",
+    "binary": "skill (ranking and balanced accuracy above chance)",
+    "regression": "skill (share of variance explained)",
+    "other": "skill (share of the first loss that is gone)",
+}
+
+
+def work_of(targets: Any, loss: Any) -> Work:
+    """What kind of work the targets are for.
+
+    >>> work_of(torch.tensor([0, 2, 1]), None), work_of(torch.tensor([[0.0], [1.0]]), None)
+    ('classes', 'binary')
+    """
+    if losses.family(loss) == "on_batch" or not isinstance(targets, Tensor) or targets.is_complex():
+        return "other"
+    if not targets.is_floating_point():
+        if losses.family(loss) in ("binary", "elementwise") and int(torch.unique(targets).numel()) > 2:
+            return "regression"
+        return "classes"
+    found = targets[torch.isfinite(targets)]
+    if not found.numel():
+        return "regression"
+    if targets.ndim == 2 and targets.shape[1] > 1 and _probabilities(targets):
+        return "one_hot"
+    return "binary" if int(torch.unique(found[:20_000]).numel()) == 2 and _two(found) else "regression"
+
+
+def _probabilities(targets: Tensor) -> bool:
+    sums = targets.sum(1)
+    return bool((targets >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+
+
+def _two(values: Tensor) -> bool:
+    low, high = values.min(), values.max()
+    return bool(((values == low) | (values == high)).all())
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Scores the outputs of a model, in whatever form it gives them.
+
+    Attributes:
+        work: what the targets are.
+        classes: how many there are in all the data, where they are labels.
+        spread: variance of each column of numbers, and the two values where there are but two.
+    """
+
+    work: Work
+    classes: int = 0
+    values: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def of(cls, targets: Any, loss: Any) -> Yardstick:
+        """That of a task, from all its training targets."""
+        work = work_of(targets, loss)
+        if work == "classes":
+            used = losses.labels_that_count(loss, targets)
+            return cls(work, int(used.max()) + 1 if used.numel() else 0)
+        if work == "one_hot":
+            return cls(work, int(targets.shape[1]))
+        if work == "binary":
+            found = targets[torch.isfinite(targets)]
+            return cls(work, 2, (float(found.min()), float(found.max())))
+        return cls(work)
+
+    @property
+    def name(self) -> str:
+        return NAMES[self.work]
+
+    def __call__(self, outputs: Any, targets: Tensor, loss: Any) -> float:
+        """The score of a batch of outputs; -1 where they cannot be read or are not finite.
+
+        Args:
+            outputs: (b, classes, ...) scores of labels; one or two columns for yes/no; numbers.
+            targets: (b, ...).
+            loss: tells logits from probabilities and from numbers.
+        """
+        if not isinstance(outputs, Tensor) or not bool(torch.isfinite(outputs).all()):
+            return -1.0
+        outputs = outputs.detach().float()
+        if self.work == "classes":
+            return self._labels(outputs, targets, loss)
+        if self.work == "one_hot":
+            return self._labels(outputs, targets.argmax(1), loss)
+        if self.work == "binary":
+            return self._binary(outputs, targets, loss)
+        return _explained(outputs, targets)
+
+    def _labels(self, outputs: Tensor, labels: Tensor, loss: Any) -> float:
+        counted = labels != getattr(loss, "ignore_index", -100)
+        width = outputs.shape[1] if outputs.ndim > labels.ndim else 1
+        if width == 1:  # one number for a label: yes/no, or the label itself
+            flat = outputs.reshape(labels.shape)[counted]
+            if self.classes == 2:
+                return _ranked_and_right(flat, labels[counted] == 1, _threshold(flat, loss, (0.0, 1.0)))
+            guessed = flat.round().clamp(0, self.classes - 1).long()
+        else:
+            if self.classes == 2 and width == 2:
+                flat = (outputs[:, 1] - outputs[:, 0])[counted]
+                return _ranked_and_right(flat, labels[counted] == 1, 0.0)
+            guessed = outputs.argmax(1)[counted]
+        right = guessed == labels[counted]
+        recalls = [right[labels[counted] == k].float().mean() for k in torch.unique(labels[counted]).tolist()]
+        if not recalls:
+            return -1.0
+        chance = 1 / max(2, len(recalls))
+        return (float(torch.stack(recalls).mean()) - chance) / (1 - chance)
+
+    def _binary(self, outputs: Tensor, targets: Tensor, loss: Any) -> float:
+        middle = sum(self.values) / 2
+        wanted = targets.reshape(targets.shape[0], -1) > middle
+        if outputs.ndim == 2 and outputs.shape[1] == 2 and wanted.shape[1] == 1:
+            outputs = outputs[:, 1:] - outputs[:, :1]
+            threshold = 0.0
+        else:
+            outputs = outputs.reshape(outputs.shape[0], -1)
+            threshold = _threshold(outputs, loss, self.values)
+        if outputs.shape != wanted.shape:
+            return -1.0
+        columns = [
+            _ranked_and_right(outputs[:, k], wanted[:, k], threshold)
+            for k in range(wanted.shape[1])
+            if bool(wanted[:, k].any()) and not bool(wanted[:, k].all())
+        ]
+        return sum(columns) / len(columns) if columns else 0.0
+
+
+def _threshold(outputs: Tensor, loss: Any, values: tuple[float, float]) -> float:
+    family = losses.family(loss)
+    if family == "elementwise":
+        return sum(values) / 2
+    if losses.on_probabilities(loss):
+        return 0.5
+    if family != "unknown":
+        return 0.0
+    within = bool((outputs >= 0).all()) and bool((outputs <= 1).all())
+    return 0.5 if within and values[0] >= 0 else 0.0
+
+
+def _ranked_and_right(outputs: Tensor, wanted: Tensor, threshold: float) -> float:
+    """The mean of two scores: how well yes is ranked above no, and how often the right side is taken."""
+    yes, no = int(wanted.sum()), int((~wanted).sum())
+    if not yes or not no:
+        return 0.0
+    _, inverse, counts = torch.unique(outputs, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    ranks = (last - (counts.double() - 1) / 2)[inverse]  # ties share the mean of their ranks
+    area = (float(ranks[wanted].sum()) - yes * (yes + 1) / 2) / (yes * no)
+    chosen = outputs > threshold
+    balanced = (float(chosen[wanted].float().mean()) + float((~chosen[~wanted]).float().mean())) / 2
+    return (2 * area - 1 + 2 * balanced - 1) / 2
+
+
+def _explained(outputs: Tensor, targets: Tensor) -> float:
+    wanted = targets.float().reshape(targets.shape[0], -1)
+    found = outputs.reshape(outputs.shape[0], -1)
+    if found.shape[1] > 1 and wanted.shape[1] == 1:  # scores of classes for whole numbers
+        found = found.argmax(1, keepdim=True).float()
+    if found.shape != wanted.shape:
+        return -1.0
+    finite = torch.isfinite(wanted).all(1)
+    wanted, found = wanted[finite].double(), found[finite].double()
+    if len(wanted) < 2:
+        return -1.0
+    squares, variance = (found - wanted).square().mean(0), wanted.var(0, correction=0)
+    varied = variance > 0
+    if not bool(varied.any()):
+        return 0.0
+    return max(-1.0, float((1 - squares[varied] / variance[varied]).mean()))
