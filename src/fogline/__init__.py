@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from fogline.descent.interrupts import Interrupted as Interrupted
     from fogline.descent.loop import Step as Step
     from fogline.descent.optimizers import OPTIMIZERS as OPTIMIZERS
+    from fogline.doctor.examine import diagnose as diagnose
+    from fogline.doctor.finding import Finding as Finding
+    from fogline.doctor.report import Report as Report
     from fogline.rate.find import Rate as Rate
     from fogline.rate.find import find_lr as find_lr
     from fogline.recipe import SCHEDULES as SCHEDULES
@@ -30,16 +33,19 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "Duration": "recipe",
+    "Finding": "doctor.finding",
     "Interrupted": "descent.interrupts",
     "OPTIMIZERS": "descent.optimizers",
     "Rate": "rate.find",
     "Recipe": "recipe",
+    "Report": "doctor.report",
     "Run": "run",
     "SCHEDULES": "recipe",
     "Step": "descent.loop",
     "Task": "task",
     "Verdict": "verdict",
     "descend": "_fit",
+    "diagnose": "doctor.examine",
     "find_lr": "rate.find",
     "fit": "_fit",
     "minimize": "_minimize",

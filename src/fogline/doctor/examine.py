@@ -1,0 +1,439 @@
+"""Observe, suppose, intervene, verify, and again: the examination of one program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+from fogline.descent.prepare import as_asked
+from fogline.descent.randomness import Surroundings
+from fogline.doctor.case import CPU, Case, open_case, program
+from fogline.doctor.causes import suspicions
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import RATE, Finding, Remedy, Suspicion, Trial
+from fogline.doctor.report import Outcome, Rejected, Report
+from fogline.doctor.trial import SEEDS, Descended, Laboratory, compared, planned_steps
+from fogline.task import Task
+
+FLOOR = 2000
+"""Steps that may be spent on a program whose steps cost next to nothing, however short its run is."""
+_CHEAP = 2e7  # floating-point operations of a forward pass of a batch: a step takes about a millisecond
+_OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
+_SHORTEST, _MOST_AT_ONCE = 20, 6
+_ENOUGH = 0.03
+"""A score must differ by this much to be worth a word."""
+_AS_GOOD = 0.1  # of the effect of all remedies: a part whose removal loses less than this is not needed
+_LEARNS = 0.1  # a score above which a program does learn something
+_ROUNDS = 2
+_SURE, _PROVEN, _TRIED = 0.97, 0.95, 0.9
+_UNTRIED = 0.7  # how much of a suspicion's strength is left where it could not be tried
+
+
+def diagnose(
+    task: Task | nn.Module | Callable[[], nn.Module],
+    recipe: Any = None,
+    budget: float = 1.0,
+    *,
+    loss: Any = None,
+    valid: Any = None,
+    metrics: Mapping[str, Any] | None = None,
+    target: str | None = None,
+    **recipe_fields: Any,
+) -> Report:
+    """Find out why a program does not learn, and prove the remedy by a controlled re-run.
+
+    One batch is examined; the program is run for a part of its length and watched; each cause that would explain what
+    was seen is tried: the program with its remedy and without it, from the same weights and on the same order of the
+    data, over three seeds, compared on rows that were not learned from by a score that does not depend on the loss.
+    What helps beyond the noise of the seeds is kept, and every part of it that is not needed is dropped again.
+
+    Nothing is disturbed: weights, buffers, ``.grad``, random states and the train/eval modes of what was given are
+    bitwise as before.
+
+    Args:
+        task, recipe, loss, valid, metrics, target, **recipe_fields: as in :func:`fogline.fit`.
+        budget: at most this many times the steps of the run itself (or of 2,000 steps, where those cost next
+            to nothing); 0 looks at one batch only and trains nothing.
+
+    Returns:
+        The report: ``print(report)``, ``report.findings``, ``report.apply(task, recipe)``, ``report.to_json()``.
+
+    Raises:
+        ValueError, TypeError: data of which not even rows can be read; a negative budget.
+
+    >>> X = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
+    >>> y = (X[:, 0] > 0).long()
+    >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2), nn.Softmax(dim=1))
+    >>> report = diagnose(model, (X, y), loss=nn.CrossEntropyLoss(), optimizer="adam", lr=0.01, duration="20ep")
+    >>> report.verdict, report.findings[0].cause
+    ('faulty', 'double_softmax')
+    """
+    task, asked = as_asked(task, recipe, loss, valid, metrics, target, recipe_fields)
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget < math.inf:
+        raise ValueError(f"budget: expected a number of at least 0, received {budget!r}")
+    case = open_case(task, asked)
+    with Surroundings(CPU, 1 if _is_cheap(case) else torch.get_num_threads()):
+        return examine(case, budget)
+
+
+def examine(case: Case, budget: float, check: Callable[[], None] = lambda: None) -> Report:
+    """:func:`diagnose` for a program that is open."""
+    planned = planned_steps(case.recipe, case)
+    allowed = budget * (max(planned, FLOOR) if _is_cheap(case) else planned)
+    doctor = _Doctor(case, Laboratory(case, allowed, check), planned)
+    return doctor.report(tries=budget > 0)
+
+
+def _is_cheap(case: Case) -> bool:
+    """Whether a step costs next to nothing: by the size of its weights and its batch."""
+    weights = sum(p.numel() for p in case.new_model().parameters())
+    return 2 * weights * case.batch_size < _CHEAP
+
+
+@dataclass
+class _Kept:
+    """A cause that was accepted, with its remedy and the trial that showed it."""
+
+    suspicion: Suspicion
+    remedy: Remedy | None
+    trial: Trial | None
+
+
+@dataclass
+class _Doctor:
+    """One examination as it goes on."""
+
+    case: Case
+    laboratory: Laboratory
+    planned: int
+    kept: list[_Kept] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    control: float | None = None
+    healed: float | None = None
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        return tuple(kept.remedy for kept in self.kept if kept.remedy is not None)
+
+    def report(self, *, tries: bool) -> Report:
+        first = self._unblocked()
+        if first is None:
+            return self._written("faulty")
+        if not tries:
+            for suspicion in first:
+                self._take(suspicion, None, None)
+            return self._written("faulty" if any(s.proof for s in first) else "undecided")
+        exam = Examination(self.case, self.remedies)
+        self._observe(exam)
+        supposed = _merged([*first, *suspicions(exam)])
+        for _ in range(_ROUNDS):
+            if not self._verify(exam, supposed):
+                break
+            known = {kept.suspicion.cause for kept in self.kept} | {item.cause for item in self.rejected}
+            exam = Examination(self.case, self.remedies)
+            supposed = [s for s in suspicions(exam) if s.cause not in known]
+            if not supposed:
+                break
+        return self._written(self._outcome(exam))
+
+    def _unblocked(self) -> list[Suspicion] | None:
+        """Mend what keeps the program from being run at all; what else one batch shows. None where it stays so."""
+        for _ in range(4):
+            found = list(suspicions(Examination(self.case, self.remedies)))
+            blocking = [s for s in found if s.blocks]
+            if not blocking:
+                return found
+            new = [s for s in blocking if s.cause not in {kept.suspicion.cause for kept in self.kept}]
+            for suspicion in new:
+                self._take(suspicion, next(iter(suspicion.remedies), None), None)
+            if not new or not all(s.remedies for s in new):
+                return None
+        return None
+
+    def _observe(self, exam: Examination) -> None:
+        steps = min(self.planned, max(_SHORTEST, round(_OBSERVED * self.laboratory.budget)))
+        exam.observed = self.laboratory.observe(exam.program, steps)
+        if exam.observed.error:
+            self.notes.append(f"the program stops with an error: {exam.observed.error.splitlines()[0]}")
+        level = _level(exam)
+        if self.kept:
+            self.healed = level
+        else:
+            self.control = level
+
+    def _verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> bool:
+        """Try what was supposed; whether something was kept."""
+        pool = sorted((s for s in supposed if s.remedies and _can_try(s)), key=lambda s: -s.strength)
+        rest = [s for s in supposed if s not in pool]
+        pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
+        self.rejected += [Rejected(s.cause, None, "not tried: others were more likely") for s in later if not s.proof]
+        kept = self._tried(exam, pool) if pool else False
+        for suspicion in rest:
+            if suspicion.proof or self._needed(exam, suspicion):
+                self._take(suspicion, next(iter(suspicion.remedies), None), None)
+                kept = True
+            else:
+                self.rejected.append(Rejected(suspicion.cause, None, "not needed: the program does well"))
+        return kept
+
+    def _needed(self, exam: Examination, suspicion: Suspicion) -> bool:
+        """Whether a cause that cannot be tried is worth saying: only where the program is short of what is possible."""
+        return suspicion.strength >= 0.5 and not self._does_well(exam)
+
+    def _does_well(self, exam: Examination) -> bool:
+        level = self.healed if self.healed is not None else self.control
+        reference = exam.reference.score
+        if level is None:
+            return False
+        return level >= 1 - _ENOUGH or (reference is not None and level >= reference + _ENOUGH)
+
+    def _tried(self, exam: Examination, pool: list[Suspicion]) -> bool:
+        """All together first: faults hide one another. Then each part is left out in turn; or each is tried alone."""
+        steps = self._horizon(exam, len(pool))
+        chosen = _compatible(pool)
+        bench = _Bench(self, exam, steps)
+        trial = bench.against_control([remedy for _, remedy in chosen])
+        if bench.holds(trial, _edits(chosen)):
+            self._minimal(bench, chosen, trial)
+            return True
+        found = False
+        for suspicion in pool:
+            found = self._alone(bench, suspicion, trial if len(pool) == 1 else None) or found
+            if found:
+                break
+        taken = {kept.suspicion.cause for kept in self.kept}
+        self.rejected += [
+            Rejected(s.cause, None, "not tried alone: another cause explains it")
+            for s in pool
+            if s.cause not in taken and s.cause not in {item.cause for item in self.rejected}
+        ]
+        return found
+
+    def _horizon(self, exam: Examination, count: int) -> int:
+        """Steps of a trial: what the budget allows for the control, all together, and each left out."""
+        observed = exam.observed.steps if exam.observed is not None else self.planned
+        affordable = (self.laboratory.left - observed) / (len(SEEDS) * (2 + count))
+        return max(_SHORTEST, min(int(affordable), observed))
+
+    def _minimal(self, bench: _Bench, chosen: list[tuple[Suspicion, Remedy]], whole: Trial) -> None:
+        """Leave out each part, the least likely first; what is not missed was not needed."""
+        needed = list(chosen)
+        best, shown = whole, {s.cause: whole for s, _ in chosen}
+        if len(chosen) > 1:
+            for part in sorted(chosen, key=lambda pair: (pair[1].order != RATE, pair[0].strength)):
+                without = [pair for pair in needed if pair is not part]
+                if not without or self.laboratory.left <= 0:
+                    break
+                trial = bench.between(_edits(needed), _edits(without), part[1].title)
+                lost = trial.effect
+                if lost > max(_AS_GOOD * best.effect, trial.error) and lost >= _ENOUGH / 2:
+                    shown[part[0].cause] = trial
+                    continue
+                if part[0].proof and lost >= -_ENOUGH:
+                    shown[part[0].cause] = trial
+                    continue
+                needed = without
+                self.rejected.append(Rejected(part[0].cause, trial, f"not needed beside the others: {trial}"))
+        self.healed = fmean(best.with_it)
+        for suspicion, remedy in needed:
+            self._take(suspicion, remedy, shown[suspicion.cause])
+
+    def _alone(self, bench: _Bench, suspicion: Suspicion, known: Trial | None) -> bool:
+        trial = known
+        for remedy in suspicion.remedies:
+            if self.laboratory.left <= 0 and known is None:
+                break
+            trial = trial or bench.against_control([remedy])
+            helps = bench.holds(trial, [remedy])
+            if helps or (suspicion.proof and bench.harmless(trial, [remedy])):
+                self.healed = fmean(trial.with_it) if helps else self.healed
+                self._take(suspicion, remedy, trial)
+                return True
+            if remedy is not suspicion.remedies[-1]:
+                trial = None
+        if suspicion.proof:
+            self._take(suspicion, None, trial)
+            return True
+        why = "not tried: the budget is spent" if trial is None else f"no clear gain: {trial}"
+        self.rejected.append(Rejected(suspicion.cause, trial, why))
+        return False
+
+    def _take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
+        self.kept.append(_Kept(suspicion, remedy, trial))
+
+    def _outcome(self, exam: Examination) -> Outcome:
+        if self.kept:
+            return "faulty"
+        level, reference = self.control or 0.0, exam.reference.score
+        if level >= _LEARNS or (reference is not None and level >= reference - _ENOUGH and level > _ENOUGH):
+            return "healthy"
+        if reference is not None and reference < _LEARNS:
+            return "limit_of_data"
+        return "undecided"
+
+    def _written(self, verdict: Outcome) -> Report:
+        findings = sorted((_finding(kept) for kept in self.kept), key=_rank)
+        exam = Examination(self.case)
+        return Report(
+            verdict,
+            tuple(findings),
+            tuple(self.rejected),
+            control=self.control,
+            healed=self.healed,
+            metric=self.case.yardstick.name,
+            reference=exam.reference.score,
+            cost_steps=math.ceil(self.laboratory.spent),
+            planned=self.planned,
+            notes=tuple(self.notes),
+        )
+
+
+@dataclass
+class _Bench:
+    """Trials of one round: of one length, against one control."""
+
+    doctor: _Doctor
+    exam: Examination
+    steps: int
+    _runs: dict[tuple[str, ...], list[Descended]] = field(default_factory=dict)
+
+    def against_control(self, remedies: Sequence[Remedy]) -> Trial:
+        """Remedies against the program as it is by now."""
+        return self.between(remedies, (), "; ".join(remedy.title for remedy in remedies))
+
+    def between(self, first: Sequence[Remedy], second: Sequence[Remedy], title: str) -> Trial:
+        """Two sets of remedies on the same seeds; a first that is behind on the first seed is not run on the others."""
+        with_it, without = self._run(first, 1), self._run(second, 1)
+        behind = with_it[0].score <= without[0].score
+        count = 1 if behind and not second else len(SEEDS)
+        with_it, without = self._run(first, count), self._run(second, count)
+        control = "the program as it is" if not second else "the same without it"
+        trial = compared(
+            first,
+            control,
+            with_it,
+            without,
+            seeds=SEEDS[:count],
+            metric=self.exam.case.yardstick.name,
+            steps=self.steps,
+        )
+        accepted = trial.accepted and count == len(SEEDS) and trial.effect >= _ENOUGH
+        return replace(trial, intervention=title, accepted=accepted)
+
+    def holds(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
+        """Whether a trial was won, and the remedied program beats the control's longer descent too.
+
+        What merely learns faster is no remedy of a program that gets there as well. Where the short trial does not reach
+        as far, the remedied program is run for as long as the control was observed, while the budget lasts.
+        """
+        if not trial.accepted:
+            return False
+        if self._covers:
+            return True
+        level = _level(self.exam)
+        enough = level + max(_ENOUGH, _AS_GOOD * (1 - level))
+        return fmean(trial.with_it) >= enough or self._in_full(remedies) >= enough
+
+    def harmless(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
+        """Whether the remedied program is not clearly worse, over as many steps as the control was observed for."""
+        if trial.effect >= -_ENOUGH:
+            return True
+        return not self._covers and self._in_full(remedies) >= _level(self.exam) - _ENOUGH
+
+    @property
+    def _covers(self) -> bool:
+        """Whether the trials are as long as the control's own descent."""
+        observed = self.exam.observed
+        return observed is None or observed.steps <= self.steps
+
+    def _in_full(self, remedies: Sequence[Remedy]) -> float:
+        """Score of the remedied program on the run's own seed, after as many steps as the control's own descent."""
+        laboratory, observed = self.doctor.laboratory, self.exam.observed
+        assert observed is not None
+        if laboratory.left < observed.steps:
+            return -1.0
+        variant = program(self.doctor.case, (*self.doctor.remedies, *remedies))
+        return laboratory.run(variant, observed.steps, (observed.seed,))[0].score
+
+    def _run(self, remedies: Sequence[Remedy], seeds: int) -> list[Descended]:
+        key = tuple(remedy.title for remedy in remedies)
+        have = self._runs.setdefault(key, [])
+        if len(have) < seeds:
+            variant = program(self.doctor.case, (*self.doctor.remedies, *remedies))
+            have += self.doctor.laboratory.run(variant, self.steps, SEEDS[len(have) : seeds])
+        return have[:seeds]
+
+
+def _level(exam: Examination) -> float:
+    """What the observed descent would keep: the score at its lowest held-out loss, or at its end if that is better."""
+    observed = exam.observed
+    assert observed is not None
+    finite = [(loss, score) for _, score, loss in observed.looks if math.isfinite(loss)]
+    kept = min(finite)[1] if finite else observed.score
+    return max(kept, observed.score)
+
+
+def _can_try(suspicion: Suspicion) -> bool:
+    return suspicion.cause != "too_few_steps"
+
+
+def _compatible(pool: Sequence[Suspicion]) -> list[tuple[Suspicion, Remedy]]:
+    """The first remedy of each, but one a place: the likelier cause has it."""
+    chosen: list[tuple[Suspicion, Remedy]] = []
+    for suspicion in pool:
+        taken = {remedy.place for _, remedy in chosen if remedy.place}
+        free = next((remedy for remedy in suspicion.remedies if remedy.place not in taken), None)
+        if free is not None:
+            chosen.append((suspicion, free))
+    return chosen
+
+
+def _edits(pairs: Sequence[tuple[Suspicion, Remedy]]) -> list[Remedy]:
+    return [remedy for _, remedy in pairs]
+
+
+def _merged(found: Sequence[Suspicion]) -> list[Suspicion]:
+    """One suspicion a cause: the strongest, with what all of them saw."""
+    by_cause: dict[str, Suspicion] = {}
+    for suspicion in found:
+        other = by_cause.get(suspicion.cause)
+        if other is None:
+            by_cause[suspicion.cause] = suspicion
+            continue
+        first, second = sorted((suspicion, other), key=lambda s: (-s.proof, -s.strength))
+        evidence = (*first.evidence, *(item for item in second.evidence if item not in first.evidence))
+        by_cause[suspicion.cause] = replace(first, evidence=evidence)
+    return list(by_cause.values())
+
+
+def _finding(kept: _Kept) -> Finding:
+    suspicion, trial = kept.suspicion, kept.trial
+    helped = trial is not None and trial.effect > 0
+    if suspicion.proof:
+        confidence = _SURE if helped or suspicion.blocks else _PROVEN
+    else:
+        confidence = _TRIED + 0.08 * suspicion.strength if helped else _UNTRIED * suspicion.strength
+    return Finding(
+        suspicion.cause,
+        suspicion.severity,
+        min(0.99, confidence),
+        suspicion.evidence,
+        suspicion.explanation,
+        trial,
+        kept.remedy,
+        suspicion.advice,
+    )
+
+
+def _rank(finding: Finding) -> tuple[float, ...]:
+    effect = finding.trial.effect if finding.trial is not None else 0.0
+    return -round(finding.confidence, 1), -effect, -finding.confidence
+
+

@@ -1,0 +1,161 @@
+"""The report: a page that a tired person understands, and its twin in JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fogline.doctor.case import apply_to
+from fogline.doctor.finding import Finding, Trial
+from fogline.recipe import Recipe
+from fogline.task import Task
+
+Outcome = Literal["healthy", "faulty", "limit_of_data", "undecided"]
+
+_SENTENCES = {
+    "healthy": "Nothing is wrong: the program learns, and nothing that was tried does clearly better.",
+    "faulty": "Something is wrong.",
+    "limit_of_data": "The data can do no better: neither this program nor any other learner finds more in the inputs.",
+    "undecided": "It does not learn as it should, and the cause was not found within the budget.",
+}
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What was supposed and did not help.
+
+    Attributes:
+        cause: that it would have been.
+        trial: the controlled re-run; None where it could not be made, and ``why``.
+    """
+
+    cause: str
+    trial: Trial | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`fogline.diagnose` found.
+
+    Attributes:
+        verdict: "healthy", "faulty", "limit_of_data" or "undecided".
+        findings: causes, most likely first.
+        rejected: what was tried and did not help.
+        control: score of the program as it was given, on rows it did not learn from; None where it was not run.
+        healed: score with all remedies; None where none was tried.
+        metric: what the scores are.
+        reference: score of a classical learner on the same rows, where the work allows one.
+        cost_steps: what the diagnosis cost, in steps of the program; ``planned`` are those of the run itself.
+        notes: sentences.
+    """
+
+    verdict: Outcome
+    findings: tuple[Finding, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+    control: float | None = None
+    healed: float | None = None
+    metric: str = ""
+    reference: float | None = None
+    cost_steps: int = 0
+    planned: int = 0
+    notes: tuple[str, ...] = ()
+    _extra: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def remedies(self) -> tuple[Any, ...]:
+        """The remedies of the findings, each once."""
+        found = [finding.remedy for finding in self.findings if finding.remedy is not None]
+        return tuple({remedy.title: remedy for remedy in found}.values())
+
+    def apply(self, task: Task, recipe: Recipe) -> tuple[Task, Recipe]:
+        """Task and recipe with the smallest set of remedies that the trials left.
+
+        Inputs, targets and metrics stay as they are, and outputs keep their units.
+
+        Raises:
+            TypeError: a remedy changes rows of a stream.
+        """
+        task, recipe, _ = apply_to(task, recipe, self.remedies, loss=task.loss)
+        return task, recipe
+
+    def to_json(self) -> str:
+        """Everything as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that fit in JSON."""
+        return {
+            "verdict": self.verdict,
+            "sentence": _SENTENCES[self.verdict],
+            "metric": self.metric,
+            "control": self.control,
+            "healed": self.healed,
+            "reference": self.reference,
+            "cost_steps": self.cost_steps,
+            "planned_steps": self.planned,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "rejected": [
+                {"cause": item.cause, "why": item.why, "trial": None if item.trial is None else str(item.trial)}
+                for item in self.rejected
+            ],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        lines = [self._headline(), ""]
+        for number, finding in enumerate(self.findings, 1):
+            lines += [*_paragraph(number, finding), ""]
+        if self.rejected:
+            lines.append("Tried without help, or without need:")
+            lines += [f"  - {item.cause}: {item.why}" for item in self.rejected]
+            lines.append("")
+        lines += [f"Note: {note}" for note in self.notes]
+        lines.append(self._cost())
+        return "\n".join(lines)
+
+    def _headline(self) -> str:
+        if self.verdict != "faulty":
+            head = _SENTENCES[self.verdict]
+        else:
+            count = len(self.findings)
+            head = "One thing is wrong" if count == 1 else f"{count} things are wrong"
+            head += f": {', '.join(finding.cause for finding in self.findings)}."
+        scores = []
+        if self.control is not None:
+            scores.append(f"as it is {self.control:.3g}")
+        if self.healed is not None:
+            scores.append(f"with the remedies {self.healed:.3g}")
+        if self.reference is not None:
+            scores.append(f"a classical learner {self.reference:.3g}")
+        return head + (f"\n{self.metric[:1].upper()}{self.metric[1:]}: {', '.join(scores)}." if scores else "")
+
+    def _cost(self) -> str:
+        if not self.planned:
+            return "Looked at the record; nothing was run."
+        share = self.cost_steps / self.planned
+        return f"Cost: {self.cost_steps:,} steps, {share:.2f} times the run of {self.planned:,}."
+
+
+def _paragraph(number: int, finding: Finding) -> list[str]:
+    lines = [f"{number}. {finding.cause}  ({finding.severity}, {finding.confidence:.0%} sure)"]
+    lines += _wrapped(finding.explanation)
+    lines += [line for item in finding.evidence for line in _wrapped(f"seen: {item}")]
+    if finding.trial is not None:
+        lines += _wrapped(f"tried: {finding.trial}")
+    else:
+        lines += _wrapped("tried: nothing; this is said from what was seen alone")
+    if finding.remedy is not None:
+        lines += _wrapped(f"remedy: {finding.remedy.title}")
+        lines += [f"        | {line}" for line in finding.remedy.patch.splitlines()]
+    if finding.advice:
+        lines += _wrapped(f"to do: {finding.advice}")
+    return lines
+
+
+def _wrapped(text: str) -> Sequence[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="   ", subsequent_indent="      ")
