@@ -151,9 +151,7 @@ def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module,
     try:
         if loss.ndim:
             raise ValueError(f"the loss has shape {tuple(loss.shape)} and is no single number")
-        gradients = torch.autograd.grad(
-            loss, [*(p for _, p in named), *outputs], allow_unused=True, retain_graph=True
-        )
+        gradients = torch.autograd.grad(loss, [*(p for _, p in named), *outputs], allow_unused=True, retain_graph=True)
     except failures as error:
         found.error = str(error)
         found.loss = float(loss.detach().mean()) if isinstance(loss, Tensor) else None
@@ -229,7 +227,8 @@ def _names_until_linear(node: Any) -> Iterator[str]:
 
 def _names_between(node: Any, end: Any) -> Iterator[str]:
     """Names of the operations from the loss back to the output, breadth first."""
-    queue, seen = [node], set()
+    queue: list[Any] = [node]
+    seen: set[Any] = set()
     while queue and len(seen) < 200:
         node = queue.pop(0)
         if node is None or node is end or node in seen:

@@ -330,8 +330,8 @@ class _Bench:
     def holds(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
         """Whether a trial was won, and the remedied program beats the control's longer descent too.
 
-        What merely learns faster is no remedy of a program that gets there as well. Where the short trial does not reach
-        as far, the remedied program is run for as long as the control was observed, while the budget lasts.
+        What merely learns faster is no remedy of a program that gets there as well. Where the short trial does not
+        reach as far, the remedied program is run for as long as the control was observed, while the budget lasts.
         """
         if not trial.accepted:
             return False
@@ -435,5 +435,3 @@ def _finding(kept: _Kept) -> Finding:
 def _rank(finding: Finding) -> tuple[float, ...]:
     effect = finding.trial.effect if finding.trial is not None else 0.0
     return -round(finding.confidence, 1), -effect, -finding.confidence
-
-
