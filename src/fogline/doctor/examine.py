@@ -17,6 +17,7 @@ from fogline.doctor.case import CPU, Case, open_case, program
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RATE, Finding, Remedy, Suspicion, Trial
+from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Rejected, Report
 from fogline.doctor.trial import SEEDS, Descended, Laboratory, compared, planned_steps
 from fogline.task import Task
@@ -30,7 +31,7 @@ _ENOUGH = 0.03
 """A score must differ by this much to be worth a word."""
 _AS_GOOD = 0.1  # of the effect of all remedies: a part whose removal loses less than this is not needed
 _LEARNS = 0.1  # a score above which a program does learn something
-_ROUNDS = 2
+_LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _SURE, _PROVEN, _TRIED = 0.97, 0.95, 0.9
 _UNTRIED = 0.7  # how much of a suspicion's strength is left where it could not be tried
 
@@ -133,15 +134,32 @@ class _Doctor:
         exam = Examination(self.case, self.remedies)
         self._observe(exam)
         supposed = _merged([*first, *suspicions(exam)])
-        for _ in range(_ROUNDS):
-            if not self._verify(exam, supposed):
-                break
-            known = {kept.suspicion.cause for kept in self.kept} | {item.cause for item in self.rejected}
-            exam = Examination(self.case, self.remedies)
-            supposed = [s for s in suspicions(exam) if s.cause not in known]
-            if not supposed:
-                break
+        self._verify(exam, supposed)
+        self._again(exam)
         return self._written(self._outcome(exam))
+
+    def _again(self, observed: Examination) -> None:
+        """Most programs have more than one fault: what one batch shows of the remedied program, and what may help any
+        program that is still short of what is possible."""
+        if self.kept:
+            mended = Examination(self.case, self.remedies, observed.observed)
+            fresh = Examination(self.case, self.remedies)
+            supposed = [s for s in suspicions(fresh) if s.cause not in self._known]
+            if supposed:
+                self._verify(mended, supposed)
+        if not self._does_well(observed) and self.laboratory.left > 0:
+            exam = Examination(self.case, self.remedies, observed.observed)
+            supposed = [s for s in usual(exam, self.laboratory) if s.cause not in self._kept_causes]
+            if supposed:
+                self._verify(exam, supposed)
+
+    @property
+    def _kept_causes(self) -> set[str]:
+        return {kept.suspicion.cause for kept in self.kept}
+
+    @property
+    def _known(self) -> set[str]:
+        return self._kept_causes | {item.cause for item in self.rejected}
 
     def _unblocked(self) -> list[Suspicion] | None:
         """Mend what keeps the program from being run at all; what else one batch shows. None where it stays so."""
@@ -150,7 +168,7 @@ class _Doctor:
             blocking = [s for s in found if s.blocks]
             if not blocking:
                 return found
-            new = [s for s in blocking if s.cause not in {kept.suspicion.cause for kept in self.kept}]
+            new = [s for s in blocking if s.cause not in self._kept_causes]
             for suspicion in new:
                 self._take(suspicion, next(iter(suspicion.remedies), None), None)
             if not new or not all(s.remedies for s in new):
@@ -170,22 +188,42 @@ class _Doctor:
 
     def _verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> bool:
         """Try what was supposed; whether something was kept."""
-        pool = sorted((s for s in supposed if s.remedies and _can_try(s)), key=lambda s: -s.strength)
+        pool = sorted((s for s in supposed if s.remedies and not _lengthens(s)), key=lambda s: -s.strength)
         rest = [s for s in supposed if s not in pool]
         pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
         self.rejected += [Rejected(s.cause, None, "not tried: others were more likely") for s in later if not s.proof]
         kept = self._tried(exam, pool) if pool else False
         for suspicion in rest:
-            if suspicion.proof or self._needed(exam, suspicion):
-                self._take(suspicion, next(iter(suspicion.remedies), None), None)
-                kept = True
-            else:
-                self.rejected.append(Rejected(suspicion.cause, None, "not needed: the program does well"))
+            kept = self._said(exam, suspicion) or kept
         return kept
 
-    def _needed(self, exam: Examination, suspicion: Suspicion) -> bool:
-        """Whether a cause that cannot be tried is worth saying: only where the program is short of what is possible."""
-        return suspicion.strength >= 0.5 and not self._does_well(exam)
+    def _said(self, exam: Examination, suspicion: Suspicion) -> bool:
+        """A cause that no trial of the same length can show: it is said where the program falls short."""
+        remedy = next(iter(suspicion.remedies), None)
+        if suspicion.proof:
+            self._take(suspicion, remedy, None)
+            return True
+        if suspicion.cause in self._known or self._does_well(exam):
+            self.rejected.append(Rejected(suspicion.cause, None, "not needed: the program does well"))
+            return False
+        trial = None if remedy is None else self._longer(exam, remedy)
+        if trial is not None and not trial.accepted:
+            self.rejected.append(Rejected(suspicion.cause, trial, f"no clear gain: {trial}"))
+            return False
+        if trial is None and suspicion.strength < _LIKELY:
+            self.rejected.append(Rejected(suspicion.cause, None, "not tried: the budget does not allow a longer run"))
+            return False
+        self.healed = self.healed if trial is None else fmean(trial.with_it)
+        self._take(suspicion, remedy, trial)
+        return True
+
+    def _longer(self, exam: Examination, remedy: Remedy) -> Trial | None:
+        """A trial of a longer run against the run as it is, both in full; None where that cannot be afforded."""
+        times = _times_longer(remedy, self.case)
+        cost = len(SEEDS) * self.planned * (1 + times)
+        if times <= 1 or cost > self.laboratory.left:
+            return None
+        return _Bench(self, exam, self.planned).between([remedy], (), remedy.title)
 
     def _does_well(self, exam: Examination) -> bool:
         level = self.healed if self.healed is not None else self.control
@@ -208,12 +246,8 @@ class _Doctor:
             found = self._alone(bench, suspicion, trial if len(pool) == 1 else None) or found
             if found:
                 break
-        taken = {kept.suspicion.cause for kept in self.kept}
-        self.rejected += [
-            Rejected(s.cause, None, "not tried alone: another cause explains it")
-            for s in pool
-            if s.cause not in taken and s.cause not in {item.cause for item in self.rejected}
-        ]
+        why = "not tried alone: another cause explains it"
+        self.rejected += [Rejected(s.cause, None, why) for s in pool if s.cause not in self._known]
         return found
 
     def _horizon(self, exam: Examination, count: int) -> int:
@@ -367,7 +401,9 @@ class _Bench:
         have = self._runs.setdefault(key, [])
         if len(have) < seeds:
             variant = program(self.doctor.case, (*self.doctor.remedies, *remedies))
-            have += self.doctor.laboratory.run(variant, self.steps, SEEDS[len(have) : seeds])
+            longer = max((_times_longer(remedy, self.doctor.case) for remedy in remedies), default=1.0)
+            steps = round(self.steps * longer) if self._covers else self.steps
+            have += self.doctor.laboratory.run(variant, steps, SEEDS[len(have) : seeds])
         return have[:seeds]
 
 
@@ -380,8 +416,17 @@ def _level(exam: Examination) -> float:
     return max(kept, observed.score)
 
 
-def _can_try(suspicion: Suspicion) -> bool:
-    return suspicion.cause != "too_few_steps"
+def _lengthens(suspicion: Suspicion) -> bool:
+    """Whether the remedy is a longer run, which a trial over as many steps as the control cannot show."""
+    return suspicion.cause == "too_few_steps"
+
+
+def _times_longer(remedy: Remedy, case: Case) -> float:
+    """How many times as long the run becomes."""
+    if remedy.on_recipe is None:
+        return 1.0
+    before, after = planned_steps(case.recipe, case), planned_steps(remedy.on_recipe(case.recipe), case)
+    return max(1.0, after / before)
 
 
 def _compatible(pool: Sequence[Suspicion]) -> list[tuple[Suspicion, Remedy]]:
