@@ -51,7 +51,7 @@ def scaled_inputs(inputs: Tensor) -> Remedy:
 def usual(exam: Examination, laboratory: Laboratory) -> Iterator[Suspicion]:
     """What is worth a try in a program that does not do well although nothing points anywhere."""
     recipe = exam.program.recipe
-    if recipe.lr == "auto":
+    if recipe.lr == "auto" or exam.anatomy.error or not any(g is not None for g in exam.anatomy.gradients.values()):
         return
     rate = laboratory.rate(exam.program_with(measured_rate()))
     given = float(recipe.lr)
