@@ -270,7 +270,9 @@ def _edited(model: Any, editing: Sequence[Any]) -> Any:
         return module
 
     if isinstance(model, nn.Module):
-        return edited(copy.deepcopy(model))
+        with private_randomness(CPU):  # what an edit draws is the same at each call, and nobody else's
+            seed_everything(0, 0, INITIAL, CPU)
+            return edited(copy.deepcopy(model))
 
     def make() -> nn.Module:
         return edited(copy.deepcopy(model()))
