@@ -151,9 +151,7 @@ def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module,
     try:
         if loss.ndim:
             raise ValueError(f"the loss has shape {tuple(loss.shape)} and is no single number")
-        gradients = torch.autograd.grad(
-            loss, [*(p for _, p in named), *outputs], allow_unused=True, retain_graph=True
-        )
+        gradients = torch.autograd.grad(loss, [*(p for _, p in named), *outputs], allow_unused=True, retain_graph=True)
     except failures as error:
         found.error = str(error)
         found.loss = float(loss.detach().mean()) if isinstance(loss, Tensor) else None
@@ -187,6 +185,11 @@ def _read_graph(found: Anatomy, loss: Tensor) -> None:
         before = None if linear is None else _linear_before(linear, owners)
         if before is not None:
             found.pairs.append((before, layer.name))
+
+
+def operations_between(loss: Tensor, outputs: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """``Anatomy.head`` and ``Anatomy.in_loss`` of a loss and outputs that are there already."""
+    return tuple(_names_until_linear(outputs.grad_fn)), tuple(_names_between(loss.grad_fn, outputs.grad_fn))
 
 
 def operation(node: Any) -> str:
