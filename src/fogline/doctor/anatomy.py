@@ -154,9 +154,7 @@ def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module,
     try:
         if loss.ndim:
             raise ValueError(f"the loss has shape {tuple(loss.shape)} and is no single number")
-        gradients = torch.autograd.grad(
-            loss, [*(p for _, p in named), *outputs], allow_unused=True, retain_graph=True
-        )
+        gradients = torch.autograd.grad(loss, [*(p for _, p in named), *outputs], allow_unused=True, retain_graph=True)
     except failures as error:
         found.error = str(error)
         found.loss = float(loss.detach().mean()) if isinstance(loss, Tensor) else None
@@ -193,7 +191,7 @@ def _read_graph(found: Anatomy, loss: Tensor) -> None:
         found.in_loss = tuple(_names_until_linear(loss.grad_fn))
     owners = {layer.node: layer.name for layer in found.weighted if layer.node is not None}
     for layer in found.weighted:
-        linear = None if layer.node is None else _own_product(layer.node)
+        linear = None if layer.node is None else own_product(layer.node)
         before = None if linear is None else _linear_before(linear, owners)
         if before is not None:
             found.pairs.append((before, layer.name))
@@ -220,14 +218,14 @@ def _is_weight(node: Any) -> bool:
     return False
 
 
-def _has_weight(node: Any) -> bool:
+def has_weight(node: Any) -> bool:
     return any(before is not None and _is_weight(before) for before, _ in node.next_functions)
 
 
 def _names_until_linear(node: Any) -> Iterator[str]:
     """Bends from the output back to the last operation with weights, along the first data input."""
     for _ in range(40):
-        if node is None or (operation(node) in LINEAR and _has_weight(node)):
+        if node is None or (operation(node) in LINEAR and has_weight(node)):
             return
         if operation(node) in BENDS:
             yield BENDS[operation(node)]
@@ -239,7 +237,8 @@ def _names_until_linear(node: Any) -> Iterator[str]:
 
 def _names_between(node: Any, end: Any) -> Iterator[str]:
     """Names of the operations from the loss back to the output, breadth first."""
-    queue, seen = [node], set()
+    queue: list[Any] = [node]
+    seen: set[Any] = set()
     while queue and len(seen) < 200:
         node = queue.pop(0)
         if node is None or node is end or node in seen:
@@ -249,7 +248,7 @@ def _names_between(node: Any, end: Any) -> Iterator[str]:
         queue += [before for before, _ in node.next_functions]
 
 
-def _own_product(node: Any) -> Any:
+def own_product(node: Any) -> Any:
     """The product inside a layer, behind its bias and reshaping."""
     for _ in range(6):
         if operation(node) in LINEAR:
@@ -269,7 +268,7 @@ def _linear_before(product: Any, owners: dict[Any, str]) -> str | None:
     node = before[0]
     for _ in range(30):
         if node in owners:
-            own = _own_product(node)
+            own = own_product(node)
             if own is not None and len(inputs_of(own)) <= 1:
                 return owners[node]
             if operation(node) not in SHAPING:

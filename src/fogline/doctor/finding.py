@@ -242,8 +242,6 @@ class Finding:
         return plain
 
 
-
-
 def _mean(values: tuple[float, ...]) -> float:
     return sum(values) / len(values) if values else math.nan
 

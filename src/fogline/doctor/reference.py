@@ -92,7 +92,8 @@ def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tupl
     order = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))
     half = len(order) // 2
     first, second = order[:half], order[half:]
-    within = case.yardstick(predict(other[first], wanted[first], other[second], case.yardstick), wanted[second], _AsIs())
+    guessed = predict(other[first], wanted[first], other[second], case.yardstick)
+    within = case.yardstick(guessed, wanted[second], _AsIs())
     return across, within
 
 
@@ -133,9 +134,11 @@ def _ridge(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick)
     if inputs.shape[1] <= inputs.shape[0]:
         gram = inputs.mT @ inputs + _PENALTY * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)
         weights = torch.linalg.solve(gram, inputs.mT @ (coded - centre))
-        return other @ weights + centre
+        found: Tensor = other @ weights + centre
+        return found
     gram = inputs @ inputs.mT + _PENALTY * len(inputs) * torch.eye(len(inputs), dtype=torch.float64)
-    return other @ (inputs.mT @ torch.linalg.solve(gram, coded - centre)) + centre
+    found = other @ (inputs.mT @ torch.linalg.solve(gram, coded - centre)) + centre
+    return found
 
 
 def _neighbours(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:
