@@ -381,7 +381,8 @@ def _level(exam: Examination) -> float:
 
 
 def _can_try(suspicion: Suspicion) -> bool:
-    return suspicion.cause != "too_few_steps"
+    """Trials are of equal length: they cannot show what more steps, by smaller batches too, would bring."""
+    return suspicion.cause not in ("too_few_steps", "batch_too_large")
 
 
 def _compatible(pool: Sequence[Suspicion]) -> list[tuple[Suspicion, Remedy]]:
