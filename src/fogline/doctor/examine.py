@@ -206,6 +206,9 @@ class _Doctor:
     def _verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:
         """Try what was supposed: all together, since faults hide one another; where that fails, one after another."""
         supposed = [s for s in supposed if s.cause not in self._kept_causes]
+        if self._level > 1 - _ENOUGH:  # no trial could show a gain
+            self.rejected += [Rejected(s.cause, None, "not tried: it is near perfect") for s in supposed if not s.proof]
+            supposed = [s for s in supposed if s.proof]
         pool = sorted((s for s in supposed if s.remedies and not _lengthens(s, self.case)), key=lambda s: -s.strength)
         rest = [s for s in supposed if s not in pool]
         pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
@@ -246,14 +249,18 @@ class _Doctor:
             return None
         return _Bench(self, exam, self.planned).between([remedy], (), remedy.title)
 
+    @property
+    def _level(self) -> float:
+        """Score of the program as it is by now."""
+        level = self.healed if self.healed is not None else self.control
+        return -1.0 if level is None else level
+
     def _does_well(self, exam: Examination) -> bool:
         """Whether nothing need be looked for any more: it is near perfect, or as good as a classical learner.
 
         Where that learner finds little a network may find more, and must be clearly better to be left in peace.
         """
-        level, reference = self.healed if self.healed is not None else self.control, exam.reference.score
-        if level is None:
-            return False
+        level, reference = self._level, exam.reference.score
         if reference is None:
             return level >= 1 - _ENOUGH
         return level >= min(1 - _ENOUGH, reference + (-_ENOUGH if reference > 0.5 else _ENOUGH))
