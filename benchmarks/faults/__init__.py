@@ -7,7 +7,7 @@ True
 
 from faults.program import Program as Program
 
-HALVES = ("calibration",)
+HALVES = ("calibration", "evaluation")
 
 
 def programs(half: str | None = None) -> list[Program]:

@@ -17,8 +17,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -67,9 +67,12 @@ def main() -> int:
     parser.add_argument("--half", choices=HALVES)
     parser.add_argument("--only", nargs="*", default=[], help="train what has one of these in its name, and their twins")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--headroom", action="store_true", help="what other recipes would gain over the healthy ones")
     parser.add_argument("--json", type=Path, help="write the scores here as well")
     asked = parser.parse_args()
     begin = time.perf_counter()
+    if asked.headroom:
+        return print_headroom(asked.half, asked.only, asked.jobs)
     chosen = [p for p in programs(asked.half) if not asked.only or any(part in p.name for part in asked.only)]
     wanted = {name for p in chosen for name in (p.name, p.twin)}
     trained = train_all([p for p in programs(asked.half) if p.name in wanted], asked.jobs)
@@ -86,6 +89,45 @@ def main() -> int:
     return min(wrong, 100)
 
 
+def print_headroom(half: str | None, only: list[str], jobs: int) -> int:
+    """A healthy program that another recipe improves much is not healthy; loops keep their own recipe to themselves."""
+    chosen = [p for p in programs(half) if not p.causes and p.make and (not only or any(part in p.name for part in only))]
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        for name, own, others in pool.imap(headroom, [p.name for p in chosen]):
+            best = max(others, key=lambda how: others[how])
+            better = others[best] - own.mean
+            mark = "MUCH" if better > max(0.03, 2 * own.spread) else ""
+            print(f"{name:<60} {own.mean:6.3f} {others[best]:6.3f} {best:<14} {better:+.3f} {mark}", flush=True)
+    return 0
+
+
+def headroom(name: str) -> tuple[str, Trained, dict[str, float]]:
+    """The mean score of a program beside those with another rate or a longer duration."""
+    torch.set_num_threads(1)
+    program = named(name)
+    assert program.make is not None
+    made = program.make
+
+    def longer(recipe: fogline.Recipe) -> fogline.Recipe:
+        length = fogline.Duration.parse(recipe.duration)
+        return recipe.replace(duration=fogline.Duration(3 * length.value, length.unit))
+
+    def faster(recipe: fogline.Recipe, factor: float) -> fogline.Recipe:
+        assert not isinstance(recipe.lr, str)
+        return recipe.replace(lr=factor * recipe.lr)
+
+    ways: dict[str, Callable[[fogline.Recipe], fogline.Recipe]] = {
+        "thrice as long": longer,
+        "thrice the rate": partial(faster, factor=3),
+        "a third of it": partial(faster, factor=1 / 3),
+    }
+    scores = {}
+    for how, change in ways.items():
+        other = replace(program, make=lambda seed, change=change: (made(seed)[0], change(made(seed)[1])))
+        scores[how] = train(other).mean
+    return name, train(program), scores
+
+
 def train_all(chosen: Iterable[Program], jobs: int) -> dict[str, Trained]:
     """The programs by name, trained in several processes."""
     names = [program.name for program in chosen]
@@ -97,8 +139,12 @@ def train_all(chosen: Iterable[Program], jobs: int) -> dict[str, Trained]:
 def train_named(name: str) -> Trained:
     """Train the program of this name with every seed."""
     torch.set_num_threads(1)
-    program = next(p for half in HALVES for p in programs(half) if p.name == name)
-    return train(program)
+    return train(named(name))
+
+
+def named(name: str) -> Program:
+    """The program of this name."""
+    return next(p for p in programs() if p.name == name)
 
 
 def train(program: Program) -> Trained:

@@ -70,7 +70,7 @@ class Habits:
         optimized: what the optimizer is given: ``"all"`` parameters, the ``"head"``, the ``"body"``, or all parameters
             before the head was replaced (``"stale"``).
         freeze: which parameters have ``requires_grad`` off: ``""``, ``"body"`` or ``"first"``.
-        detach: how the graph is cut: ``""``, all of it (``"loss"``) or on three of four steps (``"often"``).
+        detach: how the graph is cut: ``""``, all of it (``"loss"``) or on fifteen of sixteen steps (``"often"``).
         train_mode: when ``model.train()`` is called: every ``"epoch"``, only ``"once"`` before the first, or ``"never"``.
         eval_mode: whether ``model.eval()`` is called before the held-out data is scored.
         accumulate: micro-batches whose gradients make a step.
