@@ -138,7 +138,7 @@ NORM = Healthy("cnn-shapes-norm", "cnn", _shapes_norm, 0.92)
 DECAY = Healthy("rnn-decay", "rnn", _decay, 0.95)
 SIGNS = Healthy("rnn-signs", "rnn", _signs, 0.9)
 ORDER = Healthy("transformer-order", "transformer", _order, 0.93)
-RULE = Healthy("transformer-rule", "transformer", _rule, 0.95)
+RULE = Healthy("transformer-rule", "transformer", _rule, 0.85)
 CURVES = Healthy("mlp-curves", "mlp", _curves, 0.9)
 RENTS = Healthy("regression-rents", "regression", _rents, 0.85)
 CORNERS = Healthy("mlp-corners", "mlp", _corners, 0.95)
@@ -187,8 +187,9 @@ HEALTHY = [
     CANCER.vary("batch-of-4", recipe(batch_size=4, lr=0.002, duration="8ep")),
     SEGMENTS.vary("batch-of-5", recipe(batch_size=5, lr=0.002, duration="6ep")),
     IRIS.vary("24-rows", both(plants.rows(24), recipe(batch_size=8, duration="60ep")), 0.85),
-    # labels at their limit: a tenth are wrong, in the training rows only, and it does as well as it can
-    RINGS.vary("a-tenth-wrong", both(plants.wrong_labels(0.1, 2), recipe(lr=0.1, duration="30ep")), 0.92),
+    # classes that overlap: as good as it can be
+    RINGS.vary("overlapping", both(plants.blurred(0.4), recipe(lr=0.05, duration="30ep")), 0.75),
+    CANCER.vary("overlapping", both(plants.blurred(3.0), recipe(lr=0.002, duration="12ep")), 0.75),
     # units that frighten
     RENTS.vary("in-euros", both(raw_targets(), recipe(optimizer="adam", lr=0.3, duration="40ep", schedule="linear"))),
     IMPEDANCE.vary("target-tiny", both(targets(lambda y: 0.01 * y), recipe(optimizer="adam", lr=0.01, schedule="linear"))),

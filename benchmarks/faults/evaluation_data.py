@@ -112,14 +112,15 @@ def order() -> Sets:
 
 @cache
 def rule() -> Sets:
-    """Sequences of 12 tokens out of 7 in which each follows from the one before and the kind of the sequence, its first."""
+    """Sequences of 12 tokens out of 7: the first is the kind, the others go up by one or by two; a tenth are random."""
     source = np.random.default_rng(9)
-    tokens = np.zeros((1000, 12), dtype=int)
-    tokens[:, 0], tokens[:, 1] = source.integers(0, 2, 1000), source.integers(2, 7, 1000)
+    tokens = np.zeros((3000, 12), dtype=int)
+    tokens[:, 0], tokens[:, 1] = source.integers(0, 2, 3000), source.integers(2, 7, 3000)
     for place in range(2, 12):
-        tokens[:, place] = 2 + (tokens[:, place - 1] - 2 + 1 + tokens[:, 0]) % 5
-    rows = torch.tensor(tokens)
-    return split(rows, torch.zeros(len(rows), dtype=torch.long), 500, 150, inputs=False)
+        follows = 2 + (tokens[:, place - 1] - 2 + 1 + tokens[:, 0]) % 5
+        tokens[:, place] = np.where(source.random(3000) < 0.1, source.integers(2, 7, 3000), follows)
+    rows = torch.tensor(np.unique(tokens, axis=0))
+    return split(rows, torch.zeros(len(rows), dtype=torch.long), 600, 150, inputs=False)
 
 
 @cache
