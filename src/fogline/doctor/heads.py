@@ -21,7 +21,8 @@ FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Attribute
 """What a program may raise when it is given something else than it expects."""
 MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "softmax": (nn.Softmax, nn.Softmax2d), "log_softmax": (nn.LogSoftmax,), "sigmoid": (nn.Sigmoid,),
-    "tanh": (nn.Tanh,), "relu": (nn.ReLU, nn.Threshold), "leaky_relu": (nn.LeakyReLU,), "elu": (nn.ELU, nn.SELU, nn.CELU),
+    "tanh": (nn.Tanh,), "relu": (nn.ReLU, nn.Threshold), "leaky_relu": (nn.LeakyReLU,),
+    "elu": (nn.ELU, nn.SELU, nn.CELU),
     "gelu": (nn.GELU,), "silu": (nn.SiLU,), "softplus": (nn.Softplus,), "hardtanh": (nn.Hardtanh, nn.ReLU6),
     "hardsigmoid": (nn.Hardsigmoid,), "log_sigmoid": (nn.LogSigmoid,), "hardswish": (nn.Hardswish,),
 }  # fmt: skip
@@ -141,7 +142,7 @@ def _is_bent(name: str, before: Tensor, after: Tensor) -> bool:
 def widened(anatomy: Anatomy, outputs: int, put: Maker | None = None) -> Edit | None:
     """An edit that gives the last layer another number of outputs, and puts something behind it.
 
-    What bent there before goes, unless it is not named: then there is no such edit, but for a layer that is last itself.
+    What bent there before goes. None where it can neither be named nor passed by.
     """
     layer = last_layer(anatomy)
     if layer is None or not isinstance(layer.module, nn.Linear) or layer.output is None or layer.output.ndim != 2:
