@@ -198,6 +198,11 @@ def _read_graph(found: Anatomy, loss: Tensor) -> None:
             found.pairs.append((before, layer.name))
 
 
+def operations_between(loss: Tensor, outputs: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """``Anatomy.head`` and ``Anatomy.in_loss`` of a loss and outputs that are there already."""
+    return tuple(_names_until_linear(outputs.grad_fn)), tuple(_names_between(loss.grad_fn, outputs.grad_fn))
+
+
 def operation(node: Any) -> str:
     """Name of an operation as autograd has it, without "Backward0"."""
     return str(node.name()).split("Backward")[0].split("::")[-1]

@@ -1,4 +1,4 @@
-"""Closer looks that several causes share: more rows than a batch, the size of first weights, what bends before a layer."""
+"""Closer looks that several causes share: more rows than a batch, the size of first weights, what bends where."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ class _Doctor:
     def _verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:
         """Try what was supposed: all together, since faults hide one another; where that fails, one after another."""
         supposed = [s for s in supposed if s.cause not in self._kept_causes]
-        pool = sorted((s for s in supposed if s.remedies and not _lengthens(s)), key=lambda s: -s.strength)
+        pool = sorted((s for s in supposed if s.remedies and not _lengthens(s, self.case)), key=lambda s: -s.strength)
         rest = [s for s in supposed if s not in pool]
         pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
         self.rejected += [Rejected(s.cause, None, "not tried: others were more likely") for s in later if not s.proof]
@@ -467,9 +467,9 @@ def _level(exam: Examination) -> float:
     return max(kept, observed.score)
 
 
-def _lengthens(suspicion: Suspicion) -> bool:
-    """Whether the remedy is a longer run, which a trial over as many steps as the control cannot show."""
-    return suspicion.cause == "too_few_steps"
+def _lengthens(suspicion: Suspicion, case: Case) -> bool:
+    """Whether the remedy means more steps, which a trial over as many steps as the control cannot show."""
+    return bool(suspicion.remedies) and _times_longer(suspicion.remedies[0], case) > 1
 
 
 def _times_longer(remedy: Remedy, case: Case) -> float:

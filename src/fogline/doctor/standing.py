@@ -14,7 +14,9 @@ from fogline.recipe import Recipe
 
 _BLOCKS = 8
 _FEWEST_STEPS = 16
-_UNKNOWN_GOAL = 0.9
+_FEW, _GOAL_OF_FEW, _GOAL_UNKNOWN, _GOAL_OF_LOSS = 40, 0.9, 0.3, 0.2
+"""Where no classical learner can read the rows: so few of them can be fitted well; of many nobody knows; and of what is
+judged by its loss, it is known only that some of it should go."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Standing:
 
     Attributes:
         score, train_score: by the yardstick, held out (the best of the looks) and on learned rows.
-        goal: what a classical learner gets of the same rows; a good score where none can read them.
+        goal: what a classical learner gets of the same rows; a modest score where none can read them.
+        known: whether one could.
         error: standard error of the score, from the number of rows it was taken on.
         short: the distance to the goal is more than its error and worth closing.
         train_short: the same of the rows that were learned from.
@@ -53,13 +56,18 @@ def standing(exam: Examination) -> Standing:
     seen = exam.observed
     assert seen is not None
     reference = exam.reference.score
-    known = reference is not None and reference > 0
     rows = max(2, len(exam.case.held) if exam.case.valid is None else _rows_of_valid(exam))
     score = max(seen.score, _kept(seen))
     spread = max(1 - score * score, 1 / rows)
-    goal = reference if known and reference is not None else _UNKNOWN_GOAL
+    goal = _goal(exam) if reference is None else max(0.0, reference)
     # Both scores come from samples of about this many rows.
-    return Standing(score, seen.train_score, goal, known, math.sqrt(2 * spread / rows) / 2)
+    return Standing(score, seen.train_score, goal, reference is not None, math.sqrt(2 * spread / rows) / 2)
+
+
+def _goal(exam: Examination) -> float:
+    if exam.case.yardstick.work == "other":
+        return _GOAL_OF_LOSS
+    return _GOAL_OF_FEW if exam.program.rows < _FEW else _GOAL_UNKNOWN
 
 
 def _rows_of_valid(exam: Examination) -> int:

@@ -253,3 +253,35 @@ def with_dropout(model: nn.Module, scale: float) -> nn.Module:
         elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
             module.dropout *= scale
     return model
+
+
+def hidden_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules that a model keeps where PyTorch does not look: in plain lists, tuples and dicts among its attributes.
+
+    >>> model = nn.Linear(1, 1)
+    >>> model.extra = [nn.Linear(1, 2)]
+    >>> hidden_modules(model)
+    [('extra[0]', Linear(in_features=1, out_features=2, bias=True))]
+    """
+    registered = set(model.modules())
+    found: dict[nn.Module, str] = {}
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name.startswith("_") and name in vars(nn.Module()):
+                continue
+            place = f"{prefix}.{name}" if prefix else name
+            for where, inner in _modules_in(value, place, 0):
+                if inner not in registered:
+                    found.setdefault(inner, where)
+    return [(name, module) for module, name in found.items()]
+
+
+def _modules_in(value: object, place: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module) and depth:
+        yield place, value
+    elif isinstance(value, (list, tuple)) and depth < 3 and len(value) <= 1000:
+        for k, item in enumerate(value):
+            yield from _modules_in(item, f"{place}[{k}]", depth + 1)
+    elif isinstance(value, dict) and depth < 3 and len(value) <= 1000:
+        for key, item in value.items():
+            yield from _modules_in(item, f"{place}[{key!r}]", depth + 1)

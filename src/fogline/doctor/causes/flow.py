@@ -270,7 +270,7 @@ def dead_units(exam: Examination) -> Suspicion | None:
     at_first = exam.observed is None
     return Suspicion(
         "dead_units",
-        0.85 if wholly else 0.6,
+        0.85 if wholly and at_first else 0.5,
         evidence,
         ("Before training has begun, " if at_first else "After training, ")
         + "most units of a layer are below zero for every example. A ReLU passes neither signal nor gradient there: "
