@@ -80,6 +80,7 @@ class Anatomy:
         head: operations from the output back to the last layer with weights, by the field's names ("softmax", ...).
         in_loss: operations between the loss and the output, the last first.
         pairs: neighbouring layers with weights, by name, between which nothing bends.
+        notes: what was found out on the way and need not be found out again.
     """
 
     model: nn.Module
@@ -94,6 +95,7 @@ class Anatomy:
     head: tuple[str, ...] = ()
     in_loss: tuple[str, ...] = ()
     pairs: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def weighted(self) -> list[Layer]:

@@ -515,8 +515,10 @@ def _one_score(exam: Examination) -> Suspicion | None:
 def _beyond_unit(exam: Examination) -> Suspicion | None:
     """Binary cross-entropy with targets outside 0 to 1 falls without end."""
     targets = exam.program.train[1]
-    entropy = losses.family(exam.program.loss) == "binary" or (
-        {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
+    entropy = (
+        losses.family(exam.program.loss) == "binary"
+        or {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
+        or (exam.case.yardstick.work == "regression" and wants_probabilities(exam))
     )
     if not entropy or not targets.numel():
         return None
@@ -544,7 +546,7 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
     known = losses.family(exam.program.loss) in ("classes", "binary", "elementwise")
     room = max(abs(gains.constant - gains.wrong), abs(gains.constant - gains.right), abs(gains.wrong - gains.right))
     best = min(gains.right, gains.wrong)
-    if gains.blind:
+    if len(gains.blind) == 1:
         stick = exam.case.yardstick
         names = ", ".join(f"{stick.values[k] if stick.work == 'binary' else k:g}" for k in gains.blind)
         return _mismatch(
