@@ -93,8 +93,10 @@ def underfitting(exam: Examination) -> Suspicion | None:
     layers = [(layer.name, layer.module) for layer in anatomy.weighted if isinstance(layer.module, nn.Linear)]
     counted = sum(p.numel() for _, module in layers for p in module.parameters())
     weights = sum(p.numel() for p in anatomy.model.parameters())
+    labels = exam.case.yardstick.work in ("classes", "one_hot")
+    wanted = exam.program.rows * (1 if labels or not layers else layers[-1][1].out_features)
     # With as many weights as numbers to fit, rows can be learned by heart: then it is not the size.
-    if not layers or counted < 0.9 * weights or weights > exam.program.rows * layers[-1][1].out_features:
+    if not layers or counted < 0.9 * weights or weights > wanted:
         return None
     narrow = [
         (first, second)
@@ -195,8 +197,9 @@ def _misreported(name: str, found: tuple[Evidence, ...]) -> Suspicion:
         "direction, when right answers are exchanged for wrong ones. The training may be fine; the figure is not.",
         proof=True,
         severity="minor",
-        advice="for labels: (outputs.argmax(1) == targets).float().mean(); for logits: ((outputs > 0) == (targets > 0.5)).float().mean() with outputs and targets of one shape; for numbers: the mean "
-        "absolute error",
+        advice="for labels: (outputs.argmax(1) == targets).float().mean(); for logits: "
+        "((outputs > 0) == (targets > 0.5)).float().mean() with outputs and targets of one shape; for numbers: the "
+        "mean absolute error",
     )
 
 
@@ -276,7 +279,7 @@ def _misleading(
             return None
         right = (chosen == wanted).float()
         plain = float(right.mean())
-        balanced = float(torch.stack([right[wanted == label].mean() for label in torch.unique(wanted)]).mean())
+        balanced = float(torch.stack([right[wanted == label].mean() for label in wanted.unique()]).mean())
         reported = reported / 100 if reported > 1 else reported
         error = math.sqrt(max(plain * (1 - plain), 1 / len(right)) / len(right))
         if min(abs(reported - plain), abs(reported - balanced)) > max(0.1, 3 * error):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -286,7 +286,7 @@ def _safer(exam: Examination, look: Look) -> Iterator[Remedy]:
         return
     for name, loss in _KNOWN.items():
         if _same(exam.program.loss, loss, look):
-            yield Remedy(f"use {name}", f"loss={name}", on_loss=lambda _, loss=loss: loss, place="loss", order=LOSS)
+            yield Remedy(f"use {name}", f"loss={name}", on_loss=_replacing(loss), place="loss", order=LOSS)
             break
     outputs = look.outputs[torch.isfinite(look.outputs)]
     if outputs.numel() and float(outputs.min()) >= 0 and float(outputs.max()) <= 1:
@@ -297,6 +297,10 @@ def _safer(exam: Examination, look: Look) -> Iterator[Remedy]:
             place="loss",
             order=LOSS,
         )
+
+
+def _replacing(loss: Any) -> Callable[[Any], Any]:
+    return lambda _: loss
 
 
 _KNOWN: dict[str, Any] = {
