@@ -325,9 +325,11 @@ def test_a_nan_is_named_and_judged(tmp_path: Path) -> None:
             optimizer.step()
             run.log(loss)
     assert run.verdict is Verdict.NONFINITE
-    (event,) = run.events
+    event, finding = sorted(run.events, key=lambda row: row["kind"], reverse=True)
     assert (event["step"], event["kind"]) == (20, "nonfinite")
     assert "step 20" in event["message"]
+    assert (finding["step"], finding["kind"]) == (20, "finding")
+    assert run.findings["cause"].tolist() == ["nan_source"]
     assert "refused" not in run.info["verdict"]["message"]
 
 

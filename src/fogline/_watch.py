@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from fogline.descent.optimizers import OPTIMIZERS
 from fogline.descent.stopping import judge
+from fogline.doctor.finding import Finding
+from fogline.doctor.watching import Inspector
 from fogline.progress import ProgressFunction, make_progress
 from fogline.record.info import ending, frame, new_folder, now
 from fogline.record.observer import Observer
@@ -49,7 +51,9 @@ def watch(
     share: float = 0.02,
     progress: bool | ProgressFunction | None = None,
 ) -> WatchedRun:
-    """Record the signals of a training loop that is not ours, and judge how it went.
+    """Record the signals of a training loop that is not ours, find the faults of the loop, and judge how it went.
+
+    Faults are told as soon as they are seen, as events and in :attr:`~fogline.run.Run.findings`.
 
     Weights, gradients, optimizer state and random numbers are bitwise what they are without it. Use it as a context
     manager around the loop, or call :meth:`WatchedRun.close` at the end.
@@ -58,7 +62,7 @@ def watch(
         model: the module that is trained; compiled or not.
         optimizer: the one that trains it; for several optimizers, a watch each.
         loss_fn: of the loop. Where it is a module its outputs are taken for the loss of a step that logs none.
-        scheduler: of the learning rate; only its name is kept, the rate itself is read at every step.
+        scheduler: of the learning rate; it is only looked at, the rate itself is read at every step.
         runs: the folder that run folders lie in.
         name: of the run folder; a dated name by default.
         share: the most that watching may cost, as a share of the time. 0 turns off what can be left out.
@@ -98,8 +102,28 @@ def watch(
         info["notes"].append(_left_out(left_out))
         store.event(0, "note", _left_out(left_out), {"parameters": left_out})
     store.write_info(info)
-    observer = Observer(model, optimizer, loss_fn, Recorder(store, Budget(share)), trained, report)
+    inspector = _inspector(model, optimizer, loss_fn, scheduler, trained, left_out, store)
+    observer = Observer(model, optimizer, loss_fn, Recorder(store, Budget(share)), trained, report, inspector)
     return WatchedRun(folder, model, observer, info, resources)
+
+
+def _inspector(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: Any,
+    scheduler: Any,
+    trained: list[tuple[str, nn.Parameter]],
+    left_out: list[str],
+    store: Store,
+) -> Inspector:
+    """Finds faults and writes them down where they are seen."""
+
+    def tell(step: int, found: Finding) -> None:
+        store.finding(step, found.to_dict(), found.sentence)
+
+    inner = getattr(model, "_orig_mod", model)
+    compiled = inner is not model or any(m._compiled_call_impl is not None for m in inner.modules())
+    return Inspector(inner, optimizer, loss_fn, scheduler, trained, left_out, tell, compiled=compiled)
 
 
 class WatchedRun(Run):
@@ -111,6 +135,8 @@ class WatchedRun(Run):
         super().__init__(folder, model=model)
         self._observer, self._info, self._resources = observer, info, resources
         self._recorder, self._store = observer.recorder, observer.recorder.store
+        assert isinstance(observer.inspector, Inspector)
+        self._inspector = observer.inspector
         self._closed = False
 
     def log(
@@ -147,6 +173,8 @@ class WatchedRun(Run):
         held_out = dict(valid) if isinstance(valid, Mapping) else {} if valid is None else {"loss": valid}
         for name, value in (held_out | scores).items():
             self._observer.score(name, value, step)
+        if held_out or scores:
+            self._observer.scored()
 
     def note(self, message: str, **data: Any) -> None:
         """Keep a remark among the events of the run, with the step it was made at; ``data`` must fit in JSON."""
@@ -177,8 +205,11 @@ class WatchedRun(Run):
         observer, info = self._observer, self._info
         if error is not None:
             self._store.event(observer.taken, *_parting(error))
+        inspector = self._inspector
         observer.remove()
+        inspector.finish(observer.taken)
         observer.flush()
+        inspector.skipped(observer.taken, observer.ledger.skipped)
         judgement, message = self._judged(error)
         if observer.taken:
             info["recipe"] |= {"duration": f"{observer.taken}st"}

@@ -93,6 +93,11 @@ class Run:
         """What was decided or went wrong, by step; ``data`` is JSON."""
         return read_table(self.folder, "events", "id")
 
+    @property
+    def findings(self) -> Table:
+        """Faults that were seen while it ran, in the order they were; ``data`` is JSON with evidence and remedy."""
+        return read_table(self.folder, "findings", "id")
+
     def final_scores(self) -> dict[str, float]:
         """Held-out loss and metrics of the weights that were kept."""
         scores: dict[str, float] = self.info.get("scores", {})

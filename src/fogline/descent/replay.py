@@ -13,6 +13,7 @@ from fogline.data.source import Batch, leaves
 from fogline.descent.batches import part, rows_of
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import TRAIN, seed_step
+from fogline.descent.tracing import Operation, first_bad_backward, traced
 
 _ROWS_TRIED = 512
 
@@ -29,17 +30,23 @@ def explain_refusal(
 
     Returns:
         ``where`` ("data", "module", "loss" or "gradient"), ``module`` (its name, None for data and loss), ``rows``
-        (positions in the data set; in the batch where those are not known), ``step`` and ``message``.
+        (positions in the data set; in the batch where those are not known), ``operation`` (the first that gave what is
+        not finite: its name and the ranges of the values that went in; None for data, and where it cannot be told),
+        ``step`` and ``message``.
     """
     buffers = [buffer.clone() for buffer in objective.model.buffers()]
     found = _bad_rows(leaves(batch))
-    where, module = "data", None
+    where, module, operation = "data", None, None
     if not found:
         seed_step(seed, step, TRAIN, device)
-        module, found, loss = _first_bad_output(objective, batch)
-        where = "module" if module is not None else "loss"
+        with traced(objective.model) as tracer:
+            module, found, loss = _first_bad_output(objective, batch)
+        where, operation = "module" if module is not None else "loss", tracer.found
         if module is None and loss is not None and bool(torch.isfinite(loss)):
-            where, module = "gradient", _first_bad_gradient(objective, loss)
+            where = "gradient"
+            parameters = [p for p in objective.model.parameters() if p.requires_grad]
+            operation = first_bad_backward(loss, parameters, tracer.owners)
+            module = _first_bad_gradient(objective, loss)
         if not found:
             found = _rows_by_trial(objective, batch, where == "gradient")
     with torch.no_grad():
@@ -51,7 +58,8 @@ def explain_refusal(
         "where": where,
         "module": module,
         "rows": named,
-        "message": _message(step, where, module, named),
+        "operation": None if operation is None else operation.to_dict() | {"module": operation.module or None},
+        "message": _message(step, where, module, named, operation),
     }
 
 
@@ -117,7 +125,7 @@ def _bad_rows(tensors: Iterable[Tensor]) -> list[int]:
     return sorted(found)
 
 
-def _message(step: int, where: str, module: str | None, rows: list[int]) -> str:
+def _message(step: int, where: str, module: str | None, rows: list[int], operation: Operation | None) -> str:
     which = f"rows {', '.join(map(str, rows[:10]))}{', ...' if len(rows) > 10 else ''}" if rows else "no single row"
     source = {
         "data": "the data hold NaN or infinity",
@@ -125,4 +133,5 @@ def _message(step: int, where: str, module: str | None, rows: list[int]) -> str:
         "loss": "the loss is not finite although the outputs are",
         "gradient": f"the gradient of module {module!r} is not finite although the loss is",
     }[where]
-    return f"step {step} refused: {source}; {which}"
+    first = "" if operation is None else f"; the first operation was {operation}"
+    return f"step {step} refused: {source}; {which}{first}"

@@ -220,6 +220,14 @@ class Finding:
     remedy: Remedy | None = None
     advice: str = ""
 
+    @property
+    def sentence(self) -> str:
+        """The cause with what to do about it and where, in a line."""
+        line = next((f" (at {item.value})" for item in self.evidence if item.signal == "line"), "")
+        todo = self.remedy.title if self.remedy is not None else self.advice
+        explanation = self.explanation.split(". ")[0].rstrip(".")
+        return f"{self.cause}: {explanation}{line}" + (f"; {todo}" if todo else "")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that fit in JSON."""
         trial = None
@@ -240,8 +248,6 @@ class Finding:
             }
         )
         return plain
-
-
 
 
 def _mean(values: tuple[float, ...]) -> float:

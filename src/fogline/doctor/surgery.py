@@ -16,12 +16,61 @@ def leaves_in_order(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if not any(module.children())]
 
 
+class Wrapped(nn.Module):
+    """A model with something before it or behind it.
+
+    Names of modules are looked up inside, so that an edit by name is the same with and without the wrapper.
+    """
+
+    def __init__(self, model: nn.Module, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
+        super().__init__()
+        self.before, self.wrapped_model, self.after = before, model, after
+
+    def forward(self, inputs: Any) -> Any:
+        given = inputs if self.before is None else self.before(inputs)
+        found = self.wrapped_model(given)
+        return found if self.after is None else self.after(found)
+
+
+class LayerOutput(Wrapped):
+    """What a layer inside a model gives, in place of what the model makes of it, and something behind that."""
+
+    def __init__(self, model: nn.Module, layer: str, after: nn.Module | None = None) -> None:
+        super().__init__(model, after=after)
+        self.layer = bare(layer)
+
+    def forward(self, inputs: Any) -> Any:
+        caught: list[Any] = []
+        layer = core(self.wrapped_model).get_submodule(self.layer)
+        handle = layer.register_forward_hook(lambda module, given, found: caught.append(found))
+        try:
+            self.wrapped_model(inputs)
+        finally:
+            handle.remove()
+        return caught[-1] if self.after is None else self.after(caught[-1])
+
+
+def core(model: nn.Module) -> nn.Module:
+    """The model inside its wrappers."""
+    while isinstance(model, Wrapped):
+        model = model.wrapped_model
+    return model
+
+
+def bare(name: str) -> str:
+    """The name of a module inside the wrappers."""
+    while name.startswith("wrapped_model."):
+        name = name.removeprefix("wrapped_model.")
+    return name
+
+
 def replaced(model: nn.Module, name: str, by: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """The model with the module of this name replaced by what ``by`` makes of it."""
-    if not name:
+    inside, name = core(model), bare(name)
+    if not name or name == "wrapped_model":
         return by(model)
     parent_name, _, child = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
+    parent = inside.get_submodule(parent_name)
     setattr(parent, child, by(parent.get_submodule(child)))
     return model
 
@@ -199,3 +248,35 @@ def with_dropout(model: nn.Module, scale: float) -> nn.Module:
         elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
             module.dropout *= scale
     return model
+
+
+def hidden_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules that a model keeps where PyTorch does not look: in plain lists, tuples and dicts among its attributes.
+
+    >>> model = nn.Linear(1, 1)
+    >>> model.extra = [nn.Linear(1, 2)]
+    >>> hidden_modules(model)
+    [('extra[0]', Linear(in_features=1, out_features=2, bias=True))]
+    """
+    registered = set(model.modules())
+    found: dict[nn.Module, str] = {}
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name.startswith("_") and name in vars(nn.Module()):
+                continue
+            place = f"{prefix}.{name}" if prefix else name
+            for where, inner in _modules_in(value, place, 0):
+                if inner not in registered:
+                    found.setdefault(inner, where)
+    return [(name, module) for module, name in found.items()]
+
+
+def _modules_in(value: object, place: str, depth: int) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module) and depth:
+        yield place, value
+    elif isinstance(value, (list, tuple)) and depth < 3 and len(value) <= 1000:
+        for k, item in enumerate(value):
+            yield from _modules_in(item, f"{place}[{k}]", depth + 1)
+    elif isinstance(value, dict) and depth < 3 and len(value) <= 1000:
+        for key, item in value.items():
+            yield from _modules_in(item, f"{place}[{key!r}]", depth + 1)

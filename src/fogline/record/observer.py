@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from timeit import timeit
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,24 @@ def counted(method: Callable[[Observer, *Given], Result]) -> Callable[[Observer,
     return counting
 
 
+class Inspector(Protocol):
+    """Somebody who is told what passes by, and looks for faults in it; closely only while ``looking``."""
+
+    looking: bool
+
+    def forward(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
+    def evaluation(self) -> None: ...
+    def loss(self, step: int, args: tuple[Any, ...], output: Any) -> None: ...
+    def logged(self, step: int, loss: Any) -> None: ...
+    def scored(self, step: int) -> None: ...
+    def accumulated(self) -> None: ...
+    def evaluates_closure(self) -> None: ...
+    def before_step(self, step: int, norm: float | Tensor | None) -> None: ...
+    def after_step(self, step: int) -> None: ...
+    def skipped(self, step: int, skips: int) -> None: ...
+    def remove(self) -> None: ...
+
+
 class Observer:
     """Observes the steps of one optimizer and hands their signals to a recorder.
 
@@ -74,6 +92,7 @@ class Observer:
         recorder: gets a row for every step, or for every ``recorder.stride``-th where steps come too fast.
         named: the trained parameters with their names, for the probes.
         report: called after each flush.
+        inspector: is told what passes by, if there is one.
 
     Attributes:
         taken: steps so far.
@@ -91,8 +110,10 @@ class Observer:
         recorder: Recorder,
         named: Sequence[tuple[str, nn.Parameter]],
         report: ProgressFunction,
+        inspector: Inspector | None = None,
     ) -> None:
         self.optimizer, self.recorder, self.report = optimizer, recorder, report
+        self.inspector = inspector
         self.budget, self.ledger = recorder.budget, Ledger(recorder)
         self.hook_seconds, self._collected = hook_seconds(), 0.0
         self.started = time.perf_counter()
@@ -142,7 +163,8 @@ class Observer:
         ahead = not past or self._window.open or self._may_probe()
         self._hang("before", ahead)
         self._hang("forward", near)
-        self._hang("loss", near and not self._logs and "loss" in self._hooks)
+        looks = self.inspector is not None and self.inspector.looking
+        self._hang("loss", near and (looks or not self._logs) and "loss" in self._hooks)
         self._wake = 0 if near or ahead else self.taken - past + stride - 1
         if self.taken < _SCALER_SHOWS:
             self._wake = min(self._wake, _SCALER_SHOWS)
@@ -165,6 +187,9 @@ class Observer:
             if name != "after":
                 self._hang(name, False)
         self._window.remove()
+        if self.inspector is not None:
+            self.inspector.remove()
+            self.inspector = None
         self._settle()
         self._coming = None
 
@@ -178,10 +203,17 @@ class Observer:
         """
         if self._coming is not None or self._last is not None:
             self._log(loss, step)
+            if self.inspector is not None:
+                self.inspector.logged(self.taken, loss)
 
     def score(self, name: str, value: object, step: int | None) -> None:
         """Keep a held-out score, of the last step if none is given."""
         self.ledger.scores.append((max(0, self.taken - 1) if step is None else step, name, value_of(name, value)))
+
+    def scored(self) -> None:
+        """Held-out scores were logged, all of one look."""
+        if self.inspector is not None:
+            self.inspector.scored(max(0, self.taken - 1))
 
     @counted
     def _log(self, loss: object, step: int | None) -> None:
@@ -210,7 +242,11 @@ class Observer:
     @counted
     def _before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or self._evaluations:
+            if self.inspector is not None and not self._evaluations:
+                self.inspector.evaluation()
             return
+        if self.inspector is not None:
+            self.inspector.forward(self.taken, args, kwargs)
         self._fed = self._coming or Seen()
         self._fed.forward(rows_of(args, kwargs))
         self._window.forward()
@@ -219,9 +255,11 @@ class Observer:
             self._scaled = autocast and torch.get_autocast_dtype(self._device) is torch.float16
 
     @counted
-    def _after_loss(self, _: nn.Module, __: object, output: object) -> None:
+    def _after_loss(self, _: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self._coming is None or self._evaluations or not torch.is_grad_enabled():
             return
+        if self.inspector is not None:
+            self.inspector.loss(self.taken, args, output)
         if isinstance(output, Tensor) and output.numel() == 1:
             self._coming.observed.append(value_of("loss", output))
 
@@ -229,6 +267,8 @@ class Observer:
     def _after_backward(self, parameter: Tensor) -> None:
         """Gradients made anew without a step since the last ones: those were dropped."""
         gradient = parameter.grad
+        if self.inspector is not None and not torch.is_grad_enabled():
+            self.inspector.accumulated()
         if self._inside or gradient is None or torch.is_grad_enabled():
             return
         before, version = self._gradient, gradient._version
@@ -254,6 +294,8 @@ class Observer:
             return None
 
         def observed() -> Any:
+            if self.inspector is not None:
+                self.inspector.evaluates_closure()
             loss = closure()
             self._evaluated(loss)
             return loss
@@ -279,6 +321,8 @@ class Observer:
                 self._coming.norm = value_of("norm", norm if scale is None else norm / scale.to(norm.device))
         if self._window.probing:
             self._window.gradients(scale)
+        if self.inspector is not None:
+            self.inspector.before_step(self.taken, None if self._coming is None else self._coming.norm)
 
     def _after_step(self, optimizer: Optimizer, _: object, __: object) -> None:
         if torch.compiler.is_compiling():
@@ -311,6 +355,10 @@ class Observer:
     def _taken(self, found: Tensor | None) -> None:
         """A step was taken, as far as is known."""
         self._settle()
+        if self.inspector is not None:
+            self.inspector.after_step(self.taken)
+            if self.ledger.skipped:
+                self.inspector.skipped(self.taken, self.ledger.skipped)
         seen = self._coming or Seen(has_row=False)
         seen.number, seen.examples, seen.skipped = self.taken, self.examples, found
         if seen.has_row:

@@ -88,6 +88,16 @@ class Store:
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         self._queue("events", [(None, step, time.time(), kind, message, json.dumps(data or {}))])
 
+    def finding(self, step: int, found: Mapping[str, Any], message: str) -> None:
+        """Queue a row of the table ``findings``, and the event that says so.
+
+        Args:
+            found: plain values, among them ``cause``, ``severity`` and ``confidence``.
+        """
+        row = (None, step, found["cause"], found["severity"], found["confidence"], json.dumps(found))
+        self._queue("findings", [row])
+        self.event(step, "finding", message, {"cause": found["cause"]})
+
     def _queue(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
         if rows:
             self._pending.append((f"insert or replace into {table} values ({','.join('?' * len(rows[0]))})", rows))

@@ -1,0 +1,29 @@
+"""Where in somebody's program we are: the line of code that a finding speaks of."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+import fogline
+
+_INNER = tuple(str(Path(module.__file__).parent) for module in (torch, fogline) if module.__file__)
+
+
+def calling_line() -> str:
+    """The line that called, through PyTorch and this library: ``file.py:12: loss.backward()``; "" if none can be told.
+
+    On an accelerator gradients are made in a thread of their own, where nobody's line is to be seen.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_INNER) and not name.startswith("<frozen"):
+            line = linecache.getline(name, frame.f_lineno).strip()
+            return f"{Path(name).name}:{frame.f_lineno}" + (f": {line}" if line else "")
+        frame = frame.f_back
+    return ""
