@@ -240,7 +240,7 @@ def _blind(metric: Callable[[Any, Any], Any], right: Tensor, targets: Tensor) ->
     """
     if (
         targets.is_floating_point()
-        and targets.unique().numel() > 2
+        and len(set(targets.flatten()[:4096].tolist())) > 2
         and right.shape[1:].numel() == targets.shape[1:].numel()
     ):
         noise = torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
@@ -279,7 +279,7 @@ def _misleading(
             return None
         right = (chosen == wanted).float()
         plain = float(right.mean())
-        balanced = float(torch.stack([right[wanted == label].mean() for label in wanted.unique()]).mean())
+        balanced = float(torch.stack([right[wanted == label].mean() for label in set(wanted.tolist())]).mean())
         reported = reported / 100 if reported > 1 else reported
         error = math.sqrt(max(plain * (1 - plain), 1 / len(right)) / len(right))
         if min(abs(reported - plain), abs(reported - balanced)) > max(0.1, 3 * error):
