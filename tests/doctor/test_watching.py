@@ -227,9 +227,18 @@ def test_parameters_that_another_optimizer_moves(tmp_path: Path) -> None:
 
 def test_a_backbone_that_is_frozen_on_purpose(tmp_path: Path) -> None:
     model = mlp(mode=True)
+    with torch.no_grad():
+        model[0].weight.mul_(2)  # not as it was drawn: trained by somebody
     model[0].requires_grad_(False)
     run = Loop(tmp_path, model, optimizer=lambda p: torch.optim.SGD([q for q in p if q.requires_grad], lr=0.01)).run()
     assert not causes(run)
+
+
+def test_a_part_that_is_frozen_as_it_was_drawn(tmp_path: Path) -> None:
+    model = mlp(mode=True)
+    model[0].requires_grad_(False)
+    run = Loop(tmp_path, model, optimizer=lambda p: torch.optim.SGD([q for q in p if q.requires_grad], lr=0.01)).run()
+    assert causes(run) == ["frozen_parameters"]
 
 
 class Cut(nn.Module):
@@ -305,9 +314,11 @@ def test_validation_in_training_mode(mode: bool, evaluate: bool, tmp_path: Path)
     assert causes(run) == (["train_mode_eval"] if mode and not evaluate else [])
 
 
+@pytest.mark.parametrize("image", [False, True])
 @pytest.mark.parametrize("rows", [2, 16])
-def test_batch_normalisation_of_few_rows(rows: int, tmp_path: Path) -> None:
-    run = Loop(tmp_path, mlp(mode=True)).run(data(rows=rows))
+def test_batch_normalisation_of_few_rows(rows: int, image: bool, tmp_path: Path) -> None:
+    pixels = [nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 1)]
+    run = Loop(tmp_path, nn.Sequential(*pixels) if image else mlp(mode=True)).run(data(rows=rows))
     assert causes(run) == (["tiny_batch_norm"] if rows == 2 else [])
 
 
@@ -405,6 +416,7 @@ lr_scheduler = torch.optim.lr_scheduler
 SCHEDULES: dict[str, tuple[Callable[[Any], Any], Callable[[int], bool], bool]] = {
     "steps by epoch": (lambda o: lr_scheduler.StepLR(o, 1), lambda k: k % 40 == 39, False),
     "steps by batch": (lambda o: lr_scheduler.StepLR(o, 5), lambda k: True, True),
+    "slowly by batch": (lambda o: lr_scheduler.ExponentialLR(o, 0.85), lambda k: True, True),
     "cosine over the run": (lambda o: lr_scheduler.CosineAnnealingLR(o, 80), lambda k: True, False),
     "cosine of two epochs by batch": (lambda o: lr_scheduler.CosineAnnealingLR(o, 2), lambda k: True, True),
     "one cycle": (lambda o: lr_scheduler.OneCycleLR(o, 0.01, total_steps=80), lambda k: k < 79, False),
@@ -463,8 +475,8 @@ def test_rows_with_nan_are_named(tmp_path: Path) -> None:
     batches = data()
     batches[4][0][7, 1] = torch.nan
     run = Loop(tmp_path).run(batches)
-    assert causes(run) == ["nan_source"]
-    assert any(item["value"] == "7" for item in finding(run, "nan_source")["evidence"])
+    assert causes(run) == ["nan_in_data"]
+    assert any(item["value"] == "7" for item in finding(run, "nan_in_data")["evidence"])
 
 
 def test_a_scaler_that_skips_for_ever(tmp_path: Path) -> None:
@@ -502,7 +514,7 @@ def test_a_faulty_loop_ends_with_the_same_bits(tmp_path: Path) -> None:
         batches[12][0][0, 0] = torch.nan
         if watched:
             run = loop.run(batches, zero=False)
-            assert set(causes(run)) == {"double_softmax", "missing_zero_grad", "nan_source"}
+            assert set(causes(run)) == {"double_softmax", "missing_zero_grad", "nan_in_data"}
         else:
             for x, y in batches:
                 loop.loss_fn(loop.model(x), y).backward()

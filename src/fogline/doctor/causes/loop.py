@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from fogline.data.source import cast, leaves
 from fogline.descent.objective import Objective
@@ -25,7 +24,7 @@ from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import CPU
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RECIPE, WRAP, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import hidden_modules, replaced
+from fogline.doctor.surgery import frozen_as_drawn, hidden_modules, replaced
 from fogline.doctor.trial import FAILURES
 from fogline.doctor.uncut import EvaluatesWithoutDropout, Uncut, Within, within
 
@@ -48,7 +47,7 @@ def frozen_parameters(exam: Examination) -> Suspicion | None:
     total = sum(p.numel() for p in model.parameters())
     share = sum(p.numel() for p in frozen.values()) / max(1, total)
     whole = all(not p.requires_grad for p in model.parameters())
-    untrained = [n for n, m in model.named_modules() if _is_frozen(m) and _as_drawn(m)]
+    untrained = frozen_as_drawn(model)
     if not whole and not untrained and not _learns_badly(exam):
         return None
     names = ", ".join(list(frozen)[:4]) + (", ..." if len(frozen) > 4 else "")
@@ -82,29 +81,6 @@ def frozen_parameters(exam: Examination) -> Suspicion | None:
 def _learns_badly(exam: Examination) -> bool:
     reference = exam.reference.score if exam.observed is not None else None
     return reference is not None and exam.observed is not None and exam.observed.best < reference - 0.1
-
-
-def _is_frozen(module: nn.Module) -> bool:
-    own = list(module.parameters(recurse=False))
-    return bool(own) and all(not p.requires_grad for p in own)
-
-
-def _as_drawn(module: nn.Module) -> bool:
-    """Whether the weights are uniform in +-1/sqrt(fan_in), as PyTorch draws those of linear and convolution layers.
-
-    The largest of n such weights lies within a few n-ths of the bound and never above it; their deviation is the bound
-    over sqrt(3), with a standard error of 1/sqrt(5 n) of itself. A layer that learned has
-    left the bound at some weight.
-    """
-    if not isinstance(module, (nn.Linear, _ConvNd)):
-        return False
-    weight = module.weight.detach().double()
-    fan_in = weight[0].numel()
-    bound, count = 1 / math.sqrt(max(1, fan_in)), weight.numel()
-    if count < 8 or not bool(torch.isfinite(weight).all()) or float(weight.abs().max()) > bound * 1.000001:
-        return False
-    spread = float(weight.square().mean().sqrt()) / (bound / math.sqrt(3))
-    return abs(spread - 1) < 4 / math.sqrt(5 * count) and float(weight.abs().max()) > bound * (1 - 12 / count)
 
 
 def _unfrozen(module: nn.Module) -> nn.Module:
