@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/quickstart.md", "docs/how-to-choose.md", "docs/watch.md")
+PAGES = ("README.md", "docs/quickstart.md", "docs/how-to-choose.md", "docs/watch.md", "docs/doctor.md")
 
 
 def blocks() -> list[tuple[str, int, str]]:

@@ -214,9 +214,9 @@ def test_normalisation_that_stays_in_evaluation_mode() -> None:
     assert edited is not None
     model = edited(Net(fault="eval")).train()
     model(rows()[0])
-    assert int(model.model.norm.num_batches_tracked) == 1
+    assert int(model.wrapped_model.norm.num_batches_tracked) == 1
     model.eval()(rows()[0])
-    assert int(model.model.norm.num_batches_tracked) == 1
+    assert int(model.wrapped_model.norm.num_batches_tracked) == 1
 
 
 def test_dropout_that_does_not_know_the_mode() -> None:
@@ -250,8 +250,7 @@ def test_normalisation_of_few_rows(batch: int, count: int, faulty: bool) -> None
 
 def test_statistics_that_do_not_settle() -> None:
     def make() -> nn.Module:
-        model = nn.Sequential(nn.BatchNorm1d(4, momentum=0.001), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
-        return model
+        return nn.Sequential(nn.BatchNorm1d(4, momentum=0.001), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
 
     x, y = rows()
     task = Task(model=make, loss=nn.BCEWithLogitsLoss(), train=(100 * x + 500, y))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,14 @@ def test_two_networks_against_each_other(tmp_path: Path) -> None:
     assert not causes(run)
 
 
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, clearing: torch.optim.Optimizer | None) -> Tensor:
+    if clearing is not None:
+        clearing.zero_grad()
+    loss = F.mse_loss(model(x), y)
+    loss.backward()
+    return loss
+
+
 def test_a_closure_that_does_not_clear(tmp_path: Path) -> None:
     for clears in (True, False):
         model = mlp()
@@ -154,14 +163,7 @@ def test_a_closure_that_does_not_clear(tmp_path: Path) -> None:
         with fogline.watch(model, optimizer, runs=tmp_path) as run:
             for x, y in data(6):
 
-                def closure(x: Tensor = x, y: Tensor = y, clears: bool = clears) -> Tensor:
-                    if clears:
-                        optimizer.zero_grad()
-                    loss = F.mse_loss(model(x), y)
-                    loss.backward()
-                    return loss
-
-                optimizer.step(closure)
+                optimizer.step(partial(evaluate, model, x, y, optimizer if clears else None))
         assert causes(run) == ([] if clears else ["missing_zero_grad"])
 
 

@@ -179,6 +179,59 @@ def find_lr(
 
 
 @app.command()
+def doctor(
+    what: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TASK.py|DATA.csv|DATA.parquet|IMAGE_FOLDER|RUN", help="A program, or a run by folder or name."
+        ),
+    ],
+    budget: Annotated[float, typer.Option(metavar="TIMES", help="Spend at most this many times the run itself.")] = 1.0,
+    fix: Annotated[bool, typer.Option("--fix", help="Train the remedied program as a new run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    target: TargetOption = None,
+    valid: ValidOption = None,
+    recipe: RecipeOption = None,
+    runs: RunsOption = Path("runs"),
+    optimizer: OptimizerOption = None,
+    lr: Annotated[Text, _recipe_option("The learning rate, or auto.", "RATE")] = None,
+    batch_size: BatchSizeOption = None,
+    duration: DurationOption = None,
+    schedule: ScheduleOption = None,
+    weight_decay: WeightDecayOption = None,
+    clip: ClipOption = None,
+    precision: PrecisionOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Find out why a program does not learn, and prove the remedy by a controlled re-run.
+
+    Exit code 1 says that something is wrong, 0 that nothing is.
+    """
+    not_recipe = (*_NOT_RECIPE, "budget", "fix", "as_json")
+    fields = {key: value for key, value in locals().items() if key not in (*not_recipe, "not_recipe")}
+    with told_plainly():
+        from fogline.cli.doctor import examine, print_report
+
+        found, mended = examine(
+            what,
+            target=target,
+            valid=valid,
+            recipe_file=recipe,
+            fields=fields,
+            runs=runs,
+            budget=budget,
+            fix=fix,
+        )
+        print_report(found, as_json=as_json)
+        if mended is not None and not as_json:
+            from fogline.cli.showing import print_ending
+
+            print_ending(mended.folder)
+        raise typer.Exit(BAD_RUN if found.verdict == "faulty" and mended is None else DONE)
+
+
+@app.command()
 def resume(
     run: RunArgument,
     duration: Annotated[str | None, typer.Option(metavar="LONGER", help="A longer duration, such as 40ep.")] = None,

@@ -68,6 +68,11 @@ def task_from_source(source: Mapping[str, Any] | None, run: Path) -> tuple[Task,
         ValueError: the run was started from Python, so no file says what its task is.
         FileNotFoundError: the file or folder is no longer there.
     """
+    if source and source.get("kind") == "remedied":
+        raise ValueError(
+            f"expected a run of a program as it stands in its file, received {run}, whose program was mended by "
+            "`fogline doctor --fix`; put the patches it printed into the file and train that"
+        )
     if not source or source.get("kind") not in ("task", "data"):
         raise ValueError(
             f"expected a run started by `fogline train`, received {run}, which was started from Python; "

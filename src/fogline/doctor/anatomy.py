@@ -7,6 +7,7 @@ somebody's loss.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,7 +120,8 @@ def dissect(model: nn.Module, loss: Any, batch: Batch, seed: int = 0) -> Anatomy
         for name, module in model.named_modules()
         if not any(module.children())
     ]
-    with private_randomness(CPU), torch.enable_grad():
+    with private_randomness(CPU), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what PyTorch warns of is examined here
         seed_step(seed, 0, PROBE, CPU)
         try:
             _run(found, Objective(model, loss), calls)
@@ -144,6 +146,7 @@ def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module,
     except failures as error:
         found.error = str(error)
         found.layers = [_layer(call, None) for call in calls]
+        _read_head(found)
         return
     named = [(name, p) for name, p in found.model.named_parameters() if p.requires_grad]
     outputs = [call[3] for call in calls if isinstance(call[3], Tensor) and call[3].requires_grad]
@@ -156,6 +159,7 @@ def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module,
         found.error = str(error)
         found.loss = float(loss.detach().mean()) if isinstance(loss, Tensor) else None
         found.layers = [_layer(call, None) for call in calls]
+        _read_head(found)
         return
     found.stage, found.loss = "", float(loss.detach())
     found.gradients = dict(zip((name for name, _ in named), gradients, strict=False))
@@ -172,16 +176,22 @@ def _layer(call: tuple[str, nn.Module, Any, Any], gradient: Tensor | None) -> La
     return Layer(name, module, given, None if single is None else single.detach(), node, gradient)
 
 
-def _read_graph(found: Anatomy, loss: Tensor) -> None:
+def _read_head(found: Anatomy) -> None:
     output = found.outputs if isinstance(found.outputs, Tensor) else None
     if output is not None and output.grad_fn is not None:
         found.head = tuple(_names_until_linear(output.grad_fn))
+
+
+def _read_graph(found: Anatomy, loss: Tensor) -> None:
+    output = found.outputs if isinstance(found.outputs, Tensor) else None
+    _read_head(found)
+    if output is not None and output.grad_fn is not None:
         found.in_loss = tuple(_names_between(loss.grad_fn, output.grad_fn))
     elif output is None:
         found.in_loss = tuple(_names_until_linear(loss.grad_fn))
     owners = {layer.node: layer.name for layer in found.weighted if layer.node is not None}
     for layer in found.weighted:
-        linear = None if layer.node is None else _own_product(layer.node)
+        linear = None if layer.node is None else own_product(layer.node)
         before = None if linear is None else _linear_before(linear, owners)
         if before is not None:
             found.pairs.append((before, layer.name))
@@ -213,14 +223,14 @@ def _is_weight(node: Any) -> bool:
     return False
 
 
-def _has_weight(node: Any) -> bool:
+def has_weight(node: Any) -> bool:
     return any(before is not None and _is_weight(before) for before, _ in node.next_functions)
 
 
 def _names_until_linear(node: Any) -> Iterator[str]:
     """Bends from the output back to the last operation with weights, along the first data input."""
     for _ in range(40):
-        if node is None or (operation(node) in LINEAR and _has_weight(node)):
+        if node is None or (operation(node) in LINEAR and has_weight(node)):
             return
         if operation(node) in BENDS:
             yield BENDS[operation(node)]
@@ -232,7 +242,8 @@ def _names_until_linear(node: Any) -> Iterator[str]:
 
 def _names_between(node: Any, end: Any) -> Iterator[str]:
     """Names of the operations from the loss back to the output, breadth first."""
-    queue, seen = [node], set()
+    queue: list[Any] = [node]
+    seen: set[Any] = set()
     while queue and len(seen) < 200:
         node = queue.pop(0)
         if node is None or node is end or node in seen:
@@ -242,7 +253,7 @@ def _names_between(node: Any, end: Any) -> Iterator[str]:
         queue += [before for before, _ in node.next_functions]
 
 
-def _own_product(node: Any) -> Any:
+def own_product(node: Any) -> Any:
     """The product inside a layer, behind its bias and reshaping."""
     for _ in range(6):
         if operation(node) in LINEAR:
@@ -262,7 +273,7 @@ def _linear_before(product: Any, owners: dict[Any, str]) -> str | None:
     node = before[0]
     for _ in range(30):
         if node in owners:
-            own = _own_product(node)
+            own = own_product(node)
             if own is not None and len(inputs_of(own)) <= 1:
                 return owners[node]
             if operation(node) not in SHAPING:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fogline.data import losses
 from fogline.data.defaults import default_loss
 from fogline.data.intake import Opened, open_data
-from fogline.data.source import Batch, Facts, InMemory, MapStyle, Source, Stream, leaves, map_tree
+from fogline.data.source import Batch, Facts, InMemory, Kind, MapStyle, Source, Stream, leaves, map_tree
 from fogline.descent.batches import rows_of
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
 from fogline.doctor.finding import Remedy, Rows
@@ -135,7 +135,7 @@ def open_case(task: Task, recipe: Recipe) -> Case:
 
 def _leniently(task: Task, error: Exception) -> Opened:
     """Rows of a pair of arrays whatever they hold; everything else is refused as ``fit`` refuses it."""
-    pairs = []
+    pairs: list[InMemory | None] = []
     for value in (task.train, task.valid):
         if value is None:
             pairs.append(None)
@@ -150,7 +150,7 @@ def _leniently(task: Task, error: Exception) -> Opened:
     train, valid = pairs
     assert train is not None
     whole = not train.tensors[1].is_floating_point()
-    kind = "classification" if losses.family(task.loss) in ("classes", "binary") or whole else "regression"
+    kind: Kind = "classification" if losses.family(task.loss) in ("classes", "binary") or whole else "regression"
     outputs = int(train.tensors[1].max()) + 1 if whole else int(train.tensors[1].shape[1:].numel())
     facts = Facts(kind, tuple(train.tensors[0].shape[1:]), outputs=outputs)
     return Opened(train, valid, facts)
@@ -217,6 +217,7 @@ def program(case: Case, remedies: Sequence[Remedy] = ()) -> Program:
         return Program(case, ordered, task, recipe, case.rows(case.learned), case.rows(held), loss)
     rows = case.train
     changed = changed_rows(rows, ordered)
+    assert changed.ids is not None
     mine = torch.isin(changed.ids, case.learned)
     train = taken(changed.inputs, mine), taken(changed.targets, mine)
     if case.valid is not None:
@@ -269,7 +270,9 @@ def _edited(model: Any, editing: Sequence[Any]) -> Any:
         return module
 
     if isinstance(model, nn.Module):
-        return edited(copy.deepcopy(model))
+        with private_randomness(CPU):  # what an edit draws is the same at each call, and nobody else's
+            seed_everything(0, 0, INITIAL, CPU)
+            return edited(copy.deepcopy(model))
 
     def make() -> nn.Module:
         return edited(copy.deepcopy(model()))

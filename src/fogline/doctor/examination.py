@@ -33,6 +33,10 @@ class Examination:
         """Task, recipe and rows with what was kept."""
         return program(self.case, self.kept)
 
+    def program_with(self, *remedies: Remedy) -> Program:
+        """The program with more remedies."""
+        return program(self.case, (*self.kept, *remedies))
+
     @cached_property
     def anatomy(self) -> Anatomy:
         """The program on its first batch, with first weights."""

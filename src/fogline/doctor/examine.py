@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,8 @@ from fogline.descent.randomness import Surroundings
 from fogline.doctor.case import CPU, Case, open_case, program
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import RATE, Finding, Remedy, Suspicion, Trial
+from fogline.doctor.finding import Finding, Remedy, Suspicion, Trial
+from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Rejected, Report
 from fogline.doctor.trial import SEEDS, Descended, Laboratory, compared, planned_steps
 from fogline.task import Task
@@ -30,7 +31,7 @@ _ENOUGH = 0.03
 """A score must differ by this much to be worth a word."""
 _AS_GOOD = 0.1  # of the effect of all remedies: a part whose removal loses less than this is not needed
 _LEARNS = 0.1  # a score above which a program does learn something
-_ROUNDS = 2
+_LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _SURE, _PROVEN, _TRIED = 0.97, 0.95, 0.9
 _UNTRIED = 0.7  # how much of a suspicion's strength is left where it could not be tried
 
@@ -96,6 +97,9 @@ def _is_cheap(case: Case) -> bool:
     return 2 * weights * case.batch_size < _CHEAP
 
 
+_Pair = tuple[Suspicion, Remedy]
+
+
 @dataclass
 class _Kept:
     """A cause that was accepted, with its remedy and the trial that showed it."""
@@ -130,18 +134,37 @@ class _Doctor:
             for suspicion in first:
                 self._take(suspicion, None, None)
             return self._written("faulty" if any(s.proof for s in first) else "undecided")
-        exam = Examination(self.case, self.remedies)
-        self._observe(exam)
-        supposed = _merged([*first, *suspicions(exam)])
-        for _ in range(_ROUNDS):
-            if not self._verify(exam, supposed):
-                break
-            known = {kept.suspicion.cause for kept in self.kept} | {item.cause for item in self.rejected}
-            exam = Examination(self.case, self.remedies)
-            supposed = [s for s in suspicions(exam) if s.cause not in known]
-            if not supposed:
-                break
+        exam = self._observed()
+        self._verify(exam, _merged([*first, *suspicions(exam)]))
+        rounds = [len(self.kept)]
+        if self.remedies and not self._does_well(exam) and self.laboratory.left >= self._glance:
+            exam = self._observed()
+            if not self._does_well(exam):
+                self._verify(exam, _merged([*self._hidden(), *suspicions(exam)]))
+                rounds.append(len(self.kept))
+        if not self._does_well(exam) and self.laboratory.left > 0:
+            self._verify(exam, self._usual(exam))
+            rounds.append(len(self.kept))
+        if len({count for count in rounds if count}) > 1:
+            self._minimal_again(exam)
         return self._written(self._outcome(exam))
+
+    def _hidden(self) -> list[Suspicion]:
+        """What one batch shows of the remedied program: most programs have more than one fault."""
+        return [s for s in suspicions(Examination(self.case, self.remedies)) if s.cause not in self._known]
+
+    def _usual(self, exam: Examination) -> list[Suspicion]:
+        """What may help any program that is short of what is possible."""
+        mended = Examination(self.case, self.remedies, exam.observed)
+        return [s for s in usual(mended, self.laboratory) if s.cause not in self._kept_causes]
+
+    @property
+    def _kept_causes(self) -> set[str]:
+        return {kept.suspicion.cause for kept in self.kept}
+
+    @property
+    def _known(self) -> set[str]:
+        return self._kept_causes | {item.cause for item in self.rejected}
 
     def _unblocked(self) -> list[Suspicion] | None:
         """Mend what keeps the program from being run at all; what else one batch shows. None where it stays so."""
@@ -150,42 +173,72 @@ class _Doctor:
             blocking = [s for s in found if s.blocks]
             if not blocking:
                 return found
-            new = [s for s in blocking if s.cause not in {kept.suspicion.cause for kept in self.kept}]
+            new = [s for s in blocking if s.cause not in self._kept_causes]
             for suspicion in new:
                 self._take(suspicion, next(iter(suspicion.remedies), None), None)
             if not new or not all(s.remedies for s in new):
                 return None
         return None
 
-    def _observe(self, exam: Examination) -> None:
-        steps = min(self.planned, max(_SHORTEST, round(_OBSERVED * self.laboratory.budget)))
-        exam.observed = self.laboratory.observe(exam.program, steps)
+    @property
+    def _glance(self) -> int:
+        """Steps of a descent that is watched."""
+        return min(self.planned, max(_SHORTEST, round(_OBSERVED * self.laboratory.budget)))
+
+    def _observed(self) -> Examination:
+        """The program as it is by now, watched for a part of its length."""
+        exam = Examination(self.case, self.remedies)
+        exam.observed = self.laboratory.observe(exam.program, self._glance)
         if exam.observed.error:
             self.notes.append(f"the program stops with an error: {exam.observed.error.splitlines()[0]}")
-        level = _level(exam)
         if self.kept:
-            self.healed = level
+            self.healed = _level(exam)
         else:
-            self.control = level
+            self.control = _level(exam)
+        return exam
 
-    def _verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> bool:
-        """Try what was supposed; whether something was kept."""
-        pool = sorted((s for s in supposed if s.remedies and _can_try(s)), key=lambda s: -s.strength)
+    def _verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:
+        """Try what was supposed: all together, since faults hide one another; where that fails, one after another."""
+        supposed = [s for s in supposed if s.cause not in self._kept_causes]
+        pool = sorted((s for s in supposed if s.remedies and not _lengthens(s, self.case)), key=lambda s: -s.strength)
         rest = [s for s in supposed if s not in pool]
         pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
         self.rejected += [Rejected(s.cause, None, "not tried: others were more likely") for s in later if not s.proof]
-        kept = self._tried(exam, pool) if pool else False
+        if pool:
+            steps = self._horizon(exam, len(pool))
+            if not self._together(exam, pool, steps):
+                self._one_by_one(exam, pool, steps)
         for suspicion in rest:
-            if suspicion.proof or self._needed(exam, suspicion):
-                self._take(suspicion, next(iter(suspicion.remedies), None), None)
-                kept = True
-            else:
-                self.rejected.append(Rejected(suspicion.cause, None, "not needed: the program does well"))
-        return kept
+            self._said(exam, suspicion)
 
-    def _needed(self, exam: Examination, suspicion: Suspicion) -> bool:
-        """Whether a cause that cannot be tried is worth saying: only where the program is short of what is possible."""
-        return suspicion.strength >= 0.5 and not self._does_well(exam)
+    def _said(self, exam: Examination, suspicion: Suspicion) -> None:
+        """A cause that no trial of the same length can show: it is said where the program falls short."""
+        remedy = next(iter(suspicion.remedies), None)
+        if suspicion.proof:
+            self._take(suspicion, remedy, None)
+            return
+        trial, why = None, ""
+        if suspicion.cause in self._known or self._does_well(exam):
+            why = "not needed: the program does well"
+        else:
+            trial = None if remedy is None else self._longer(exam, remedy)
+            if trial is not None and not trial.accepted:
+                why = f"no clear gain: {trial}"
+            elif trial is None and suspicion.strength < _LIKELY:
+                why = "not tried: the budget does not allow a longer run"
+        if why:
+            self.rejected.append(Rejected(suspicion.cause, trial, why))
+            return
+        self.healed = self.healed if trial is None else fmean(trial.with_it)
+        self._take(suspicion, remedy, trial)
+
+    def _longer(self, exam: Examination, remedy: Remedy) -> Trial | None:
+        """A trial of a longer run against the run as it is, both in full; None where that cannot be afforded."""
+        times = _times_longer(remedy, self.case)
+        cost = len(SEEDS) * self.planned * (1 + times)
+        if times <= 1 or cost > self.laboratory.left:
+            return None
+        return _Bench(self, exam, self.planned).between([remedy], (), remedy.title)
 
     def _does_well(self, exam: Examination) -> bool:
         level = self.healed if self.healed is not None else self.control
@@ -194,27 +247,45 @@ class _Doctor:
             return False
         return level >= 1 - _ENOUGH or (reference is not None and level >= reference + _ENOUGH)
 
-    def _tried(self, exam: Examination, pool: list[Suspicion]) -> bool:
-        """All together first: faults hide one another. Then each part is left out in turn; or each is tried alone."""
-        steps = self._horizon(exam, len(pool))
+    def _together(self, exam: Examination, pool: list[Suspicion], steps: int) -> bool:
+        """All remedies at once, then with a measured rate as well: what was mended may want another one."""
         chosen = _compatible(pool)
+        if len(chosen) < 2 and any(remedy.place == "rate" for _, remedy in chosen):
+            return False
         bench = _Bench(self, exam, steps)
-        trial = bench.against_control([remedy for _, remedy in chosen])
-        if bench.holds(trial, _edits(chosen)):
-            self._minimal(bench, chosen, trial)
-            return True
-        found = False
-        for suspicion in pool:
-            found = self._alone(bench, suspicion, trial if len(pool) == 1 else None) or found
-            if found:
+        for group in self._with_rate(exam, chosen):
+            trial = bench.against_control(_edits(group))
+            if bench.holds(trial, _edits(group)):
+                self._minimal(bench, group, trial)
+                return True
+            if self.laboratory.left <= 0 or self._does_well(exam):
                 break
-        taken = {kept.suspicion.cause for kept in self.kept}
-        self.rejected += [
-            Rejected(s.cause, None, "not tried alone: another cause explains it")
-            for s in pool
-            if s.cause not in taken and s.cause not in {item.cause for item in self.rejected}
-        ]
-        return found
+        return False
+
+    def _with_rate(self, exam: Examination, chosen: list[_Pair]) -> Iterator[list[_Pair]]:
+        yield chosen
+        if not any(remedy.place == "rate" for _, remedy in chosen):
+            mended = Examination(self.case, (*self.remedies, *_edits(chosen)), exam.observed)
+            rates = [(s, s.remedies[0]) for s in usual(mended, self.laboratory)]
+            if rates:
+                yield [*chosen, *rates]
+
+    def _one_by_one(self, exam: Examination, pool: list[Suspicion], steps: int) -> None:
+        """Each on its own, the likeliest first; what helps is kept, and the others are tried beside it."""
+        bench, left = _Bench(self, exam, steps), list(pool)
+        for suspicion in pool:
+            before = len(self.remedies)
+            self._alone(bench, suspicion)
+            left.remove(suspicion)
+            if len(self.remedies) > before:
+                bench = _Bench(self, exam, steps)
+                if self._does_well(exam):
+                    break
+        for suspicion in left:
+            if suspicion.proof:
+                self._take(suspicion, None, None)
+            else:
+                self.rejected.append(Rejected(suspicion.cause, None, "not tried: another cause explains it"))
 
     def _horizon(self, exam: Examination, count: int) -> int:
         """Steps of a trial: what the budget allows for the control, all together, and each left out."""
@@ -222,48 +293,58 @@ class _Doctor:
         affordable = (self.laboratory.left - observed) / (len(SEEDS) * (2 + count))
         return max(_SHORTEST, min(int(affordable), observed))
 
-    def _minimal(self, bench: _Bench, chosen: list[tuple[Suspicion, Remedy]], whole: Trial) -> None:
+    def _minimal(self, bench: _Bench, chosen: list[_Pair], whole: Trial) -> None:
         """Leave out each part, the least likely first; what is not missed was not needed."""
-        needed = list(chosen)
-        best, shown = whole, {s.cause: whole for s, _ in chosen}
-        if len(chosen) > 1:
-            for part in sorted(chosen, key=lambda pair: (pair[1].order != RATE, pair[0].strength)):
-                without = [pair for pair in needed if pair is not part]
-                if not without or self.laboratory.left <= 0:
-                    break
-                trial = bench.between(_edits(needed), _edits(without), part[1].title)
-                lost = trial.effect
-                if lost > max(_AS_GOOD * best.effect, trial.error) and lost >= _ENOUGH / 2:
-                    shown[part[0].cause] = trial
-                    continue
-                if part[0].proof and lost >= -_ENOUGH:
-                    shown[part[0].cause] = trial
-                    continue
-                needed = without
+        needed, shown = list(chosen), {suspicion.cause: whole for suspicion, _ in chosen}
+        for part in sorted(chosen, key=lambda pair: (pair[0].proof, pair[1].place != "rate", pair[0].strength)):
+            without = [pair for pair in needed if pair is not part]
+            if not without or self.laboratory.left <= 0:
+                break
+            trial = bench.between(_edits(needed), _edits(without), part[1].title)
+            missed = trial.effect >= max(_AS_GOOD * whole.effect, _ENOUGH / 2) and trial.effect > trial.error
+            if missed or (part[0].proof and trial.effect >= -_ENOUGH):
+                shown[part[0].cause] = trial
+                continue
+            needed = without
+            if part[0].proof:
+                self._take(part[0], None, trial)
+            else:
                 self.rejected.append(Rejected(part[0].cause, trial, f"not needed beside the others: {trial}"))
-        self.healed = fmean(best.with_it)
+        self.healed = fmean(bench.scores(_edits(needed)))
         for suspicion, remedy in needed:
             self._take(suspicion, remedy, shown[suspicion.cause])
 
-    def _alone(self, bench: _Bench, suspicion: Suspicion, known: Trial | None) -> bool:
-        trial = known
+    def _minimal_again(self, exam: Examination) -> None:
+        """What later rounds kept may make needless what earlier ones did."""
+        pairs = [(kept.suspicion, kept.remedy) for kept in self.kept if kept.remedy is not None and kept.trial]
+        if len(pairs) < 2 or self.laboratory.left <= 0:
+            return
+        chosen = [(suspicion, remedy) for suspicion, remedy in pairs if remedy is not None]
+        before = self.kept
+        self.kept = [kept for kept in before if (kept.suspicion, kept.remedy) not in pairs]
+        bench = _Bench(self, exam, self._horizon(exam, len(chosen)))
+        whole = bench.against_control(_edits(chosen))
+        if whole.accepted:
+            self._minimal(bench, chosen, whole)
+        else:
+            self.kept = before
+
+    def _alone(self, bench: _Bench, suspicion: Suspicion) -> None:
+        trial = None
         for remedy in suspicion.remedies:
-            if self.laboratory.left <= 0 and known is None:
+            if self.laboratory.left <= 0:
                 break
-            trial = trial or bench.against_control([remedy])
+            trial = bench.against_control([remedy])
             helps = bench.holds(trial, [remedy])
             if helps or (suspicion.proof and bench.harmless(trial, [remedy])):
                 self.healed = fmean(trial.with_it) if helps else self.healed
                 self._take(suspicion, remedy, trial)
-                return True
-            if remedy is not suspicion.remedies[-1]:
-                trial = None
+                return
         if suspicion.proof:
             self._take(suspicion, None, trial)
-            return True
+            return
         why = "not tried: the budget is spent" if trial is None else f"no clear gain: {trial}"
         self.rejected.append(Rejected(suspicion.cause, trial, why))
-        return False
 
     def _take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
         self.kept.append(_Kept(suspicion, remedy, trial))
@@ -327,11 +408,15 @@ class _Bench:
         accepted = trial.accepted and count == len(SEEDS) and trial.effect >= _ENOUGH
         return replace(trial, intervention=title, accepted=accepted)
 
+    def scores(self, remedies: Sequence[Remedy]) -> list[float]:
+        """Scores of the remedied program, a seed each."""
+        return [descended.score for descended in self._run(remedies, len(SEEDS))]
+
     def holds(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
         """Whether a trial was won, and the remedied program beats the control's longer descent too.
 
-        What merely learns faster is no remedy of a program that gets there as well. Where the short trial does not reach
-        as far, the remedied program is run for as long as the control was observed, while the budget lasts.
+        What merely learns faster is no remedy of a program that gets there as well. Where the short trial does not
+        reach as far, the remedied program is run for as long as the control was observed, while the budget lasts.
         """
         if not trial.accepted:
             return False
@@ -367,7 +452,9 @@ class _Bench:
         have = self._runs.setdefault(key, [])
         if len(have) < seeds:
             variant = program(self.doctor.case, (*self.doctor.remedies, *remedies))
-            have += self.doctor.laboratory.run(variant, self.steps, SEEDS[len(have) : seeds])
+            longer = max((_times_longer(remedy, self.doctor.case) for remedy in remedies), default=1.0)
+            steps = round(self.steps * longer) if self._covers else self.steps
+            have += self.doctor.laboratory.run(variant, steps, SEEDS[len(have) : seeds])
         return have[:seeds]
 
 
@@ -380,13 +467,22 @@ def _level(exam: Examination) -> float:
     return max(kept, observed.score)
 
 
-def _can_try(suspicion: Suspicion) -> bool:
-    return suspicion.cause != "too_few_steps"
+def _lengthens(suspicion: Suspicion, case: Case) -> bool:
+    """Whether the remedy means more steps, which a trial over as many steps as the control cannot show."""
+    return bool(suspicion.remedies) and _times_longer(suspicion.remedies[0], case) > 1
 
 
-def _compatible(pool: Sequence[Suspicion]) -> list[tuple[Suspicion, Remedy]]:
+def _times_longer(remedy: Remedy, case: Case) -> float:
+    """How many times as long the run becomes."""
+    if remedy.on_recipe is None:
+        return 1.0
+    before, after = planned_steps(case.recipe, case), planned_steps(remedy.on_recipe(case.recipe), case)
+    return max(1.0, after / before)
+
+
+def _compatible(pool: Sequence[Suspicion]) -> list[_Pair]:
     """The first remedy of each, but one a place: the likelier cause has it."""
-    chosen: list[tuple[Suspicion, Remedy]] = []
+    chosen: list[_Pair] = []
     for suspicion in pool:
         taken = {remedy.place for _, remedy in chosen if remedy.place}
         free = next((remedy for remedy in suspicion.remedies if remedy.place not in taken), None)
@@ -395,7 +491,7 @@ def _compatible(pool: Sequence[Suspicion]) -> list[tuple[Suspicion, Remedy]]:
     return chosen
 
 
-def _edits(pairs: Sequence[tuple[Suspicion, Remedy]]) -> list[Remedy]:
+def _edits(pairs: Sequence[_Pair]) -> list[Remedy]:
     return [remedy for _, remedy in pairs]
 
 
@@ -435,5 +531,3 @@ def _finding(kept: _Kept) -> Finding:
 def _rank(finding: Finding) -> tuple[float, ...]:
     effect = finding.trial.effect if finding.trial is not None else 0.0
     return -round(finding.confidence, 1), -effect, -finding.confidence
-
-

@@ -50,7 +50,7 @@ def refer(case: Case) -> Reference:
     yardstick = case.yardstick
     if not case.supervised or yardstick.work == "other" or not isinstance(case.train.targets, Tensor):
         return Reference()
-    raw = _features(case.train.inputs)
+    raw = features(case.train.inputs)
     if raw is None or case.train.targets.ndim > 2 or (yardstick.work == "classes" and case.train.targets.ndim > 1):
         return Reference()
     usable = torch.isfinite(raw).all(1) & torch.isfinite(case.train.targets.double().reshape(len(raw), -1)).all(1)
@@ -78,7 +78,7 @@ class _AsIs:
 def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tuple[float | None, float | None]:
     if case.valid is None:
         return None, None
-    other = _features(case.valid.inputs)
+    other = features(case.valid.inputs)
     if other is None or other.shape[1] != inputs.shape[1]:
         return None, None
     wanted = case.valid.targets[:_MOST_ROWS]
@@ -92,11 +92,12 @@ def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tupl
     order = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))
     half = len(order) // 2
     first, second = order[:half], order[half:]
-    within = case.yardstick(predict(other[first], wanted[first], other[second], case.yardstick), wanted[second], _AsIs())
+    guessed = predict(other[first], wanted[first], other[second], case.yardstick)
+    within = case.yardstick(guessed, wanted[second], _AsIs())
     return across, within
 
 
-def _features(inputs: Any) -> Tensor | None:
+def features(inputs: Any) -> Tensor | None:
     """One row of numbers an example: columns and pixels as they are, tokens counted."""
     if not isinstance(inputs, Tensor) or inputs.is_complex():
         return None
@@ -114,7 +115,7 @@ def _features(inputs: Any) -> Tensor | None:
     return inputs.reshape(len(inputs), -1).double()
 
 
-def _standardised(inputs: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def standardised(inputs: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     mean, scale = inputs.mean(0), inputs.std(0, correction=0)
     scale = torch.where(scale > 1e-12 * inputs.abs().amax(0).clamp_min(1e-300), scale, torch.ones_like(scale))
     return (inputs - mean) / scale, ((other - mean) / scale).clamp(-20, 20)
@@ -127,19 +128,21 @@ def _coded(targets: Tensor, yardstick: Yardstick) -> Tensor:
 
 
 def _ridge(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:
-    inputs, other = _standardised(inputs, other)
+    inputs, other = standardised(inputs, other)
     coded = _coded(targets, yardstick)
     centre = coded.mean(0)
     if inputs.shape[1] <= inputs.shape[0]:
         gram = inputs.mT @ inputs + _PENALTY * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)
         weights = torch.linalg.solve(gram, inputs.mT @ (coded - centre))
-        return other @ weights + centre
+        found: Tensor = other @ weights + centre
+        return found
     gram = inputs @ inputs.mT + _PENALTY * len(inputs) * torch.eye(len(inputs), dtype=torch.float64)
-    return other @ (inputs.mT @ torch.linalg.solve(gram, coded - centre)) + centre
+    found = other @ (inputs.mT @ torch.linalg.solve(gram, coded - centre)) + centre
+    return found
 
 
 def _neighbours(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:
-    inputs, other = _standardised(inputs, other)
+    inputs, other = standardised(inputs, other)
     count = min(_NEIGHBOURS, len(inputs))
     nearest = torch.cdist(other.float(), inputs.float()).topk(count, largest=False).indices
     return _coded(targets, yardstick)[nearest].mean(1)
@@ -157,7 +160,7 @@ def _neighbourhood(inputs: Tensor, targets: Tensor, yardstick: Yardstick) -> tup
             return None, None
         yes = (coded > sum(yardstick.values) / 2).double()
         coded = torch.cat([1 - yes, yes], 1)
-    scaled, _ = _standardised(inputs, inputs)
+    scaled, _ = standardised(inputs, inputs)
     distance = torch.cdist(scaled.float(), scaled.float())
     distance.fill_diagonal_(float("inf"))
     votes = coded[distance.topk(2 * _NEIGHBOURS, largest=False).indices].mean(1)

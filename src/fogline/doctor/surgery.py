@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +17,61 @@ def leaves_in_order(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if not any(module.children())]
 
 
+class Wrapped(nn.Module):
+    """A model with something before it or behind it.
+
+    Names of modules are looked up inside, so that an edit by name is the same with and without the wrapper.
+    """
+
+    def __init__(self, model: nn.Module, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
+        super().__init__()
+        self.before, self.wrapped_model, self.after = before, model, after
+
+    def forward(self, inputs: Any) -> Any:
+        given = inputs if self.before is None else self.before(inputs)
+        found = self.wrapped_model(given)
+        return found if self.after is None else self.after(found)
+
+
+class LayerOutput(Wrapped):
+    """What a layer inside a model gives, in place of what the model makes of it, and something behind that."""
+
+    def __init__(self, model: nn.Module, layer: str, after: nn.Module | None = None) -> None:
+        super().__init__(model, after=after)
+        self.layer = bare(layer)
+
+    def forward(self, inputs: Any) -> Any:
+        caught: list[Any] = []
+        layer = core(self.wrapped_model).get_submodule(self.layer)
+        handle = layer.register_forward_hook(lambda module, given, found: caught.append(found))
+        try:
+            self.wrapped_model(inputs)
+        finally:
+            handle.remove()
+        return caught[-1] if self.after is None else self.after(caught[-1])
+
+
+def core(model: nn.Module) -> nn.Module:
+    """The model inside its wrappers."""
+    while isinstance(model, Wrapped):
+        model = model.wrapped_model
+    return model
+
+
+def bare(name: str) -> str:
+    """The name of a module inside the wrappers."""
+    while name.startswith("wrapped_model."):
+        name = name.removeprefix("wrapped_model.")
+    return name
+
+
 def replaced(model: nn.Module, name: str, by: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """The model with the module of this name replaced by what ``by`` makes of it."""
-    if not name:
+    inside, name = core(model), bare(name)
+    if not name or name == "wrapped_model":
         return by(model)
     parent_name, _, child = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
+    parent = inside.get_submodule(parent_name)
     setattr(parent, child, by(parent.get_submodule(child)))
     return model
 
@@ -67,6 +118,137 @@ def new_linear(like: nn.Linear, outputs: int) -> nn.Linear:
     """A fresh layer of another width in the place of one."""
     made = nn.Linear(like.in_features, outputs, bias=like.bias is not None)
     return made.to(like.weight.device, like.weight.dtype if like.weight.is_floating_point() else torch.float32)
+
+
+def has(model: nn.Module, name: str) -> bool:
+    """Whether there is a module of this name: an earlier remedy may have replaced what it was in."""
+    return any(name == known for known, _ in model.named_modules())
+
+
+def followed_by(model: nn.Module, names: Sequence[str], activation: Callable[[], nn.Module]) -> nn.Module:
+    """The model with an activation behind each of these modules."""
+    for name in names:
+        if has(model, name):
+            model = replaced(model, name, lambda module: nn.Sequential(module, activation()))
+    return model
+
+
+def swapped(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], by: Callable[[], nn.Module], keep: Sequence[str] = ()
+) -> nn.Module:
+    """The model with every module of these kinds replaced by a new one, but those named in ``keep``."""
+    for name in [name for name, module in leaves_in_order(model) if isinstance(module, kinds) and name not in keep]:
+        model = replaced(model, name, lambda _: by())
+    return model
+
+
+@contextmanager
+def _undrawn() -> Iterator[None]:
+    """What is drawn inside follows from the random state, which is put back: nobody else's numbers change."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def reset(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """The model with PyTorch's own first weights in these modules."""
+    with _undrawn():
+        for name, module in model.named_modules():
+            again = getattr(module, "reset_parameters", None)
+            if name in names and callable(again):
+                again()
+    return model
+
+
+@torch.no_grad()
+def he(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """The model with He's first weights and zero biases in these linear and convolution layers.
+
+    Deviation sqrt(2 / fan_in) keeps the size of a signal through ReLU (He et al., 2015, arXiv:1502.01852).
+    """
+    with _undrawn():
+        for name, module in model.named_modules():
+            if name in names and isinstance(module, (nn.Linear, _ConvNd)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    return model
+
+
+@torch.no_grad()
+def orthogonal(model: nn.Module) -> nn.Module:
+    """The model with PyTorch's own first weights in its recurrent layers, and orthogonal ones from step to step.
+
+    An orthogonal matrix keeps the length of what it multiplies, however often (Saxe et al., 2014, arXiv:1312.6120).
+    """
+    with _undrawn():
+        for module in model.modules():
+            if isinstance(module, nn.RNNBase):
+                module.reset_parameters()
+                gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+                for name, parameter in module.named_parameters():
+                    if name.startswith("weight_hh"):
+                        parameter.copy_(
+                            torch.cat([nn.init.orthogonal_(block.clone()) for block in parameter.chunk(gates)])
+                        )
+    return model
+
+
+def widened(model: nn.Module, name: str, following: str, width: int) -> nn.Module:
+    """The model with more units in a layer; the layer that reads it, and a normalisation in between, grow with it."""
+    if not has(model, name) or not has(model, following):
+        return model
+    first, second = model.get_submodule(name), model.get_submodule(following)
+    with _undrawn():
+        if isinstance(first, nn.Linear) and isinstance(second, nn.Linear) and second.in_features == first.out_features:
+            old = first.out_features
+            model = replaced(model, name, lambda _: new_linear(first, width))
+            wider = nn.Linear(width, second.out_features, bias=second.bias is not None)
+            model = replaced(model, following, lambda _: wider.to(second.weight.device, second.weight.dtype))
+        elif isinstance(first, _ConvNd) and isinstance(second, _ConvNd) and first.groups == second.groups == 1:
+            old = first.out_channels
+            model = replaced(model, name, lambda _: _new_convolution(first, first.in_channels, width))
+            model = replaced(model, following, lambda _: _new_convolution(second, width, second.out_channels))
+        else:
+            return model
+        return _grown_between(model, name, following, old, width)
+
+
+def _new_convolution(like: _ConvNd, inputs: int, outputs: int) -> nn.Module:
+    make: Any = type(like)
+    made: nn.Module = make(
+        inputs,
+        outputs,
+        like.kernel_size,
+        stride=like.stride,
+        padding=like.padding,
+        dilation=like.dilation,
+        bias=like.bias is not None,
+        padding_mode=like.padding_mode,
+    )
+    return made.to(like.weight.device, like.weight.dtype)
+
+
+def _grown_between(model: nn.Module, name: str, following: str, old: int, width: int) -> nn.Module:
+    order = [known for known, _ in leaves_in_order(model)]
+    for between in order[order.index(name) + 1 : order.index(following)]:
+        module = model.get_submodule(between)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_features == old:
+            grown = type(module)(width, module.eps, module.momentum, module.affine, module.track_running_stats)
+            model = replaced(model, between, lambda _, grown=grown: grown)  # type: ignore[misc]
+        elif isinstance(module, nn.LayerNorm) and module.normalized_shape == (old,):
+            layer_norm = nn.LayerNorm(width, module.eps, module.elementwise_affine)
+            model = replaced(model, between, lambda _, grown=layer_norm: grown)  # type: ignore[misc]
+    return model
+
+
+def with_dropout(model: nn.Module, scale: float) -> nn.Module:
+    """The model with every dropout's probability multiplied."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p *= scale
+        elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+            module.dropout *= scale
+    return model
 
 
 def hidden_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fogline.doctor.surgery import Wrapped
 from fogline.task import OnBatch
 
 _DROPPING = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
@@ -73,7 +74,7 @@ class EvaluatesWithoutDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Within(nn.Module):
+class Within(Wrapped):
     """A model that is run within a mode.
 
     Args:
@@ -83,15 +84,14 @@ class Within(nn.Module):
     """
 
     def __init__(self, model: nn.Module, mode: type[TorchFunctionMode], *, only_evaluating: bool = False) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self._mode, self._only_evaluating = mode, only_evaluating
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._only_evaluating and self.training:
-            return self.model(*args, **kwargs)
+            return self.wrapped_model(*args, **kwargs)
         with self._mode():
-            return self.model(*args, **kwargs)
+            return self.wrapped_model(*args, **kwargs)
 
 
 class LossWithin:

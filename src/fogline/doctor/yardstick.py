@@ -188,4 +188,4 @@ def _explained(outputs: Tensor, targets: Tensor) -> float:
     varied = variance > 0
     if not bool(varied.any()):
         return 0.0
-    return max(-1.0, float((1 - squares[varied] / variance[varied]).mean()))
+    return float((1 - squares[varied] / variance[varied]).clamp(min=-1.0).mean())

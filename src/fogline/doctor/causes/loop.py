@@ -24,7 +24,7 @@ from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import CPU
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RECIPE, WRAP, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import frozen_as_drawn, hidden_modules, replaced
+from fogline.doctor.surgery import Wrapped, frozen_as_drawn, hidden_modules, replaced
 from fogline.doctor.trial import FAILURES
 from fogline.doctor.uncut import EvaluatesWithoutDropout, Uncut, Within, within
 
@@ -315,7 +315,7 @@ def eval_mode_training(exam: Examination) -> Suspicion | None:
             Remedy(
                 "let batch normalisation follow the mode of the model",
                 "remove the .eval() inside the model's forward() or train()",
-                on_model=lambda module: FollowsMode(module),
+                on_model=FollowsMode,
                 place="mode",
                 order=WRAP,
             ),
@@ -332,12 +332,11 @@ def _never_seen(module: nn.Module) -> bool:
     return isinstance(seen, Tensor) and int(seen) == 0
 
 
-class FollowsMode(nn.Module):
+class FollowsMode(Wrapped):
     """A model whose batch normalisation is in the model's own mode at every call, whatever the model does to it."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.register_forward_pre_hook(self._follow)
@@ -346,7 +345,7 @@ class FollowsMode(nn.Module):
         module.training = self.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
+        return self.wrapped_model(*args, **kwargs)
 
 
 def train_mode_eval(exam: Examination) -> Suspicion | None:

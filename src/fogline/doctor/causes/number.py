@@ -2,8 +2,5 @@
 
 from __future__ import annotations
 
-from fogline.doctor.examination import Examination
-from fogline.doctor.finding import Suspicion
-
 ON_ONE_BATCH = ()
 IN_MOTION = ()

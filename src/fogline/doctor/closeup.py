@@ -1,0 +1,181 @@
+"""Closer looks that several causes share: more rows than a batch, the size of first weights, what bends where."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fogline.data.source import Batch, leaves
+from fogline.doctor.anatomy import (
+    BENDS,
+    LINEAR,
+    Anatomy,
+    Layer,
+    dissect,
+    has_weight,
+    inputs_of,
+    operation,
+    own_product,
+)
+from fogline.doctor.case import taken
+from fogline.doctor.examination import Examination
+
+_ROWS, _NUMBERS = 512, 2_000_000
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+DEFAULT_GAIN, HE_GAIN = 1 / math.sqrt(3), math.sqrt(2)
+"""What a layer of PyTorch's own first weights, and one of He's, multiplies the root mean square of its input by."""
+_MOST_SPECTRAL = 4_000_000
+
+
+def wide(exam: Examination) -> Anatomy:
+    """The program with first weights on as many rows as tell something of single units, not just a batch."""
+    return _cached(exam, "wide", exam.program.new_model(exam.case.recipe.seed))
+
+
+def wide_trained(exam: Examination) -> Anatomy | None:
+    """The same with the weights that the observed descent ended with."""
+    if exam.observed is None or exam.observed.start is None:
+        return None
+    return _cached(exam, "wide_trained", exam.observed.start.objective.model)
+
+
+def _cached(exam: Examination, key: str, model: nn.Module) -> Anatomy:
+    if key not in exam.notes:
+        exam.notes[key] = dissect(copy.deepcopy(model).cpu(), exam.program.loss, some_rows(exam))
+    found = exam.notes[key]
+    assert isinstance(found, Anatomy)
+    return found
+
+
+def some_rows(exam: Examination, most: int = _ROWS) -> Batch:
+    """Training rows drawn at random, fewer where a row is large."""
+    train, size = exam.program.train, exam.program.rows
+    numbers = sum(leaf[:1].numel() for leaf in leaves(train))
+    least = min(exam.case.batch_size, most)
+    count = min(size, max(least, min(most, _NUMBERS // max(1, numbers))))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:count]
+    return taken(train, order)
+
+
+def hidden(anatomy: Anatomy) -> list[Layer]:
+    """Linear and convolution layers but the last one."""
+    return anatomy.weighted[:-1]
+
+
+def matrix(weight: Tensor) -> Tensor:
+    """A weight as (outputs, everything else), float64."""
+    return weight.detach().double().flatten(1)
+
+
+def gain(weight: Tensor) -> float:
+    """By how much a layer multiplies the root mean square of its input, judged by its largest singular value s.
+
+    Independent weights of deviation d have s = d (sqrt(m) + sqrt(n)) for m outputs and n inputs and multiply by
+    d sqrt(n) = s / (1 + sqrt(m / n)). Weights with a mean other than zero, or otherwise aligned, have a larger s.
+    """
+    values = matrix(weight)
+    rows, columns = values.shape
+    if values.numel() > _MOST_SPECTRAL:
+        return float(values.square().mean().sqrt()) * math.sqrt(columns)
+    return float(torch.linalg.matrix_norm(values, 2)) / (1 + math.sqrt(rows / columns))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far the weights of a layer are from what keeps a signal in size.
+
+    Attributes:
+        name, gain: of the layer.
+        excess: natural logarithm of the factor by which it is above He's gain (positive) or below PyTorch's own
+            (negative); 0 in between.
+    """
+
+    name: str
+    gain: float
+    excess: float
+
+
+def spreads(anatomy: Anatomy) -> list[Spread]:
+    """Of every layer whose size of weights matters: not of those that a normalisation follows."""
+    found = []
+    layers = anatomy.layers
+    last = anatomy.weighted[-1].module if anatomy.weighted else None
+    for k, layer in enumerate(layers):
+        follower = layers[k + 1].module if k + 1 < len(layers) else None
+        if isinstance(follower, NORMS):
+            continue
+        for weight, may_be_small in _weights_of(layer.module, layer.module is last):
+            factor = gain(weight)
+            found.append(Spread(layer.name, factor, _excess(factor, may_be_small)))
+    return found
+
+
+def _weights_of(module: nn.Module, is_last: bool) -> Iterator[tuple[Tensor, bool]]:
+    """Weights to judge and whether small ones are no matter: of the head, and of a handful of numbers."""
+    if isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)):
+        yield module.weight, is_last or module.weight.numel() < 16
+    elif isinstance(module, nn.Embedding):
+        yield module.weight, True
+    elif isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        for name, parameter in module.named_parameters():
+            if name.startswith("weight_ih"):
+                yield from ((block, True) for block in parameter.chunk(gates))
+            elif name.startswith("weight_hh"):
+                yield from ((block, False) for block in parameter.chunk(gates))
+
+
+def _excess(factor: float, may_be_small: bool) -> float:
+    if factor > HE_GAIN:
+        return math.log(factor / HE_GAIN) if math.isfinite(factor) else 100.0
+    if factor < DEFAULT_GAIN and not may_be_small:
+        return math.log(max(factor, 1e-40) / DEFAULT_GAIN)
+    return 0.0
+
+
+def bend_before(layer: Layer) -> str:
+    """The operation that bends last on the way to a layer with weights, by the field's name; "" where there is none."""
+    if layer.node is None:
+        return ""
+    product = own_product(layer.node)
+    before = [] if product is None else inputs_of(product)
+    node = before[0] if before else None
+    for _ in range(30):
+        if node is None or (operation(node) in LINEAR and has_weight(node)):
+            return ""
+        if operation(node) in BENDS:
+            return BENDS[operation(node)]
+        following = inputs_of(node)
+        node = following[0] if following else None
+    return ""
+
+
+def by_unit(value: Tensor) -> Tensor:
+    """(cases, units): rows, and positions of images and sequences, become cases; a convolution's channels are units."""
+    if value.ndim <= 2:
+        return value.reshape(len(value), -1)
+    return value.reshape(-1, value.shape[-1])
+
+
+def units_of(layer: Layer, value: Tensor) -> Tensor:
+    """:func:`by_unit` of something with the shape of a layer's output."""
+    if isinstance(layer.module, _ConvNd) and value.ndim > 2:
+        return value.transpose(1, -1).reshape(-1, value.shape[1])
+    return by_unit(value)
+
+
+def path_of(name: str) -> str:
+    """How a module is reached in code: "net.0.fc" is model.net[0].fc."""
+    return "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in name.split(".") if part)
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first few names."""
+    unique = list(dict.fromkeys(names))
+    return ", ".join(unique[:most]) + (", ..." if len(unique) > most else "")

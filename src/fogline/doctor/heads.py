@@ -1,0 +1,177 @@
+"""The end of a model: what its last layer can make it say, and edits of what comes behind that layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from fogline.descent.objective import mode
+from fogline.descent.randomness import private_randomness
+from fogline.doctor.anatomy import Anatomy, Layer
+from fogline.doctor.surgery import LayerOutput, Wrapped, new_linear, replaced
+
+Edit = Callable[[nn.Module], nn.Module]
+Maker = Callable[[], nn.Module]
+
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+"""What a program may raise when it is given something else than it expects."""
+MODULES: dict[str, tuple[type[nn.Module], ...]] = {
+    "softmax": (nn.Softmax, nn.Softmax2d), "log_softmax": (nn.LogSoftmax,), "sigmoid": (nn.Sigmoid,),
+    "tanh": (nn.Tanh,), "relu": (nn.ReLU, nn.Threshold), "leaky_relu": (nn.LeakyReLU,), "elu": (nn.ELU, nn.SELU, nn.CELU),
+    "gelu": (nn.GELU,), "silu": (nn.SiLU,), "softplus": (nn.Softplus,), "hardtanh": (nn.Hardtanh, nn.ReLU6),
+    "hardsigmoid": (nn.Hardsigmoid,), "log_sigmoid": (nn.LogSigmoid,), "hardswish": (nn.Hardswish,),
+}  # fmt: skip
+"""Modules that do what autograd's graph was seen to do at the end."""
+FAR = 1e4
+"""An answer of the last layer that no bend tells from infinity: exp(-1e4) is 0 in double precision."""
+SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0, FAR)
+_MOST_UNITS = 32
+
+
+def bend(anatomy: Anatomy) -> str:
+    """The operation the model ends in, by the field's name; "" where that is a layer with weights."""
+    return anatomy.head[0] if anatomy.head else ""
+
+
+def last_layer(anatomy: Anatomy) -> Layer | None:
+    """The last layer with weights, if it is called once and gives a tensor."""
+    found = anatomy.weighted
+    if not found or found[-1].output is None:
+        return None
+    calls = sum(layer.name == found[-1].name for layer in anatomy.layers)
+    return found[-1] if calls == 1 else None
+
+
+def answers(anatomy: Anatomy, said: Tensor) -> Tensor | None:
+    """What the model puts out if its last layer says this, row by row; None where that cannot be asked."""
+    layer = last_layer(anatomy)
+    if layer is None or not isinstance(anatomy.batch, tuple):
+        return None
+    handle = layer.module.register_forward_hook(lambda module, given, found: said.to(found.dtype))
+    try:
+        with torch.no_grad(), mode(anatomy.model, training=False), private_randomness(torch.device("cpu")):
+            found = anatomy.model(anatomy.batch[0])
+    except FAILURES:
+        return None
+    finally:
+        handle.remove()
+    return found if isinstance(found, Tensor) else None
+
+
+def reach(anatomy: Anatomy) -> tuple[float, float] | None:
+    """The least and the greatest number the model can put out, by what its last layer is made to say.
+
+    None where the output does not hang on the last layer, or the answers are not finite.
+    """
+    layer = last_layer(anatomy)
+    if layer is None or layer.output is None:
+        return None
+    low, high = float("inf"), -float("inf")
+    for said in _sweeps(layer.output):
+        found = answers(anatomy, said)
+        if found is None or not bool(torch.isfinite(found).all()) or not found.numel():
+            return None
+        low, high = min(low, float(found.min())), max(high, float(found.max()))
+    return low, high
+
+
+def _sweeps(like: Tensor) -> Iterator[Tensor]:
+    for size in (0.0, 1.0, 10.0, FAR):
+        yield torch.full_like(like, size)
+        yield torch.full_like(like, -size)
+    if like.ndim > 1:
+        for unit in range(min(_MOST_UNITS, like.shape[1])):
+            one = torch.zeros_like(like)
+            one[:, unit] = FAR
+            yield one
+
+
+def behind(anatomy: Anatomy, put: Maker = nn.Identity) -> Edit | None:
+    """An edit that puts another module in the place of what bends behind the last layer; None where none can.
+
+    A module is replaced by name. Where a function was called, the answer of the last layer is taken instead of the
+    model's, if the model does nothing else to it.
+    """
+    named = _bending_module(anatomy)
+    if named is not None:
+        return lambda model: replaced(model, named, lambda _: put())
+    layer = last_layer(anatomy)
+    outputs = anatomy.outputs
+    if layer is None or layer.output is None or not isinstance(outputs, Tensor) or outputs.shape != layer.output.shape:
+        return None
+    if not anatomy.head:
+        if not torch.equal(outputs.detach(), layer.output):
+            return None
+        return lambda model: Wrapped(model, after=put())
+    if len(anatomy.head) > 1 or not _is_bent(anatomy.head[0], layer.output, outputs.detach()):
+        return None
+    return lambda model: LayerOutput(model, layer.name, put())
+
+
+def _bending_module(anatomy: Anatomy) -> str | None:
+    """The name of the module that bends last, if it is called there only."""
+    if len(anatomy.head) != 1:
+        return None
+    for layer in reversed(anatomy.layers):
+        if isinstance(layer.module, (nn.Linear, _ConvNd)):
+            return None
+        if isinstance(layer.module, MODULES.get(anatomy.head[0], ())):
+            calls = sum(other.name == layer.name for other in anatomy.layers)
+            return layer.name if calls == 1 and layer.name else None
+    return None
+
+
+def _is_bent(name: str, before: Tensor, after: Tensor) -> bool:
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "softplus": nn.functional.softplus,
+        "softmax": lambda x: torch.softmax(x, -1 if x.ndim < 3 else 1),
+        "log_softmax": lambda x: torch.log_softmax(x, -1 if x.ndim < 3 else 1),
+        "leaky_relu": nn.functional.leaky_relu, "elu": nn.functional.elu, "exp": torch.exp, "abs": torch.abs,
+    }  # fmt: skip
+    if name in functions and torch.allclose(functions[name](before), after, rtol=1e-4, atol=1e-6):
+        return True
+    over_rows = {"softmax": lambda x: torch.softmax(x, 0), "log_softmax": lambda x: torch.log_softmax(x, 0)}
+    return name in over_rows and torch.allclose(over_rows[name](before), after, rtol=1e-4, atol=1e-6)
+
+
+def widened(anatomy: Anatomy, outputs: int, put: Maker | None = None) -> Edit | None:
+    """An edit that gives the last layer another number of outputs, and puts something behind it.
+
+    What bent there before goes, unless it is not named: then there is no such edit, but for a layer that is last itself.
+    """
+    layer = last_layer(anatomy)
+    if layer is None or not isinstance(layer.module, nn.Linear) or layer.output is None or layer.output.ndim != 2:
+        return None
+    name, bending = layer.name, _bending_module(anatomy) if anatomy.head else None
+    if anatomy.head and bending is None and behind(anatomy) is None:
+        return None
+
+    def edit(model: nn.Module) -> nn.Module:
+        model = replaced(model, name, lambda old: new_linear(_linear(old), outputs))
+        if bending is not None:
+            return replaced(model, bending, lambda _: nn.Identity() if put is None else put())
+        if anatomy.head or put is not None:
+            return LayerOutput(model, name, None if put is None else put())
+        return model
+
+    return edit
+
+
+def _linear(module: nn.Module) -> nn.Linear:
+    assert isinstance(module, nn.Linear)
+    return module
+
+
+def value(loss: Any, outputs: Any, targets: Any) -> float | None:
+    """The loss as one number; None where it refuses, or is not finite."""
+    try:
+        with torch.no_grad():
+            found = loss(outputs, targets)
+            number = float(found.double().mean()) if isinstance(found, Tensor) else float(found)
+    except FAILURES:
+        return None
+    return number if abs(number) < float("inf") else None

@@ -1,0 +1,146 @@
+"""Bringing inputs and targets to numbers near one, as part of the model: the user's own units stay outside."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from fogline.doctor.anatomy import Anatomy, Layer
+from fogline.doctor.surgery import Affine, Wrapped
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_FARTHEST = 10.0
+"""No value may lie further out after scaling: a column that is nearly always the same and seldom another must not."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Of the inputs, in groups that share a unit: columns, channels, or features of a sequence.
+
+    Attributes:
+        mean, deviation: of each group; those of a group that is constant, or all zeros and ones, are 0 and 1.
+        size: root mean square of each group.
+        shape: what makes them fit the inputs, with 1 for each other dimension.
+        counted: the groups that vary and are not zeros and ones.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    size: Tensor
+    shape: tuple[int, ...]
+    counted: Tensor
+
+    def module(self) -> Affine:
+        """``(inputs - mean) / deviation``."""
+        scale, shift = 1 / self.deviation, -self.mean / self.deviation
+        return Affine(scale.float().reshape(self.shape), shift.float().reshape(self.shape))
+
+
+def first_layer(anatomy: Anatomy) -> Layer | None:
+    """The first module called that has weights or normalises; None where there is none."""
+    return next(
+        (x for x in anatomy.layers if isinstance(x.module, NORMS) or any(True for _ in x.module.parameters())), None
+    )
+
+
+def scales_of(inputs: Tensor, first: nn.Module | None) -> Scales:
+    """Statistics of the finite values of each group of inputs.
+
+    Args:
+        inputs: (n, columns), (n, channels, height, width), (n, time, features) or (n, channels, time).
+        first: the layer that gets them, which tells a sequence from a signal with channels.
+    """
+    along = _dimension(inputs, first)
+    values = inputs.double()
+    if along is None:
+        values, shape = values.reshape(-1, 1), (1,) * max(0, inputs.ndim - 1)
+    else:
+        values = values.movedim(along, -1).reshape(-1, inputs.shape[along])
+        shape = tuple(inputs.shape[along] if k == along else 1 for k in range(1, inputs.ndim))
+    finite = torch.isfinite(values)
+    count = finite.sum(0).clamp_min(1)
+    values = torch.where(finite, values, 0.0)
+    mean = values.sum(0) / count
+    away = torch.where(finite, values - mean, 0.0)
+    deviation = (away.square().sum(0) / count).sqrt()
+    varies = deviation > 1e-7 * values.abs().amax(0)
+    yes_no = ((values == 0) | (values == 1)).all(0)
+    deviation = torch.maximum(deviation, away.abs().amax(0) / _FARTHEST)
+    counted = varies & ~yes_no
+    size = (values.square().sum(0) / count).sqrt()
+    return Scales(
+        torch.where(counted, mean, torch.zeros_like(mean)),
+        torch.where(counted, deviation, torch.ones_like(deviation)),
+        size,
+        shape,
+        counted,
+    )
+
+
+def _dimension(inputs: Tensor, first: nn.Module | None) -> int | None:
+    """The dimension whose entries have units of their own; None where all share one."""
+    if inputs.ndim == 2:
+        return 1
+    if inputs.ndim == 3:
+        if isinstance(first, _ConvNd):
+            return 1
+        return (
+            2
+            if isinstance(first, _RECURRENT) or (isinstance(first, nn.Linear) and first.in_features == inputs.shape[2])
+            else None
+        )
+    return 1 if inputs.ndim == 4 and inputs.shape[1] <= inputs.shape[-1] else None
+
+
+def as_received(inputs: Tensor, first: Layer | None) -> bool:
+    """Whether a layer is given the inputs as they are, but for their shape."""
+    if first is None:
+        return True
+    given = first.received
+    if given is None or given.numel() != inputs.numel():
+        return False
+    return bool(torch.equal(given.double().flatten().sort().values, inputs.double().flatten().sort().values))
+
+
+def scaled_outputs(scale: Tensor, shift: Tensor) -> Callable[[nn.Module], nn.Module]:
+    """An edit that puts ``outputs * scale + shift`` behind a model."""
+    return lambda model: Wrapped(model, after=Affine(scale.float(), shift.float()))
+
+
+_AS_MODULES: dict[Any, Callable[[], nn.Module]] = {
+    F.mse_loss: nn.MSELoss, F.l1_loss: nn.L1Loss, F.smooth_l1_loss: nn.SmoothL1Loss, F.huber_loss: nn.HuberLoss,
+}  # fmt: skip
+
+
+def scaled_loss(loss: Any, scale: Tensor) -> Any:
+    """The loss of outputs and targets that are both divided by the scale; a known loss stays what it is."""
+    maker = next((made for function, made in _AS_MODULES.items() if loss is function), None)
+    if maker is not None:
+        loss = maker()
+    divided = Divided(scale.float())
+    if isinstance(loss, nn.Module):
+        changed = copy.deepcopy(loss)
+        changed.register_forward_pre_hook(divided)
+        return changed
+    return lambda outputs, targets: loss(*divided(None, (outputs, targets)))
+
+
+class Divided:
+    """Divides what a loss is given: a hook that can be copied."""
+
+    def __init__(self, scale: Tensor) -> None:
+        self.scale = scale
+
+    def __call__(self, module: nn.Module | None, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        outputs, targets = given
+        scale = self.scale.to(outputs.device, outputs.dtype)
+        return outputs / scale, targets / scale

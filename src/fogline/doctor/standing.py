@@ -1,0 +1,187 @@
+"""How a descent stands: how far it is from what is possible, and how it moved. All of it is dimensionless."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fogline.doctor.examination import Examination
+from fogline.doctor.trial import WORTH, Observation
+from fogline.recipe import Recipe
+
+_BLOCKS = 8
+_FEWEST_STEPS = 16
+_FEW, _GOAL_OF_FEW, _GOAL_UNKNOWN, _GOAL_OF_LOSS = 40, 0.9, 0.3, 0.2
+"""Where no classical learner can read the rows: so few of them can be fitted well; of many nobody knows; and of what is
+judged by its loss, it is known only that some of it should go."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a descent ended.
+
+    Attributes:
+        score, train_score: by the yardstick, held out (the best of the looks) and on learned rows.
+        goal: what a classical learner gets of the same rows; a modest score where none can read them.
+        known: whether one could.
+        error: standard error of the score, from the number of rows it was taken on.
+        short: the distance to the goal is more than its error and worth closing.
+        train_short: the same of the rows that were learned from.
+    """
+
+    score: float
+    train_score: float
+    goal: float
+    known: bool
+    error: float
+
+    @property
+    def short(self) -> bool:
+        return self._short(self.score)
+
+    @property
+    def train_short(self) -> bool:
+        return self._short(self.train_score)
+
+    def _short(self, score: float) -> bool:
+        missing = self.goal - score
+        return missing > 2 * self.error and missing > WORTH * (1 - score)
+
+
+def standing(exam: Examination) -> Standing:
+    """Of the observed descent."""
+    seen = exam.observed
+    assert seen is not None
+    reference = exam.reference.score
+    rows = max(2, len(exam.case.held) if exam.case.valid is None else _rows_of_valid(exam))
+    score = max(seen.score, _kept(seen))
+    spread = max(1 - score * score, 1 / rows)
+    goal = _goal(exam) if reference is None else max(0.0, reference)
+    # Both scores come from samples of about this many rows.
+    return Standing(score, seen.train_score, goal, reference is not None, math.sqrt(2 * spread / rows) / 2)
+
+
+def _goal(exam: Examination) -> float:
+    if exam.case.yardstick.work == "other":
+        return _GOAL_OF_LOSS
+    return _GOAL_OF_FEW if exam.program.rows < _FEW else _GOAL_UNKNOWN
+
+
+def _rows_of_valid(exam: Examination) -> int:
+    from fogline.data.source import leaves
+
+    assert exam.case.valid is not None
+    return len(leaves(exam.case.valid.inputs)[0])
+
+
+def _kept(seen: Observation) -> float:
+    finite = [(loss, score) for _, score, loss in seen.looks if math.isfinite(loss)]
+    return min(finite)[1] if finite else -1.0
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How the loss moved.
+
+    Attributes:
+        first, last: mean loss of the first and of the last eighth of the steps that were taken.
+        start: loss before any step, on held-out rows.
+        highest: mean of the eighth of the steps in which the loss was highest.
+        fallen: share of ``start``, or of its distance to the last loss where that is more, that is gone; below 0 where
+            the loss rose.
+        slope: what the loss falls by over as many steps as the descent had, as a share of all it fell, at the pace of
+            its second half; 1 is a straight line.
+        significance: of that fall, in standard errors of block means.
+        jitter: deviation of block means around their line in the second half, as a share of all that the loss fell.
+        refused: share of steps that were refused.
+    """
+
+    start: float
+    first: float
+    last: float
+    highest: float
+    fallen: float
+    slope: float
+    significance: float
+    jitter: float
+    refused: float
+
+
+def motion(exam: Examination) -> Motion:
+    """Of the observed descent."""
+    seen = exam.observed
+    assert seen is not None
+    finite = seen.losses[np.isfinite(seen.losses)]
+    refused = 1 - len(finite) / max(1, len(seen.losses))
+    if len(finite) < 2:
+        return Motion(math.nan, math.nan, math.nan, math.nan, 0.0, 0.0, 0.0, 0.0, refused)
+    eighth = max(1, len(finite) // 8)
+    start = seen.looks[0][2] if seen.looks and math.isfinite(seen.looks[0][2]) else float(finite[0])
+    first, last = float(finite[:eighth].mean()), float(finite[-eighth:].mean())
+    start = max(start, float(finite[0])) if len(finite) < _FEWEST_STEPS else start
+    scale = max(abs(start), abs(start - last), 1e-300)
+    slope, significance, jitter = _end(finite, start - last)
+    highest = max(float(block.mean()) for block in np.array_split(finite, min(8, len(finite))))
+    return Motion(start, first, last, highest, (start - last) / scale, slope, significance, jitter, refused)
+
+
+def _end(losses: NDArray[np.float64], fell: float) -> tuple[float, float, float]:
+    """The line through the second half, on block means, which are nearly independent."""
+    half = losses[len(losses) // 2 :]
+    if len(half) < _BLOCKS or fell <= 0:
+        return 0.0, 0.0, 0.0
+    blocks = np.array([block.mean() for block in np.array_split(half, _BLOCKS)])
+    at = (np.arange(_BLOCKS) + 0.5) / _BLOCKS / 2  # position in the run, as a share of it
+    line = np.polyfit(at, blocks, 1)
+    rest = blocks - np.polyval(line, at)
+    deviation = math.sqrt(float(rest @ rest) / (_BLOCKS - 2))
+    error = deviation / math.sqrt(float(((at - at.mean()) ** 2).sum()))
+    falls = -float(line[0])
+    return falls / fell, falls / error if error > 0 else math.inf * np.sign(falls), deviation / fell
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the probes saw, over the whole descent.
+
+    Attributes:
+        path: length of the way the weights went, as a multiple of their norm: mean update ratio times steps.
+        each: mean update ratio.
+        overshoot: median of it; ``beyond`` is the share of probes at which the far wall was steeper (above 1).
+        cosine: median step cosine.
+    """
+
+    path: float = math.nan
+    each: float = math.nan
+    overshoot: float = math.nan
+    beyond: float = 0.0
+    cosine: float = math.nan
+    count: int = 0
+
+
+def steps_of(exam: Examination) -> Steps:
+    """Of the observed descent; NaN where nothing was probed."""
+    seen = exam.observed
+    if seen is None or not seen.probes:
+        return Steps()
+    ratios = [p.update_ratio for p in seen.probes if math.isfinite(p.update_ratio)]
+    over = [p.overshoot for p in seen.probes if p.overshoot is not None and math.isfinite(p.overshoot)]
+    cosines = [p.step_cosine for p in seen.probes if p.step_cosine is not None and math.isfinite(p.step_cosine)]
+    each = float(np.mean(ratios)) if ratios else math.nan
+    return Steps(
+        each * seen.steps,
+        each,
+        float(np.median(over)) if over else math.nan,
+        float(np.mean([value > 1 for value in over])) if over else 0.0,
+        float(np.median(cosines)) if cosines else math.nan,
+        len(seen.probes),
+    )
+
+
+def resolved(exam: Examination) -> Recipe:
+    """The recipe with everything that a rule decides, where a descent was begun; else as it was asked."""
+    begun = exam.observed.start if exam.observed is not None else None
+    return exam.program.recipe if begun is None else begun.resolved.recipe

@@ -1,0 +1,182 @@
+"""The whole examination: what is wrong is found and proven, what is sound left in peace, and nothing disturbed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fogline
+from fogline.doctor.case import apply_to, open_case, program
+from fogline.doctor.finding import CAUSES, Remedy, Rows, Suspicion
+from fogline.doctor.trial import SEEDS, Laboratory, compared
+
+RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="20ep")
+
+
+def spirals(rows: int = 400) -> tuple[Tensor, Tensor]:
+    """Two classes that no line separates."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(rows, 2, generator=generator)
+    return X, (X[:, 0] * X[:, 1] > 0).long()
+
+
+def network(*end: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2), *end)
+
+
+def task(*end: nn.Module) -> fogline.Task:
+    return fogline.Task(network(*end), nn.CrossEntropyLoss(), spirals(), metrics={"accuracy": accuracy})
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+def test_a_fault_is_found_and_mended() -> None:
+    given = task(nn.Softmax(dim=1))
+    report = fogline.diagnose(given, RECIPE)
+    assert report.verdict == "faulty"
+    assert report.findings[0].cause == "double_softmax"
+    mended, recipe = report.apply(given, RECIPE)
+    assert callable(mended.model)
+    assert not any(isinstance(module, nn.Softmax) for module in mended.model().modules())
+    assert mended.metrics == given.metrics
+    assert mended.train is given.train
+    assert recipe == RECIPE
+    assert any(isinstance(module, nn.Softmax) for module in given.model().modules())  # type: ignore[operator]
+
+
+def test_a_sound_program_is_left_in_peace() -> None:
+    report = fogline.diagnose(task(), RECIPE)
+    assert (report.verdict, report.findings) == ("healthy", ())
+    assert report.apply(task(), RECIPE)[1] == RECIPE
+
+
+def test_two_examinations_say_the_same() -> None:
+    first, second = (fogline.diagnose(task(nn.Softmax(dim=1)), RECIPE) for _ in range(2))
+    assert first.to_dict() == second.to_dict()
+
+
+def test_nothing_is_disturbed(tmp_path: object) -> None:
+    model = network(nn.Softmax(dim=1))().eval()
+    model[0].weight.grad = torch.ones_like(model[0].weight)  # type: ignore[index, union-attr]
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    X, y = spirals()
+    copies = X.clone(), y.clone()
+    fogline.diagnose(model, (X, y), loss=nn.CrossEntropyLoss(), optimizer="adam", lr=0.01, duration="5ep")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(X, copies[0])
+    assert torch.equal(y, copies[1])
+    assert not model.training
+    assert bool((model[0].weight.grad == 1).all())  # type: ignore[index, union-attr]
+
+
+def test_without_a_budget_nothing_is_trained() -> None:
+    report = fogline.diagnose(task(nn.Softmax(dim=1)), RECIPE, budget=0)
+    assert report.cost_steps == 0
+    assert report.findings[0].cause == "double_softmax"
+    assert report.findings[0].trial is None
+
+
+@pytest.mark.parametrize("budget", [-1.0, float("nan"), "much", True])
+def test_budgets_that_are_none(budget: object) -> None:
+    with pytest.raises(ValueError, match="budget: expected a number of at least 0"):
+        fogline.diagnose(task(), RECIPE, budget=budget)  # type: ignore[arg-type]
+
+
+def test_the_page_and_its_twin() -> None:
+    report = fogline.diagnose(task(nn.Softmax(dim=1)), RECIPE)
+    page, twin = str(report), json.loads(report.to_json())
+    assert twin["verdict"] == "faulty"
+    finding = twin["findings"][0]
+    assert finding["cause"] in page
+    assert finding["remedy"]["title"] in page
+    assert set(finding) == {
+        "cause", "severity", "confidence", "evidence", "explanation", "trial", "remedy", "advice",
+    }  # fmt: skip
+    assert finding["trial"]["seeds"] == list(SEEDS)
+    low, high = finding["trial"]["interval"]
+    assert low <= finding["trial"]["effect"] <= high
+
+
+def test_causes_are_those_of_the_contract() -> None:
+    names = [cause for group in CAUSES.values() for cause in group]
+    assert len(names) == len(set(names)) == 50
+    with pytest.raises(ValueError, match="unknown cause"):
+        Suspicion("bad_luck", 1.0, (), "")
+
+
+def test_a_control_against_itself_is_no_different() -> None:
+    case = open_case(task(), RECIPE)
+    laboratory = Laboratory(case, 1e9)
+    once, again = (laboratory.run(program(case), 30) for _ in range(2))
+    assert [d.score for d in once] == [d.score for d in again]
+    trial = compared([], "itself", once, again, seeds=SEEDS, metric="", steps=30)
+    assert (trial.effect, trial.error, trial.accepted) == (0.0, 0.0, False)
+    assert laboratory.spent == 2 * len(SEEDS) * 30
+
+
+def test_a_trial_is_accepted_beyond_the_noise_of_the_seeds_only() -> None:
+    def descents(scores: list[float]) -> list[object]:
+        from fogline.doctor.trial import Descended
+
+        return [Descended(score, torch.zeros(1).numpy(), torch.zeros(1).numpy()) for score in scores]
+
+    def accepted(first: list[float], second: list[float]) -> bool:
+        return compared(
+            [], "", descents(first), descents(second), seeds=SEEDS, metric="", steps=1  # type: ignore[arg-type]
+        ).accepted  # fmt: skip
+
+    assert accepted([0.8, 0.8, 0.79], [0.3, 0.31, 0.3])
+    assert not accepted([0.8, 0.2, 0.3], [0.3, 0.3, 0.3])  # one lucky seed
+    assert not accepted([0.33, 0.34, 0.33], [0.3, 0.31, 0.3])  # sure, and too little to matter
+    assert not accepted([0.1, 0.1, 0.1], [0.3, 0.31, 0.3])
+
+
+def test_remedies_of_rows_know_them_by_their_place() -> None:
+    X, y = spirals(100)
+    X[7] = torch.nan
+    drop = Remedy("drop row 7", "", on_rows=without(7))
+    given = fogline.Task(network(), nn.CrossEntropyLoss(), (X, y))
+    case = open_case(given, RECIPE)
+    variant = program(case, [drop])
+    assert 7 not in case.held
+    assert variant.rows == len(case.learned) - 1
+    assert bool(torch.isfinite(variant.train[0]).all())
+    mended, _, _ = apply_to(given, RECIPE, [drop], loss=given.loss)
+    assert len(mended.train[0]) == 99
+    assert len(given.train[0]) == 100
+
+
+def without(row: int) -> Callable[[Rows], Rows]:
+    def edit(rows: Rows) -> Rows:
+        assert rows.ids is not None
+        keep = rows.ids != row
+        return Rows(rows.inputs[keep], rows.targets[keep], rows.ids[keep])
+
+    return edit
+
+
+def test_work_that_only_its_loss_can_judge() -> None:
+    X, _ = spirals()
+    loss = fogline.on_batch(lambda model, batch: (model(batch) - batch).square().mean())
+    given = fogline.Task(lambda: nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)), loss, X)
+    report = fogline.diagnose(given, RECIPE)
+    assert report.verdict == "healthy"
+    assert report.control is not None
+    assert report.control > 0.9
+
+
+def test_held_out_rows_of_the_task_are_what_counts() -> None:
+    X, y = spirals(500)
+    case = open_case(
+        fogline.Task(network(), nn.CrossEntropyLoss(), (X[:300], y[:300]), valid=(X[300:], y[300:])), RECIPE
+    )
+    variant = program(case)
+    assert variant.rows == 300
+    assert torch.equal(variant.held[0], X[300:])

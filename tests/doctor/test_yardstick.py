@@ -1,0 +1,78 @@
+"""Scores that do not depend on the loss: closed forms, every form of output, and no dependence on units."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fogline import on_batch
+from fogline.doctor.yardstick import Yardstick, work_of
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+YES = torch.tensor([0.0, 1.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("targets", "loss", "work"),
+    [
+        (LABELS, nn.CrossEntropyLoss(), "classes"),
+        (nn.functional.one_hot(LABELS).float(), nn.MSELoss(), "one_hot"),
+        (YES, nn.BCELoss(), "binary"),
+        (2 * YES - 1, nn.MSELoss(), "binary"),
+        (torch.randn(20, 1), nn.MSELoss(), "regression"),
+        (torch.arange(20), nn.MSELoss(), "regression"),
+        (torch.randn(20, 1), on_batch(lambda model, batch: model(batch).sum()), "other"),
+    ],
+)
+def test_kind_of_work(targets: Tensor, loss: object, work: str) -> None:
+    assert work_of(targets, loss) == work
+
+
+def test_labels_from_logits_probabilities_and_one_column() -> None:
+    yardstick, loss = Yardstick.of(LABELS, nn.CrossEntropyLoss()), nn.CrossEntropyLoss()
+    perfect = nn.functional.one_hot(LABELS).float()
+    assert yardstick(perfect, LABELS, loss) == 1.0
+    assert yardstick(5 * perfect - 7, LABELS, loss) == 1.0
+    assert yardstick(torch.ones(6, 3), LABELS, loss) == pytest.approx(0.0, abs=1e-6)  # the best constant
+    assert yardstick(LABELS.float()[:, None], LABELS, loss) == 1.0  # the label itself as a number
+    assert yardstick(perfect.roll(1, 1), LABELS, loss) == pytest.approx(-0.5)  # never right
+
+
+def test_rare_class_counts_as_much_as_the_common_one() -> None:
+    labels = torch.tensor([0] * 95 + [1] * 5)
+    always = torch.zeros(100, 2)
+    always[:, 0] = 1
+    assert Yardstick.of(labels, nn.CrossEntropyLoss())(always, labels, nn.CrossEntropyLoss()) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "score"),
+    [
+        (YES[:, None], nn.BCELoss(), 1.0),
+        ((YES[:, None] - 0.5) * 9, nn.BCEWithLogitsLoss(), 1.0),
+        (torch.stack([1 - YES, YES], 1), nn.MSELoss(), 1.0),
+        (torch.ones(4, 1), nn.BCELoss(), 0.0),  # a softmax over one unit
+        (torch.full((4, 1), torch.nan), nn.BCELoss(), -1.0),
+        (1 - YES[:, None], nn.BCELoss(), -1.0),
+        (0.6 + 0.1 * YES[:, None], nn.BCELoss(), 0.5),  # ranked rightly, all on one side
+    ],
+)
+def test_yes_or_no(outputs: Tensor, loss: nn.Module, score: float) -> None:
+    assert Yardstick.of(YES, loss)(outputs, YES[:, None], loss) == pytest.approx(score)
+
+
+def test_share_of_variance_does_not_depend_on_units() -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets, noise = torch.randn(50, 2, generator=generator), torch.randn(50, 2, generator=generator)
+    yardstick, loss = Yardstick("regression"), nn.MSELoss()
+    plain = yardstick(targets + 0.3 * noise, targets, loss)
+    assert 0.8 < plain < 1.0
+    assert yardstick(1e6 * (targets + 0.3 * noise) + 7e6, 1e6 * targets + 7e6, loss) == pytest.approx(plain, rel=1e-3)
+    assert yardstick(targets.mean(0).expand(50, 2), targets, loss) == pytest.approx(0.0, abs=1e-6)
+    assert yardstick(100 * noise, targets, loss) == -1.0
+
+
+def test_outputs_of_a_shape_that_cannot_be_read() -> None:
+    assert Yardstick("regression")(torch.randn(4, 3), torch.randn(4, 2), nn.MSELoss()) == -1.0
+    assert Yardstick("regression")("text", torch.randn(4, 2), nn.MSELoss()) == -1.0
