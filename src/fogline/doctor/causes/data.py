@@ -755,7 +755,13 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
     training rows that have a twin among the others is the share of copies that chance gives.
     """
     held, pair = exam.case.valid, _pair(exam)
-    if held is None or pair is None or _kept(exam, "copies") or _kept(exam, "split") or not isinstance(held.inputs, Tensor):
+    if (
+        held is None
+        or pair is None
+        or _kept(exam, "copies")
+        or _kept(exam, "split")
+        or not isinstance(held.inputs, Tensor)
+    ):
         return None
     if not isinstance(held.targets, Tensor) or pair[0].shape[1:] != held.inputs.shape[1:] or len(held.inputs) < 5:
         return None
