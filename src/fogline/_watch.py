@@ -103,6 +103,8 @@ def watch(
         store.event(0, "note", _left_out(left_out), {"parameters": left_out})
     store.write_info(info)
     inspector = _inspector(model, optimizer, loss_fn, scheduler, trained, left_out, store)
+    if not share:
+        inspector.rest()
     observer = Observer(model, optimizer, loss_fn, Recorder(store, Budget(share)), trained, report, inspector)
     return WatchedRun(folder, model, observer, info, resources)
 
@@ -207,8 +209,8 @@ class WatchedRun(Run):
             self._store.event(observer.taken, *_parting(error))
         inspector = self._inspector
         observer.remove()
-        inspector.finish(observer.taken)
         observer.flush()
+        inspector.finish(observer.taken, self.steps["lr"].astype(np.float64))
         inspector.skipped(observer.taken, observer.ledger.skipped)
         judgement, message = self._judged(error)
         if observer.taken:

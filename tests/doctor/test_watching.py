@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,14 @@ def test_two_networks_against_each_other(tmp_path: Path) -> None:
     assert not causes(run)
 
 
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, clearing: torch.optim.Optimizer | None) -> Tensor:
+    if clearing is not None:
+        clearing.zero_grad()
+    loss = F.mse_loss(model(x), y)
+    loss.backward()
+    return loss
+
+
 def test_a_closure_that_does_not_clear(tmp_path: Path) -> None:
     for clears in (True, False):
         model = mlp()
@@ -154,14 +163,7 @@ def test_a_closure_that_does_not_clear(tmp_path: Path) -> None:
         with fogline.watch(model, optimizer, runs=tmp_path) as run:
             for x, y in data(6):
 
-                def closure(x: Tensor = x, y: Tensor = y, clears: bool = clears) -> Tensor:
-                    if clears:
-                        optimizer.zero_grad()
-                    loss = F.mse_loss(model(x), y)
-                    loss.backward()
-                    return loss
-
-                optimizer.step(closure)
+                optimizer.step(partial(evaluate, model, x, y, optimizer if clears else None))
         assert causes(run) == ([] if clears else ["missing_zero_grad"])
 
 
@@ -227,9 +229,18 @@ def test_parameters_that_another_optimizer_moves(tmp_path: Path) -> None:
 
 def test_a_backbone_that_is_frozen_on_purpose(tmp_path: Path) -> None:
     model = mlp(mode=True)
+    with torch.no_grad():
+        model[0].weight.mul_(2)  # not as it was drawn: trained by somebody
     model[0].requires_grad_(False)
     run = Loop(tmp_path, model, optimizer=lambda p: torch.optim.SGD([q for q in p if q.requires_grad], lr=0.01)).run()
     assert not causes(run)
+
+
+def test_a_part_that_is_frozen_as_it_was_drawn(tmp_path: Path) -> None:
+    model = mlp(mode=True)
+    model[0].requires_grad_(False)
+    run = Loop(tmp_path, model, optimizer=lambda p: torch.optim.SGD([q for q in p if q.requires_grad], lr=0.01)).run()
+    assert causes(run) == ["frozen_parameters"]
 
 
 class Cut(nn.Module):
@@ -305,9 +316,11 @@ def test_validation_in_training_mode(mode: bool, evaluate: bool, tmp_path: Path)
     assert causes(run) == (["train_mode_eval"] if mode and not evaluate else [])
 
 
+@pytest.mark.parametrize("image", [False, True])
 @pytest.mark.parametrize("rows", [2, 16])
-def test_batch_normalisation_of_few_rows(rows: int, tmp_path: Path) -> None:
-    run = Loop(tmp_path, mlp(mode=True)).run(data(rows=rows))
+def test_batch_normalisation_of_few_rows(rows: int, image: bool, tmp_path: Path) -> None:
+    pixels = [nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 1)]
+    run = Loop(tmp_path, nn.Sequential(*pixels) if image else mlp(mode=True)).run(data(rows=rows))
     assert causes(run) == (["tiny_batch_norm"] if rows == 2 else [])
 
 
@@ -405,6 +418,7 @@ lr_scheduler = torch.optim.lr_scheduler
 SCHEDULES: dict[str, tuple[Callable[[Any], Any], Callable[[int], bool], bool]] = {
     "steps by epoch": (lambda o: lr_scheduler.StepLR(o, 1), lambda k: k % 40 == 39, False),
     "steps by batch": (lambda o: lr_scheduler.StepLR(o, 5), lambda k: True, True),
+    "slowly by batch": (lambda o: lr_scheduler.ExponentialLR(o, 0.85), lambda k: True, True),
     "cosine over the run": (lambda o: lr_scheduler.CosineAnnealingLR(o, 80), lambda k: True, False),
     "cosine of two epochs by batch": (lambda o: lr_scheduler.CosineAnnealingLR(o, 2), lambda k: True, True),
     "one cycle": (lambda o: lr_scheduler.OneCycleLR(o, 0.01, total_steps=80), lambda k: k < 79, False),
@@ -463,8 +477,8 @@ def test_rows_with_nan_are_named(tmp_path: Path) -> None:
     batches = data()
     batches[4][0][7, 1] = torch.nan
     run = Loop(tmp_path).run(batches)
-    assert causes(run) == ["nan_source"]
-    assert any(item["value"] == "7" for item in finding(run, "nan_source")["evidence"])
+    assert causes(run) == ["nan_in_data"]
+    assert any(item["value"] == "7" for item in finding(run, "nan_in_data")["evidence"])
 
 
 def test_a_scaler_that_skips_for_ever(tmp_path: Path) -> None:
@@ -502,7 +516,7 @@ def test_a_faulty_loop_ends_with_the_same_bits(tmp_path: Path) -> None:
         batches[12][0][0, 0] = torch.nan
         if watched:
             run = loop.run(batches, zero=False)
-            assert set(causes(run)) == {"double_softmax", "missing_zero_grad", "nan_source"}
+            assert set(causes(run)) == {"double_softmax", "missing_zero_grad", "nan_in_data"}
         else:
             for x, y in batches:
                 loop.loss_fn(loop.model(x), y).backward()

@@ -26,6 +26,7 @@ class Named:
     sentence: str
     module: str | None
     evidence: tuple[Evidence, ...]
+    in_data: bool = False
 
 
 def name_not_finite(
@@ -47,7 +48,7 @@ def name_not_finite(
         if value.is_floating_point() and value.ndim and not _finite(value):
             bad = ~torch.isfinite(value.detach()).reshape(len(value), -1).all(1)
             rows = ", ".join(map(str, bad.nonzero().flatten()[:10].tolist()))
-            return Named("The batch holds NaN or infinity.", None, (Evidence("rows of the batch", rows, "none"),))
+            return Named("The batch holds NaN or infinity.", None, (Evidence("rows of the batch", rows, "none"),), True)
     operation = None if given is None else _forward_on_a_copy(model, given)
     if operation is not None:
         ranges = tuple(Evidence("values that went in", str(r), "", layer=operation.module) for r in operation.ranges)

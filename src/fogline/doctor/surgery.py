@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -285,3 +286,31 @@ def _modules_in(value: object, place: str, depth: int) -> Iterator[tuple[str, nn
     elif isinstance(value, dict) and depth < 3 and len(value) <= 1000:
         for key, item in value.items():
             yield from _modules_in(item, f"{place}[{key!r}]", depth + 1)
+
+
+def frozen_as_drawn(model: nn.Module) -> list[str]:
+    """Names of the layers that ask for no gradient and hold the weights they were made with."""
+    return [name for name, module in model.named_modules() if _is_frozen(module) and as_drawn(module)]
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    own = list(module.parameters(recurse=False))
+    return bool(own) and all(not p.requires_grad for p in own)
+
+
+def as_drawn(module: nn.Module) -> bool:
+    """Whether the weights are uniform in +-1/sqrt(fan_in), as PyTorch draws those of linear and convolution layers.
+
+    The largest of n such weights lies within a few n-ths of the bound and never above it; their deviation is the bound
+    over sqrt(3), with a standard error of 1/sqrt(5 n) of itself. A layer that learned has
+    left the bound at some weight.
+    """
+    if not isinstance(module, (nn.Linear, _ConvNd)):
+        return False
+    weight = module.weight.detach().double()
+    fan_in = weight[0].numel()
+    bound, count = 1 / math.sqrt(max(1, fan_in)), weight.numel()
+    if count < 8 or not bool(torch.isfinite(weight).all()) or float(weight.abs().max()) > bound * 1.000001:
+        return False
+    spread = float(weight.square().mean().sqrt()) / (bound / math.sqrt(3))
+    return abs(spread - 1) < 4 / math.sqrt(5 * count) and float(weight.abs().max()) > bound * (1 - 12 / count)

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -29,7 +31,7 @@ from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Evidence, Finding, Remedy, Severity
 from fogline.doctor.graphs import read_pairing
 from fogline.doctor.naming import name_not_finite
-from fogline.doctor.surgery import hidden_modules
+from fogline.doctor.surgery import frozen_as_drawn, hidden_modules
 from fogline.record.observer import Hook
 
 CLOSE_LOOKS = 12
@@ -124,7 +126,7 @@ class Inspector:
             if self._evaluations[True] or self._evaluations[False]:
                 self._evaluations = {True: 0, False: 0}
         self._given, self._output = (args, kwargs), None
-        if step < _LAYER_LOOKS and not self._compiled and not self._layer_handles:
+        if self.looking and step < _LAYER_LOOKS and not self._compiled and not self._layer_handles:
             self._hang_on_layers()
 
     def evaluation(self) -> None:
@@ -193,6 +195,7 @@ class Inspector:
             self._say_schedule_first()
         if step + 1 == SURE:
             self._check_idle(step)
+            self._check_frozen(step)
         self._step, self._given, self._held = _Step(), None, None
         if self._layer_handles:
             self._take_off_layers()
@@ -205,11 +208,17 @@ class Inspector:
         if skips >= _SKIPS and skips > 0.1 * (step + skips):
             self._say_scale(step, skips)
 
-    def finish(self, step: int) -> None:
-        """The loop is over."""
+    def finish(self, step: int, rates: NDArray[np.float64]) -> None:
+        """The loop is over after so many steps, at these learning rates."""
         self.remove()
         if step:
             self._check_schedule(step - 1)
+            self._check_rates(step - 1, rates)
+
+    def rest(self) -> None:
+        """Look closely at nothing: watching must cost nothing that can be left out."""
+        self.looking = False
+        self.remove()
 
     def remove(self) -> None:
         """Take every hook away."""
@@ -290,12 +299,11 @@ class Inspector:
 
     def _look_at_batch_norm(self, step: int) -> None:
         given = [(name, x) for name, _, x in self._step.called if x is not None and x.ndim > 1]
-        few = [(name, x.numel() // max(1, x.shape[1])) for name, x in given]
-        few = [(name, count) for name, count in few if count <= _TINY]
+        few = [(name, x.numel() // max(1, x.shape[1]), len(x)) for name, x in given if len(x) <= _TINY]
         if few:
             self._counts["tiny"] += 1
             if self._counts["tiny"] == _LAYER_LOOKS:
-                self._say_tiny(step, few)
+                self._say_tiny(step, *min(few, key=lambda seen: seen[1]))
 
     def _look_at_factors(self, step: int) -> None:
         """Several full-weight losses a step, their gradients added: the step is so many times as long."""
@@ -325,6 +333,12 @@ class Inspector:
         ]
         if still:
             self._say_not_optimized(step, still)
+
+    def _check_frozen(self, step: int) -> None:
+        """A frozen part that was trained before is fine-tuning; one that is as it was drawn is not."""
+        frozen = frozen_as_drawn(self.model)
+        if frozen:
+            self._say_frozen(step, frozen)
 
     def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> None:
         self._paired, self._output = True, None
@@ -357,6 +371,24 @@ class Inspector:
                 Evidence("learning rate after the first epoch, as a share of the first", share, "about 1", step),
                 f"{kind} counts in epochs here, but step() is called at every batch: the learning rate is all but zero "
                 "before the first epoch is over.",
+                "call scheduler.step() once an epoch",
+            )
+
+    def _check_rates(self, step: int, rates: NDArray[np.float64]) -> None:
+        """Most of a run at next to no rate: no schedule of a whole run spends more than half of it below a hundredth."""
+        kind, steps, known = type(self.scheduler).__name__, _step_count(self.scheduler) - self._begun, rates[rates >= 0]
+        if kind not in _UNIT_BY_EPOCH or steps < 0.9 * step or not 1 < self._epochs < step / 2 or not len(known):
+            return
+        share = float((known < 0.01 * known.max()).mean())
+        if share > 0.5:
+            self._say_schedule(
+                step,
+                0.75,
+                Evidence(
+                    "share of the steps with less than a hundredth of the largest learning rate", share, 0.0, step
+                ),
+                f"{kind} counts in epochs here, but step() is called at every batch: the learning rate is all but zero for "
+                "most of the run.",
                 "call scheduler.step() once an epoch",
             )
 
@@ -490,16 +522,17 @@ class Inspector:
             line=calling_line(),
         )
 
-    def _say_tiny(self, step: int, few: list[tuple[str, int]]) -> None:
-        name, count = min(few, key=lambda pair: pair[1])
+    def _say_tiny(self, step: int, name: str, count: int, rows: int) -> None:
+        few = count <= _TINY
+        counted = "values a channel that its statistics are made of" if few else "rows a batch"
         self._say(
             step,
             "tiny_batch_norm",
-            0.8,
-            (Evidence("values a channel that its statistics are made of", count, "32 or more", step, name),),
-            f"Batch normalisation divides by the spread of {count} values: that is mostly chance, so the same example "
+            0.8 if few else 0.6 if rows <= 2 else 0.5,
+            (Evidence(counted, count if few else rows, "32 or more", step, name),),
+            f"Batch normalisation takes its mean and variance from {rows} rows: that is mostly chance, so the same example "
             "comes out different in every batch, and quite different again in evaluation mode.",
-            Remedy("normalise each example on its own", "nn.LayerNorm or nn.GroupNorm instead of nn.BatchNorm"),
+            Remedy("normalise each example on its own", "nn.GroupNorm or nn.LayerNorm instead of nn.BatchNorm"),
             advice="or take batches of 32 or more",
         )
 
@@ -537,6 +570,18 @@ class Inspector:
             else "if they are meant to stay fixed, freeze them with requires_grad_(False): it is faster",
         )
 
+    def _say_frozen(self, step: int, names: list[str]) -> None:
+        self._say(
+            step,
+            "frozen_parameters",
+            0.6,
+            (Evidence("frozen layers whose weights are as they were drawn", ", ".join(names[:5]), "none", step),),
+            "These layers have requires_grad=False and hold the random weights they were made with: nobody trained them, "
+            "and nobody will.",
+            Remedy("let them learn", "model.requires_grad_(True)  # before the optimizer is made"),
+            advice="if trained weights were meant to be there, load them",
+        )
+
     def _say_schedule_first(self) -> None:
         self._say(
             0,
@@ -572,13 +617,15 @@ class Inspector:
         found = name_not_finite(self.model, self.named, self._given)
         self._say(
             step,
-            "nan_source",
-            0.9 if found.module is not None else 0.7,
+            "nan_in_data" if found.in_data else "nan_source",
+            0.97 if found.in_data else 0.9 if found.module is not None else 0.7,
             (Evidence("gradient norm", norm, "finite", step, found.module), *found.evidence),
             f"{found.sentence} The step taken with it puts NaN into the weights, and nothing is learned from there on.",
             severity="fatal",
             line=self._lines.get("step", ""),
-            advice="skip steps whose gradient is not finite, and mend the operation that is named here",
+            advice="drop these rows, or fill in what is missing"
+            if found.in_data
+            else "skip steps whose gradient is not finite, and mend the operation that is named here",
         )
 
 

@@ -1,0 +1,118 @@
+"""What a program would be if it did not cut its own graph, or drop units while evaluated: tried, not guessed.
+
+A detach inside somebody's ``forward`` is no module that could be replaced. But PyTorch lets a mode see every call of
+its functions, so that the call can be left out for a trial.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fogline.doctor.surgery import Wrapped
+from fogline.task import OnBatch
+
+_DROPPING = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
+_DATA: Any = vars(torch._C.TensorBase)["data"].__get__
+
+
+class Uncut(TorchFunctionMode):
+    """Leaves out ``detach()``, ``.data``, ``torch.no_grad()`` and copies of tensors that have a graph.
+
+    Attributes:
+        cuts: names of what was left out, each once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cuts: dict[str, None] = {}
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled and args and not args[0]:
+            self.cuts["torch.no_grad()"] = None
+            return None
+        first = args[0] if args else None
+        if isinstance(first, Tensor) and first.requires_grad and first.grad_fn is not None:
+            name = _cutting(func)
+            if name:
+                self.cuts[name] = None
+                return first
+        return func(*args, **kwargs)
+
+
+def _cutting(func: Any) -> str:
+    if func is torch.Tensor.detach:
+        return "detach()"
+    if func == _DATA:
+        return ".data"
+    return "torch.tensor(...)" if getattr(func, "__name__", "") == "tensor" else ""
+
+
+class EvaluatesWithoutDropout(TorchFunctionMode):
+    """Makes ``F.dropout`` the identity where the model is in evaluation mode.
+
+    Attributes:
+        dropped: whether there was such a call with ``training=True``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped = False
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPPING and args:
+            training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
+            if training:
+                self.dropped = True
+                return args[0]
+        return func(*args, **kwargs)
+
+
+class Within(Wrapped):
+    """A model that is run within a mode.
+
+    Args:
+        model: is run.
+        mode: made anew for each pass.
+        only_evaluating: whether it is entered in evaluation mode only.
+    """
+
+    def __init__(self, model: nn.Module, mode: type[TorchFunctionMode], *, only_evaluating: bool = False) -> None:
+        super().__init__(model)
+        self._mode, self._only_evaluating = mode, only_evaluating
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._only_evaluating and self.training:
+            return self.wrapped_model(*args, **kwargs)
+        with self._mode():
+            return self.wrapped_model(*args, **kwargs)
+
+
+class LossWithin:
+    """A loss that is computed within a mode."""
+
+    def __init__(self, loss: Any, mode: type[TorchFunctionMode]) -> None:
+        self.loss, self.mode = loss, mode
+        self.reduction = getattr(loss, "reduction", "mean")
+
+    def __call__(self, outputs: Any, targets: Any) -> Any:
+        with self.mode():
+            return self.loss(outputs, targets)
+
+
+def within(loss: Any, mode: type[TorchFunctionMode]) -> Any:
+    """The loss within a mode, of either kind."""
+    if not isinstance(loss, OnBatch):
+        return LossWithin(loss, mode)
+
+    def function(model: nn.Module, batch: Any) -> Any:
+        with mode():
+            return loss.function(model, batch)
+
+    return OnBatch(function)

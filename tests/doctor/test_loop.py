@@ -1,0 +1,258 @@
+"""The causes of the group "loop": on programs where they are planted, and silent on sound twins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fogline
+from fogline.doctor.case import open_case
+from fogline.doctor.causes import loop
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Suspicion
+from fogline.recipe import Recipe
+from fogline.task import Task
+
+
+def rows(count: int = 200, *, image: bool = False) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, 1, 6, 6) if image else (count, 4)
+    x = torch.randn(shape, generator=generator)
+    return x, (x.flatten(1)[:, :1] > 0).float()
+
+
+def exam(model: Any, *, image: bool = False, loss: Any = None, count: int = 200, **recipe: Any) -> Examination:
+    task = Task(model=model, loss=loss or nn.BCEWithLogitsLoss(), train=rows(count, image=image))
+    return Examination(open_case(task, Recipe(**{"optimizer": "adam", "lr": 0.01, "duration": "2ep"} | recipe)))
+
+
+def supposed(found: Examination) -> dict[str, Suspicion]:
+    every = (cause(found) for cause in loop.ON_ONE_BATCH)
+    return {s.cause: s for s in every if s is not None}
+
+
+class Net(nn.Module):
+    """A small net with switches for its faults."""
+
+    def __init__(self, *, fault: str = "", image: bool = False, width: int = 32) -> None:
+        super().__init__()
+        self.fault, self.image = fault, image
+        first: nn.Module = nn.Conv2d(1, width, 3) if image else nn.Linear(4, width)
+        middle = [nn.Linear(width, width) for _ in range(2)]
+        self.first = first
+        self.middle: Any = middle if fault == "list" else nn.ModuleList(middle)
+        if fault == "teacher":
+            self.teacher = [nn.Linear(4, 1)]
+        self.norm = nn.BatchNorm1d(width)
+        self.spare = nn.Linear(width, 1) if fault == "spare" else nn.Identity()
+        self.head = nn.Linear(width, 1)
+        if fault == "frozen":
+            for module in (self.first, self.middle):
+                module.requires_grad_(False)
+        if fault == "all frozen":
+            self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Net:
+        super().train(mode)
+        if self.fault == "eval":
+            self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        hidden = hidden.mean((2, 3)) if self.image else hidden
+        if self.fault == "detach":
+            hidden = hidden.detach()
+        if self.fault == "data":
+            hidden = hidden.data
+        if self.fault == "no_grad":
+            with torch.no_grad():
+                hidden = self.middle[0](hidden)
+        for layer in self.middle:
+            hidden = torch.relu(layer(hidden))
+        hidden = self.norm(hidden)
+        if self.fault == "dropout":
+            hidden = F.dropout(hidden, 0.5)
+        if self.fault == "sound dropout":
+            hidden = F.dropout(hidden, 0.5, training=self.training)
+        if self.fault == "teacher":
+            with torch.no_grad():
+                self.teacher[0](x)
+        output = self.head(hidden)
+        if self.fault == "output detach":
+            return output.detach()
+        if self.fault == "numpy":
+            return torch.tensor(output.detach().numpy())
+        return output
+
+
+def net(**given: Any) -> Callable[[], nn.Module]:
+    return lambda: Net(**given)
+
+
+@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize("fault", ["", "spare", "sound dropout"])
+def test_sound_programs(fault: str, image: bool) -> None:
+    found = exam(net(fault=fault, image=image), image=image)
+    assert not supposed(found)
+
+
+def test_a_program_on_batches() -> None:
+    loss = fogline.on_batch(lambda model, batch: F.mse_loss(model(batch[0]), batch[1]))
+    assert not supposed(exam(net(), loss=loss))
+    cut = fogline.on_batch(lambda model, batch: F.mse_loss(model(batch[0]).detach(), batch[1]))
+    found = supposed(exam(net(), loss=cut))["detached_graph"]
+    assert found.blocks
+    assert found.remedies
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_frozen_layers_that_nobody_trained(image: bool) -> None:
+    found = supposed(exam(net(fault="frozen", image=image), image=image))
+    assert list(found) == ["frozen_parameters"]
+    assert not found["frozen_parameters"].blocks
+    edited = found["frozen_parameters"].remedies[0].on_model
+    assert edited is not None
+    assert all(p.requires_grad for p in edited(Net(fault="frozen")).parameters())
+
+
+def test_nothing_asks_for_a_gradient() -> None:
+    found = supposed(exam(net(fault="all frozen")))["frozen_parameters"]
+    assert found.blocks
+    assert found.proof
+    report = fogline.diagnose(
+        Task(model=net(fault="all frozen"), loss=nn.BCEWithLogitsLoss(), train=rows()),
+        Recipe(lr=0.01, duration="2ep"),
+        0,
+    )
+    assert [f.cause for f in report.findings] == ["frozen_parameters"]
+
+
+def test_a_backbone_that_was_trained_is_fine_tuning() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    x, y = rows()
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(model(x), y).backward()
+        optimizer.step()
+    model.first.requires_grad_(False)
+    model.middle.requires_grad_(False)
+    model.head.reset_parameters()
+    assert not supposed(exam(model))
+
+
+def test_layers_in_a_list() -> None:
+    found = supposed(exam(net(fault="list")))
+    assert list(found) == ["parameters_not_optimized"]
+    assert found["parameters_not_optimized"].proof
+    edited = found["parameters_not_optimized"].remedies[0].on_model
+    assert edited is not None
+    model = Net(fault="list")
+    before = len(list(model.parameters()))
+    assert len(list(edited(model).parameters())) == before + 4
+    assert not supposed(exam(net(fault="teacher")))
+
+
+@pytest.mark.parametrize("fault", ["detach", "data", "no_grad", "output detach"])
+def test_cuts_in_the_graph(fault: str) -> None:
+    found = supposed(exam(net(fault=fault)))
+    assert list(found) == ["detached_graph"]
+    suspicion = found["detached_graph"]
+    assert suspicion.blocks == (fault == "output detach")
+    edited = suspicion.remedies[0].on_model
+    assert edited is not None
+    model = edited(Net(fault=fault))
+    model(rows()[0]).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_module_that_detaches() -> None:
+    class Detach(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach()
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Detach(), nn.Linear(8, 1))
+
+    found = supposed(exam(make))["detached_graph"]
+    assert "'2'" in found.remedies[0].title
+    edited = found.remedies[0].on_model
+    assert edited is not None
+    assert isinstance(edited(make())[2], nn.Identity)
+
+
+def test_no_way_back_to_the_graph() -> None:
+    for model, loss in (
+        (net(fault="numpy"), None),
+        (net(), lambda o, y: F.mse_loss((o > 0).float(), y)),
+    ):
+        found = supposed(exam(model, loss=loss))["detached_graph"]
+        assert found.blocks
+        assert not found.remedies
+        assert "argmax" in found.advice
+
+
+def test_a_loss_that_detaches() -> None:
+    found = supposed(exam(net(), loss=lambda o, y: F.mse_loss(o.detach(), y)))["detached_graph"]
+    edited = found.remedies[0].on_loss
+    assert edited is not None
+    x, y = rows()
+    assert edited(lambda o, y: F.mse_loss(o.detach(), y))(Net()(x), y).requires_grad
+
+
+def test_normalisation_that_stays_in_evaluation_mode() -> None:
+    found = supposed(exam(net(fault="eval")))
+    assert list(found) == ["eval_mode_training"]
+    edited = found["eval_mode_training"].remedies[0].on_model
+    assert edited is not None
+    model = edited(Net(fault="eval")).train()
+    model(rows()[0])
+    assert int(model.wrapped_model.norm.num_batches_tracked) == 1
+    model.eval()(rows()[0])
+    assert int(model.wrapped_model.norm.num_batches_tracked) == 1
+
+
+def test_dropout_that_does_not_know_the_mode() -> None:
+    found = supposed(exam(net(fault="dropout")))
+    assert list(found) == ["train_mode_eval"]
+    edited = found["train_mode_eval"].remedies[0].on_model
+    assert edited is not None
+    x = rows()[0]
+    model = edited(Net(fault="dropout")).eval()
+    assert torch.equal(model(x), model(x))
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "faulty"), [(2, 200, True), (16, 200, False), (4, 201, True), (16, 193, True)]
+)
+def test_normalisation_of_few_rows(batch: int, count: int, faulty: bool) -> None:
+    found = supposed(exam(net(), batch_size=batch, count=count))
+    assert list(found) == (["tiny_batch_norm"] if faulty else [])
+    if faulty and batch == 16:
+        assert found["tiny_batch_norm"].blocks
+        recipe = found["tiny_batch_norm"].remedies[0].on_recipe
+        assert recipe is not None
+        assert recipe(Recipe(batch_size=16)).batch_size == 17
+    if faulty:
+        edited = found["tiny_batch_norm"].remedies[1].on_model
+        assert edited is not None
+        assert edited(Net())(rows(1)[0]).shape == (1, 1)
+
+
+def test_statistics_that_do_not_settle() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(4, momentum=0.001), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    x, y = rows()
+    task = Task(model=make, loss=nn.BCEWithLogitsLoss(), train=(100 * x + 500, y))
+    report = fogline.diagnose(task, Recipe(optimizer="adam", lr=0.01, batch_size=20, duration="10ep"))
+    assert [f.cause for f in report.findings] == ["train_mode_eval"]
