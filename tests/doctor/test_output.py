@@ -177,7 +177,7 @@ def test_found_where_it_is_planted_and_gone_when_mended(
     for which in range(len(found.remedies)):
         after = mended(found, given, which)
         assert getattr(output, cause)(after) is None or not getattr(output, cause)(after).proof
-        assert after.anatomy.stage == "" and after.anatomy.error == ""
+        assert (after.anatomy.stage, after.anatomy.error) == ("", "")
     assert found.remedies
 
 
