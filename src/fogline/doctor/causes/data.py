@@ -659,8 +659,12 @@ def _moved(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def _error(rows: int, classes: int) -> float:
-    """A generous standard error of a score from 0 to 1 on so many rows, those of each class counted apart."""
-    return math.sqrt(max(1, classes) / max(1, rows)) if classes else 1.5 / math.sqrt(max(1, rows))
+    """A generous standard error of a score on so many rows.
+
+    An accuracy has at most 0.5 / sqrt(n), and the score stretches it by 1 / (1 - 1 / classes); half as much again for
+    classes that are not equally common. The share of variance explained has about 1 / sqrt(n), more with long tails.
+    """
+    return (0.75 / (1 - 1 / classes) if classes > 1 else 1.5) / math.sqrt(max(1, rows))
 
 
 def _does_not_carry_over(exam: Examination) -> list[Evidence]:
