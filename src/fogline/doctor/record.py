@@ -80,7 +80,8 @@ def _from_signals(run: Run) -> Iterator[Finding]:
     if judgement is None:
         return
     evidence, verdict = judgement.evidence, judgement.verdict
-    yield from _rate(run, verdict, evidence)
+    schedule = _schedule(run, verdict)
+    yield from _rate(run, verdict, evidence) if schedule is None else (schedule,)
     yield from _layers(run)
     if verdict in (Verdict.IMPROVING, Verdict.NOISE_FLOOR):
         yield from _too_few_steps(verdict, evidence)
@@ -188,6 +189,34 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
         )  # fmt: skip
 
 
+def _schedule(run: Run, verdict: Verdict) -> Finding | None:
+    """A rate that is gone for most of the run, or that grew until the loss ran away."""
+    rates = _finite(run.steps["lr"])
+    if len(rates) < 20 or not rates.max() > 0:
+        return None
+    gone = float((rates < 0.01 * rates.max()).mean())
+    grew = float(rates[-1] / rates[0]) if rates[0] > 0 else math.inf
+    if gone > 0.5:
+        return Finding(
+            "bad_schedule",
+            "serious",
+            0.7,
+            (Evidence("share of the steps with less than a hundredth of the largest learning rate", gone, "below 0.2"),),
+            "The learning rate is all but zero for most of the run, so those steps do nothing.",
+            remedy=Remedy("lower the rate over the whole run", "a linear or cosine schedule to zero at the last step"),
+        )
+    if verdict is Verdict.DIVERGED and grew > 3 and rates[-1] > 0.5 * rates.max():
+        return Finding(
+            "bad_schedule",
+            "fatal",
+            0.8,
+            (Evidence("learning rate at the end over that at the start", grew, "at most 1"),),
+            "The schedule raises the learning rate until the steps are too long and the loss runs away.",
+            remedy=Remedy("lower the rate over the run", "a linear or cosine schedule to zero at the last step"),
+        )
+    return None
+
+
 def _layers(run: Run) -> Iterator[Finding]:
     """Layers that no gradient reaches, or less and less of it towards the inputs."""
     table = run.layers
@@ -247,7 +276,7 @@ def _overfitting(run: Run, evidence: dict[str, Any]) -> Finding:
     watched = (run.info.get("source") or {}).get("kind") == "watch"
     kept = "" if watched else " The best weights were kept."
     return Finding(
-        "overfitting", "serious" if rise > 0.5 and watched else "minor", 0.7 if rise > 0.5 else 0.5,
+        "overfitting", "serious" if rise > 0.5 and watched else "minor", 0.7 if rise > 0.5 else 0.4,
         (Evidence("rise of the held-out loss from its best, over its gain", rise, 0.0),),
         f"The held-out loss turned upwards while the training loss went on falling.{kept}",
         remedy=Remedy("stop at the lowest held-out loss, or regularise", "patience=5; dropout, weight decay, more data"),
