@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from fogline.data.source import Batch, cast, leaves
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
+from fogline.doctor.surgery import bare, core
 
 CPU = torch.device("cpu")
 LINEAR = ("Addmm", "Mm", "Convolution", "Baddbmm", "Bmm", "Linear", "MkldnnConvolution", "Addmv", "Mv")
@@ -45,7 +46,7 @@ class Layer:
     """One call of a module without children, in the order of the forward pass.
 
     Attributes:
-        name, module: in the model examined, a copy.
+        name, module: in the model examined, a copy; inside the wrappers that remedies put around it.
         received, output: what it was given and gave, detached; None where that was no single tensor.
         node: autograd's node of the output.
         gradient: of the loss with respect to the output; None where none reached it.
@@ -79,6 +80,7 @@ class Anatomy:
         head: operations from the output back to the last layer with weights, by the field's names ("softmax", ...).
         in_loss: operations between the loss and the output, the last first.
         pairs: neighbouring layers with weights, by name, between which nothing bends.
+        notes: what was found out on the way and need not be found out again.
     """
 
     model: nn.Module
@@ -93,6 +95,7 @@ class Anatomy:
     head: tuple[str, ...] = ()
     in_loss: tuple[str, ...] = ()
     pairs: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def weighted(self) -> list[Layer]:
@@ -113,11 +116,11 @@ def dissect(model: nn.Module, loss: Any, batch: Batch, seed: int = 0) -> Anatomy
     model = copy.deepcopy(getattr(model, "_orig_mod", model)).train()
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     found = Anatomy(model, cast(batch, floats))
-    found.frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    found.frozen = [bare(name) for name, p in model.named_parameters() if not p.requires_grad]
     calls: list[tuple[str, nn.Module, Any, Any]] = []
     handles = [
         module.register_forward_hook(lambda m, a, o, name=name: calls.append((name, m, a, o)))
-        for name, module in model.named_modules()
+        for name, module in core(model).named_modules()
         if not any(module.children())
     ]
     with private_randomness(CPU), torch.enable_grad(), warnings.catch_warnings():
@@ -148,7 +151,7 @@ def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module,
         found.layers = [_layer(call, None) for call in calls]
         _read_head(found)
         return
-    named = [(name, p) for name, p in found.model.named_parameters() if p.requires_grad]
+    named = [(bare(name), p) for name, p in found.model.named_parameters() if p.requires_grad]
     outputs = [call[3] for call in calls if isinstance(call[3], Tensor) and call[3].requires_grad]
     found.stage = "backward"
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fogline.descent.prepare import as_asked
+from fogline.descent.objective import Objective
+from fogline.descent.prepare import as_asked, operations_of
 from fogline.descent.randomness import Surroundings
 from fogline.doctor.case import CPU, Case, open_case, program
 from fogline.doctor.causes import suspicions
@@ -19,12 +21,12 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Finding, Remedy, Suspicion, Trial
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Rejected, Report
-from fogline.doctor.trial import SEEDS, Descended, Laboratory, compared, planned_steps
+from fogline.doctor.trial import FAILURES, SEEDS, Descended, Laboratory, compared, planned_steps
 from fogline.task import Task
 
-FLOOR = 2000
+FLOOR = 3000
 """Steps that may be spent on a program whose steps cost next to nothing, however short its run is."""
-_CHEAP = 2e7  # floating-point operations of a forward pass of a batch: a step takes about a millisecond
+_CHEAP = 5e6  # floating-point operations of a forward pass of a batch: a step takes about half a millisecond
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
 _SHORTEST, _MOST_AT_ONCE = 20, 6
 _ENOUGH = 0.03
@@ -59,7 +61,7 @@ def diagnose(
 
     Args:
         task, recipe, loss, valid, metrics, target, **recipe_fields: as in :func:`fogline.fit`.
-        budget: at most this many times the steps of the run itself (or of 2,000 steps, where those cost next
+        budget: at most this many times the steps of the run itself (or of 3,000 steps, where those cost next
             to nothing); 0 looks at one batch only and trains nothing.
 
     Returns:
@@ -92,9 +94,13 @@ def examine(case: Case, budget: float, check: Callable[[], None] = lambda: None)
 
 
 def _is_cheap(case: Case) -> bool:
-    """Whether a step costs next to nothing: by the size of its weights and its batch."""
+    """Whether a step costs next to nothing: by rule and not by the clock, so that two examinations say the same."""
     weights = sum(p.numel() for p in case.new_model().parameters())
-    return 2 * weights * case.batch_size < _CHEAP
+    if weights * case.batch_size > _CHEAP:
+        return False
+    with suppress(*FAILURES):  # what fails here is told later
+        return operations_of(Objective(case.new_model(), case.loss), case.batch) < _CHEAP
+    return True
 
 
 _Pair = tuple[Suspicion, Remedy]
@@ -200,6 +206,9 @@ class _Doctor:
     def _verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:
         """Try what was supposed: all together, since faults hide one another; where that fails, one after another."""
         supposed = [s for s in supposed if s.cause not in self._kept_causes]
+        if self._level > 1 - _ENOUGH:  # no trial could show a gain
+            self.rejected += [Rejected(s.cause, None, "not tried: it is near perfect") for s in supposed if not s.proof]
+            supposed = [s for s in supposed if s.proof]
         pool = sorted((s for s in supposed if s.remedies and not _lengthens(s, self.case)), key=lambda s: -s.strength)
         rest = [s for s in supposed if s not in pool]
         pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
@@ -240,12 +249,21 @@ class _Doctor:
             return None
         return _Bench(self, exam, self.planned).between([remedy], (), remedy.title)
 
-    def _does_well(self, exam: Examination) -> bool:
+    @property
+    def _level(self) -> float:
+        """Score of the program as it is by now."""
         level = self.healed if self.healed is not None else self.control
-        reference = exam.reference.score
-        if level is None:
-            return False
-        return level >= 1 - _ENOUGH or (reference is not None and level >= reference + _ENOUGH)
+        return -1.0 if level is None else level
+
+    def _does_well(self, exam: Examination) -> bool:
+        """Whether nothing need be looked for any more: it is near perfect, or as good as a classical learner.
+
+        Where that learner finds little a network may find more, and must be clearly better to be left in peace.
+        """
+        level, reference = self._level, exam.reference.score
+        if reference is None:
+            return level >= 1 - _ENOUGH
+        return level >= min(1 - _ENOUGH, reference + (-_ENOUGH if reference > 0.5 else _ENOUGH))
 
     def _together(self, exam: Examination, pool: list[Suspicion], steps: int) -> bool:
         """All remedies at once, then with a measured rate as well: what was mended may want another one."""
@@ -259,8 +277,19 @@ class _Doctor:
                 self._minimal(bench, group, trial)
                 return True
             if self.laboratory.left <= 0 or self._does_well(exam):
-                break
-        return False
+                return False
+        return self._in_the_long_run(exam, group, steps)
+
+    def _in_the_long_run(self, exam: Examination, group: list[_Pair], steps: int) -> bool:
+        """All remedies once more, for as long as the control was observed: some programs take long to show anything."""
+        longer = exam.observed.steps if exam.observed is not None else 0
+        if longer <= steps or self.laboratory.left < 4 * longer:
+            return False
+        bench = _Bench(self, exam, longer)
+        trial = bench.against_control(_edits(group))
+        if trial.accepted:
+            self._minimal(bench, group, trial)
+        return trial.accepted
 
     def _with_rate(self, exam: Examination, chosen: list[_Pair]) -> Iterator[list[_Pair]]:
         yield chosen
@@ -393,7 +422,7 @@ class _Bench:
         """Two sets of remedies on the same seeds; a first that is behind on the first seed is not run on the others."""
         with_it, without = self._run(first, 1), self._run(second, 1)
         behind = with_it[0].score <= without[0].score
-        count = 1 if behind and not second else len(SEEDS)
+        count = 1 if behind and not second else self._affordable(first, second)
         with_it, without = self._run(first, count), self._run(second, count)
         control = "the program as it is" if not second else "the same without it"
         trial = compared(
@@ -405,8 +434,16 @@ class _Bench:
             metric=self.exam.case.yardstick.name,
             steps=self.steps,
         )
-        accepted = trial.accepted and count == len(SEEDS) and trial.effect >= _ENOUGH
+        accepted = trial.accepted and count > 1 and trial.effect >= _ENOUGH
         return replace(trial, intervention=title, accepted=accepted)
+
+    def _affordable(self, first: Sequence[Remedy], second: Sequence[Remedy]) -> int:
+        """Seeds that can be run for both: all of them, or fewer where the budget ends before."""
+        done = [len(self._runs.get(_key(remedies), ())) for remedies in (first, second)]
+        for count in range(len(SEEDS), 1, -1):
+            if sum(max(0, count - have) for have in done) * self.steps <= max(0.0, self.doctor.laboratory.left):
+                return count
+        return 1
 
     def scores(self, remedies: Sequence[Remedy]) -> list[float]:
         """Scores of the remedied program, a seed each."""
@@ -448,14 +485,17 @@ class _Bench:
         return laboratory.run(variant, observed.steps, (observed.seed,))[0].score
 
     def _run(self, remedies: Sequence[Remedy], seeds: int) -> list[Descended]:
-        key = tuple(remedy.title for remedy in remedies)
-        have = self._runs.setdefault(key, [])
+        have = self._runs.setdefault(_key(remedies), [])
         if len(have) < seeds:
             variant = program(self.doctor.case, (*self.doctor.remedies, *remedies))
             longer = max((_times_longer(remedy, self.doctor.case) for remedy in remedies), default=1.0)
             steps = round(self.steps * longer) if self._covers else self.steps
             have += self.doctor.laboratory.run(variant, steps, SEEDS[len(have) : seeds])
         return have[:seeds]
+
+
+def _key(remedies: Sequence[Remedy]) -> tuple[str, ...]:
+    return tuple(remedy.title for remedy in remedies)
 
 
 def _level(exam: Examination) -> float:

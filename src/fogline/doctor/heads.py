@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.anatomy import Anatomy, Layer
+from fogline.doctor.anatomy import Anatomy, Layer, inputs_of, own_product
 from fogline.doctor.surgery import LayerOutput, Wrapped, new_linear, replaced
 
 Edit = Callable[[nn.Module], nn.Module]
@@ -21,7 +21,8 @@ FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Attribute
 """What a program may raise when it is given something else than it expects."""
 MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "softmax": (nn.Softmax, nn.Softmax2d), "log_softmax": (nn.LogSoftmax,), "sigmoid": (nn.Sigmoid,),
-    "tanh": (nn.Tanh,), "relu": (nn.ReLU, nn.Threshold), "leaky_relu": (nn.LeakyReLU,), "elu": (nn.ELU, nn.SELU, nn.CELU),
+    "tanh": (nn.Tanh,), "relu": (nn.ReLU, nn.Threshold), "leaky_relu": (nn.LeakyReLU,),
+    "elu": (nn.ELU, nn.SELU, nn.CELU),
     "gelu": (nn.GELU,), "silu": (nn.SiLU,), "softplus": (nn.Softplus,), "hardtanh": (nn.Hardtanh, nn.ReLU6),
     "hardsigmoid": (nn.Hardsigmoid,), "log_sigmoid": (nn.LogSigmoid,), "hardswish": (nn.Hardswish,),
 }  # fmt: skip
@@ -38,19 +39,47 @@ def bend(anatomy: Anatomy) -> str:
 
 
 def last_layer(anatomy: Anatomy) -> Layer | None:
-    """The last layer with weights, if it is called once and gives a tensor."""
-    found = anatomy.weighted
-    if not found or found[-1].output is None:
+    """The layer with weights that the output is made of; None where it is made of more than what one layer says.
+
+    It is called once, stands where autograd's graph has the last operation with weights, and if it says the same of
+    every example so does the model.
+    """
+    if "last layer" not in anatomy.notes:
+        anatomy.notes["last layer"] = _last_layer(anatomy)
+    found: Layer | None = anatomy.notes["last layer"]
+    return found
+
+
+def _last_layer(anatomy: Anatomy) -> Layer | None:
+    layer = anatomy.weighted[-1] if anatomy.weighted else None
+    outputs = anatomy.outputs
+    if layer is None or layer.output is None or not isinstance(outputs, Tensor) or not isinstance(anatomy.batch, tuple):
         return None
-    calls = sum(layer.name == found[-1].name for layer in anatomy.layers)
-    return found[-1] if calls == 1 else None
+    once = sum(other.name == layer.name for other in anatomy.layers) == 1
+    if not once or outputs.numel() != layer.output.numel() or not _is_last(layer, outputs):
+        return None
+    said = _said(anatomy, layer, torch.full_like(layer.output, 0.5))
+    return layer if said is not None and bool((said == said[:1]).all()) else None
+
+
+def _is_last(layer: Layer, outputs: Tensor) -> bool:
+    own = None if layer.node is None else own_product(layer.node)
+    node = outputs.grad_fn
+    for _ in range(40):
+        if node is None or node is own:
+            return own is not None and node is own
+        before = inputs_of(node)
+        node = before[0] if before else None
+    return False
 
 
 def answers(anatomy: Anatomy, said: Tensor) -> Tensor | None:
     """What the model puts out if its last layer says this, row by row; None where that cannot be asked."""
     layer = last_layer(anatomy)
-    if layer is None or not isinstance(anatomy.batch, tuple):
-        return None
+    return None if layer is None else _said(anatomy, layer, said)
+
+
+def _said(anatomy: Anatomy, layer: Layer, said: Tensor) -> Tensor | None:
     handle = layer.module.register_forward_hook(lambda module, given, found: said.to(found.dtype))
     try:
         with torch.no_grad(), mode(anatomy.model, training=False), private_randomness(torch.device("cpu")):
@@ -141,7 +170,7 @@ def _is_bent(name: str, before: Tensor, after: Tensor) -> bool:
 def widened(anatomy: Anatomy, outputs: int, put: Maker | None = None) -> Edit | None:
     """An edit that gives the last layer another number of outputs, and puts something behind it.
 
-    What bent there before goes, unless it is not named: then there is no such edit, but for a layer that is last itself.
+    What bent there before goes. None where it can neither be named nor passed by.
     """
     layer = last_layer(anatomy)
     if layer is None or not isinstance(layer.module, nn.Linear) or layer.output is None or layer.output.ndim != 2:

@@ -100,6 +100,7 @@ def _yes_or_no(exam: Examination, width: int) -> Remedy | None:
         values = (0.0, 1.0)
     ends = bend(anatomy)
     edit: Edit | None = None
+    loss: type[nn.Module]
     if ends == "sigmoid" and len(anatomy.head) == 1:
         said, loss = "use nn.BCELoss() on the sigmoid", nn.BCELoss
     elif not anatomy.head:

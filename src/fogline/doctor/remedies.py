@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RATE, WRAP, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import standardising
+from fogline.doctor.surgery import Wrapped, standardising
 from fogline.doctor.trial import Laboratory
 
 _OFF = 3.0  # times the measured rate: within it a rate is as good as measured
@@ -42,7 +42,7 @@ def scaled_inputs(inputs: Tensor) -> Remedy:
     return Remedy(
         "standardise the inputs",
         "mean, std = X_train.mean(0), X_train.std(0)\nX_train, X_valid = (X_train - mean) / std, (X_valid - mean) / std",
-        on_model=lambda module: nn.Sequential(standardising(mean, deviation), module),
+        on_model=lambda module: Wrapped(module, before=standardising(mean, deviation)),
         place="inputs",
         order=WRAP,
     )

@@ -32,6 +32,11 @@ class Wrapped(nn.Module):
         found = self.wrapped_model(given)
         return found if self.after is None else self.after(found)
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """A module by its name, with or without the wrapper's part of it."""
+        own = target.partition(".")[0] in ("", "before", "after", "wrapped_model")
+        return super().get_submodule(target) if own else self.wrapped_model.get_submodule(target)
+
 
 class LayerOutput(Wrapped):
     """What a layer inside a model gives, in place of what the model makes of it, and something behind that."""
@@ -122,7 +127,7 @@ def new_linear(like: nn.Linear, outputs: int) -> nn.Linear:
 
 def has(model: nn.Module, name: str) -> bool:
     """Whether there is a module of this name: an earlier remedy may have replaced what it was in."""
-    return any(name == known for known, _ in model.named_modules())
+    return any(bare(name) == known for known, _ in core(model).named_modules())
 
 
 def followed_by(model: nn.Module, names: Sequence[str], activation: Callable[[], nn.Module]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,8 +34,8 @@ from fogline.doctor.surgery import Wrapped
 _FEWEST = 50
 """Rows below which a share or a score says too little."""
 _LARGE, _SMALL, _UNEVEN = 5.0, 0.03, 10.0
-"""First weights are drawn for inputs of size one, which leaves a factor of 5 either way to spare (pixels from 0 to 1 are
-0.3); columns whose sizes differ 10 times make the slopes along them differ 100 times."""
+"""First weights are drawn for inputs of size one, which leaves a factor of 5 to spare (pixels from 0 to 1 are 0.3);
+columns whose sizes differ 10 times make the slopes along them differ 100 times."""
 
 
 def _kept(exam: Examination, place: str) -> bool:
@@ -104,7 +105,8 @@ def _standardised(scales: Scales, inputs: Tensor) -> Remedy:
     over = {2: "0", 3: "(0, 1)", 4: "(0, 2, 3)"}.get(inputs.ndim, "")
     keep = ", keepdim=True" if inputs.ndim == 4 else ""
     over = over if len(scales.mean) > 1 else ""
-    code = f"mean, std = X.mean({over}{keep}), X.std({over}{keep}).clamp_min(1e-8)  # of the training data\nX = (X - mean) / std"
+    code = f"mean, std = X.mean({over}{keep}), X.std({over}{keep}).clamp_min(1e-8)  # of the training data\n"
+    code += "X = (X - mean) / std"
     return Remedy(
         "standardise the inputs",
         code + "  # and held-out data with the same numbers",
@@ -154,7 +156,8 @@ def unscaled_target(exam: Examination) -> Suspicion | None:
             Evidence("distance of the first outputs from the targets' mean, in their deviations", away, "a few"),
             Evidence("spread of the first outputs against that of the targets", wide, "about 1"),
         ),
-        "The numbers to predict are not scaled: they are far from what a network with first weights puts out. Either the "
+        "The numbers to predict are not scaled: they are far from what a network with first weights puts out. Either "
+        "the "
         "steps are far too short to get there, or the errors are so large that the gradients are too long for this "
         "learning rate.",
         () if remedy is None else (remedy,),
@@ -239,7 +242,8 @@ def nan_in_data(exam: Examination) -> Suspicion | None:
         "nan_in_data",
         0.97,
         tuple(evidence),
-        f"{count} of {size} training rows hold NaN or infinity. One such row makes the loss and the gradient of its whole "
+        f"{count} of {size} training rows hold NaN or infinity. One such row makes the loss and the gradient of its "
+        "whole "
         f"batch NaN: {hit:.0%} of the batches are lost, or the weights are.",
         tuple(remedies),
         proof=True,
@@ -335,7 +339,8 @@ def constant_target(exam: Examination) -> Suspicion | None:
         "constant_target",
         0.98,
         (Evidence("targets of the training rows", said, "several values"),),
-        f"Every one of the {len(flat)} training rows has the same target, so the best model ignores its inputs. Usually "
+        f"Every one of the {len(flat)} training rows has the same target, so the best model ignores its inputs. "
+        "Usually "
         "the wrong column was taken, a conversion turned all values into one (such as whole-number division), or a "
         "filter left one class.",
         proof=True,
@@ -405,7 +410,7 @@ def _between(columns: Tensor, rows: int) -> float | None:
         return None
     centred = columns - columns.mean(0)
     whole = float(centred.square().sum())
-    groups = centred.split(rows)
+    groups = torch.split(centred, rows)
     between = sum(len(group) * float(group.mean(0).square().sum()) for group in groups)
     return between / whole if whole > 0 else None
 
@@ -469,7 +474,8 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
             Evidence("rows of the most common class for one of the rarest", ratio, "about 1"),
             Evidence("share of the rare classes' rows that are recognised", recall, usual),
         ),
-        f"Some classes have up to {ratio:.0f} times fewer rows than the most common one, and the model does not find them: "
+        f"Some classes have up to {ratio:.0f} times fewer rows than the most common one, and the model does not find "
+        "them: "
         "ignoring a rare class costs the loss next to nothing. Weights make each class count the same.",
         tuple(_balanced(exam, weights.float(), counts)),
     )
@@ -551,8 +557,6 @@ def _weighted(name: str, weights: Tensor, code: str) -> Remedy:
     def edit(loss: Any) -> Any:
         if not isinstance(loss, nn.Module) or name not in loss._buffers:
             return loss
-        import copy
-
         changed = copy.deepcopy(loss)
         changed.register_buffer(name, weights.clone())
         return changed
@@ -599,7 +603,8 @@ def train_valid_mismatch(exam: Examination) -> Suspicion | None:
         "train_valid_mismatch",
         0.9 if broken else 0.6,
         tuple(evidence),
-        "The held-out rows are of another kind than the training rows: prepared in another way, or from elsewhere. What is "
+        "The held-out rows are of another kind than the training rows: prepared in another way, or from elsewhere. "
+        "What is "
         "learned does not hold for them, and the score on them says nothing about the training.",
         tuple(remedies),
         proof=bool(broken) or any(word == "wholly" for word in moved.values()),
@@ -750,7 +755,7 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
     training rows that have a twin among the others is the share of copies that chance gives.
     """
     held, pair = exam.case.valid, _pair(exam)
-    if held is None or pair is None or _kept(exam, "copies") or not isinstance(held.inputs, Tensor):
+    if held is None or pair is None or _kept(exam, "copies") or _kept(exam, "split") or not isinstance(held.inputs, Tensor):
         return None
     if not isinstance(held.targets, Tensor) or pair[0].shape[1:] != held.inputs.shape[1:] or len(held.inputs) < 5:
         return None
@@ -772,7 +777,8 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
             Evidence("held-out rows that are copies of training rows", f"{copies} of {len(other)}", 0),
             Evidence("share of training rows that have a twin among themselves", by_chance),
         ),
-        f"{copies} of {len(other)} held-out rows are in the training data too. The score on them says how well rows are "
+        f"{copies} of {len(other)} held-out rows are in the training data too. The score on them says how well rows "
+        "are "
         "remembered, not how well new ones are predicted: it is too good.",
         (_without_copies(exam),),
         proof=True,
@@ -809,7 +815,8 @@ def _without_copies(exam: Examination) -> Remedy:
         enough = len(fresh) >= max(2, len(rows.inputs) // 10)
         return _only(rows, torch.tensor(fresh, dtype=torch.int64)) if enough else rows
 
-    code = "seen = {row.tobytes() for row in Xv.numpy()}\nfresh = [k for k, row in enumerate(X.numpy()) if row.tobytes() not in seen]"
+    code = "seen = {row.tobytes() for row in Xv.numpy()}\n"
+    code += "fresh = [k for k, row in enumerate(X.numpy()) if row.tobytes() not in seen]"
     return Remedy(
         "leave out training rows that are held out too",
         code + "\nX, y = X[fresh], y[fresh]",
@@ -851,7 +858,7 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
         "rows. Usually inputs and targets were shuffled, sorted, filtered or joined apart from each other.",
         proof=True,
         severity="fatal",
-        advice="Shuffle, sort and filter inputs and targets with one and the same index, and look at a few rows by eye.",
+        advice="Shuffle, sort and filter inputs and targets with one and the same index; look at a few rows by eye.",
     )
 
 
@@ -889,7 +896,8 @@ def label_noise(exam: Examination) -> Suspicion | None:
             Evidence("rows whose label is likely wrong", int(doubtful.sum()), 0),
             Evidence("the first of them", ", ".join(str(k) for k in sorted(names.tolist())[:5])),
         ),
-        f"About {share:.0%} of the training rows have another label than all the rows like them, also far from the border "
+        f"About {share:.0%} of the training rows have another label than all the rows like them, also far from the "
+        "border "
         "between classes: likely these labels are wrong.",
         (_relabelled(exam, names, seen.guesses[doubtful]), _unlabelled(names)),
         advice="Look at the rows listed by eye before anything is dropped.",
@@ -949,7 +957,7 @@ def _unlabelled(names: Tensor) -> Remedy:
 
 
 ON_ONE_BATCH = (
-    nan_in_data, constant_target, unscaled_input, unscaled_target, unshuffled_data, train_valid_mismatch, duplicate_leak,
-    shuffled_labels,
+    nan_in_data, constant_target, unscaled_input, unscaled_target, unshuffled_data, train_valid_mismatch,
+    duplicate_leak, shuffled_labels,
 )  # fmt: skip
 IN_MOTION = (class_imbalance, label_noise)

@@ -460,12 +460,21 @@ def exploding_gradient(exam: Examination) -> Suspicion | None:
     )
 
 
+def _rebuilds(exam: Examination) -> bool:
+    """Whether the targets are the inputs: an auto-encoder is narrow on purpose."""
+    inputs, targets = exam.case.train.inputs, exam.case.train.targets
+    same = isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.numel() == targets.numel()
+    return same and torch.allclose(inputs.reshape(-1).double(), targets.reshape(-1).double(), rtol=1e-3, equal_nan=True)
+
+
 def bottleneck(exam: Examination) -> Suspicion | None:
     """A hidden layer too narrow for what has to pass through it."""
     anatomy = exam.anatomy
     layers = anatomy.weighted
     stands = standing(exam)
     if anatomy.stage or len(layers) < 2 or not exam.case.supervised or not (stands.short or stands.train_short):
+        return None
+    if _rebuilds(exam):
         return None
     outputs = _width(layers[-1])
     needs = outputs - 1 if exam.case.yardstick.work in ("classes", "one_hot") else outputs

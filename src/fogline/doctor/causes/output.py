@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,8 @@ from fogline.doctor.finding import HEAD, LOSS, ROWS, Evidence, Remedy, Rows, Sus
 from fogline.doctor.gains import profile, wants_probabilities
 from fogline.doctor.heads import FAILURES, Maker, behind, bend, reach, value, widened
 from fogline.doctor.matching import labelled, matching, width_of
+from fogline.doctor.standing import standing
+from fogline.doctor.surgery import bare
 from fogline.recipe import Recipe
 
 _LOST = 0.1
@@ -71,7 +74,8 @@ def double_softmax(exam: Examination) -> Suspicion | None:
         "double_softmax",
         0.95,
         tuple(evidence),
-        "The model ends in a softmax and the loss applies another one. The second sees numbers between 0 and 1 only, so "
+        "The model ends in a softmax and the loss applies another one. The second sees numbers between 0 and 1 only, "
+        "so "
         "no output can become confident and the gradient is many times too small.",
         remedies,
         proof=True,
@@ -95,7 +99,8 @@ def softmax_single_unit(exam: Examination) -> Suspicion | None:
             Evidence("outputs of the model on a batch", f"all exactly {always:g}", "numbers that depend on the inputs"),
             Evidence("units that the softmax is taken over", 1, "one a class"),
         ),
-        "The model ends in a softmax over a single unit. A softmax makes its inputs sum to 1, so one unit alone is always "
+        "The model ends in a softmax over a single unit. A softmax makes its inputs sum to 1, so one unit alone is "
+        "always "
         "1, whatever the weights are: the gradient is zero and nothing can be learned. One unit needs a sigmoid.",
         _for_single_unit(exam),
         proof=True,
@@ -224,7 +229,8 @@ def _bounded_logits(exam: Examination) -> Suspicion | None:
         "output_activation",
         0.9 if gains.out_of_reach > _MUCH else 0.6,
         tuple(evidence),
-        f"The loss wants logits, any numbers from very negative to very positive, because it applies a {own} itself. The "
+        f"The loss wants logits, any numbers from very negative to very positive, because it applies a {own} itself. "
+        "The "
         f"model ends in {name}, which cuts them off, so it can never be sure of anything and learns slowly.",
         tuple(remedies),
         proof=gains.out_of_reach > _MUCH,
@@ -265,7 +271,8 @@ def _no_probabilities(exam: Examination) -> Suspicion | None:
             Evidence("range of the outputs", f"{bounds[0]:.3g} to {bounds[1]:.3g}", "0 to 1"),
             Evidence("last operation of the model", name or "the last layer itself", called),
         ),
-        "The loss takes probabilities, numbers from 0 to 1, and outside it is not defined or has no slope. The model can "
+        "The loss takes probabilities, numbers from 0 to 1, and outside it is not defined or has no slope. The model "
+        "can "
         "put out other numbers, and where it does nothing is learned.",
         tuple(remedies),
         proof=True,
@@ -296,8 +303,10 @@ def _everything_at_once(exam: Examination) -> Suspicion | None:
             Evidence("loss where the right class is said of every example", gains.right),
             Evidence("loss where the same is said of every example", gains.constant, "more than where it is right"),
         ),
-        f"The loss looks at the output of the right class only, and the {name} lets all outputs be high at the same time: "
-        "saying yes to every class is a perfect answer, so the classes are never told apart. A softmax makes them compete.",
+        f"The loss looks at the output of the right class only, and the {name} lets all outputs be high at the same "
+        "time: "
+        "saying yes to every class is a perfect answer, so the classes are never told apart. A softmax makes them "
+        "compete.",
         () if remedy is None else (remedy,),
         proof=True,
         advice="End the model in a softmax over the classes.",
@@ -312,9 +321,8 @@ def _out_of_range(exam: Examination) -> Suspicion | None:
         return None
     if _takes_logits(exam) or wants_probabilities(exam) or not targets.is_floating_point():
         return None
-    if isinstance(outputs, Tensor) and outputs.numel() and bool((outputs == outputs.reshape(-1)[0]).all()):
-        if name == "softmax":
-            return None  # that is softmax_single_unit
+    if name == "softmax" and isinstance(outputs, Tensor) and bool((outputs == 1).all()):
+        return None  # that is softmax_single_unit
     bounds = reach(exam.anatomy)
     if bounds is None:
         return None
@@ -336,8 +344,10 @@ def _out_of_range(exam: Examination) -> Suspicion | None:
             Evidence("share of the targets that are out of reach", share, 0.0),
             Evidence("share of their variance that cannot be explained", min(1.0, lost), 0.0),
         ),
-        f"The model ends in {name}, so its outputs lie between {bounds[0]:.3g} and {bounds[1]:.3g}, and the targets lie "
-        "outside: the best the model can do is to sit at the edge, where the slope of the activation vanishes. To predict "
+        f"The model ends in {name}, so its outputs lie between {bounds[0]:.3g} and {bounds[1]:.3g}, and the targets "
+        "lie "
+        "outside: the best the model can do is to sit at the edge, where the slope of the activation vanishes. To "
+        "predict "
         "numbers, end in the last linear layer.",
         tuple(remedies),
         proof=mostly,
@@ -494,7 +504,8 @@ def _one_score(exam: Examination) -> Suspicion | None:
         exam,
         0.95,
         (Evidence("loss for outputs of -10, 0 and 10", f"always {seen[0]:.3g}", "other values"),),
-        "The loss is a cross-entropy over classes, and the model has one output. A softmax over one number is always 1, "
+        "The loss is a cross-entropy over classes, and the model has one output. A softmax over one number is always "
+        "1, "
         "so the loss is the same whatever the model says, and its gradient is zero.",
         (labelled(exam, codes) if codes else None, matching(exam)),
         proof=True,
@@ -504,8 +515,10 @@ def _one_score(exam: Examination) -> Suspicion | None:
 def _beyond_unit(exam: Examination) -> Suspicion | None:
     """Binary cross-entropy with targets outside 0 to 1 falls without end."""
     targets = exam.program.train[1]
-    entropy = losses.family(exam.program.loss) == "binary" or (
-        {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
+    entropy = (
+        losses.family(exam.program.loss) == "binary"
+        or {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
+        or (exam.case.yardstick.work == "regression" and wants_probabilities(exam))
     )
     if not entropy or not targets.numel():
         return None
@@ -533,7 +546,7 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
     known = losses.family(exam.program.loss) in ("classes", "binary", "elementwise")
     room = max(abs(gains.constant - gains.wrong), abs(gains.constant - gains.right), abs(gains.wrong - gains.right))
     best = min(gains.right, gains.wrong)
-    if gains.blind:
+    if len(gains.blind) == 1:
         stick = exam.case.yardstick
         names = ", ".join(f"{stick.values[k] if stick.work == 'binary' else k:g}" for k in gains.blind)
         return _mismatch(
@@ -553,7 +566,8 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
                 Evidence("loss where every example gets its right class", gains.right),
                 Evidence("loss where all get the same answer", gains.constant, "more than where they are right"),
             ),
-            "The loss is as low for one and the same answer to everything as for the right answers: there is nothing to "
+            "The loss is as low for one and the same answer to everything as for the right answers: there is nothing "
+            "to "
             "be gained by learning.",
             (matching(exam),),
             proof=True,
@@ -563,7 +577,8 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
             exam,
             0.9 if known else 0.7,
             (Evidence("loss as the right answer is said ever louder", "falls without end", "a floor"),),
-            "The loss has no least value: it falls for ever as outputs grow, so weights grow instead of learning. Such a "
+            "The loss has no least value: it falls for ever as outputs grow, so weights grow instead of learning. "
+            "Such a "
             "loss is meant for outputs that are bounded, such as the logarithms of probabilities.",
             (_log_softmax(exam), matching(exam)),
             proof=known,
@@ -631,7 +646,8 @@ def _not_followed(exam: Examination) -> Suspicion | None:
             Evidence("output the loss likes best for a low target", best[0]),
             Evidence("and for a high one", best[2], "more"),
         ),
-        "The output that makes the loss least does not grow with the target: the loss does not ask for the targets to be "
+        "The output that makes the loss least does not grow with the target: the loss does not ask for the targets to "
+        "be "
         "predicted.",
         (matching(exam),),
     )
@@ -664,11 +680,10 @@ def numbers_for_labels(exam: Examination) -> Suspicion | None:
     loss, work, observed = exam.program.loss, exam.case.yardstick.work, exam.observed
     if work not in ("classes", "one_hot", "binary") or observed is None or exam.anatomy.stage:
         return None
-    if losses.family(loss) in ("classes", "binary") or _takes_logits(exam) or wants_probabilities(exam):
-        if not (losses.on_probabilities(loss) and work == "one_hot" and bend(exam.anatomy) == "softmax"):
-            return None
+    each_alone = losses.on_probabilities(loss) and work == "one_hot" and bend(exam.anatomy) == "softmax"
+    fitting = losses.family(loss) in ("classes", "binary") or _takes_logits(exam) or wants_probabilities(exam)
     best = exam.reference.score
-    if max(observed.score, observed.best) >= (0.9 if best is None else min(0.9, best - 0.05)):
+    if (fitting and not each_alone) or not standing(exam).short:
         return None
     return _mismatch(
         exam,
@@ -677,7 +692,8 @@ def numbers_for_labels(exam: Examination) -> Suspicion | None:
             Evidence("loss", losses.name(loss), "cross-entropy, for classes"),
             Evidence("score of the run", observed.score, "more" if best is None else best),
         ),
-        "The loss measures differences of numbers, but the targets are classes. Where the model is confidently wrong such "
+        "The loss measures differences of numbers, but the targets are classes. Where the model is confidently wrong "
+        "such "
         "a loss has next to no gradient, and it can stop far from what is possible; cross-entropy pulls hardest there.",
         (matching(exam),),
     )
@@ -739,7 +755,8 @@ def _too_narrow(exam: Examination) -> Suspicion | None:
             Evidence("outputs of the model", width, classes),
             Evidence("largest label", classes - 1, f"at most {width - 1}"),
         ),
-        f"There are labels from 0 to {classes - 1}, and the model has {width} output{'s' if width > 1 else ''}: a label "
+        f"There are labels from 0 to {classes - 1}, and the model has {width} output{'s' if width > 1 else ''}: a "
+        "label "
         "without an output of its own cannot be predicted.",
         remedy,
         blocks=True,
@@ -766,7 +783,8 @@ def _one_for_labels(exam: Examination) -> Suspicion | None:
         exam,
         classes,
         (Evidence("outputs of the model", width, classes),),
-        f"The targets have {classes} columns, one a class, and the model has {width} output{'s' if width > 1 else ''}: it "
+        f"The targets have {classes} columns, one a class, and the model has {width} "
+        f"output{'s' if width > 1 else ''}: it "
         "is compared with every column at once, and cannot tell the classes apart.",
         matching(exam),
         blocks=exam.anatomy.stage == "loss" or losses.family(exam.program.loss) != "unknown",
@@ -881,8 +899,6 @@ def _blind_to_order(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
         spread = torch.linspace(0.1, 0.9, len(outputs), dtype=outputs.dtype).reshape(outputs.shape)
     turned = targets.roll(1, 0)
     fitted = targets.reshape(outputs.shape)
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         as_it_is, moved, right = (value(loss, spread, t) for t in (targets, turned, fitted))
@@ -908,17 +924,35 @@ def sum_reduction(exam: Examination) -> Suspicion | None:
     fall = _fall(exam, rows)
     if fall is None or fall[0] >= 0:
         return None
+    return _summed(
+        exam,
+        0.85 if fall[1] > 0 else 0.5,
+        Evidence("share of the loss that a step of this learning rate removes", fall[0], "above 0"),
+        Evidence("the same where the loss is averaged", fall[1], "above 0"),
+    )
+
+
+def summed_and_short(exam: Examination) -> Suspicion | None:
+    """``sum_reduction`` in motion: where the run falls short of what is possible."""
+    rows = min(exam.case.batch_size, exam.program.rows)
+    if exam.observed is None or rows < 2 or exam.anatomy.stage or _scale_free(exam.program.recipe) or not _adds(exam):
+        return None
+    now = standing(exam)
+    if not now.short:
+        return None
+    return _summed(exam, 0.7, Evidence("score of the run", now.score, now.goal))
+
+
+def _summed(exam: Examination, strength: float, *evidence: Evidence) -> Suspicion:
+    rows = min(exam.case.batch_size, exam.program.rows)
     edit = _averaged(exam)
     return Suspicion(
         "sum_reduction",
-        0.85 if fall[1] > 0 else 0.5,
-        (
-            Evidence("loss of twice the same batch against once", 2.0, 1.0),
-            Evidence("share of the loss that a step of this learning rate removes", fall[0], "above 0"),
-            Evidence("the same where the loss is averaged", fall[1], "above 0"),
-        ),
-        f"The loss adds over the {rows} examples of a batch instead of averaging, so the gradient is {rows} times as long "
-        "and the learning rate in effect too: the very first step makes the loss worse.",
+        strength,
+        (Evidence("loss of twice the same batch against once", 2.0, 1.0), *evidence),
+        f"The loss adds over the {rows} examples of a batch instead of averaging, so the gradient is {rows} times as "
+        "long "
+        "and the learning rate in effect too.",
         () if edit is None else (edit,),
         advice='Use reduction="mean", or divide the loss by the number of examples.',
     )
@@ -955,7 +989,7 @@ def _fall(exam: Examination, rows: int) -> tuple[float, float] | None:
         start = _loss_of(model, exam)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                gradient = anatomy.gradients.get(name)
+                gradient = anatomy.gradients.get(bare(name))
                 if gradient is not None:
                     parameter.sub_(length * gradient)
         after = _loss_of(model, exam)
@@ -1005,4 +1039,4 @@ class Averaged(nn.Module):
 ON_ONE_BATCH = (
     double_softmax, softmax_single_unit, output_activation, loss_mismatch, output_width, shape_broadcast, sum_reduction,
 )  # fmt: skip
-IN_MOTION = (silent_output, numbers_for_labels)
+IN_MOTION = (silent_output, numbers_for_labels, summed_and_short)
