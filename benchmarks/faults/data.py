@@ -111,8 +111,7 @@ def majority() -> Sets:
     source = np.random.default_rng(3)
     tokens = source.integers(0, 4, (1400, 12))
     counts = np.stack([(tokens == k).sum(1) for k in range(3)], 1)
-    sets = split(torch.tensor(tokens), torch.tensor(counts.argmax(1)), 700, 150, inputs=False)
-    return sets
+    return split(torch.tensor(tokens), torch.tensor(counts.argmax(1)), 700, 150, inputs=False)
 
 
 @cache

@@ -112,15 +112,15 @@ def order() -> Sets:
 
 @cache
 def rule() -> Sets:
-    """Sequences of 12 tokens out of 7: the first is the kind, the others go up by one or by two; a tenth are random."""
+    """Sequences of 16 tokens out of 7: the first is the kind, the others go up by one or by two; a tenth are random."""
     source = np.random.default_rng(9)
-    tokens = np.zeros((3000, 12), dtype=int)
+    tokens = np.zeros((3000, 16), dtype=int)
     tokens[:, 0], tokens[:, 1] = source.integers(0, 2, 3000), source.integers(2, 7, 3000)
-    for place in range(2, 12):
+    for place in range(2, 16):
         follows = 2 + (tokens[:, place - 1] - 2 + 1 + tokens[:, 0]) % 5
         tokens[:, place] = np.where(source.random(3000) < 0.1, source.integers(2, 7, 3000), follows)
     rows = torch.tensor(np.unique(tokens, axis=0))
-    return split(rows, torch.zeros(len(rows), dtype=torch.long), 600, 150, inputs=False)
+    return split(rows, torch.zeros(len(rows), dtype=torch.long), 900, 200, inputs=False)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class Tabular(nn.Module):
     ) -> None:
         super().__init__()
         widths = [columns, *hidden]
-        layers = [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
         self.layers = nn.ModuleList(layers) if listed else layers
         self.norms = nn.ModuleList([nn.BatchNorm1d(b) for b in hidden] if norm else [])
         self.out = nn.Linear(widths[-1], outputs)
