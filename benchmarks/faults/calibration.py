@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,10 +21,10 @@ CE = nn.CrossEntropyLoss()
 SOFTMAX = partial(nn.Softmax, dim=1)
 
 
-def _setting(model: partial[nn.Module], loss: object, sets: Sets, score: Score, **how: Any) -> Setting:
+def _setting(model: Callable[..., nn.Module], loss: object, sets: Sets, score: Score, **how: Any) -> Setting:
     recipe = Recipe(**{"schedule": "constant", **how})
-    units = {"units": sets.units, "target_units": sets.target_units}
-    return Setting(model, loss, *sets[:3], recipe, score, **units)
+    made = Setting(model, loss, *sets[:3], recipe, score)
+    return made.but(units=sets.units, target_units=sets.target_units)
 
 
 def _wine() -> Setting:

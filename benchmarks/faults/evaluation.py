@@ -24,10 +24,8 @@ from faults.evaluation_nets import (
     Tabular,
     cut,
     logarithm,
-    power,
     same,
     softmax,
-    standardised_by_batch,
     through_data,
 )  # fmt: skip
 from faults.plants import both, habits, inputs, loss, metric, net, raw_inputs, raw_targets, recipe, targets
@@ -37,10 +35,10 @@ from fogline import Recipe
 CE, MSE = nn.CrossEntropyLoss(), nn.MSELoss()
 
 
-def _setting(model: partial[nn.Module], loss: object, sets: Sets, score: Score, **how: Any) -> Setting:
+def _setting(model: Callable[..., nn.Module], loss: object, sets: Sets, score: Score, **how: Any) -> Setting:
     recipe = Recipe(**{"schedule": "constant", **how})
-    units = {"units": sets.units, "target_units": sets.target_units}
-    return Setting(model, loss, *sets[:3], recipe, score, **units)
+    made = Setting(model, loss, *sets[:3], recipe, score)
+    return made.but(units=sets.units, target_units=sets.target_units)
 
 
 def _cancer() -> Setting:
@@ -170,6 +168,8 @@ L_CANCER = _loop("loop-cancer", _cancer, 0.93, net(dropout=0.5, hidden=(64,)), l
 L_RENTS = _loop("loop-rents", _rents, 0.85, loader=True)
 
 _SGD_SEGMENTS = SEGMENTS.vary("sgd", recipe(optimizer="sgd", lr=0.3, duration="20ep"))
+_NORMED = SEGMENTS.vary("norm", net(norm=True))
+_L_NORMED = L_SEGMENTS.vary("norm", net(norm=True))
 _SGD_FRIEDMAN = FRIEDMAN.vary("momentum", recipe(optimizer="momentum", lr=0.03, duration="25ep"))
 _KERAS_IRIS = IRIS.vary("keras-port", both(net(last=softmax), plants.one_hot(3), loss(losses.one_hot_entropy)))
 _WRITTEN = CANCER.vary("written-out", loss(losses.binary_entropy))
@@ -187,7 +187,7 @@ HEALTHY = [
     CANCER, IRIS, FRIEDMAN, IMPEDANCE, RINGS, SEGMENTS, TOWER, SHAPES, NORM, DECAY, SIGNS, ORDER, RULE, CURVES, RENTS, CORNERS,
     L_SEGMENTS, L_FRIEDMAN, L_SHAPES, L_DECAY, L_ORDER, L_CANCER, L_RENTS,
     _SGD_SEGMENTS, _SGD_FRIEDMAN, _KERAS_IRIS, _WRITTEN, _VANILLA, _LOGITS, _COSINE, _MULTI, _LOOP_DECAYING, _MICRO, _MICRO_SGD,
-    _HALF, _HALF_RENTS,
+    _HALF, _HALF_RENTS, _NORMED, _L_NORMED,
     # at the edge of stability, loss falling
     IRIS.vary("full-batch-edge", recipe(optimizer="gd", lr=1.0, batch_size="full", duration="300ep")),
     RINGS.vary("full-batch-edge", recipe(optimizer="gd", lr=2.0, batch_size="full", duration="400ep")),
@@ -355,8 +355,8 @@ FAULTS = [
     Fault("eval_mode_training", "loop-cancer", habits(train_mode="once"), habits(train_mode="never"), harmless="this net does as well without its dropout"),
     Fault("train_mode_eval", "loop-shapes", both(recipe(batch_size=16), habits(eval_mode=False)), habits(eval_mode=False), harmless=FIGURES),
     Fault("train_mode_eval", "loop-cancer", both(net(dropout=0.2), habits(eval_mode=False)), habits(eval_mode=False), harmless=FIGURES),
-    Fault("tiny_batch_norm", "cnn-shapes-norm", recipe(batch_size=3, duration="2ep"), recipe(batch_size=2, duration="2ep"), "batch_too_small"),
-    Fault("tiny_batch_norm", "loop-shapes", recipe(batch_size=3, duration="2ep"), recipe(batch_size=2, duration="2ep"), "batch_too_small"),
+    Fault("tiny_batch_norm", "mlp-segments/norm", recipe(batch_size=4, duration="2ep"), recipe(batch_size=2, duration="2ep"), "batch_too_small"),
+    Fault("tiny_batch_norm", "loop-segments/norm", recipe(batch_size=4, duration="2ep"), recipe(batch_size=2, duration="2ep"), "batch_too_small"),
     Fault("accumulation_scale", "loop-segments/sgd-accumulated", habits(divide=False, accumulate=10), habits(divide=False, accumulate=25), "lr_too_high"),
     Fault("accumulation_scale", "loop-rents", habits(divide=False, accumulate=10), habits(divide=False, accumulate=30), "lr_too_high"),
     Fault("schedule_step_unit", "loop-segments/cosine", habits(schedule=lambda o: lr_scheduler.ExponentialLR(o, 0.8), schedule_every="step"), habits(schedule=lambda o: lr_scheduler.ExponentialLR(o, 0.3), schedule_every="step"), "bad_schedule lr_too_low"),
@@ -365,13 +365,13 @@ FAULTS = [
     Fault("amp_scale_collapse", "loop-segments/mixed-precision", habits(scaler=lambda: torch.amp.GradScaler("cpu", init_scale=2.0**120, backoff_factor=0.9)), inputs(lambda x: 1e5 * x, ("train",)), "unscaled_input"),
     Fault("amp_scale_collapse", "loop-rents/mixed-precision", habits(scaler=lambda: torch.amp.GradScaler("cpu", growth_interval=1, growth_factor=2.0**20, backoff_factor=0.9)), targets(lambda y: 1e25 * y, ("train",)), "unscaled_target"),
     # number
-    Fault("nan_source", "mlp-segments", net(before=logarithm), net(head=standardised_by_batch)),
-    Fault("nan_source", "regression-friedman", loss(losses.row_roots), net(head=power), "exploding_gradient"),
+    Fault("nan_source", "mlp-segments", net(before=logarithm), net(head=torch.log)),
+    Fault("nan_source", "regression-friedman", net(before=lambda x: torch.sqrt(x + 1.7)), net(before=lambda x: x**1.5)),
     Fault("nan_source", "cnn-shapes", None, net(before=torch.log)),
     Fault("log_of_zero", "mlp-cancer/written-out", inputs(lambda x: 100 * x), inputs(lambda x: 3000 * x), "unscaled_input"),
     Fault("log_of_zero", "mlp-iris/keras-port", inputs(lambda x: 60 * x), inputs(lambda x: 1000 * x), "unscaled_input"),
     Fault("log_of_zero", "rnn-signs", loss(losses.binary_entropy, init=plants.scaled(60.0, "fc")), loss(losses.binary_entropy, init=plants.scaled(600.0, "fc")), "bad_init"),
-    Fault("epsilon_underflow", "mlp-cancer/written-out", both(loss(losses.binary_entropy_with_epsilon), net(init=plants.scaled(6.0))), both(loss(losses.entropy_with_tiny_epsilon), net(init=plants.scaled(20.0))), "log_of_zero bad_init"),
+    Fault("epsilon_underflow", "mlp-cancer/written-out", both(loss(losses.binary_entropy_with_epsilon), net(init=plants.scaled(12.0))), both(loss(losses.entropy_with_tiny_epsilon), net(init=plants.scaled(20.0))), "log_of_zero bad_init"),
     Fault("epsilon_underflow", "mlp-segments", both(loss(losses.labels_entropy_with_epsilon), net(init=plants.scaled(6.0))), both(loss(losses.labels_entropy_with_epsilon), net(init=plants.scaled(16.0))), "log_of_zero bad_init"),
     Fault("epsilon_underflow", "cnn-shapes", both(loss(losses.labels_entropy_with_epsilon), net(init=plants.scaled(10.0))), both(loss(losses.labels_entropy_with_epsilon), net(init=plants.scaled(30.0))), "log_of_zero bad_init"),
     # fit

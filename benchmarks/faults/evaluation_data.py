@@ -57,7 +57,7 @@ def segments() -> Sets:
 
 @cache
 def shapes() -> Sets:
-    """Drawings of 12x12 pixels: a disc, a square, a cross or a bar, anywhere, with noise; values 0 to 1 and a little more."""
+    """Drawings of 12x12 pixels: a disc, the outline of a square, a cross or a bar, anywhere, with noise; values 0 to 1 and a little more."""
     source = np.random.default_rng(6)
     y = source.integers(0, 4, 1300)
     row, column = np.mgrid[0:12, 0:12]
@@ -74,13 +74,13 @@ def shapes() -> Sets:
 
 def _drawn(label: int, down: np.ndarray, right: np.ndarray, size: float) -> np.ndarray:
     inside = (down < size) & (right < size)
-    if label == 0:
-        return down**2 + right**2 < size**2
-    if label == 1:
-        return inside & ((down > size - 1.2) | (right > size - 1.2))  # the outline of a square
-    if label == 2:
-        return inside & (np.abs(down - right) < 0.9)
-    return (down < 1) & (right < size)
+    drawings = {
+        "disc": down**2 + right**2 < size**2,
+        "outline of a square": inside & ((down > size - 1.2) | (right > size - 1.2)),
+        "cross": inside & (np.abs(down - right) < 0.9),
+        "bar": (down < 1) & (right < size),
+    }
+    return np.asarray(list(drawings.values())[label])
 
 
 @cache

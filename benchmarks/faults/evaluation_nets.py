@@ -96,7 +96,7 @@ class Sequence1d(nn.Module):
     def __init__(
         self,
         *,
-        recurrent: type[nn.RNNBase] = nn.LSTM,
+        recurrent: Callable[..., nn.Module] = nn.LSTM,
         width: int = 16,
         outputs: int = 1,
         head: Function = same,
@@ -167,16 +167,6 @@ def through_data(x: Tensor) -> Tensor:
     return x.detach().clone()
 
 
-def standardised_by_batch(x: Tensor) -> Tensor:
-    """Divided by the deviation over the batch, 0 for a column that is constant."""
-    return (x - x.mean(0)) / x.std(0)
-
-
 def logarithm(x: Tensor) -> Tensor:
     """A logarithm of columns that can be negative."""
     return torch.log(x + 2.0)
-
-
-def power(x: Tensor) -> Tensor:
-    """A power of hidden units: the gradient at 0 is infinite."""
-    return x.clamp_min(0) ** 0.5
