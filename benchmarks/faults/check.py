@@ -127,9 +127,17 @@ def headroom(name: str) -> tuple[str, Trained, dict[str, float]]:
     }
     scores = {}
     for how, change in ways.items():
-        other = replace(program, make=lambda seed, change=change: (made(seed)[0], change(made(seed)[1])))
-        scores[how] = train(other).mean
+        scores[how] = train(replace(program, make=partial(_changed, made, change))).mean
     return name, train(program), scores
+
+
+def _changed(
+    make: Callable[[int], tuple[fogline.Task, fogline.Recipe]],
+    change: Callable[[fogline.Recipe], fogline.Recipe],
+    seed: int,
+) -> tuple[fogline.Task, fogline.Recipe]:
+    task, recipe = make(seed)
+    return task, change(recipe)
 
 
 def train_named(work: tuple[str, int]) -> Trained:
