@@ -34,9 +34,9 @@ import timing
 timing.one_thread()
 
 import torch  # noqa: E402 - after the number of threads is set
-from faults import Program, programs  # noqa: E402
 
 import fogline  # noqa: E402
+from faults import Program, programs  # noqa: E402
 
 FRESH = (101, 102, 103)
 CLOSED, WORSE = 0.9, 0.1

@@ -121,9 +121,7 @@ L_DIGITS = Healthy("loop-digits", "loop", lambda: _by_hand(_digits()), 0.9)
 L_SINE = Healthy("loop-sine", "loop", lambda: _by_hand(_sine()), 0.93)
 L_CNN = Healthy("loop-cnn", "loop", lambda: _by_hand(_digits_norm(), loader=True), 0.92)
 L_WAVES = Healthy("loop-waves", "loop", lambda: _by_hand(_waves()), 0.9)
-L_DROP = Healthy(
-    "loop-dropout", "loop", lambda: both(net(dropout=0.3), habits(loader=True))(_digits()), 0.9
-)
+L_DROP = Healthy("loop-dropout", "loop", lambda: both(net(dropout=0.3), habits(loader=True))(_digits()), 0.9)
 
 
 def _softmax_pair(classes: int) -> Plant:
@@ -142,9 +140,7 @@ _HANDMADE = MOONS.vary("handmade-bce", loss(losses.binary_entropy, last=nn.Sigmo
 _HOT = WINE.vary("one-hot-softmax-mse", _softmax_pair(3))
 _CLIPPED = DIGITS.vary("keras-crossentropy", loss(losses.clipped_probabilities_of_labels, last=SOFTMAX))
 _TANH_RNN = WAVES.vary("plain-rnn", both(net(cell=nn.RNN), recipe(lr=0.005, duration="25ep")), 0.8)
-_SCHEDULED = L_DIGITS.vary(
-    "step-schedule", habits(schedule=lambda o: lr_scheduler.StepLR(o, step_size=5, gamma=0.3))
-)
+_SCHEDULED = L_DIGITS.vary("step-schedule", habits(schedule=lambda o: lr_scheduler.StepLR(o, step_size=5, gamma=0.3)))
 _EXPONENTIAL = L_WAVES.vary("exponential-schedule", habits(schedule=lambda o: lr_scheduler.ExponentialLR(o, 0.93)))
 _ACCUMULATED = L_DIGITS.vary("accumulated", habits(accumulate=4))
 _ACCUMULATED_CNN = L_CNN.vary("accumulated", habits(accumulate=2))

@@ -179,7 +179,9 @@ _COSINE = L_SEGMENTS.vary("cosine", habits(schedule=lambda o: lr_scheduler.Cosin
 _MULTI = L_SHAPES.vary("milestones", habits(schedule=lambda o: lr_scheduler.MultiStepLR(o, [4, 6], 0.2)))
 _LOOP_DECAYING = L_DECAY.vary("exponential", habits(schedule=lambda o: lr_scheduler.ExponentialLR(o, 0.92)))
 _MICRO = L_FRIEDMAN.vary("accumulated", habits(accumulate=4))
-_MICRO_SGD = L_SEGMENTS.vary("sgd-accumulated", both(recipe(optimizer="sgd", lr=0.3, duration="20ep"), habits(accumulate=5)))
+_MICRO_SGD = L_SEGMENTS.vary(
+    "sgd-accumulated", both(recipe(optimizer="sgd", lr=0.3, duration="20ep"), habits(accumulate=5))
+)
 _HALF = L_SEGMENTS.vary("mixed-precision", habits(scaler=lambda: torch.amp.GradScaler("cpu")))
 _HALF_RENTS = L_RENTS.vary("mixed-precision", habits(scaler=lambda: torch.amp.GradScaler("cpu", init_scale=1024.0)))
 

@@ -201,7 +201,11 @@ def _schedule(run: Run, verdict: Verdict) -> Finding | None:
             "bad_schedule",
             "serious",
             0.7,
-            (Evidence("share of the steps with less than a hundredth of the largest learning rate", gone, "below 0.2"),),
+            (
+                Evidence(
+                    "share of the steps with less than a hundredth of the largest learning rate", gone, "below 0.2"
+                ),
+            ),
             "The learning rate is all but zero for most of the run, so those steps do nothing.",
             remedy=Remedy("lower the rate over the whole run", "a linear or cosine schedule to zero at the last step"),
         )
