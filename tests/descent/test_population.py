@@ -68,6 +68,10 @@ def made(name: str, **fields: object) -> tuple[Objective, Recipe, Batches]:
     return Objective(model, nn.CrossEntropyLoss()), Recipe(batch_size=16, seed=3, **fields), batches  # type: ignore[arg-type]
 
 
+def assert_same_weights(found: nn.Module, expected: nn.Module) -> None:
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-9, atol=1e-9)
+
+
 def walked(population: Population, batches: Batches, steps: int = 12) -> list[list[float]]:
     stream = batches.stream(0)
     return [population.step(k, next(stream), [rate / (1 + k) for rate in RATES]) for k in range(steps)]
@@ -83,6 +87,8 @@ def assert_alike(name: str, **fields: object) -> None:
     torch.testing.assert_close(
         torch.tensor(together.losses(batch)), torch.tensor(in_turn.losses(batch)), rtol=1e-9, atol=1e-12
     )
+    for k in range(3):
+        assert_same_weights(together.member(k), in_turn.member(k))
     assert all(torch.equal(value, before[key]) for key, value in objective.model.state_dict().items())
 
 
@@ -167,3 +173,53 @@ def test_each_member_may_have_a_batch_of_its_own() -> None:
         expected.append(in_turn.step(k, batch, [1e-3, 1e-2] * 2))
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-9, atol=1e-12)
     assert found[-1][0] != found[-1][2]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_member_may_begin_with_weights_of_its_own(name: str) -> None:
+    objective, recipe, batches = made(name, optimizer="adamw")
+    starts = [MODELS[name][0]().double() for _ in RATES]
+    before = copy.deepcopy([start.state_dict() for start in starts])
+    together, in_turn = (populate(objective, recipe, 3, batches, together=t, starts=starts) for t in (True, False))
+    for k, start in enumerate(starts):
+        assert_same_weights(together.population.member(k), start)
+    found, expected = walked(together.population, batches), walked(in_turn.population, batches)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-9, atol=1e-12)
+    for k, start in enumerate(starts):
+        assert_same_weights(together.population.member(k), in_turn.population.member(k))
+        assert all(torch.equal(value, before[k][key]) for key, value in start.state_dict().items())
+    assert len(set(found[0])) == 3
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_a_member_is_a_copy_that_can_be_scored(form: bool) -> None:
+    objective, recipe, batches = made("dropout", optimizer="sgd")
+    population = populate(objective, recipe, 2, batches, together=form).population
+    population.step(0, batches.at(0), [0.1, 0.2])
+    losses = population.losses(batches.at(1))
+    members = [population.member(k) for k in range(2)]
+    inputs, targets = batches.at(1)
+    scored = [nn.functional.cross_entropy(member(inputs), targets).item() for member in members]
+    assert scored == pytest.approx(losses, rel=1e-9)
+    assert not any(module.training for member in members for module in member.modules())
+    members[0].zero_grad()
+    with torch.no_grad():
+        members[0][0].weight.zero_()
+    assert population.losses(batches.at(1)) == losses
+
+
+def test_members_in_turn_may_draw_numbers_of_their_own() -> None:
+    objective, recipe, batches = made("dropout", optimizer="sgd")
+    same, own = InTurn(objective, recipe, 2, batches), InTurn(objective, recipe, 2, batches, seeds=[3, 4])
+    first, second = (population.step(0, batches.at(0), [0.1, 0.1]) for population in (same, own))
+    assert first == [second[0]] * 2
+    assert second[0] != second[1]
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_starts_that_do_not_fit(form: bool) -> None:
+    objective, recipe, batches = made("mlp", optimizer="sgd")
+    with pytest.raises(ValueError, match="a start for each of 2 members, received 1"):
+        populate(objective, recipe, 2, batches, together=form, starts=[mlp()])
+    with pytest.raises(ValueError, match=r"differs at '0\.weight': nothing instead of shape"):
+        populate(objective, recipe, 1, batches, together=form, starts=[nn.Sequential()])

@@ -1,6 +1,7 @@
-"""Many at once: copies of one model that descend side by side on the same batches, each at a learning rate of its own.
+"""Many at once: members of one architecture that descend side by side, each at a learning rate of its own.
 
-Two forms with one interface, and the second is the reference of the first:
+They begin as copies of one model, or each with weights of its own, and learn from the same batches or each from its
+own. Two forms with one interface, and the second is the reference of the first:
 
 - :class:`Together`: the weights of all members are stacked and the forward pass is mapped over them by ``vmap``; the
   sum of their losses has each member's own gradient, and PyTorch's own optimizer takes each stack for one large tensor.
@@ -45,7 +46,7 @@ _CANNOT_MAP = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
 class Population(Protocol):
-    """Members 0 to ``size - 1``, which began with the same weights."""
+    """Members 0 to ``size - 1``."""
 
     size: int
 
@@ -66,6 +67,9 @@ class Population(Protocol):
 
         Layers with running statistics take those of the batch: in a short descent the running ones lag behind.
         """
+
+    def member(self, k: int) -> nn.Module:
+        """A copy of the model with the weights and buffers that member ``k`` has now, in evaluation mode."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,15 @@ class Choice:
 
 
 def populate(
-    objective: Objective, recipe: Recipe, size: int, batches: Batches, *, together: bool | None = None
+    objective: Objective,
+    recipe: Recipe,
+    size: int,
+    batches: Batches,
+    *,
+    together: bool | None = None,
+    starts: Sequence[nn.Module] | None = None,
 ) -> Choice:
-    """A population of copies of a model, in the faster form.
+    """A population of members of a model's architecture, in the faster form.
 
     Args:
         objective: the model as it is and its loss; left untouched.
@@ -118,22 +128,31 @@ def populate(
         size: how many members.
         batches: those of the run; the two forms are timed on the first.
         together: True or False to have one form; by default a short measurement decides.
+        starts: the first weights and buffers of each member, in models of the same architecture, which are left
+            untouched; by default all begin as the objective's model is.
 
     Raises:
-        ValueError: ``together=True`` where the members cannot step in one program; the text says why.
+        ValueError: ``together=True`` where the members cannot step in one program, the text says why; ``starts`` that
+            do not fit.
     """
+
+    def formed(together: bool) -> Population:
+        if together:
+            return Together(objective, recipe, size, starts)
+        return InTurn(objective, recipe, size, batches, starts)
+
     if together is not None:
-        return Choice(_formed(objective, recipe, size, batches, together), together, "asked for", float(size))
+        return Choice(formed(together), together, "asked for", float(size))
     why = "one member" if size == 1 else obstacle(objective, recipe, batches)
     if why is not None:
-        return Choice(InTurn(objective, recipe, size, batches), False, why, float(size))
+        return Choice(formed(False), False, why, float(size))
     trial, one = Together(objective, recipe, size), InTurn(objective, recipe, 1, batches)
     batch, rates = next(batches.stream(0)), [_TINY] * size
     seconds = _shortest(clock(batches), lambda: trial.step(0, batch, rates), lambda: one.step(0, batch, rates[:1]))
     cost = seconds[0] / seconds[1]
     together = cost < _CLEARLY * size
     why = f"a step of {size} members in one program takes {cost:.1f} times as long as a step of one"
-    return Choice(_formed(objective, recipe, size, batches, together), together, why, max(1.0, min(cost, float(size))))
+    return Choice(formed(together), together, why, max(1.0, min(cost, float(size))))
 
 
 def obstacle(objective: Objective, recipe: Recipe, batches: Batches) -> str | None:
@@ -151,14 +170,15 @@ def clock(batches: Batches) -> Callable[[], float]:
     return time.process_time if batches.device.type == "cpu" else time.perf_counter
 
 
-def _formed(objective: Objective, recipe: Recipe, size: int, batches: Batches, together: bool) -> Population:
-    return Together(objective, recipe, size) if together else InTurn(objective, recipe, size, batches)
-
-
 class Together:
-    """Members in one program."""
+    """Members in one program.
 
-    def __init__(self, objective: Objective, recipe: Recipe, size: int) -> None:
+    What the model draws in training, such as the mask of a dropout, is the same for all of them.
+    """
+
+    def __init__(
+        self, objective: Objective, recipe: Recipe, size: int, starts: Sequence[nn.Module] | None = None
+    ) -> None:
         spec = spec_of(recipe.optimizer)
         if not spec.proportional:
             raise ValueError(
@@ -170,9 +190,10 @@ class Together:
         model = self._objective.model
         linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._trained = {n: _stacked(p, size, transposed=id(p) in linear) for n, p in trained.items()}
-        frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
-        self._held = {n: _repeated(v, size) for n, v in (*frozen.items(), *model.named_buffers())}
+        first = [_values(start) for start in _starts(objective.model, size, starts)]
+        stacks = {n: torch.stack([values[n].to(v.device) for values in first]) for n, v in _values(model).items()}
+        self._trained = {n: _laid(stacks.pop(n), transposed=id(p) in linear) for n, p in trained.items()}
+        self._held = stacks
         known = scaled_roles(parameter_roles(model), recipe.lr_scale)
         roles = [_stacked_role(role, self._trained[role.name], size) for role in known]
         self._update = bare_step(_one_optimizer(roles, recipe))
@@ -197,6 +218,10 @@ class Together:
         with judging(self._objective):
             values: list[float] = self._mapped(batch).tolist()
         return values
+
+    def member(self, k: int) -> nn.Module:
+        values = {**self._trained, **self._held}
+        return _filled(self._objective.model, {name: value[k] for name, value in values.items()}).eval()
 
     def _mapped(self, batch: Batch | Each) -> Tensor:
         """The loss of every member, shape (size,)."""
@@ -240,11 +265,26 @@ class Together:
 
 
 class InTurn:
-    """Members that step one after another."""
+    """Members that step one after another.
 
-    def __init__(self, objective: Objective, recipe: Recipe, size: int, batches: Batches) -> None:
+    What the model draws in training is the same for all of them, unless ``seeds`` has a seed for each.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        recipe: Recipe,
+        size: int,
+        batches: Batches,
+        starts: Sequence[nn.Module] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
         self.size = size
-        self._steps = [_ordinary(objective, recipe, batches) for _ in range(size)]
+        first = [_filled(objective.model, _values(start)).train() for start in _starts(objective.model, size, starts)]
+        recipes = [replace(recipe, seed=seed) for seed in seeds] if seeds is not None else [recipe] * size
+        self._steps = [
+            _ordinary(replace(objective, model=model), own, batches) for model, own in zip(first, recipes, strict=True)
+        ]
         self._lost = [False] * size
 
     def step(self, number: int, batch: Batch | Each, rates: Sequence[float]) -> list[float]:
@@ -268,10 +308,16 @@ class InTurn:
             to_train(optimizer)
         return found
 
+    def member(self, k: int) -> nn.Module:
+        objective, optimizer = self._steps[k].machine.objective, self._steps[k].machine.optimizer
+        to_eval(optimizer)  # of a method that keeps an average, which is what it has learned
+        model = _filled(objective.model, _values(objective.model)).eval()
+        to_train(optimizer)
+        return model
 
-def _ordinary(objective: Objective, recipe: Recipe, batches: Batches) -> EagerStep:
-    """The step of ``fit`` on a copy of the model."""
-    own = replace(objective, model=copy.deepcopy(objective.model).train())
+
+def _ordinary(own: Objective, recipe: Recipe, batches: Batches) -> EagerStep:
+    """The step of ``fit``."""
     optimizer = build(
         own.model,
         recipe.optimizer,
@@ -327,18 +373,51 @@ def _one_optimizer(roles: list[ParameterRole], recipe: Recipe) -> torch.optim.Op
     return built(None)
 
 
-def _stacked(value: Tensor, size: int, *, transposed: bool) -> nn.Parameter:
+def _starts(model: nn.Module, size: int, starts: Sequence[nn.Module] | None) -> Sequence[nn.Module]:
+    """A model for each member, checked."""
+    if starts is None:
+        return [model] * size
+    if len(starts) != size:
+        raise ValueError(f"expected a start for each of {size} members, received {len(starts)}")
+    expected = {name: value.shape for name, value in _values(model).items()}
+    for k, start in enumerate(starts):
+        found = {name: value.shape for name, value in _values(start).items()}
+        if found != expected:
+            differs = next(n for n in (*expected, *found) if expected.get(n) != found.get(n))
+            raise ValueError(
+                f"expected starts of the model's architecture, received one (number {k}) that differs at {differs!r}: "
+                f"{_shape(found.get(differs))} instead of {_shape(expected.get(differs))}"
+            )
+    return starts
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "nothing" if shape is None else f"shape {tuple(shape)}"
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers; the first name of a shared one."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    return {name: value.detach() for name, value in named}
+
+
+def _filled(model: nn.Module, values: dict[str, Tensor]) -> nn.Module:
+    """A copy of the model with these weights and buffers, without gradients."""
+    filled = copy.deepcopy(model)
+    for name, value in _values(filled).items():
+        value.copy_(values[name])
+    filled.zero_grad(set_to_none=True)
+    return filled
+
+
+def _laid(stack: Tensor, *, transposed: bool) -> nn.Parameter:
     """A stack of weights; transposed in memory where the product that makes its gradient leaves that so."""
-    return nn.Parameter(_repeated(value.t(), size).mT if transposed else _repeated(value, size))
+    return nn.Parameter(stack.mT.contiguous().mT if transposed else stack)
 
 
 def _lying_like(weight: Tensor, gradient: Tensor) -> Tensor:
     """Fused kernels read a gradient as if it lay in memory as its weights do."""
     return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
-
-
-def _repeated(value: Tensor, size: int) -> Tensor:
-    return value.detach().unsqueeze(0).repeat(size, *[1] * value.ndim)
 
 
 def _stacked_role(role: ParameterRole, weights: nn.Parameter, size: int) -> ParameterRole:
