@@ -18,6 +18,7 @@ from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RECIPE, ROWS, WRAP, Evidence, Remedy, Rows, Suspicion
+from fogline.doctor.gains import is_difference
 from fogline.doctor.heads import FAILURES, reach, value
 from fogline.doctor.reference import features
 from fogline.doctor.scaling import (
@@ -128,7 +129,7 @@ def unscaled_target(exam: Examination) -> Suspicion | None:
     targets = pair[1]
     if not targets.is_floating_point() or not isinstance(outputs, Tensor) or exam.anatomy.stage not in ("", "backward"):
         return None
-    if not outputs.numel() or outputs.shape[1:].numel() != targets.shape[1:].numel() or not _homogeneous(exam):
+    if not outputs.numel() or outputs.shape[1:].numel() != targets.shape[1:].numel() or not is_difference(exam):
         return None
     columns = targets.reshape(len(targets), -1).double()
     columns = columns[torch.isfinite(columns).all(1)]
@@ -163,19 +164,6 @@ def unscaled_target(exam: Examination) -> Suspicion | None:
         () if remedy is None else (remedy,),
         advice="Train on (y - mean) / std and turn predictions back with * std + mean.",
     )
-
-
-def _homogeneous(exam: Examination) -> bool:
-    """Whether the loss of doubled outputs and targets is twice or four times the loss, so that units do not matter."""
-    loss, outputs, targets = exam.program.loss, exam.anatomy.outputs, exam.anatomy.batch[1]
-    if losses.family(loss) == "elementwise":
-        return True
-    if outputs.shape != targets.shape:
-        return False
-    once, twice = value(loss, outputs.detach(), targets), value(loss, 2 * outputs.detach(), 2 * targets)
-    if not once or twice is None:
-        return False
-    return min(abs(twice / once - power) for power in (2, 4)) < 0.01
 
 
 def _target_scaled(exam: Examination, mean: Tensor, deviation: Tensor, columns: Tensor) -> Remedy | None:

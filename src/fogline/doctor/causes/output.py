@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from fogline.data import losses
 from fogline.data.source import leaves
+from fogline.doctor.anatomy import BENDS
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import HEAD, LOSS, ROWS, Evidence, Remedy, Rows, Suspicion
-from fogline.doctor.gains import profile, wants_probabilities
+from fogline.doctor.gains import is_difference, profile, wants_probabilities, wants_shares
 from fogline.doctor.heads import FAILURES, Maker, behind, bend, reach, value, widened
 from fogline.doctor.matching import labelled, matching, width_of
 from fogline.doctor.standing import standing
-from fogline.doctor.surgery import bare
+from fogline.doctor.surgery import bare, replaced
 from fogline.recipe import Recipe
 
 _LOST = 0.1
@@ -50,6 +51,8 @@ def double_softmax(exam: Examination) -> Suspicion | None:
     gradient is that of the first softmax times that of the second.
     """
     anatomy = exam.anatomy
+    if not exam.case.supervised:
+        return _twice_on_a_batch(exam)
     again = "log_softmax" in anatomy.in_loss or "softmax" in anatomy.in_loss
     if not again or bend(anatomy) != "softmax" or (width_of(exam) or 2) < 2:
         return None  # a log-softmax of a log-softmax is the same again
@@ -67,13 +70,37 @@ def double_softmax(exam: Examination) -> Suspicion | None:
             order=HEAD,
         ),
     )  # fmt: skip
-    evidence = [Evidence("last operation of the model", "softmax", "logits, because the loss applies its own softmax")]
-    if gains is not None:
-        evidence.append(Evidence("share of the loss that no weights can get rid of", gains.out_of_reach, 0.0))
+    more = () if gains is None else (Evidence("share of the loss no weights can get rid of", gains.out_of_reach, 0.0),)
+    return _double(remedies, *more)
+
+
+def _twice_on_a_batch(exam: Examination) -> Suspicion | None:
+    """The same where the loss calls the model: a softmax right behind a softmax, on the way back from the loss."""
+    seen = [name for name in exam.anatomy.in_loss if name in BENDS.values()]
+    last = next((layer for layer in reversed(exam.anatomy.layers) if not isinstance(layer.module, nn.Identity)), None)
+    if seen[:2] not in (["log_softmax", "softmax"], ["softmax", "softmax"]):
+        return None
+    if last is None or not isinstance(last.module, nn.Softmax) or last.output is None or last.output.shape[-1] < 2:
+        return None
+    name, calls = last.name, sum(layer.name == last.name for layer in exam.anatomy.layers)
+    remedies = () if calls > 1 or not name else (
+        Remedy(
+            "leave out the softmax at the end of the model",
+            "# remove nn.Softmax behind the last layer: the loss takes logits",
+            on_model=lambda model: replaced(model, name, lambda _: nn.Identity()),
+            place="head",
+            order=HEAD,
+        ),
+    )  # fmt: skip
+    return _double(remedies)
+
+
+def _double(remedies: tuple[Remedy, ...], *evidence: Evidence) -> Suspicion:
+    wanted = "logits, because the loss applies its own softmax"
     return Suspicion(
         "double_softmax",
         0.95,
-        tuple(evidence),
+        (Evidence("last operation of the model", "softmax", wanted), *evidence),
         "The model ends in a softmax and the loss applies another one. The second sees numbers between 0 and 1 only, "
         "so "
         "no output can become confident and the gradient is many times too small.",
@@ -149,7 +176,16 @@ def output_activation(exam: Examination) -> Suspicion | None:
     """What the model can put out is not what the loss or the targets ask for."""
     if not exam.case.supervised or not isinstance(exam.anatomy.batch[1], Tensor):
         return None
-    for look in (_over_the_batch, _bounded_logits, _no_probabilities, _everything_at_once, _out_of_range, _cut_logits):
+    looks = (
+        _over_the_batch,
+        _bounded_logits,
+        _no_probabilities,
+        _no_shares,
+        _everything_at_once,
+        _out_of_range,
+        _cut_logits,
+    )
+    for look in looks:
         found = look(exam)
         if found is not None:
             return found
@@ -277,6 +313,30 @@ def _no_probabilities(exam: Examination) -> Suspicion | None:
         tuple(remedies),
         proof=True,
         advice=f"End the model in a {called}.",
+    )
+
+
+def _no_shares(exam: Examination) -> Suspicion | None:
+    """A loss that divides outputs by their sum, as Keras's cross-entropies do, on outputs that may be negative."""
+    bounds, name = reach(exam.anatomy), bend(exam.anatomy)
+    if bounds is None or not (bounds[0] < 0 or name == "relu") or name == "log_softmax" or not wants_shares(exam):
+        return None
+    title = f"put a softmax in the place of the {name} at the end" if name else "put a softmax at the end"
+    code = "model[-1] = nn.Softmax(dim=1)" if name else "model.append(nn.Softmax(dim=1))"
+    remedy = _head(exam, lambda: nn.Softmax(dim=1), title, code)
+    return Suspicion(
+        "output_activation",
+        0.9 if bounds[0] < 0 else 0.7,
+        (
+            Evidence("range of the outputs", f"{bounds[0]:.3g} to {bounds[1]:.3g}", "0 to 1"),
+            Evidence("last operation of the model", name or "the last layer itself", "softmax"),
+        ),
+        "The loss divides the outputs by their sum and takes logarithms, so it wants shares that are above zero. The "
+        "model can put out numbers below it or at it, of which there are no logarithms, and where it does nothing is "
+        "learned.",
+        () if remedy is None else (remedy,),
+        proof=bounds[0] < 0,
+        advice="End the model in a softmax.",
     )
 
 
@@ -658,7 +718,7 @@ def _codes_as_numbers(exam: Examination) -> Suspicion | None:
     codes = _codes(exam)
     if not codes or codes < 3 or width_of(exam) != 1 or exam.case.yardstick.work not in ("classes", "regression"):
         return None
-    if _takes_logits(exam) or not _is_difference(exam):
+    if _takes_logits(exam) or not is_difference(exam):
         return None
     named = exam.case.yardstick.work == "classes"
     return _mismatch(
@@ -682,7 +742,7 @@ def numbers_for_labels(exam: Examination) -> Suspicion | None:
         return None
     each_alone = losses.on_probabilities(loss) and work == "one_hot" and bend(exam.anatomy) == "softmax"
     best = exam.reference.score
-    if not (each_alone or _is_difference(exam)) or not standing(exam).short:
+    if not (each_alone or is_difference(exam)) or not standing(exam).short:
         return None
     return _mismatch(
         exam,
@@ -696,17 +756,6 @@ def numbers_for_labels(exam: Examination) -> Suspicion | None:
         "a loss has next to no gradient, and it can stop far from what is possible; cross-entropy pulls hardest there.",
         (matching(exam),),
     )
-
-
-def _is_difference(exam: Examination) -> bool:
-    """Whether the loss is one of differences: of outputs and targets both doubled it is twice or four times as much."""
-    loss, outputs, targets = exam.program.loss, exam.anatomy.outputs, exam.anatomy.batch[1]
-    if losses.family(loss) != "unknown":
-        return losses.family(loss) == "elementwise"
-    if not isinstance(outputs, Tensor) or not targets.is_floating_point() or outputs.shape != targets.shape:
-        return False
-    once, twice = value(loss, outputs.detach(), targets), value(loss, 2 * outputs.detach(), 2 * targets)
-    return bool(once) and twice is not None and min(abs(twice / (once or 1) - power) for power in (2, 4)) < 0.01
 
 
 def output_width(exam: Examination) -> Suspicion | None:
