@@ -15,6 +15,7 @@ from fogline.verdict import Judgement, Verdict
 if TYPE_CHECKING:
     from torch import nn
 
+    from fogline.doctor.report import Report
     from fogline.task import Task
 
 
@@ -131,6 +132,28 @@ class Run:
         model: nn.Module = copy.deepcopy(made) if isinstance(made, nn.Module) else made()
         model.load_state_dict(kept_weights(self.folder))
         return model.eval()
+
+    def diagnose(self, task: Task | None = None, budget: float = 1.0) -> Report:
+        """Say what is wrong with the run.
+
+        From its record alone, where there is no task: nothing is run, and nothing is proven. With the task the program
+        is examined as by :func:`fogline.diagnose`, with the recipe that was asked for, and remedies are tried.
+
+        Args:
+            task: the task of the run; by default the one it was made with.
+            budget: of the examination, in lengths of the run.
+
+        Raises:
+            ValueError, TypeError: the task's data cannot be read.
+        """
+        from fogline.doctor.examine import diagnose
+        from fogline.doctor.record import diagnose_record
+
+        task = task or self.task
+        if task is None:
+            return diagnose_record(self)
+        info = self.info
+        return diagnose(task, Recipe.from_dict(info.get("asked") or info["recipe"]), budget)
 
     def plot(self, name: str = "loss", *, dark: bool = False) -> Any:
         """One figure of the run, a ``plotly.graph_objects.Figure``: loss, lr, gradient, rate.

@@ -162,7 +162,6 @@ def test_a_closure_that_does_not_clear(tmp_path: Path) -> None:
         optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=2)
         with fogline.watch(model, optimizer, runs=tmp_path) as run:
             for x, y in data(6):
-
                 optimizer.step(partial(evaluate, model, x, y, optimizer if clears else None))
         assert causes(run) == ([] if clears else ["missing_zero_grad"])
 

@@ -363,7 +363,7 @@ class _Doctor:
         for remedy in suspicion.remedies:
             if self.laboratory.left <= 0:
                 break
-            trial = bench.against_control([remedy])
+            trial = bench.against_control([remedy], every_seed=suspicion.proof)
             helps = bench.holds(trial, [remedy])
             if helps or (suspicion.proof and bench.harmless(trial, [remedy])):
                 self.healed = fmean(trial.with_it) if helps else self.healed
@@ -414,15 +414,18 @@ class _Bench:
     steps: int
     _runs: dict[tuple[str, ...], list[Descended]] = field(default_factory=dict)
 
-    def against_control(self, remedies: Sequence[Remedy]) -> Trial:
-        """Remedies against the program as it is by now."""
-        return self.between(remedies, (), "; ".join(remedy.title for remedy in remedies))
+    def against_control(self, remedies: Sequence[Remedy], *, every_seed: bool = False) -> Trial:
+        """Remedies against the program as it is by now; by default the first seed decides whether to go on."""
+        title = "; ".join(remedy.title for remedy in remedies)
+        return self.between(remedies, (), title, every_seed=every_seed)
 
-    def between(self, first: Sequence[Remedy], second: Sequence[Remedy], title: str) -> Trial:
-        """Two sets of remedies on the same seeds; a first that is behind on the first seed is not run on the others."""
+    def between(
+        self, first: Sequence[Remedy], second: Sequence[Remedy], title: str, *, every_seed: bool = True
+    ) -> Trial:
+        """Two sets of remedies on the same seeds; without ``every_seed`` a first that is behind at once is not run on."""
         with_it, without = self._run(first, 1), self._run(second, 1)
         behind = with_it[0].score <= without[0].score
-        count = 1 if behind and not second else self._affordable(first, second)
+        count = 1 if behind and not every_seed else self._affordable(first, second)
         with_it, without = self._run(first, count), self._run(second, count)
         control = "the program as it is" if not second else "the same without it"
         trial = compared(

@@ -299,18 +299,21 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 def as_drawn(module: nn.Module) -> bool:
-    """Whether the weights are uniform in +-1/sqrt(fan_in), as PyTorch draws those of linear and convolution layers.
+    """Whether the weights are uniform within PyTorch's bound, as it draws those of linear, convolution and RNN layers.
 
-    The largest of n such weights lies within a few n-ths of the bound and never above it; their deviation is the bound
-    over sqrt(3), with a standard error of 1/sqrt(5 n) of itself. A layer that learned has
-    left the bound at some weight.
+    The bound is 1/sqrt(fan_in), and 1/sqrt(hidden_size) in an RNN. The largest of n such weights lies within a few
+    n-ths of the bound and never above it; their deviation is the bound over sqrt(3), with a standard error of
+    1/sqrt(5 n) of itself. A layer that learned has left the bound at some weight.
     """
-    if not isinstance(module, (nn.Linear, _ConvNd)):
+    if isinstance(module, nn.RNNBase):
+        bound, weights = 1 / math.sqrt(module.hidden_size), [p.detach() for p in module.parameters(recurse=False)]
+    elif isinstance(module, (nn.Linear, _ConvNd)):
+        bound, weights = 1 / math.sqrt(max(1, module.weight[0].numel())), [module.weight.detach()]
+    else:
         return False
-    weight = module.weight.detach().double()
-    fan_in = weight[0].numel()
-    bound, count = 1 / math.sqrt(max(1, fan_in)), weight.numel()
-    if count < 8 or not bool(torch.isfinite(weight).all()) or float(weight.abs().max()) > bound * 1.000001:
+    weight = torch.cat([w.double().flatten() for w in weights])
+    count, largest = weight.numel(), float(weight.abs().max()) if weight.numel() else 0.0
+    if count < 8 or not largest <= bound * 1.000001:
         return False
     spread = float(weight.square().mean().sqrt()) / (bound / math.sqrt(3))
-    return abs(spread - 1) < 4 / math.sqrt(5 * count) and float(weight.abs().max()) > bound * (1 - 12 / count)
+    return abs(spread - 1) < 4 / math.sqrt(5 * count) and largest > bound * (1 - 12 / count)
