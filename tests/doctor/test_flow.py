@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def wave(count: int = 240) -> Pair:
 def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] | None = nn.ReLU, last: Any = None) -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for a, b in pairwise(sizes[:-1]):
         layers += [nn.Linear(a, b), *([activation()] if activation else [])]
     layers += [nn.Linear(sizes[-2], sizes[-1]), *([last] if last is not None else [])]
     return nn.Sequential(*layers)
