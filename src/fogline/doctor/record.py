@@ -196,15 +196,6 @@ def _schedule(run: Run, verdict: Verdict) -> Finding | None:
         return None
     gone = float((rates < 0.01 * rates.max()).mean())
     grew = float(rates[-1] / rates[0]) if rates[0] > 0 else math.inf
-    if gone > 0.5:
-        return Finding(
-            "bad_schedule",
-            "serious",
-            0.7,
-            (Evidence("share of the steps with less than a hundredth of the largest learning rate", gone, "below 0.2"),),
-            "The learning rate is all but zero for most of the run, so those steps do nothing.",
-            remedy=Remedy("lower the rate over the whole run", "a linear or cosine schedule to zero at the last step"),
-        )
     if verdict is Verdict.DIVERGED and grew > 3 and rates[-1] > 0.5 * rates.max():
         return Finding(
             "bad_schedule",
@@ -213,6 +204,19 @@ def _schedule(run: Run, verdict: Verdict) -> Finding | None:
             (Evidence("learning rate at the end over that at the start", grew, "at most 1"),),
             "The schedule raises the learning rate until the steps are too long and the loss runs away.",
             remedy=Remedy("lower the rate over the run", "a linear or cosine schedule to zero at the last step"),
+        )
+    if gone > 0.5:
+        return Finding(
+            "bad_schedule",
+            "serious",
+            0.7,
+            (
+                Evidence(
+                    "share of the steps with less than a hundredth of the largest learning rate", gone, "below 0.2"
+                ),
+            ),
+            "The learning rate is all but zero for most of the run, so those steps do nothing.",
+            remedy=Remedy("lower the rate over the whole run", "a linear or cosine schedule to zero at the last step"),
         )
     return None
 
