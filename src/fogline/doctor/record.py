@@ -282,8 +282,8 @@ def _overfitting(run: Run, evidence: dict[str, Any]) -> Finding:
     return Finding(
         "overfitting", "serious" if rise > 0.5 and watched else "minor", 0.7 if rise > 0.5 else 0.4,
         (Evidence("rise of the held-out loss from its best, over its gain", rise, 0.0),),
-        f"The held-out loss turned upwards while the training loss went on falling.{kept}",
-        remedy=Remedy("stop at the lowest held-out loss, or regularise", "patience=5; dropout, weight decay, more data"),
+        f"The held-out loss turned upwards while the training loss fell on.{kept}",
+        remedy=Remedy("stop at the lowest held-out loss", "patience=5; or dropout, weight decay, more data"),
     )  # fmt: skip
 
 
