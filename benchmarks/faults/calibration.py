@@ -89,7 +89,7 @@ def _xor() -> Setting:
 
 
 def _autoencoder() -> Setting:
-    model = partial(nets.mlp, sizes=(64, 32, 12, 32, 64))
+    model = partial(nets.mlp, sizes=(64, 32, 12, 32, 64), activation=nn.ELU)
     how = {"optimizer": "adam", "lr": 0.01, "batch_size": 50, "duration": "50ep", "schedule": "linear"}
     return _setting(model, losses.reconstruct, data.digits(), scores.reconstruction, **how)
 
@@ -180,7 +180,7 @@ HEALTHY = [
     DIABETES.vary(
         "softplus-output", both(raw_targets(0.01), net(last=nn.Softplus), recipe(optimizer="adam", lr=0.01))
     ),
-    DIGITS.vary("negative-loss", both(loss(losses.negative_agreement), recipe(optimizer="adam", lr=0.005, duration="20ep")), 0.85),
+    DIGITS.vary("negative-loss", both(loss(losses.negative_agreement), recipe(optimizer="adam", lr=0.005, duration="30ep")), 0.85),
     MOONS.vary("hinge", both(targets(lambda y: 2 * y - 1), loss(losses.hinge))),
     # recipes
     DIGITS.vary("warm-up", recipe(warmup=0.2, lr=0.2, schedule="cosine")),
