@@ -115,7 +115,7 @@ def _order() -> Setting:
 
 def _rule() -> Setting:
     model = partial(Attention, tokens=7, length=15, outputs=7, causal=True)
-    how = {"optimizer": "adamw", "lr": 0.01, "batch_size": 50, "duration": "20ep", "schedule": "linear"}
+    how = {"optimizer": "adamw", "lr": 0.02, "batch_size": 50, "duration": "20ep", "schedule": "linear"}
     return _setting(model, losses.foretell, data.rule(), scores.next_token, **how)
 
 
@@ -201,7 +201,7 @@ HEALTHY = [
     SEGMENTS.vary("batch-of-5", recipe(batch_size=5, lr=0.002, duration="6ep")),
     IRIS.vary("24-rows", both(plants.rows(24), recipe(batch_size=8, duration="60ep")), 0.85),
     # classes that overlap: as good as it can be
-    RINGS.vary("overlapping", both(plants.blurred(0.4), recipe(lr=0.05, duration="30ep")), 0.75),
+    RINGS.vary("overlapping", both(plants.blurred(0.4), recipe(lr=0.2, duration="40ep")), 0.75),
     CANCER.vary("overlapping", both(plants.blurred(3.0), recipe(lr=0.001, duration="10ep")), 0.68),
     # units that frighten
     RENTS.vary("in-euros", both(raw_targets(), recipe(optimizer="adam", lr=0.3, duration="40ep", schedule="linear"))),
