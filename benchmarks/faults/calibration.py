@@ -298,7 +298,7 @@ FAULTS = [
     Fault("shape_broadcast", "loop-sine", plants.flat(), both(plants.flat(), loss(losses.squares))),
     # data
     Fault("unscaled_input", "mlp-wine/plain-sgd", raw_inputs(0.02), raw_inputs()),
-    Fault("unscaled_input", "mlp-wine/tanh", raw_inputs(0.1), raw_inputs()),
+    Fault("unscaled_input", "mlp-wine/tanh", raw_inputs(), raw_inputs(100.0)),
     Fault("unscaled_input", "regression-diabetes", raw_inputs(0.02), raw_inputs()),
     Fault("unscaled_input", "mlp-digits", inputs(lambda x: 16 * x), raw_inputs()),
     Fault("unscaled_target", "regression-diabetes/adam", raw_targets(), raw_targets(1000.0), "lr_too_low too_few_steps"),
@@ -321,7 +321,7 @@ FAULTS = [
     Fault("class_imbalance", "cnn-digits", plants.rare([1, 2, 9], 8), plants.rare([1, 2, 9], 2)),
     Fault("unshuffled_data", "mlp-digits", plants.in_order(), both(plants.in_order(), recipe(lr=0.3))),
     Fault("unshuffled_data", "cnn-digits", both(plants.in_order(), recipe(lr=0.003)), plants.in_order()),
-    Fault("unshuffled_data", "regression-sine/relu-momentum", plants.in_order(), both(plants.in_order(), recipe(batch_size=16))),
+    Fault("unshuffled_data", "regression-sine/relu-momentum", both(plants.in_order(), recipe(batch_size=16)), both(plants.in_order(), recipe(batch_size=8))),
     Fault("nan_in_data", "mlp-wine", plants.holes(0.01, column=3), plants.holes(0.4, column=3), harmless={"mild": GATED}),
     Fault("nan_in_data", "regression-diabetes", plants.holes(0.01), plants.holes(0.3), harmless={"mild": GATED}),
     Fault("nan_in_data", "loop-digits", plants.holes(0.001, column=5), plants.holes(0.1, column=5)),
