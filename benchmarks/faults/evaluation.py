@@ -186,9 +186,11 @@ _HALF = L_SEGMENTS.vary("mixed-precision", habits(scaler=lambda: torch.amp.GradS
 _HALF_RENTS = L_RENTS.vary("mixed-precision", habits(scaler=lambda: torch.amp.GradScaler("cpu", init_scale=1024.0)))
 
 HEALTHY = [
-    CANCER, IRIS, FRIEDMAN, IMPEDANCE, RINGS, SEGMENTS, TOWER, SHAPES, NORM, DECAY, SIGNS, ORDER, RULE, CURVES, RENTS, CORNERS,
+    CANCER, IRIS, FRIEDMAN, IMPEDANCE, RINGS, SEGMENTS, TOWER, SHAPES, NORM, DECAY, SIGNS, ORDER, RULE, CURVES,
+    RENTS, CORNERS,
     L_SEGMENTS, L_FRIEDMAN, L_SHAPES, L_DECAY, L_ORDER, L_CANCER, L_RENTS,
-    _SGD_SEGMENTS, _SGD_FRIEDMAN, _KERAS_IRIS, _WRITTEN, _VANILLA, _LOGITS, _COSINE, _MULTI, _LOOP_DECAYING, _MICRO, _MICRO_SGD,
+    _SGD_SEGMENTS, _SGD_FRIEDMAN, _KERAS_IRIS, _WRITTEN, _VANILLA, _LOGITS, _COSINE, _MULTI, _LOOP_DECAYING,
+    _MICRO, _MICRO_SGD,
     _HALF, _HALF_RENTS, _NORMED, _L_NORMED,
     # at the edge of stability, loss falling
     IRIS.vary("full-batch-edge", recipe(optimizer="gd", lr=1.0, batch_size="full", duration="300ep")),
