@@ -413,7 +413,7 @@ FAULTS = [
     # a third kind of network for what two have above
     Fault("batch_too_small", "cnn-digits", recipe(batch_size=2, duration="2ep", schedule="constant"),
         recipe(batch_size=1, duration="1ep", schedule="constant"), "lr_too_high"),
-    Fault("bottleneck", "rnn-waves", net(hidden=2), net(hidden=1), "underfitting"),
+    Fault("bottleneck", "rnn-waves", None, net(hidden=1), "underfitting"),
     Fault("class_imbalance", "rnn-waves", plants.rare(1, 2), plants.rare(1, 1)),
     Fault("duplicate_leak", "cnn-digits", plants.leak(0.5), plants.leak(1.0), harmless=HIDDEN),
     Fault("epsilon_underflow", "rnn-waves",
