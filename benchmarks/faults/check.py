@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ import torch
 import fogline
 from faults import HALVES, Program, programs
 
-SEEDS = (0, 1, 2)
 LEAST_SPREAD = 0.01
 """Deviations between seeds below this are taken for it, so that three equal scores make no infinite gap."""
 LEAST_GAP = 0.05
@@ -66,6 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--half", choices=HALVES)
     parser.add_argument("--only", nargs="*", default=[], help="train what has one of these in its name, and their twins")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--headroom", action="store_true", help="what other recipes would gain over the healthy ones")
     parser.add_argument("--json", type=Path, help="write the scores here as well")
@@ -73,17 +73,21 @@ def main() -> int:
     begin = time.perf_counter()
     if asked.headroom:
         return print_headroom(asked.half, asked.only, asked.jobs)
-    chosen = [p for p in programs(asked.half) if not asked.only or any(part in p.name for part in asked.only)]
-    wanted = {name for p in chosen for name in (p.name, p.twin)}
-    trained = train_all([p for p in programs(asked.half) if p.name in wanted], asked.jobs)
+    everything = programs(asked.half)
+    chosen = [p for p in everything if not asked.only or any(part in p.name for part in asked.only)]
+    twins = {p.twin for p in chosen}
+    trained: dict[str, Trained] = {}
     wrong = 0
-    for program in chosen:
-        verdict = judged(program, trained)
-        wrong += verdict.startswith("WRONG")
-        print(line(program, trained, verdict), flush=True)
-    faulty = sum(bool(p.causes) for p in chosen)
+    with multiprocessing.get_context("spawn").Pool(asked.jobs) as pool:
+        work = [p for p in everything if p in chosen or p.name in twins]  # the healthy come first in their half
+        for program, result in zip(work, pool.imap(train_named, [(p.name, asked.seeds) for p in work]), strict=True):
+            trained[program.name] = result
+            verdict = judged(program, trained)
+            wrong += verdict.startswith("WRONG")
+            print(line(program, trained, verdict), flush=True)
+    faulty = sum(bool(p.causes) for p in work)
     seconds = time.perf_counter() - begin
-    print(f"\n{faulty} faulty, {len(chosen) - faulty} healthy, {wrong} wrong; {seconds:.0f} s in all")
+    print(f"\n{faulty} faulty, {len(work) - faulty} healthy, {wrong} wrong; {seconds:.0f} s in all")
     if asked.json:
         asked.json.write_text(json.dumps([asdict(one) for one in trained.values()], indent=1) + "\n")
     return min(wrong, 100)
@@ -123,23 +127,24 @@ def headroom(name: str) -> tuple[str, Trained, dict[str, float]]:
     }
     scores = {}
     for how, change in ways.items():
-        other = replace(program, make=lambda seed, change=change: (made(seed)[0], change(made(seed)[1])))
-        scores[how] = train(other).mean
+        scores[how] = train(replace(program, make=partial(_changed, made, change))).mean
     return name, train(program), scores
 
 
-def train_all(chosen: Iterable[Program], jobs: int) -> dict[str, Trained]:
-    """The programs by name, trained in several processes."""
-    names = [program.name for program in chosen]
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs) as pool:
-        return {one.name: one for one in pool.imap_unordered(train_named, names, chunksize=4)}
+def _changed(
+    make: Callable[[int], tuple[fogline.Task, fogline.Recipe]],
+    change: Callable[[fogline.Recipe], fogline.Recipe],
+    seed: int,
+) -> tuple[fogline.Task, fogline.Recipe]:
+    task, recipe = make(seed)
+    return task, change(recipe)
 
 
-def train_named(name: str) -> Trained:
-    """Train the program of this name with every seed."""
+def train_named(work: tuple[str, int]) -> Trained:
+    """Train the program of this name with this many seeds."""
     torch.set_num_threads(1)
-    return train(named(name))
+    name, seeds = work
+    return train(named(name), seeds)
 
 
 def named(name: str) -> Program:
@@ -147,21 +152,21 @@ def named(name: str) -> Program:
     return next(p for p in programs() if p.name == name)
 
 
-def train(program: Program) -> Trained:
-    """Train with every seed; what fails is not an error here but a result."""
+def train(program: Program, seeds: int = 3) -> Trained:
+    """Train with the first few seeds; what fails is not an error here but a result."""
     assert program.score is not None
     assert program.test is not None
     scores: list[float] = []
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for seed in SEEDS:
+        for seed in range(seeds):
             try:
                 model = trained_model(program, seed, folder)
             except (ValueError, TypeError, RuntimeError) as error:
                 return Trained(program.name, (), time.perf_counter() - begin, f"{type(error).__name__}: {error}")
             scores.append(program.score(model, program.test()))
-    return Trained(program.name, tuple(scores), (time.perf_counter() - begin) / len(SEEDS))
+    return Trained(program.name, tuple(scores), (time.perf_counter() - begin) / seeds)
 
 
 def trained_model(program: Program, seed: int, folder: str) -> torch.nn.Module:

@@ -74,6 +74,15 @@ def raw_targets(factor: float = 1.0, sets: Sequence[str] = SETS) -> Plant:
     return lambda s: targets(lambda y: (y * s.target_units[1] + s.target_units[0]) * factor, sets)(s)
 
 
+def blurred(deviation: float) -> Plant:
+    """Noise on all inputs, so that the classes overlap and nobody can do well."""
+
+    def change(x: Tensor) -> Tensor:
+        return x + deviation * torch.randn(x.shape, generator=torch.Generator().manual_seed(len(x)))
+
+    return inputs(change)
+
+
 def rows(count: int) -> Plant:
     """Only the first rows of the training data."""
     return lambda s: s.but(train=(s.train[0][:count], s.train[1][:count]))

@@ -22,6 +22,10 @@ Watch = Callable[..., Any]
 """``fogline.watch``, or anything that is called and used like it."""
 
 STRENGTHS = ("mild", "strong")
+CAUSES = frozenset(
+    ["lr_too_high", "lr_too_low", "bad_schedule", "too_few_steps", "optimizer_mismatch", "batch_too_small", "batch_too_large", "regularization_too_strong", "vanishing_gradient", "exploding_gradient", "dead_units", "saturated_units", "bad_init", "symmetric_init", "missing_activation", "bottleneck", "output_activation", "double_softmax", "softmax_single_unit", "loss_mismatch", "output_width", "sum_reduction", "shape_broadcast", "unscaled_input", "unscaled_target", "train_valid_mismatch", "label_noise", "shuffled_labels", "constant_target", "class_imbalance", "unshuffled_data", "nan_in_data", "duplicate_leak", "missing_zero_grad", "parameters_not_optimized", "frozen_parameters", "detached_graph", "eval_mode_training", "train_mode_eval", "tiny_batch_norm", "accumulation_scale", "schedule_step_unit", "amp_scale_collapse", "nan_source", "log_of_zero", "epsilon_underflow", "overfitting", "underfitting", "metric_mismatch", "saddle"]
+)
+"""Every identifier that a finding can have."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,11 @@ class Fault:
     also: str = ""
     harmless: str | Mapping[str, str] = ""
     tag: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = sorted({*self.causes.split(), *self.also.split()} - CAUSES)
+        if unknown:
+            raise ValueError(f"fault in {self.base}: expected identifiers of causes, received {unknown}")
 
 
 def together(half: str, healthy: Iterable[Healthy], faults: Iterable[Fault]) -> list[Program]:
