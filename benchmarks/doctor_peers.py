@@ -7,7 +7,7 @@ Each program is a plain hand-written loop (``doctor_parts/plain.py``), each tool
 with its default thresholds (``tools.py``), and its alarms are translated into our identifiers as generously as its
 own words allow (``meaning.py``). ``--json`` keeps what every tool said, so that the translation can be checked or made
 anew with ``--reuse``. The tools that listen to a run do it together; costs are measured alone, for one program in
-eight, in processor time on one thread.
+sixteen, in processor time on one thread.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from faults import HALVES, Program, programs  # noqa: E402
 
 TOOLS = [*DURING, *BEFORE]
 PACKAGES = ["torch", "numpy", "scikit-learn", *TOOLS]
-EVERY = 8  # one program in so many is run with each tool alone, to see what it costs
+EVERY = 16  # one program in so many is run with each tool alone, to see what it costs
 AUDIT = "torch-audit"
 MESSAGE = 140  # characters of a message that are kept
 Row = dict[str, Any]
@@ -207,8 +207,9 @@ on the same programs are in [doctor.md](doctor.md).
 *Detected*: any alarm of a warning or worse at a faulty program; *false alarm*: the same at a healthy one. *Severe*:
 only levels at which the tool says that something is wrong (critical, error, fail, a diagnosis), not that it may be.
 *First right* and *right among three*: its first alarm, or one of its first three different ones, stands for a planted
-cause or one that says the same; an alarm stands for every cause that the tool's own words name, {wide} of them on
-average at most, as written down in `benchmarks/doctor_parts/meaning.py`. Advice about speed and style is no alarm. The
+cause or one that says the same; an alarm stands for every cause that the tool's own words name, as written down in
+`benchmarks/doctor_parts/meaning.py`. *Causes an alarm*: for how many it stands, a mean over first alarms; a tool that
+names many is right more easily. Advice about speed and style is no alarm. *Crashes*: of the tool. The
 cost is the processor time a tool adds over that of the run, alone with it, for one program in {every}: the median and
 quartiles; for the three that look at one batch before training it is the time of the look.
 
@@ -254,12 +255,10 @@ def main() -> None:
     print(_tables(rows), by_check(rows), sep="\n\n")
     if arguments.write:
         stamped = timing.stamp(PACKAGES)
-        widest = max(len(causes) for tool in MEANING.values() for causes in tool.values())
         refused = [f"- {row['name']}: {row['error']}" for row in rows if row["error"]]
         page = PAGE.format(
             stamp=timing.describe(stamped),
             tables=_tables(rows),
-            wide=widest,
             every=EVERY,
             checks=by_check(rows),
             refused="\n".join(refused) or "None.",

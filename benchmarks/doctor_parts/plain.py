@@ -48,7 +48,8 @@ class Subject:
             group | {"params": [known.get(id(p), p.detach().clone().requires_grad_()) for p in group["params"]]}
             for group in self.optimizer.param_groups
         ]
-        return Subject(model, type(self.optimizer)(groups, lr=groups[0]["lr"]), self.loss_fn)
+        kind: Any = type(self.optimizer)
+        return Subject(model, kind(groups, lr=groups[0]["lr"]), self.loss_fn)
 
 
 class Tool:
@@ -67,8 +68,8 @@ class Tool:
     def begin(self, subject: Subject) -> None:
         """Model and optimizer are made; nothing was trained."""
 
-    def check(self, batch: Batch) -> None:
-        """The first batch, if it looks before training."""
+    def check(self, batch: Batch, inputs: Any) -> None:
+        """The first batch and what the model is given of it, if it looks before training."""
 
     def backward(self) -> None:
         """Gradients were computed."""
@@ -123,7 +124,7 @@ class StandIn:
         subject, self.model = Subject(model, optimizer, loss_fn), model
         for tool in self.tools:
             tool.begin(subject)
-        self._handle = model.register_forward_pre_hook(lambda *_: self._forward())
+        self._handle = model.register_forward_pre_hook(lambda _, given: self._forward(given[0]))
         return self
 
     def __enter__(self) -> StandIn:
@@ -153,13 +154,13 @@ class StandIn:
             self._batch = batch
             yield batch
 
-    def _forward(self) -> None:
+    def _forward(self, inputs: Any) -> None:
         """The model is about to be called: whatever went before is over."""
         self._pass_is_over()
         early = [tool for tool in self.tools if tool.before_training]
         if early:
             for tool in early:
-                tool.check(self._batch)
+                tool.check(self._batch, inputs)
             raise Left
 
     def _pass_is_over(self) -> None:
@@ -224,7 +225,7 @@ def evaluate(loss_fn: Any, model: nn.Module, batch: Batch) -> Tensor:
 def _step(
     model: nn.Module, loss_fn: Any, optimizer: torch.optim.Optimizer, batch: Batch, recipe: Recipe, run: StandIn
 ) -> None:
-    def closure() -> Tensor:
+    def closure() -> Any:
         optimizer.zero_grad()
         loss = evaluate(loss_fn, model, batch)
         loss.backward()

@@ -155,16 +155,14 @@ class Torchtest2(Tool):
     def begin(self, subject: Subject) -> None:
         self.subject = subject.twin()
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch, inputs: Any) -> None:
         import torchtest2
 
-        model, loss_fn = self.subject.model, self.subject.loss_fn
-        inputs, targets = _parts(batch)
+        model, loss_fn, targets = self.subject.model, self.subject.loss_fn, _targets(batch)
         how: dict[str, Any] = {"loss_fn": loss_fn, "optimizer": self.subject.optimizer}
         if isinstance(loss_fn, OnBatch):  # as it says for models with a special training forward pass
             how["forward_fn"] = lambda model, *_: loss_fn.function(model, batch)
             how["loss_fn"] = lambda loss, *_: loss
-            targets = inputs if targets is None else targets
         report = torchtest2.check_model(model, inputs, targets, **how)
         for result in [*report.failures, *report.warnings]:
             self.found.append(Alarm(result.name, result.status.value, result.message))
@@ -181,13 +179,14 @@ class Torchtest(Tool):
     def begin(self, subject: Subject) -> None:
         self.subject = subject.twin()
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch, inputs: Any) -> None:
         from torchtest import test_suite
 
         model = self.subject.model
         try:
             test_suite(
-                model, _plain_loss(self.subject.loss_fn, model, batch), self.subject.optimizer, _pair(batch),
+                model, _plain_loss(self.subject.loss_fn, model, batch), self.subject.optimizer,
+                (inputs, _targets(batch)),
                 test_vars_change=True, test_nan_vals=True, test_inf_vals=True,
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - it speaks by raising, and its exceptions are plain ones
@@ -203,17 +202,16 @@ class Torchdiag(Tool):
     def begin(self, subject: Subject) -> None:
         self.subject = subject.twin()
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch, inputs: Any) -> None:
         import torchdiag
 
         model, optimizer = self.subject.model, self.subject.optimizer
-        inputs, targets = _pair(batch)
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             torchdiag.summary(model)
             dead = torchdiag.check_dead_neurons(model, inputs)
             loss_fn = _plain_loss(self.subject.loss_fn, model, batch)
-            step = torchdiag.verify_step(model, optimizer, loss_fn, inputs, targets)
+            step = torchdiag.verify_step(model, optimizer, loss_fn, inputs, _targets(batch))
             gradients = torchdiag.check_gradients(model)
         if "ALL parameters are frozen" in said.getvalue():
             self.found.append(Alarm("all frozen", "WARNING"))
@@ -233,17 +231,11 @@ class Torchdiag(Tool):
                 self.found.append(Alarm("dead neurons", level, f"{facts['dead_pct']:.0f} %", name))
 
 
-def _parts(batch: Batch) -> tuple[Any, Any]:
-    """Inputs and targets; None where there are none."""
+def _targets(batch: Batch) -> Any:
+    """The targets of a batch; a tensor in their place where there are none, which no loss looks at."""
     if isinstance(batch, Tensor):
-        return batch, None
-    return batch[0], batch[1] if len(batch) > 1 else None
-
-
-def _pair(batch: Batch) -> tuple[Any, Any]:
-    """Inputs and something in the place of targets."""
-    inputs, targets = _parts(batch)
-    return inputs, inputs if targets is None else targets
+        return batch
+    return batch[1] if len(batch) > 1 else batch[0]
 
 
 def _plain_loss(loss_fn: Any, model: nn.Module, batch: Batch) -> Callable[[Any, Any], Tensor]:
