@@ -6,7 +6,7 @@
 Each program is a plain hand-written loop (``doctor_parts/plain.py``), each tool is used as its documentation says
 with its default thresholds (``tools.py``), and its alarms are translated into our identifiers as generously as its
 own words allow (``meaning.py``). ``--json`` keeps what every tool said, so that the translation can be checked or made
-anew with ``--reuse``. The tools that listen to a run do it together; costs are measured alone, for one program in
+anew with ``--tables``. The tools that listen to a run do it together; costs are measured alone, for one program in
 sixteen, in processor time on one thread.
 """
 
@@ -244,14 +244,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="programs whose name contains this")
     parser.add_argument("--quick", action="store_true", help="every eighth program")
     parser.add_argument("--json", type=Path, help="keep every row here")
-    parser.add_argument("--reuse", action="store_true", help="take the rows that --json has")
+    parser.add_argument("--reuse", action="store_true", help="take the rows that --json has, and run what it lacks")
+    parser.add_argument("--tables", action="store_true", help="only of the rows that --json has; nothing is run")
     parser.add_argument("--write", action="store_true", help="write the page of evidence")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     chosen = [
         one for one in programs(None if arguments.half == "all" else arguments.half) if arguments.only in one.name
     ]
-    rows = list(_all(chosen[::8] if arguments.quick else chosen, arguments.json, arguments.reuse))
+    if arguments.tables:
+        known = _known(arguments.json)
+        rows = [known[key] for key in map(_key, chosen) if key in known]
+    else:
+        rows = list(_all(chosen[::8] if arguments.quick else chosen, arguments.json, arguments.reuse))
     print(_tables(rows), by_check(rows), sep="\n\n")
     if arguments.write:
         stamped = timing.stamp(PACKAGES)
@@ -273,16 +278,18 @@ def _tables(rows: Sequence[Row]) -> str:
         group = [row for row in rows if row["half"] == half]
         if len(group) > 1:
             faulty = sum(bool(row["causes"]) for row in group)
+            left_out = len(programs(half)) - len(group)
             title = f"## Half {half}: {faulty} faulty, {len(group) - faulty} healthy"
+            title += f", {left_out} not run" if left_out else ""
             parts += [title, table(group), _constant(group)]
     return "\n\n".join(parts)
 
 
 def _all(chosen: Sequence[Program], file: Path | None, reuse: bool) -> Iterator[Row]:
-    known: dict[str, Row] = json.loads(file.read_text()) if file and file.exists() else {}
+    known = _known(file)
     examined(chosen[0], costed=False)  # the first call of everything imports and allocates, which is no part of a cost
     for number, program in enumerate(chosen):
-        key = f"{program.half} {program.name}"
+        key = _key(program)
         row = known.get(key) if reuse else None
         if row is None:
             known[key] = row = examined(program, costed=number % EVERY == 0)
@@ -292,6 +299,15 @@ def _all(chosen: Sequence[Program], file: Path | None, reuse: bool) -> Iterator[
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(known))
         yield row
+
+
+def _known(file: Path | None) -> dict[str, Row]:
+    found: dict[str, Row] = json.loads(file.read_text()) if file and file.exists() else {}
+    return found
+
+
+def _key(program: Program) -> str:
+    return f"{program.half} {program.name}"
 
 
 if __name__ == "__main__":
