@@ -13,6 +13,7 @@ sixteen, in processor time on one thread.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import time
@@ -37,6 +38,7 @@ from faults import HALVES, Program, programs  # noqa: E402
 TOOLS = [*DURING, *BEFORE]
 PACKAGES = ["torch", "numpy", "scikit-learn", *TOOLS]
 EVERY = 16  # one program in so many is run with each tool alone, to see what it costs
+MODULES = ["torchmortem", "torch_audit", "trainwatch", "mldoctor", "torchtest2", "torchtest", "torchdiag"]
 AUDIT = "torch-audit"
 MESSAGE = 140  # characters of a message that are kept
 Row = dict[str, Any]
@@ -248,6 +250,9 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="only of the rows that --json has; nothing is run")
     parser.add_argument("--write", action="store_true", help="write the page of evidence")
     arguments = parser.parse_args()
+    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    if missing and not arguments.tables:
+        parser.exit(0, f"not installed: {', '.join(missing)}; benchmarks/README.md says how to get them\n")
     torch.set_num_threads(1)
     chosen = [
         one for one in programs(None if arguments.half == "all" else arguments.half) if arguments.only in one.name
