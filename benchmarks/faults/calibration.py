@@ -298,7 +298,7 @@ FAULTS = [
     Fault("shape_broadcast", "loop-sine", plants.flat(), both(plants.flat(), loss(losses.squares))),
     # data
     Fault("unscaled_input", "mlp-wine/plain-sgd", raw_inputs(0.02), raw_inputs()),
-    Fault("unscaled_input", "mlp-wine", raw_inputs(30.0), raw_inputs(300.0)),
+    Fault("unscaled_input", "mlp-wine/tanh", raw_inputs(0.1), raw_inputs()),
     Fault("unscaled_input", "regression-diabetes", raw_inputs(0.02), raw_inputs()),
     Fault("unscaled_input", "mlp-digits", inputs(lambda x: 16 * x), raw_inputs()),
     Fault("unscaled_target", "regression-diabetes/adam", raw_targets(), raw_targets(1000.0), "lr_too_low too_few_steps"),

@@ -115,7 +115,7 @@ def _order() -> Setting:
 
 def _rule() -> Setting:
     model = partial(Attention, tokens=7, length=15, outputs=7, causal=True)
-    how = {"optimizer": "adamw", "lr": 0.01, "batch_size": 50, "duration": "20ep", "schedule": "linear"}
+    how = {"optimizer": "adamw", "lr": 0.02, "batch_size": 50, "duration": "20ep", "schedule": "linear"}
     return _setting(model, losses.foretell, data.rule(), scores.next_token, **how)
 
 
@@ -201,7 +201,7 @@ HEALTHY = [
     SEGMENTS.vary("batch-of-5", recipe(batch_size=5, lr=0.002, duration="6ep")),
     IRIS.vary("24-rows", both(plants.rows(24), recipe(batch_size=8, duration="60ep")), 0.85),
     # classes that overlap: as good as it can be
-    RINGS.vary("overlapping", both(plants.blurred(0.4), recipe(lr=0.05, duration="30ep")), 0.75),
+    RINGS.vary("overlapping", both(plants.blurred(0.4), recipe(lr=0.2, duration="40ep")), 0.75),
     CANCER.vary("overlapping", both(plants.blurred(3.0), recipe(lr=0.001, duration="10ep")), 0.68),
     # units that frighten
     RENTS.vary("in-euros", both(raw_targets(), recipe(optimizer="adam", lr=0.3, duration="40ep", schedule="linear"))),
@@ -256,7 +256,7 @@ FAULTS = [
     Fault("optimizer_mismatch", "mlp-iris", recipe(optimizer="adagrad", lr=0.001), recipe(optimizer="adadelta", lr=0.001), "lr_too_low"),
     Fault("batch_too_small", "mlp-segments/sgd", recipe(batch_size=2, duration="3ep"), recipe(batch_size=1, duration="2ep"), "lr_too_high"),
     Fault("batch_too_small", "regression-friedman/momentum", recipe(batch_size=2, duration="3ep"), recipe(batch_size=1, duration="2ep"), "lr_too_high"),
-    Fault("batch_too_large", "mlp-segments/sgd", recipe(batch_size=350), recipe(batch_size="full"), "too_few_steps lr_too_low"),
+    Fault("batch_too_large", "mlp-segments/sgd", recipe(batch_size=350, duration="10ep"), recipe(batch_size="full"), "too_few_steps lr_too_low"),
     Fault("batch_too_large", "cnn-shapes", recipe(batch_size=300), recipe(batch_size="full", duration="10ep"), "too_few_steps lr_too_low"),
     Fault("batch_too_large", "regression-impedance", recipe(batch_size=200, duration="8ep"), recipe(batch_size="full", duration="10ep"), "too_few_steps lr_too_low"),
     Fault("regularization_too_strong", "mlp-segments", recipe(weight_decay=20.0), recipe(weight_decay=150.0)),
@@ -311,7 +311,7 @@ FAULTS = [
     # data
     Fault("unscaled_input", "mlp-cancer", raw_inputs(10.0), raw_inputs(100.0)),
     Fault("unscaled_input", "regression-impedance", raw_inputs(0.1), raw_inputs()),
-    Fault("unscaled_input", "cnn-shapes", raw_inputs(4.0), raw_inputs(100.0)),
+    Fault("unscaled_input", "cnn-shapes", raw_inputs(20.0), raw_inputs(1000.0)),
     Fault("unscaled_input", "regression-rents", raw_inputs(0.001), raw_inputs()),
     Fault("unscaled_target", "regression-rents", raw_targets(0.1), raw_targets(), "lr_too_high exploding_gradient"),
     Fault("unscaled_target", "regression-impedance", raw_targets(), raw_targets(1000.0), "lr_too_low too_few_steps"),
@@ -328,12 +328,12 @@ FAULTS = [
     Fault("constant_target", "mlp-iris", None, targets(lambda y: 0 * y + 1, plants.LEARNT)),
     Fault("constant_target", "regression-rents", None, targets(lambda y: 0 * y, plants.LEARNT)),
     Fault("constant_target", "rnn-signs", None, targets(lambda y: 0 * y, plants.LEARNT)),
-    Fault("class_imbalance", "mlp-cancer", plants.rare(0, 3), plants.rare(0, 1)),
+    Fault("class_imbalance", "mlp-cancer", plants.rare(0, 2), plants.rare(0, 1)),
     Fault("class_imbalance", "mlp-segments", plants.rare([0, 6, 8], 6), plants.rare([0, 6, 8], 1)),
     Fault("class_imbalance", "cnn-shapes", plants.rare([1, 3], 6), plants.rare([1, 3], 2)),
-    Fault("unshuffled_data", "mlp-segments/sgd", both(plants.in_order(), recipe(batch_size=25)), both(plants.in_order(), recipe(batch_size=10))),
+    Fault("unshuffled_data", "mlp-segments/sgd", both(plants.in_order(), recipe(batch_size=10)), both(plants.in_order(), recipe(batch_size=5))),
     Fault("unshuffled_data", "cnn-shapes", both(plants.in_order(), recipe(lr=0.002)), plants.in_order()),
-    Fault("unshuffled_data", "regression-friedman/momentum", plants.in_order(), both(plants.in_order(), recipe(batch_size=16))),
+    Fault("unshuffled_data", "regression-friedman/momentum", plants.in_order(), both(plants.in_order(), recipe(batch_size=8))),
     Fault("nan_in_data", "mlp-cancer", plants.holes(0.005, column=2), plants.holes(0.4, column=2), harmless={"mild": GATED}),
     Fault("nan_in_data", "regression-rents", plants.holes(0.005), plants.holes(0.4), harmless={"mild": GATED}),
     Fault("nan_in_data", "loop-friedman", plants.holes(0.002), plants.holes(0.2, column=4)),
@@ -345,9 +345,8 @@ FAULTS = [
     Fault("missing_zero_grad", "loop-decay", habits(zero_grad="epoch"), habits(zero_grad="never"), "lr_too_high"),
     Fault("parameters_not_optimized", "loop-friedman", habits(optimized="stale"), habits(optimized="head"), harmless={"mild": "the body learns to suit a head that stays as it was drawn"}),
     Fault("parameters_not_optimized", "regression-friedman", net(listed=False), None, "frozen_parameters", tag="python-list"),
-    Fault("parameters_not_optimized", "loop-decay", habits(optimized="head"), habits(optimized="first")),
+    Fault("parameters_not_optimized", "loop-decay", habits(optimized="first"), habits(optimized="head"), harmless={"mild": "the weights of the recurrent layer alone do nearly as well"}),
     Fault("frozen_parameters", "rnn-decay", net(init=plants.frozen), net(init=lambda m: m.requires_grad_(False))),
-    Fault("frozen_parameters", "mlp-curves", net(init=plants.frozen), None),
     Fault("frozen_parameters", "loop-order", habits(freeze="body"), None),
     Fault("detached_graph", "loop-segments", habits(detach="often"), habits(detach="loss")),
     Fault("detached_graph", "regression-friedman", net(head=cut), net(last=through_data), "frozen_parameters"),
