@@ -194,10 +194,7 @@ def train(task: Task, recipe: Recipe, watch: StandIn) -> None:
     size = _rows(task.train) if recipe.batch_size == "full" else int(recipe.batch_size) * recipe.accumulate
     steps = Duration.parse(recipe.duration).steps(size, _rows(task.train))
     assert steps is not None
-    optimizer = build(
-        model, recipe.optimizer, float(recipe.lr), weight_decay=recipe.weight_decay, options=recipe.options,
-        lr_scale=recipe.lr_scale,
-    )  # fmt: skip
+    optimizer = _optimizer(model, recipe)
     scheduler = LambdaLR(optimizer, _schedule(recipe, steps))
     taken = 0
     with watch(model, optimizer, loss_fn=task.loss, scheduler=scheduler) as run:
@@ -239,6 +236,14 @@ def _step(
     if isinstance(recipe.clip, int | float):
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if not any(parameter.requires_grad for parameter in model.parameters()):  # which PyTorch does not mind
+        return spec_of(recipe.optimizer).cls(list(model.parameters()), lr=recipe.lr)  # type: ignore[call-arg]
+    lr, decay = float(recipe.lr), recipe.weight_decay
+    how = {"options": recipe.options, "lr_scale": recipe.lr_scale}
+    return build(model, recipe.optimizer, lr, weight_decay=decay, **how)  # type: ignore[arg-type]
 
 
 def _schedule(recipe: Recipe, steps: int) -> Callable[[float], float]:
