@@ -42,7 +42,18 @@ def rings() -> Sets:
     return split(*tensors(*datasets.make_circles(1000, noise=0.1, factor=0.5, random_state=0)), 300, 100)
 
 
-_SEGMENTS = ("1110111", "0010010", "1011101", "1011011", "0111010", "1101011", "1101111", "1010010", "1111111", "1111011")
+_SEGMENTS = (
+    "1110111",
+    "0010010",
+    "1011101",
+    "1011011",
+    "0111010",
+    "1101011",
+    "1101111",
+    "1010010",
+    "1111111",
+    "1111011",
+)
 
 
 @cache
@@ -57,7 +68,7 @@ def segments() -> Sets:
 
 @cache
 def shapes() -> Sets:
-    """Drawings of 12x12 pixels: a disc, the outline of a square, a cross or a bar, anywhere, with noise; values 0 to 1 and a little more."""
+    """Drawings of 12x12 pixels: a disc, the outline of a square, a cross or a bar, with noise."""
     source = np.random.default_rng(6)
     y = source.integers(0, 4, 1300)
     row, column = np.mgrid[0:12, 0:12]
