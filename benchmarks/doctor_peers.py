@@ -197,7 +197,7 @@ def by_check(rows: Sequence[Row]) -> str:
 
 PAGE = """# Published diagnosis tools on programs with known faults
 
-Made by `python benchmarks/doctor_peers.py --half all --json build/doctor-peers.json --write`. The programs are those
+Made by `python benchmarks/doctor_peers.py --half {half} --json build/doctor-peers.json --write`. The programs are those
 of `benchmarks/faults`, each as a plain hand-written PyTorch loop with the same model, loss, optimizer, rate, batches
 and number of steps; each tool is used as its documentation says, with its default thresholds. Fogline's own figures
 on the same programs are in [doctor.md](doctor.md).
@@ -267,6 +267,7 @@ def main() -> None:
         stamped = timing.stamp(PACKAGES)
         refused = [f"- {row['name']}: {row['error']}" for row in rows if row["error"]]
         page = PAGE.format(
+            half=arguments.half,
             stamp=timing.describe(stamped),
             tables=_tables(rows),
             every=EVERY,
