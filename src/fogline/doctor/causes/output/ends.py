@@ -274,6 +274,8 @@ def _cut_logits(exam: Examination) -> Suspicion | None:
     outputs = exam.anatomy.outputs
     if not wanted or name != "relu" or not isinstance(outputs, Tensor) or not outputs.numel():
         return None
+    if float(outputs.detach().min()) < 0:
+        return None  # the ReLU is not the end of all of it
     silent = float((outputs.detach() == 0).double().mean())
     remedy = ended_by(exam, nn.Identity, "leave out the relu at the end of the model")
     return Suspicion(
@@ -294,6 +296,10 @@ def silent_output(exam: Examination) -> Suspicion | None:
         return None
     outputs = trained.outputs.detach().reshape(len(trained.outputs), -1)
     stuck = (outputs == outputs[:1]).all(0)
+    targets = trained.batch[1] if exam.case.supervised else None
+    if isinstance(targets, Tensor) and targets.shape == trained.outputs.shape:
+        wanted = targets.reshape(len(targets), -1)
+        stuck &= (wanted != wanted[:1]).any(0)  # what is always the same may be said always
     if len(outputs) < 4 or not bool(stuck.any()):
         return None
     name = bend(trained)

@@ -113,12 +113,11 @@ def _one_score(exam: Examination) -> Suspicion | None:
 
 def _beyond_unit(exam: Examination) -> Suspicion | None:
     """Binary cross-entropy with targets outside 0 to 1 falls without end."""
-    targets = exam.program.train[1]
-    entropy = (
-        losses.family(exam.program.loss) == "binary"
-        or {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
-        or (exam.case.yardstick.work == "regression" and wants_probabilities(exam))
-    )
+    targets, outputs = exam.program.train[1], exam.anatomy.outputs
+    entropy = losses.family(exam.program.loss) == "binary"
+    if isinstance(outputs, Tensor) and targets.is_floating_point() and outputs.shape[1:] == targets.shape[1:]:
+        inside = {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
+        entropy |= bool(inside) or (exam.case.yardstick.work == "regression" and wants_probabilities(exam))
     if not entropy or not targets.numel():
         return None
     low, high = float(targets.min()), float(targets.max())
@@ -219,6 +218,8 @@ def _not_followed(exam: Examination) -> Suspicion | None:
         return None
     if not targets.is_floating_point() or losses.family(exam.program.loss) in ("elementwise", "binary"):
         return None
+    if outputs.shape != targets.shape:
+        return None  # targets that hold more than what is predicted, such as weights
     every = exam.program.train[1].double()
     levels = torch.quantile(every.reshape(-1)[:100_000], torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
     spread = float(every.std(correction=0))
