@@ -462,8 +462,8 @@ def tiny_batch_norm(exam: Examination) -> Suspicion | None:
         "The last batch of an epoch has a single row, of which batch normalisation can take no variance: PyTorch stops "
         "with an error there."
         if alone and values > _FEW
-        else f"Batch normalisation divides by the spread of {values} values, which is mostly chance: the same row comes "
-        "out different in every batch, and different again when the model is evaluated.",
+        else f"Batch normalisation divides by the spread of {values} values, which is mostly chance: the same row "
+        "comes out different in every batch, and different again when the model is evaluated.",
         (_larger_batches(exam, rows, alone and values > _FEW), _group_norm()),
         proof=alone and values > _FEW,
         blocks=alone and values > _FEW,
