@@ -257,6 +257,6 @@ def _slope(loss: Any, like: Tensor, targets: Any, size: float) -> float | None:
         return None
     if not bool(torch.isfinite(found)) or not bool(torch.isfinite(slope).all()):
         return None
-    rounding = 1e-6 * float(found.abs()) / max(1, slope.numel())
+    rounding = 1e-6 * float(found.detach().abs()) / max(1, slope.numel())
     steepest = float(slope.abs().max())
     return steepest if steepest > rounding else 0.0
