@@ -102,7 +102,7 @@ def unscaled_target(exam: Examination) -> Suspicion | None:
     if pair is None or exam.case.yardstick.work != "regression" or kept_at(exam, "target"):
         return None
     targets = pair[1]
-    if not targets.is_floating_point() or not isinstance(outputs, Tensor) or exam.anatomy.stage not in ("", "backward"):
+    if not isinstance(outputs, Tensor) or exam.anatomy.stage not in ("", "backward"):
         return None
     if not outputs.numel() or outputs.shape[1:].numel() != targets.shape[1:].numel() or not is_difference(exam):
         return None

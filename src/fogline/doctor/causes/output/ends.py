@@ -211,7 +211,7 @@ def _out_of_range(exam: Examination) -> Suspicion | None:
     targets, outputs = exam.program.train[1], exam.anatomy.outputs
     if work not in ("regression", "binary", "one_hot") or not name or name == "log_softmax":
         return None
-    if takes_logits(exam) or wants_probabilities(exam) or not targets.is_floating_point():
+    if takes_logits(exam) or wants_probabilities(exam):
         return None
     if name == "softmax" and isinstance(outputs, Tensor) and bool((outputs == 1).all()):
         return None  # that is softmax_single_unit
@@ -264,7 +264,8 @@ def _prefers(exam: Examination, bounds: tuple[float, float]) -> bool:
     outputs, targets = exam.anatomy.outputs, exam.anatomy.batch[1]
     if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
         return losses.family(exam.program.loss) == "elementwise"
-    at, near = value(exam.program.loss, targets, targets), value(exam.program.loss, targets.clamp(*bounds), targets)
+    exact = targets.to(outputs.dtype)
+    at, near = value(exam.program.loss, exact, targets), value(exam.program.loss, exact.clamp(*bounds), targets)
     return at is not None and (near is None or at < near)
 
 

@@ -68,6 +68,8 @@ def _refused(exam: Examination) -> Suspicion | None:
     if wants_probabilities(exam):
         return None  # output_activation says what to do
     said = exam.anatomy.error.strip().splitlines()
+    codes = codes_of(exam)
+    scores = labelled(exam, codes) if codes and codes == width_of(exam) else None  # an output a class is there
     return _mismatch(
         exam,
         0.9,
@@ -78,7 +80,7 @@ def _refused(exam: Examination) -> Suspicion | None:
         ),
         f"{losses.name(exam.program.loss)} cannot compare outputs {_described(outputs)} with targets "
         f"{_described(targets)}: it stops with an error.",
-        (matching(exam),),
+        (scores or matching(exam),),
         proof=True,
         blocks=True,
     )
