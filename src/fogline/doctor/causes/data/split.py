@@ -14,7 +14,7 @@ from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.causes.data.labels import error_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
-from fogline.doctor.reference import features
+from fogline.doctor.reference import features, refer
 
 _MOST_COLUMNS = 1000
 
@@ -35,7 +35,9 @@ def train_valid_mismatch(exam: Examination) -> Suspicion | None:
         evidence += broken
     if not evidence:
         return None
-    remedies = [r for r in (_same_units(pair, held, moved), _split_again(exam)) if r is not None]
+    units, again = _same_units(pair, held, moved), _split_again(exam)
+    likelier = (units, again) if units is not None and _mends(exam, held, units) else (again, units)
+    remedies = [r for r in likelier if r is not None]
     return Suspicion(
         "train_valid_mismatch",
         0.9 if broken else 0.6,
@@ -136,6 +138,15 @@ def _same_units(pair: tuple[Tensor, Tensor], held: Rows, moved: dict[str, str]) 
         place="split",
         order=ROWS,
     )
+
+
+def _mends(exam: Examination, held: Rows, remedy: Remedy) -> bool:
+    """Whether what a classical learner gets from the training rows holds for the held-out rows once mended."""
+    assert remedy.on_rows is not None
+    seen, before = refer(replace(exam.case, valid=remedy.on_rows(replace(held, ids=None)))), exam.reference
+    if seen.valid_score is None or before.score is None or before.valid_score is None:
+        return True
+    return seen.valid_score > (before.score + before.valid_score) / 2 or seen.valid_score >= before.score - 0.1
 
 
 def _onto(train: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:

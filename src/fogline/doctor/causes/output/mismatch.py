@@ -60,6 +60,10 @@ def _mismatch(
     )
 
 
+_ABOUT_TENSORS = ("size", "shape", "dtype", "scalar type", "dimension", "out of bounds", "out of range", "must match")
+"""Words of the errors with which PyTorch refuses tensors that do not fit each other."""
+
+
 def _refused(exam: Examination) -> Suspicion | None:
     """The loss stops with an error: labels of another kind or shape than it takes."""
     outputs, targets = exam.anatomy.outputs, exam.anatomy.batch[1]
@@ -68,6 +72,9 @@ def _refused(exam: Examination) -> Suspicion | None:
     if wants_probabilities(exam):
         return None  # output_activation says what to do
     said = exam.anatomy.error.strip().splitlines()
+    own = losses.family(exam.program.loss) == "unknown"
+    if own and not any(word in exam.anatomy.error.lower() for word in _ABOUT_TENSORS):
+        return None  # an error of the user's own code
     codes = codes_of(exam)
     scores = labelled(exam, codes) if codes and codes == width_of(exam) else None  # an output a class is there
     return _mismatch(
