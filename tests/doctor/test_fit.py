@@ -164,7 +164,20 @@ def numbers(metric: Any) -> Examination:
     return observed(wave(), net(1, 1), metrics={"error": metric})
 
 
+def several() -> Examination:
+    X, y = labels()
+
+    def every(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs > 0).float() == targets).all(1).float().mean()
+
+    answers = torch.stack([(y > 0).float(), (y > 1).float()], 1)
+    return observed((X, answers), net(8, 2), nn.BCEWithLogitsLoss(), metrics={"accuracy": every})
+
+
 RIGHT = [
+    several,
+    lambda: observed(labels(), net(8, 3), metrics={"confidence": lambda o, t: o.softmax(1).amax(1).mean()}),
+    lambda: numbers(lambda o, t: o.mean()),
     lambda: three(accuracy),
     lambda: three(balanced),
     lambda: observed(labels(), net(8, 3), metrics={"top2_accuracy": top_two}),

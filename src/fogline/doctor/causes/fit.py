@@ -256,7 +256,17 @@ def _blind(metric: Callable[[Any, Any], Any], right: Tensor, targets: Tensor) ->
         return None
     if float(right.std(0, correction=0).max()) == 0:
         return None  # all rows have the same answer: exchanging them changes nothing
+    if not _depends_on_targets(metric, right, targets, best):
+        return None  # a monitor, such as the mean output
     return (Evidence("metric of right answers, of the same given to other rows", f"{best:.3g}, {mean:.3g}", "unlike"),)
+
+
+def _depends_on_targets(metric: Callable[[Any, Any], Any], right: Tensor, targets: Tensor, best: float) -> bool:
+    """Whether other targets give another figure: one and the same for all rows, or, for numbers, the outputs."""
+    others = [targets[:1].expand_as(targets)]
+    if targets.is_floating_point() and right.numel() == targets.numel():
+        others += [right.reshape(targets.shape), right.reshape(targets.shape).round()]
+    return any(_value(metric, right, other) != best for other in others)
 
 
 def _misleading(
@@ -280,9 +290,12 @@ def _misleading(
         right = (chosen == wanted).float()
         plain = float(right.mean())
         balanced = float(torch.stack([right[wanted == label].mean() for label in set(wanted.tolist())]).mean())
+        shares = [plain, balanced]
+        if case.yardstick.work == "binary" and len(right) > len(targets):  # yes or no to several things at once
+            shares.append(float(right.reshape(len(targets), -1).all(1).float().mean()))
         reported = reported / 100 if reported > 1 else reported
         error = math.sqrt(max(plain * (1 - plain), 1 / len(right)) / len(right))
-        if min(abs(reported - plain), abs(reported - balanced)) > max(0.1, 3 * error):
+        if min(abs(reported - share) for share in shares) > max(0.1, 3 * error):
             return (Evidence("metric, share of right answers", f"{reported:.3g}, {plain:.3g}", "the same"),)
     return None
 
