@@ -209,6 +209,7 @@ def _trained(
             evidence = (info.get("resolved") or start.resolved.why).get("lr", {}).get("evidence", {})
             prepared.descent.verification = verification(start, evidence)
             run.attach(prepared.descent.machine.objective.model)
+            _diagnosed(prepared, start if before is None else None)
             with make_progress(progress, folder.name) as report:
                 if healing is not None:
                     healing.tell(prepared.descent.store)
@@ -219,6 +220,18 @@ def _trained(
                 else:
                     yield from _singly(run, loop, surroundings)
         return run
+
+
+def _diagnosed(prepared: Prepared, start: Start | None) -> None:
+    """Tell the faults that the first batch of a new run shows, and from now on those that events speak of."""
+    from fogline.doctor.first_look import Narrator, first_look
+
+    if not prepared.descent.recipe.watch:
+        return
+    narrator = Narrator(prepared.descent.store)
+    for finding in [] if start is None else first_look(start):
+        narrator.tell(0, finding)
+    prepared.descent.store.listener = narrator
 
 
 def _singly(run: Run, loop: Iterator[Taken], surroundings: Surroundings) -> Iterator[Step]:

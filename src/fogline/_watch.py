@@ -210,7 +210,7 @@ class WatchedRun(Run):
         inspector = self._inspector
         observer.remove()
         observer.flush()
-        inspector.finish(observer.taken, self.steps["lr"].astype(np.float64))
+        inspector.finish(observer.taken, self.steps["lr"].astype(np.float64), observer.ledger.not_finite)
         inspector.skipped(observer.taken, observer.ledger.skipped)
         judgement, message = self._judged(error)
         if observer.taken:

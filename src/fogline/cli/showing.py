@@ -1,7 +1,8 @@
-"""One run in the terminal: verdict, scores, a chart of the loss, events. Plain text; no colour is needed."""
+"""One run in the terminal: verdict, findings, scores, a chart of the loss, events. Plain text; no colour is needed."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import textwrap
@@ -40,6 +41,7 @@ def print_run(folder: Path) -> None:
         typer.echo(line)
     for line in _facts(info, steps):
         typer.echo(textwrap.fill(line, width, subsequent_indent=" " * 8))
+    _print_findings(read_table(folder, "findings", "id"), width)
     typer.echo("\ntraining loss by step")
     if len(steps):
         for line in chart(steps["step"].astype(float), steps["loss"], width=width, unicode=knows_unicode()):
@@ -89,11 +91,24 @@ def _print_scores(scores: Table) -> None:
         typer.echo(f"{split + ' ' + name:<14} {number(float(values[0])):>9} {best:>9} {number(float(values[-1])):>9}")
 
 
+def _print_findings(findings: Table, width: int) -> None:
+    if not len(findings):
+        return
+    typer.echo("\nfindings")
+    for row in findings:
+        found = json.loads(row["data"])
+        head = f"  step {int(row['step'])}  {row['cause']} ({row['severity']}, {row['confidence']:.0%} sure)"
+        typer.echo(textwrap.fill(f"{head}: {found['explanation']}", width, subsequent_indent="    "))
+        remedy = (found.get("remedy") or {}).get("title") or found.get("advice")
+        if remedy:
+            typer.echo(textwrap.fill(f"remedy: {remedy}", width, initial_indent="    ", subsequent_indent="      "))
+
+
 def _print_events(events: Table) -> None:
-    if not len(events):
+    rows = [row for row in events if row["kind"] != "finding"]  # those are shown in full above
+    if not rows:
         return
     typer.echo("\nevents")
-    rows = list(events)
     if len(rows) > EVENTS_SHOWN:
         typer.echo(f"  ... {len(rows) - EVENTS_SHOWN} earlier ones are in the report")
     for row in rows[-EVENTS_SHOWN:]:

@@ -13,6 +13,7 @@ from fogline.doctor.anatomy import SHAPING, inputs_of, operation, operations_bet
 from fogline.doctor.finding import Evidence, Severity
 
 _ELEMENTWISE = ("Sub", "Rsub", "Add", "Mul", "Div", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Expand")
+_LOGARITHMS = {"log_softmax", "log", "log_sigmoid", "Logsumexp"}
 _RANGES = {"relu": (0.0, None), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "softmax": (0.0, 1.0)}
 
 
@@ -54,7 +55,7 @@ def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Itera
         yield _TWICE
     elif last == "relu" and ("log_softmax" in in_loss or "BinaryCrossEntropyWithLogits" in in_loss):
         yield _CUT
-    elif "NllLoss" in in_loss and "log_softmax" not in in_loss and last not in ("log_softmax", "log", "log_sigmoid"):
+    elif "NllLoss" in in_loss and "log_softmax" not in in_loss and not set(head[:3]) & _LOGARITHMS:
         yield _NO_LOG
     elif targets is not None and "MseLoss" in in_loss and last in _RANGES and targets.is_floating_point():
         yield from _out_of_reach(last, targets)
@@ -114,8 +115,8 @@ def _broadcast(outputs: Tensor, targets: Tensor | None, shape: tuple[int, ...]) 
         "shape_broadcast",
         0.98,
         Evidence("shape in which the loss compares", str(shape), str(tuple(outputs.shape))),
-        f"Outputs {tuple(outputs.shape)}{given} are compared each with each, {shape[0]} x {shape[1]}, instead of one by "
-        "one: the best the model can do is the mean of all targets.",
+        f"Outputs {tuple(outputs.shape)}{given} are compared each with each, {shape[0]} x {shape[1]}, instead of one "
+        "by one: the best the model can do is the mean of all targets.",
         "give targets the shape of the outputs",
         "y = y.reshape(outputs.shape)",
         "fatal",
@@ -133,7 +134,7 @@ def _out_of_reach(last: str, targets: Tensor) -> Iterator[Pairing]:
         "output_activation",
         0.95,
         Evidence("share of the targets that the outputs cannot reach", share, 0.0),
-        f"The model ends in a {last}, whose values lie between {low:g} and {'infinity' if high is None else f'{high:g}'}, "
+        f"The model ends in a {last}, whose values go from {low:g} to {'infinity' if high is None else f'{high:g}'}, "
         f"and the targets go from {least:.3g} to {most:.3g}.",
         f"take the {last} at the end away",
         "end the model in a linear layer",
@@ -181,8 +182,7 @@ _NO_LOG = Pairing(
     "loss_mismatch",
     0.9,
     Evidence("last operation of the model", "no log_softmax", "log_softmax, which nn.NLLLoss takes for granted"),
-    "nn.NLLLoss takes log-probabilities. Without a log-softmax before it the loss is no likelihood, and it falls without "
-    "bound.",
+    "nn.NLLLoss takes log-probabilities. Without a log-softmax before it the loss is no likelihood: it has no bound.",
     "use nn.CrossEntropyLoss on logits",
     "loss_fn = nn.CrossEntropyLoss()",
 )

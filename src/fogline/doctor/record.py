@@ -196,6 +196,15 @@ def _schedule(run: Run, verdict: Verdict) -> Finding | None:
         return None
     gone = float((rates < 0.01 * rates.max()).mean())
     grew = float(rates[-1] / rates[0]) if rates[0] > 0 else math.inf
+    if verdict is Verdict.DIVERGED and grew > 3 and rates[-1] > 0.5 * rates.max():
+        return Finding(
+            "bad_schedule",
+            "fatal",
+            0.8,
+            (Evidence("learning rate at the end over that at the start", grew, "at most 1"),),
+            "The schedule raises the learning rate until the steps are too long and the loss runs away.",
+            remedy=Remedy("lower the rate over the run", "a linear or cosine schedule to zero at the last step"),
+        )
     if gone > 0.5:
         return Finding(
             "bad_schedule",
@@ -208,15 +217,6 @@ def _schedule(run: Run, verdict: Verdict) -> Finding | None:
             ),
             "The learning rate is all but zero for most of the run, so those steps do nothing.",
             remedy=Remedy("lower the rate over the whole run", "a linear or cosine schedule to zero at the last step"),
-        )
-    if verdict is Verdict.DIVERGED and grew > 3 and rates[-1] > 0.5 * rates.max():
-        return Finding(
-            "bad_schedule",
-            "fatal",
-            0.8,
-            (Evidence("learning rate at the end over that at the start", grew, "at most 1"),),
-            "The schedule raises the learning rate until the steps are too long and the loss runs away.",
-            remedy=Remedy("lower the rate over the run", "a linear or cosine schedule to zero at the last step"),
         )
     return None
 
@@ -282,8 +282,8 @@ def _overfitting(run: Run, evidence: dict[str, Any]) -> Finding:
     return Finding(
         "overfitting", "serious" if rise > 0.5 and watched else "minor", 0.7 if rise > 0.5 else 0.4,
         (Evidence("rise of the held-out loss from its best, over its gain", rise, 0.0),),
-        f"The held-out loss turned upwards while the training loss went on falling.{kept}",
-        remedy=Remedy("stop at the lowest held-out loss, or regularise", "patience=5; dropout, weight decay, more data"),
+        f"The held-out loss turned upwards while the training loss fell on.{kept}",
+        remedy=Remedy("stop at the lowest held-out loss", "patience=5; or dropout, weight decay, more data"),
     )  # fmt: skip
 
 

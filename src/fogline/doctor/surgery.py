@@ -264,11 +264,11 @@ def hidden_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     >>> hidden_modules(model)
     [('extra[0]', Linear(in_features=1, out_features=2, bias=True))]
     """
-    registered = set(model.modules())
+    registered, of_every_module = set(model.modules()), set(vars(nn.Module()))
     found: dict[nn.Module, str] = {}
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
-            if name.startswith("_") and name in vars(nn.Module()):
+            if name in of_every_module:
                 continue
             place = f"{prefix}.{name}" if prefix else name
             for where, inner in _modules_in(value, place, 0):

@@ -298,7 +298,9 @@ def planned_steps(recipe: Recipe, case: Case) -> int:
         return EXPECTED
     rows = len(leaves(case.train.inputs)[0])
     asked = recipe.batch_size
-    size = rows if asked == "full" else case.batch_size if asked == "auto" else min(int(asked) * recipe.accumulate, rows)
+    size = (
+        rows if asked == "full" else case.batch_size if asked == "auto" else min(int(asked) * recipe.accumulate, rows)
+    )
     return Duration.parse(recipe.duration).steps(size, rows) or EXPECTED
 
 

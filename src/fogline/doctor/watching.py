@@ -1,6 +1,6 @@
 """The faults of a loop that is not ours, from what passes by: nothing is run, nothing is changed.
 
-An :class:`Inspector` is told by the hooks of a watched run what happens, and looks closely at the first few steps only::
+An :class:`Inspector` is told by the hooks of a watched run what happens, and looks closely at the first steps only::
 
     forward of the model     whether it trains or evaluates, and in which mode; once, what each layer was given
     loss                     its graph and its arguments, once; what backward() multiplies it by
@@ -27,10 +27,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fogline.doctor import told
 from fogline.doctor.caller import calling_line
-from fogline.doctor.finding import Evidence, Finding, Remedy, Severity
+from fogline.doctor.finding import Finding
 from fogline.doctor.graphs import read_pairing
 from fogline.doctor.naming import name_not_finite
+from fogline.doctor.scheduling import ScheduleLook
 from fogline.doctor.surgery import frozen_as_drawn, hidden_modules
 from fogline.record.observer import Hook
 
@@ -43,8 +45,6 @@ _TINY = 4
 """Values a channel below which a batch's variance is wrong by its own size: its relative error is sqrt(2 / (n - 1))."""
 _SKIPS = 20
 """A scale that starts at 2^16 and is halved at each skip has fallen below 1 by then."""
-_UNIT_BY_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR", "ReduceLROnPlateau")
-_COLLAPSED = 1e-3
 
 Tell = Callable[[int, Finding], None]
 
@@ -88,7 +88,7 @@ class Inspector:
         *,
         compiled: bool = False,
     ) -> None:
-        self.model, self.optimizer, self.loss_fn, self.scheduler = model, optimizer, loss_fn, scheduler
+        self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.named, self._tell, self._compiled = list(named), tell, compiled
         self.told: set[str] = set()
         self.looking = True
@@ -102,15 +102,14 @@ class Inspector:
         self._noisy = [(name, m) for name, m in model.named_modules() if _depends_on_mode(m)]
         self._was_training = False
         self._evaluations = {True: 0, False: 0}  # forward passes without gradient since the last with one, by mode
-        self._epochs = 0
         self._given: tuple[Any, Any] | None = None
         self._output: Tensor | None = None
         self._paired = False
         self._named_nan = False
-        self._begun = _step_count(scheduler)
+        self._schedule = ScheduleLook(scheduler, optimizer)
         self._idle = _idle_parameters(model, optimizer, left_out)
         if not compiled:
-            self._handles.append(self._sentinel.register_hook(Hook(self._before_accumulation)))
+            self._handles.append(self._sentinel.register_hook(Hook(self._before_accumulation)))  # type: ignore[no-untyped-call]
 
     # -- what the hooks tell ---------------------------------------------------------------------------------------
 
@@ -156,10 +155,11 @@ class Inspector:
         trained, evaluated = self._evaluations[True], self._evaluations[False]
         self._evaluations = {True: 0, False: 0}
         if trained and not evaluated:
-            self._say_train_mode_eval(step)
-        self._epochs += 1
-        if self._epochs == 1:
-            self._check_collapse(step)
+            names = [name for name, module in self._noisy if module.training]
+            self._say(step, told.train_mode(step, names, calling_line()))
+        finding = self._schedule.at_an_epoch(step)
+        if finding is not None:
+            self._say(step, finding)
 
     def accumulated(self) -> None:
         """After a gradient was added to ``.grad`` of the sentinel."""
@@ -187,12 +187,12 @@ class Inspector:
         if self._noisy:
             self._check_mode(step)
         if isinstance(norm, float) and not math.isfinite(norm) and not self._named_nan:
-            self._say_not_finite(step, norm)
+            self._name_not_finite(step, norm)
 
     def after_step(self, step: int) -> None:
         """After a step was taken."""
-        if step == 0 and _step_count(self.scheduler) > self._begun >= 0:
-            self._say_schedule_first()
+        if step == 0 and self._schedule.steps_first():
+            self._say(step, told.schedule_first(self._line("step")))
         if step + 1 == SURE:
             self._check_idle(step)
             self._check_frozen(step)
@@ -206,14 +206,22 @@ class Inspector:
     def skipped(self, step: int, skips: int) -> None:
         """So many steps were skipped by a gradient scaler in all."""
         if skips >= _SKIPS and skips > 0.1 * (step + skips):
-            self._say_scale(step, skips)
+            self._say(step, told.scale_collapse(step, skips))
 
-    def finish(self, step: int, rates: NDArray[np.float64]) -> None:
-        """The loop is over after so many steps, at these learning rates."""
+    def finish(self, step: int, rates: NDArray[np.float64], not_finite: Sequence[int]) -> None:
+        """The loop is over after so many steps.
+
+        Args:
+            rates: learning rates of the recorded steps.
+            not_finite: numbers of the steps that were not.
+        """
         self.remove()
-        if step:
-            self._check_schedule(step - 1)
-            self._check_rates(step - 1, rates)
+        for finding in self._schedule.at_the_end(step - 1, rates) if step else ():
+            self._say(step - 1, finding)
+        if len(not_finite) and not {"nan_source", "nan_in_data"} & self.told:
+            bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
+            if bad:  # on a device nobody waited to look at the time
+                self._say(not_finite[0], told.not_finite_later(not_finite[0], bad))
 
     def rest(self) -> None:
         """Look closely at nothing: watching must cost nothing that can be left out."""
@@ -273,7 +281,7 @@ class Inspector:
         if seen.stale and seen.backwards and step:
             counts["stale"] += 1
             if counts["stale"] == SURE:
-                self._say_missing_zero_grad(step)
+                self._say(step, told.missing_zero_grad(step, counts["stale"], self._line("backward")))
         self._look_for_gradients(step)
         self._look_at_batch_norm(step)
         self._look_at_factors(step)
@@ -284,15 +292,16 @@ class Inspector:
         if len(without) == len(self.named):
             counts["no gradient"] += 1
             if counts["no gradient"] == SURE and seen.forwards:
-                self._say_no_gradient(step)
+                self._say(step, told.no_gradient(step, len(self.named), self._line("step")))
             return
+        counts["no gradient"] = 0
         called = list(dict.fromkeys(name for name, graph, _ in seen.called if graph))
         has = [name for name in called if any(p.grad is not None for p in self._own(name))]
         cut = called.index(has[0]) if has else 0
         if cut and has == called[cut:]:
             counts["cut"] += 1
             if counts["cut"] == _LAYER_LOOKS:
-                self._say_cut(step, called[:cut], has[0])
+                self._say(step, told.cut_graph(step, called[:cut], has[0]))
 
     def _own(self, name: str) -> Iterator[nn.Parameter]:
         return self.model.get_submodule(name).parameters(recurse=False)
@@ -303,7 +312,7 @@ class Inspector:
         if few:
             self._counts["tiny"] += 1
             if self._counts["tiny"] == _LAYER_LOOKS:
-                self._say_tiny(step, *min(few, key=lambda seen: seen[1]))
+                self._say(step, told.tiny_batch(step, *min(few, key=lambda seen: seen[1]), _TINY))
 
     def _look_at_factors(self, step: int) -> None:
         """Several full-weight losses a step, their gradients added: the step is so many times as long."""
@@ -317,13 +326,15 @@ class Inspector:
         if bool((factors == 1).all()):
             self._counts["scale"] += 1
             if self._counts["scale"] == SURE:
-                self._say_scale_of_accumulation(step, count)
+                self._say(step, told.undivided(step, count, self._line("backward")))
 
     def _check_mode(self, step: int) -> None:
         seen = self._step
         self._counts["eval"] = self._counts["eval"] + 1 if seen.forwards and seen.in_eval == seen.forwards else 0
         if self._counts["eval"] == SURE:
-            self._say_eval_mode(step)
+            names = [name or "the model" for name, module in self._noisy if not module.training]
+            line, switched = self._line("step"), self._was_training
+            self._say(step, told.eval_mode(step, SURE, names, switched=switched, line=line))
 
     def _check_idle(self, step: int) -> None:
         still = [
@@ -331,316 +342,45 @@ class Inspector:
             for name, p, version, total, hidden in self._idle
             if p.grad is not None and p._version == version and float(p.detach().double().sum()) == total
         ]
-        if still:
-            self._say_not_optimized(step, still)
+        hidden = [name for name, flag in still if flag]
+        if hidden:
+            self._say(step, told.hidden_parameters(step, hidden))
+        elif still:
+            self._say(step, told.left_out(step, [name for name, _ in still]))
 
     def _check_frozen(self, step: int) -> None:
         """A frozen part that was trained before is fine-tuning; one that is as it was drawn is not."""
         frozen = frozen_as_drawn(self.model)
         if frozen:
-            self._say_frozen(step, frozen)
+            self._say(step, told.frozen(step, frozen))
 
     def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> None:
         self._paired, self._output = True, None
         line = calling_line()
         for found in read_pairing(loss, outputs, targets):
-            self._say(
-                step,
-                found.cause,
-                found.confidence,
-                (found.evidence,),
-                found.explanation,
-                Remedy(found.title, found.patch),
-                severity=found.severity,
-                line=line,
-            )
+            self._say(step, told.pairing(found, line))
 
-    # -- the schedule ----------------------------------------------------------------------------------------------
+    def _say(self, step: int, finding: Finding) -> None:
+        """Once a cause."""
+        if finding.cause not in self.told:
+            self.told.add(finding.cause)
+            self._tell(step, finding)
 
-    def _check_collapse(self, step: int) -> None:
-        """At the end of the first epoch: a schedule whose unit is the epoch was counted in batches."""
-        steps = _step_count(self.scheduler) - self._begun
-        kind = type(self.scheduler).__name__
-        if kind not in _UNIT_BY_EPOCH or step < 20 or steps < 0.9 * step:
-            return
-        share = self._rate_share()
-        if share < _COLLAPSED:
-            self._say_schedule(
-                step,
-                0.85,
-                Evidence("learning rate after the first epoch, as a share of the first", share, "about 1", step),
-                f"{kind} counts in epochs here, but step() is called at every batch: the learning rate is all but zero "
-                "before the first epoch is over.",
-                "call scheduler.step() once an epoch",
-            )
-
-    def _check_rates(self, step: int, rates: NDArray[np.float64]) -> None:
-        """Most of a run at next to no rate: no schedule of a whole run spends more than half of it below a hundredth."""
-        kind, steps, known = type(self.scheduler).__name__, _step_count(self.scheduler) - self._begun, rates[rates >= 0]
-        if kind not in _UNIT_BY_EPOCH or steps < 0.9 * step or not 1 < self._epochs < step / 2 or not len(known):
-            return
-        share = float((known < 0.01 * known.max()).mean())
-        if share > 0.5:
-            self._say_schedule(
-                step,
-                0.75,
-                Evidence(
-                    "share of the steps with less than a hundredth of the largest learning rate", share, 0.0, step
-                ),
-                f"{kind} counts in epochs here, but step() is called at every batch: the learning rate is all but zero for "
-                "most of the run.",
-                "call scheduler.step() once an epoch",
-            )
-
-    def _rate_share(self) -> float:
-        rate = float(self.optimizer.param_groups[0]["lr"])
-        bases = getattr(self.scheduler, "base_lrs", None) or [self.optimizer.param_groups[0].get("initial_lr", rate)]
-        return rate / float(bases[0]) if float(bases[0]) > 0 else 1.0
-
-    def _check_schedule(self, step: int) -> None:
-        """At the end: how far the schedule came."""
-        count = _step_count(self.scheduler)
-        if count < 0 or self._begun < 0:
-            return
-        kind, steps = type(self.scheduler).__name__, count - self._begun
-        if steps == 0 and step >= 20:
-            self._say_schedule(
-                step,
-                0.8 if self._epochs > 1 else 0.6,
-                Evidence("calls of scheduler.step()", 0, "one an epoch, or one a batch", step),
-                f"{kind} was made and never asked: the learning rate is the same from the first step to the last.",
-                "call scheduler.step() after optimizer.step()",
-            )
-        period = getattr(self.scheduler, "T_max", None)
-        if kind == "CosineAnnealingLR" and period and steps >= 3 * period and steps >= 0.9 * step:
-            self._say_schedule(
-                step,
-                0.8,
-                Evidence("calls of scheduler.step()", steps, f"at most T_max={period}", step),
-                "CosineAnnealingLR was stepped at every batch far beyond its T_max: the learning rate does not fall once "
-                f"over the run but swings down and up again every {2 * period} batches.",
-                f"call scheduler.step() once an epoch, or make it with T_max={step + 1} batches",
-            )
-        total = getattr(self.scheduler, "total_steps", None)
-        if kind == "OneCycleLR" and total and steps < 0.2 * total and step + 1 >= 0.5 * total:
-            self._say_schedule(
-                step,
-                0.9,
-                Evidence("calls of scheduler.step()", steps, f"total_steps={total}", step),
-                "OneCycleLR was made for as many calls as there are batches and was called once an epoch: the learning "
-                "rate never left its warm-up.",
-                "call scheduler.step() after every optimizer.step()",
-            )
-
-    # -- what is said ----------------------------------------------------------------------------------------------
-
-    def _say(
-        self,
-        step: int,
-        cause: str,
-        confidence: float,
-        evidence: tuple[Evidence, ...],
-        explanation: str,
-        remedy: Remedy | None = None,
-        *,
-        severity: Severity = "serious",
-        line: str = "",
-        advice: str = "",
-    ) -> None:
-        if cause in self.told:
-            return
-        self.told.add(cause)
-        if line:
-            evidence = (*evidence, Evidence("line", line))
-        self._tell(step, Finding(cause, severity, confidence, evidence, explanation, None, remedy, advice))
-
-    def _say_missing_zero_grad(self, step: int) -> None:
-        counts, line = self._counts, self._lines.get("backward", "")
-        self._say(
-            step,
-            "missing_zero_grad",
-            0.97,
-            (Evidence("steps whose gradient still held that of the step before", counts["stale"], 0, step),),
-            "backward() adds to the gradients that are there. They are not cleared between steps, so each step goes along "
-            "the sum of all gradients so far: the first ones, from the worst weights, are never forgotten, and the "
-            "steps grow longer and longer.",
-            Remedy("clear the gradients before each backward()", "optimizer.zero_grad()\nloss.backward()"),
-            line=line,
-        )
-
-    def _say_no_gradient(self, step: int) -> None:
-        self._say(
-            step,
-            "detached_graph",
-            0.97,
-            (Evidence("parameters of the optimizer with a gradient", 0, len(self.named), step),),
-            "No parameter has a gradient when the optimizer is asked to step, so it does nothing at all. Something "
-            "between the model and the loss cuts the graph: detach(), .data, .item(), argmax, NumPy, torch.no_grad(), "
-            "or a new tensor made from the old numbers; or backward() is not called.",
-            severity="fatal",
-            line=self._lines.get("step", ""),
-            advice="compute the loss from the model's own outputs with torch operations, and call loss.backward()",
-        )
-
-    def _say_cut(self, step: int, names: list[str], next_name: str) -> None:
-        self._say(
-            step,
-            "detached_graph",
-            0.75,
-            (Evidence("layers without a gradient though they are in the optimizer", ", ".join(names[:5]), "", step),),
-            f"The layers before {next_name!r} are run in training and are in the optimizer, yet no gradient reaches "
-            f"them: the graph is cut just before {next_name!r}, by detach(), .data or a tensor made anew. They stay as "
-            "they were at the start.",
-            advice=f"pass the output of {names[-1]!r} on as it is; if it is meant to stay fixed, freeze it with "
-            "requires_grad_(False)",
-        )
-
-    def _say_eval_mode(self, step: int) -> None:
-        names = [name or "the model" for name, module in self._noisy if not module.training]
-        since = "since a validation put it there" if self._was_training else "from the start"
-        self._say(
-            step,
-            "eval_mode_training",
-            0.9 if self._was_training else 0.75,
-            (Evidence("steps in a row taken in evaluation mode", self._counts["eval"], 0, step),),
-            f"The model is trained in evaluation mode {since}: dropout does nothing, and batch normalisation uses running "
-            f"statistics that are no longer updated ({', '.join(names[:4])}).",
-            Remedy("put the model back in training mode", "model.train()  # at the start of every epoch"),
-            line=self._lines.get("step", ""),
-        )
-
-    def _say_train_mode_eval(self, step: int) -> None:
-        names = [name for name, module in self._noisy if module.training]
-        self._say(
-            step,
-            "train_mode_eval",
-            0.85,
-            (Evidence("modules in training mode while held-out data were scored", ", ".join(names[:4]), "none", step),),
-            "Held-out scores are measured in training mode: dropout drops units, and batch normalisation uses the "
-            "statistics of the held-out batch and learns from it. The scores are worse, and noisier, than the model is.",
-            Remedy("evaluate in evaluation mode", "model.eval()\nwith torch.no_grad():\n    ...\nmodel.train()"),
-            line=calling_line(),
-        )
-
-    def _say_tiny(self, step: int, name: str, count: int, rows: int) -> None:
-        few = count <= _TINY
-        counted = "values a channel that its statistics are made of" if few else "rows a batch"
-        self._say(
-            step,
-            "tiny_batch_norm",
-            0.8 if few else 0.6 if rows <= 2 else 0.5,
-            (Evidence(counted, count if few else rows, "32 or more", step, name),),
-            f"Batch normalisation takes its mean and variance from {rows} rows: that is mostly chance, so the same example "
-            "comes out different in every batch, and quite different again in evaluation mode.",
-            Remedy("normalise each example on its own", "nn.GroupNorm or nn.LayerNorm instead of nn.BatchNorm"),
-            advice="or take batches of 32 or more",
-        )
-
-    def _say_scale_of_accumulation(self, step: int, count: int) -> None:
-        self._say(
-            step,
-            "accumulation_scale",
-            0.6,
-            (Evidence("mean losses added up for a step", count, f"each divided by {count}", step),),
-            f"The gradients of {count} batches are added for one step, and the losses are not divided by {count}: the "
-            f"step is {count} times as long as the learning rate says for plain SGD.",
-            Remedy("divide each loss by the number of batches", f"(loss / {count}).backward()"),
-            severity="minor",
-            line=self._lines.get("backward", ""),
-        )
-
-    def _say_not_optimized(self, step: int, still: list[tuple[str, bool]]) -> None:
-        hidden = any(flag for _, flag in still)
-        names = ", ".join(name for name, _ in still[:5]) + (f" and {len(still) - 5} more" if len(still) > 5 else "")
-        listed = "they are kept in a plain Python list or dict, where model.parameters() does not see them"
-        self._say(
-            step,
-            "parameters_not_optimized",
-            0.95 if hidden else 0.7,
-            (Evidence("parameters that get gradients and are in no optimizer that steps", names, "none", step),),
-            f"These parameters get gradients and never move{': ' + listed if hidden else ''}. What they compute stays as "
-            "it was at the start.",
-            Remedy("register them", "self.layers = nn.ModuleList(layers)")
-            if hidden
-            else Remedy(
-                "give all parameters to the optimizer", "optimizer = type(optimizer)(model.parameters(), lr=lr)"
-            ),
-            advice=""
-            if hidden
-            else "if they are meant to stay fixed, freeze them with requires_grad_(False): it is faster",
-        )
-
-    def _say_frozen(self, step: int, names: list[str]) -> None:
-        self._say(
-            step,
-            "frozen_parameters",
-            0.6,
-            (Evidence("frozen layers whose weights are as they were drawn", ", ".join(names[:5]), "none", step),),
-            "These layers have requires_grad=False and hold the random weights they were made with: nobody trained them, "
-            "and nobody will.",
-            Remedy("let them learn", "model.requires_grad_(True)  # before the optimizer is made"),
-            advice="if trained weights were meant to be there, load them",
-        )
-
-    def _say_schedule_first(self) -> None:
-        self._say(
-            0,
-            "schedule_step_unit",
-            0.9,
-            (Evidence("calls of scheduler.step() before the first optimizer.step()", 1, 0, 0),),
-            "The scheduler is asked before the optimizer: the first value of the schedule is skipped.",
-            Remedy("step the optimizer first", "optimizer.step()\nscheduler.step()"),
-            severity="minor",
-            line=self._lines.get("step", ""),
-        )
-
-    def _say_schedule(self, step: int, confidence: float, evidence: Evidence, explanation: str, title: str) -> None:
-        self._say(step, "schedule_step_unit", confidence, (evidence,), explanation, Remedy(title, title))
-
-    def _say_scale(self, step: int, skips: int) -> None:
-        self._say(
-            step,
-            "amp_scale_collapse",
-            0.9,
-            (Evidence("steps that the gradient scaler skipped", skips, "a few at the start", step),),
-            "The gradient scaler finds infinity again and again and halves its scale each time. After so many the scale "
-            "is below one: the cause is not the scale, something is infinite in float16 itself, and the steps left over "
-            "lose their small gradients.",
-            Remedy("compute in bfloat16, which needs no scaler", "torch.autocast(device, dtype=torch.bfloat16)"),
-            severity="fatal" if skips > step else "serious",
-        )
-
-    def _say_not_finite(self, step: int, norm: float) -> None:
+    def _name_not_finite(self, step: int, norm: float) -> None:
         if getattr(self.optimizer, "grad_scale", None) is not None:
             return  # the scaler will leave this step out, by design
         self._named_nan = True
         found = name_not_finite(self.model, self.named, self._given)
-        self._say(
-            step,
-            "nan_in_data" if found.in_data else "nan_source",
-            0.97 if found.in_data else 0.9 if found.module is not None else 0.7,
-            (Evidence("gradient norm", norm, "finite", step, found.module), *found.evidence),
-            f"{found.sentence} The step taken with it puts NaN into the weights, and nothing is learned from there on.",
-            severity="fatal",
-            line=self._lines.get("step", ""),
-            advice="drop these rows, or fill in what is missing"
-            if found.in_data
-            else "skip steps whose gradient is not finite, and mend the operation that is named here",
-        )
+        self._say(step, told.not_finite(step, norm, found, self._line("step")))
+
+    def _line(self, of: str) -> str:
+        return self._lines.get(of, "")
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
     dropping = isinstance(module, (_DropoutNd, nn.RNNBase)) and float(getattr(module, "p", 0) or 0) > 0
     dropping = dropping or (isinstance(module, nn.RNNBase) and module.dropout > 0)
     return dropping or (isinstance(module, _BatchNorm) and module.track_running_stats)
-
-
-def _step_count(scheduler: Any) -> int:
-    """How often a scheduler was asked; -1 where it cannot be told."""
-    count = getattr(scheduler, "_step_count", None)
-    if not isinstance(count, int):
-        count = getattr(scheduler, "last_epoch", None)
-    return count if isinstance(count, int) else -1
 
 
 Idle = list[tuple[str, nn.Parameter, int, float, bool]]

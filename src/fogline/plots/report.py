@@ -105,6 +105,7 @@ def _section(run: Run, index: int, figures: list[dict[str, Any]]) -> str:
             f'<h2 id="run-{index}">{escape(run.name)}</h2>',
             _summary(info),
             _verdict(info.get("verdict")),
+            _findings(run),
             _scores(run, info),
             _figures(run, index, figures),
             _list("Notes", info.get("notes") or []),
@@ -209,8 +210,26 @@ def _why(decision: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
+def _findings(run: Run) -> str:
+    """Faults that were seen while it ran: what, how sure, why, and what to do."""
+    rows = []
+    for row in run.findings:
+        found = json.loads(row["data"])
+        remedy = found.get("remedy") or {}
+        todo = remedy.get("title") or found.get("advice") or ""
+        sure = f"{row['severity']}, {row['confidence']:.0%} sure"
+        rows.append([number(int(row["step"])), str(row["cause"]), sure, found["explanation"], todo])
+    return (
+        _table("Findings", ["step", "cause", "how bad, how sure", "what happens", "what to do"], rows) if rows else ""
+    )
+
+
 def _events(run: Run) -> str:
-    rows = [[number(int(row["step"])), str(row["kind"]), str(row["message"])] for row in run.events]
+    rows = [
+        [number(int(row["step"])), str(row["kind"]), str(row["message"])]
+        for row in run.events
+        if row["kind"] != "finding"
+    ]
     return _table("Events", ["step", "kind", "message"], rows) if rows else ""
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +61,14 @@ class Table:
 
 
 class Store:
-    """The writer of a run folder. Rows are kept in memory and written in one transaction by :meth:`flush`."""
+    """The writer of a run folder. Rows are kept in memory and written in one transaction by :meth:`flush`.
+
+    Attributes:
+        listener: called with step, kind and data of every event, if there is one.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.listener: Callable[[int, str, dict[str, Any]], None] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._connection = sqlite3.connect(folder / "run.sqlite", isolation_level=None, timeout=30)
@@ -87,6 +92,8 @@ class Store:
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         self._queue("events", [(None, step, time.time(), kind, message, json.dumps(data or {}))])
+        if self.listener is not None:
+            self.listener(step, kind, dict(data or {}))
 
     def finding(self, step: int, found: Mapping[str, Any], message: str) -> None:
         """Queue a row of the table ``findings``, and the event that says so.

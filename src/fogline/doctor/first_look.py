@@ -1,0 +1,116 @@
+"""Faults that one batch shows, told before any training time is spent; and those that show themselves on the way."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fogline.data.source import leaves, map_tree
+from fogline.descent.prepare import Start
+from fogline.doctor.case import CPU, Case
+from fogline.doctor.causes import loop, number, output
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Evidence, Finding, Remedy, Rows, Suspicion
+from fogline.doctor.record import refusal_finding
+from fogline.doctor.yardstick import Yardstick
+from fogline.record.store import Store, read_table
+
+_SECONDS = 1.0
+_ROWS = 64
+_MOST_OPERATIONS = 5e8  # of a forward pass of those rows: a look takes about ten of them, within the second
+_MOST_WEIGHTS = 20_000_000
+
+
+def first_look(start: Start) -> list[Finding]:
+    """Faults of outputs, loss and loop that leave no doubt, on the first batch, within a second.
+
+    Works on copies: weights, gradients, buffers and random states stay as they are. Data that cannot be read twice, and
+    models so large that the look would take longer, are left alone.
+    """
+    case = _case_of(start)
+    if case is None:
+        return []
+    exam, found, begun = Examination(case), [], time.perf_counter()
+    for cause in (*output.ON_ONE_BATCH, *loop.ON_ONE_BATCH, *number.ON_ONE_BATCH):
+        if time.perf_counter() - begun > _SECONDS:
+            break
+        suspicion = cause(exam)
+        if suspicion is not None and suspicion.proof:
+            found.append(_finding(suspicion))
+    return found
+
+
+def _case_of(start: Start) -> Case | None:
+    batches, model = start.batches, start.objective.model
+    rows = batches.rows(0)
+    if rows is None or not len(rows):
+        return None
+    share = min(1.0, _ROWS / len(rows))
+    if start.operations * share > _MOST_OPERATIONS or sum(p.numel() for p in model.parameters()) > _MOST_WEIGHTS:
+        return None
+    batch = map_tree(lambda leaf: leaf[:_ROWS].detach().cpu(), batches.at(0))
+    loss, on_batch = start.objective.loss, not start.objective.supervised
+    count = len(leaves(batch)[0])
+    ids = torch.arange(count)
+    train = Rows(batch, torch.empty(0), ids) if on_batch else Rows(batch[0], batch[1], ids)
+    try:
+        twin = copy.deepcopy(model).to(CPU)
+    except (RuntimeError, TypeError):  # a model that cannot be copied
+        return None
+    task = replace(start.task, model=twin, train=batch, valid=None)
+    recipe = start.resolved.recipe.replace(batch_size=count, accumulate=1)
+    yardstick = Yardstick("other") if on_batch else Yardstick.of(train.targets, loss)
+    return Case(task, recipe, loss, train, None, start.opened.facts, yardstick, learned=ids, held=ids)
+
+
+def _finding(suspicion: Suspicion) -> Finding:
+    remedy = next(iter(suspicion.remedies), None)
+    return Finding(
+        suspicion.cause,
+        suspicion.severity,
+        0.9,
+        suspicion.evidence,
+        suspicion.explanation,
+        remedy=remedy,
+        advice=suspicion.advice,
+    )
+
+
+class Narrator:
+    """Listens to the events of a run and tells the faults behind them, each once.
+
+    Args:
+        store: of the run; what it holds already is not told again.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._told = set(read_table(store.folder, "findings", "id")["cause"].tolist())
+
+    def __call__(self, step: int, kind: str, data: dict[str, Any]) -> None:
+        """Called with every event."""
+        if kind == "refused":
+            self.tell(step, refusal_finding(data, "serious", 1))
+        if kind == "rollback":
+            self.tell(step, _ran_away(step))
+
+    def tell(self, step: int, finding: Finding) -> None:
+        """Write a finding down, unless its cause was told before."""
+        if finding.cause not in self._told:
+            self._told.add(finding.cause)
+            self._store.finding(step, finding.to_dict(), finding.sentence)
+
+
+def _ran_away(step: int) -> Finding:
+    return Finding(
+        "lr_too_high",
+        "serious",
+        0.7,
+        (Evidence("losses that ran away, and a return to earlier weights", 1, 0, step),),
+        "The loss ran away and the run went back to weights that were good, at a third of the learning rate.",
+        remedy=Remedy("a lower learning rate from the start", "lr a tenth of what it was"),
+    )

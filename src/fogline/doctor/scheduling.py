@@ -1,0 +1,125 @@
+"""Whether somebody's scheduler is asked as often as its numbers were meant for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.optim import Optimizer
+
+from fogline.doctor import told
+from fogline.doctor.finding import Evidence, Finding
+
+_UNIT_BY_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR", "ReduceLROnPlateau")
+"""Their numbers are epochs by custom; those of the others are steps as often."""
+_COLLAPSED = 1e-3
+_FEWEST = 20
+
+
+class ScheduleLook:
+    """Counts the calls of a scheduler against the steps of its optimizer.
+
+    Attributes:
+        epochs: looks at held-out data so far.
+    """
+
+    def __init__(self, scheduler: Any, optimizer: Optimizer) -> None:
+        self.scheduler, self.optimizer = scheduler, optimizer
+        self.kind = type(scheduler).__name__
+        self.epochs = 0
+        self._begun = self._count()
+
+    def _count(self) -> int:
+        """How often it was asked; -1 where that cannot be told."""
+        count = getattr(self.scheduler, "_step_count", None)
+        if not isinstance(count, int):
+            count = getattr(self.scheduler, "last_epoch", None)
+        return count if isinstance(count, int) else -1
+
+    def steps_first(self) -> bool:
+        """Whether it was asked before the first step of the optimizer."""
+        return self._count() > self._begun >= 0
+
+    def at_an_epoch(self, step: int) -> Finding | None:
+        """At the end of the first epoch: a schedule whose unit is the epoch was counted in batches."""
+        self.epochs += 1
+        if self.epochs > 1 or step < _FEWEST or not self._by_batch(step):
+            return None
+        share = self._share_of_the_first()
+        if share >= _COLLAPSED:
+            return None
+        return told.schedule_unit(
+            0.85,
+            Evidence("learning rate after the first epoch, as a share of the first", share, "about 1", step),
+            f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate is all but "
+            "zero before the first epoch is over.",
+            "call scheduler.step() once an epoch",
+        )
+
+    def _by_batch(self, step: int) -> bool:
+        return self.kind in _UNIT_BY_EPOCH and self._count() - self._begun >= 0.9 * step
+
+    def _share_of_the_first(self) -> float:
+        group = self.optimizer.param_groups[0]
+        rate = float(group["lr"])
+        bases = getattr(self.scheduler, "base_lrs", None) or [group.get("initial_lr", rate)]
+        return rate / float(bases[0]) if float(bases[0]) > 0 else 1.0
+
+    def at_the_end(self, step: int, rates: NDArray[np.float64]) -> Iterator[Finding]:
+        """After the last step: how far the schedule came.
+
+        Args:
+            rates: the learning rates of the recorded steps.
+        """
+        count = self._count()
+        if count < 0 or self._begun < 0:
+            return
+        asked = count - self._begun
+        if asked == 0 and step >= _FEWEST:
+            yield told.schedule_unit(
+                0.8 if self.epochs > 1 else 0.6,
+                Evidence("calls of scheduler.step()", 0, "one an epoch, or one a batch", step),
+                f"{self.kind} was made and never asked: the learning rate is the same from the first step to the last.",
+                "call scheduler.step() after optimizer.step()",
+            )
+        yield from self._cycles(step, asked)
+        yield from self._nothing_left(step, rates)
+
+    def _cycles(self, step: int, asked: int) -> Iterator[Finding]:
+        period, total = getattr(self.scheduler, "T_max", None), getattr(self.scheduler, "total_steps", None)
+        if self.kind == "CosineAnnealingLR" and period and asked >= 3 * period and asked >= 0.9 * step:
+            yield told.schedule_unit(
+                0.8,
+                Evidence("calls of scheduler.step()", asked, f"at most T_max={period}", step),
+                "CosineAnnealingLR was stepped at every batch far beyond its T_max: the learning rate does not fall "
+                f"once over the run but swings down and up again every {2 * period} batches.",
+                f"call scheduler.step() once an epoch, or make it with T_max={step + 1} batches",
+            )
+        if self.kind == "OneCycleLR" and total and asked < 0.2 * total and step + 1 >= 0.5 * total:
+            yield told.schedule_unit(
+                0.9,
+                Evidence("calls of scheduler.step()", asked, f"total_steps={total}", step),
+                "OneCycleLR was made for as many calls as there are batches and was called once an epoch: the learning "
+                "rate never left its warm-up.",
+                "call scheduler.step() after every optimizer.step()",
+            )
+
+    def _nothing_left(self, step: int, rates: NDArray[np.float64]) -> Iterator[Finding]:
+        """Most of a run at next to no rate: a schedule of the whole run has half of it above a hundredth.
+
+        Where an epoch is a single batch the two units are one.
+        """
+        known = rates[rates >= 0]
+        if not self._by_batch(step) or not 1 < self.epochs < step / 2 or not len(known):
+            return
+        share = float((known < 0.01 * known.max()).mean())
+        if share > 0.5:
+            yield told.schedule_unit(
+                0.75,
+                Evidence("share of the steps below a hundredth of the largest learning rate", share, 0.0, step),
+                f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate is all but "
+                "zero for most of the run.",
+                "call scheduler.step() once an epoch",
+            )
