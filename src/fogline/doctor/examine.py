@@ -356,7 +356,8 @@ class _Doctor:
             if not without or self.laboratory.left <= 0:
                 break
             trial = bench.between(_edits(needed), _edits(without), part[1].title)
-            missed = trial.effect >= max(_AS_GOOD * whole.effect, _ENOUGH / 2) and trial.effect > trial.error
+            gained = min(whole.effect, max(0.0, fmean(whole.with_it)))  # scores below none at all are no scale
+            missed = trial.effect >= max(_AS_GOOD * gained, _ENOUGH / 2) and trial.effect > trial.error
             if missed or (part[0].proof and trial.effect >= -_ENOUGH):
                 shown[part[0].cause] = trial
                 continue
