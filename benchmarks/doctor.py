@@ -1,8 +1,8 @@
 """How often the doctor finds what is wrong, cries wolf, names the right cause and mends it.
 
-    python benchmarks/doctor.py --quick                 # a few programs of the calibration half
-    python benchmarks/doctor.py --half calibration      # what constants are chosen on
-    python benchmarks/doctor.py --half evaluation --write   # also docs/evidence/doctor.md
+    python benchmarks/doctor.py                                    # every eighth program of the calibration half
+    python benchmarks/doctor.py --half calibration --full          # what constants are chosen on
+    python benchmarks/doctor.py --half evaluation --full --write   # also docs/evidence/doctor.md
 
 Programs, rules and words are those of ``benchmarks/faults``. A program is
 
@@ -34,9 +34,9 @@ import timing
 timing.one_thread()
 
 import torch  # noqa: E402 - after the number of threads is set
-from faults import Program, programs  # noqa: E402
 
 import fogline  # noqa: E402
+from faults import Program, programs  # noqa: E402
 
 FRESH = (101, 102, 103)
 CLOSED, WORSE = 0.9, 0.1
@@ -228,7 +228,7 @@ def by_cause(rows: Sequence[dict[str, Any]]) -> str:
 
 PAGE = """# The doctor on programs with known faults
 
-Made by `python benchmarks/doctor.py --half {half} --write`; the programs are those of `benchmarks/faults`, half
+Made by `python benchmarks/doctor.py --half {half} --full --write`; the programs are those of `benchmarks/faults`, half
 "{half}", which share no data set and no network with the half that constants were chosen on. Seeds of the repair:
 {fresh}.
 
@@ -250,14 +250,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--half", choices=("calibration", "evaluation"), default="calibration")
     parser.add_argument("--only", default="", help="programs whose name contains this")
-    parser.add_argument("--quick", action="store_true", help="every eighth program")
+    parser.add_argument("--full", action="store_true", help="every program; by default every eighth")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--json", type=Path, help="write every row")
     parser.add_argument("--write", action="store_true", help="write the page of evidence")
     arguments = parser.parse_args()
     chosen = [program for program in programs(arguments.half) if arguments.only in program.name]
-    chosen = chosen[::8] if arguments.quick else chosen
+    chosen = chosen if arguments.full or arguments.only else chosen[::8]
     rows = list(_all(chosen, arguments.half, arguments.jobs, arguments.cache))
     table = timing.table(["", "found", "target"], [list(line) for line in summary(rows)])
     print(table, by_cause(rows), sep="\n\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,16 +14,17 @@ from faults import data, losses, nets, plants, scores
 from faults.data import Sets
 from faults.nets import Detach
 from faults.plants import both, habits, inputs, loss, metric, net, raw_inputs, raw_targets, recipe, targets
-from faults.program import Fault, Healthy, Plant, Program, Setting, together
+from faults.program import Fault, Healthy, Plant, Program, Score, Setting, together
 from fogline import Recipe
 
 CE = nn.CrossEntropyLoss()
 SOFTMAX = partial(nn.Softmax, dim=1)
 
 
-def _setting(model: partial[nn.Module], loss: object, sets: Sets, score: object, **how: object) -> Setting:
-    recipe = Recipe(**{"schedule": "constant", **how})  # type: ignore[arg-type]
-    return Setting(model, loss, *sets[:3], recipe, score, units=sets.units, target_units=sets.target_units)  # type: ignore[arg-type]
+def _setting(model: Callable[..., nn.Module], loss: object, sets: Sets, score: Score, **how: Any) -> Setting:
+    recipe = Recipe(**{"schedule": "constant", **how})
+    made = Setting(model, loss, *sets[:3], recipe, score)
+    return made.but(units=sets.units, target_units=sets.target_units)
 
 
 def _wine() -> Setting:
@@ -118,9 +121,7 @@ L_DIGITS = Healthy("loop-digits", "loop", lambda: _by_hand(_digits()), 0.9)
 L_SINE = Healthy("loop-sine", "loop", lambda: _by_hand(_sine()), 0.93)
 L_CNN = Healthy("loop-cnn", "loop", lambda: _by_hand(_digits_norm(), loader=True), 0.92)
 L_WAVES = Healthy("loop-waves", "loop", lambda: _by_hand(_waves()), 0.9)
-L_DROP = Healthy(
-    "loop-dropout", "loop", lambda: both(net(dropout=0.3), habits(loader=True))(_digits()), 0.9
-)
+L_DROP = Healthy("loop-dropout", "loop", lambda: both(net(dropout=0.3), habits(loader=True))(_digits()), 0.9)
 
 
 def _softmax_pair(classes: int) -> Plant:
@@ -139,9 +140,7 @@ _HANDMADE = MOONS.vary("handmade-bce", loss(losses.binary_entropy, last=nn.Sigmo
 _HOT = WINE.vary("one-hot-softmax-mse", _softmax_pair(3))
 _CLIPPED = DIGITS.vary("keras-crossentropy", loss(losses.clipped_probabilities_of_labels, last=SOFTMAX))
 _TANH_RNN = WAVES.vary("plain-rnn", both(net(cell=nn.RNN), recipe(lr=0.005, duration="25ep")), 0.8)
-_SCHEDULED = L_DIGITS.vary(
-    "step-schedule", habits(schedule=lambda o: lr_scheduler.StepLR(o, step_size=5, gamma=0.3))
-)
+_SCHEDULED = L_DIGITS.vary("step-schedule", habits(schedule=lambda o: lr_scheduler.StepLR(o, step_size=5, gamma=0.3)))
 _EXPONENTIAL = L_WAVES.vary("exponential-schedule", habits(schedule=lambda o: lr_scheduler.ExponentialLR(o, 0.93)))
 _ACCUMULATED = L_DIGITS.vary("accumulated", habits(accumulate=4))
 _ACCUMULATED_CNN = L_CNN.vary("accumulated", habits(accumulate=2))
@@ -376,6 +375,18 @@ FAULTS = [
     Fault("metric_mismatch", "mlp-moons", metric("accuracy", losses.broadcast_accuracy), metric("accuracy", losses.argmax_of_one), harmless=FIGURES),
     Fault("saddle", "mlp-autoencoder", both(net(activation=None, init=plants.scaled(0.05)), recipe(optimizer="sgd", lr=0.05)), both(net(activation=None, init=plants.scaled(0.001)), recipe(optimizer="sgd", lr=0.05)), "bad_init vanishing_gradient optimizer_mismatch"),
     Fault("saddle", "regression-sine", both(net(init=plants.normal(0.01)), recipe(optimizer="sgd", lr=0.05)), both(net(init=plants.normal(1e-4)), recipe(optimizer="sgd", lr=0.05)), "bad_init vanishing_gradient symmetric_init"),
+    # a third kind of network for what two have above
+    Fault("batch_too_small", "cnn-digits", recipe(batch_size=2, duration="2ep", schedule="constant"), recipe(batch_size=1, duration="1ep", schedule="constant"), "lr_too_high"),
+    Fault("bottleneck", "rnn-waves", net(hidden=2), net(hidden=1), "underfitting"),
+    Fault("class_imbalance", "rnn-waves", plants.rare(1, 6), plants.rare(1, 2)),
+    Fault("duplicate_leak", "cnn-digits", plants.leak(0.5), plants.leak(1.0), harmless=HIDDEN),
+    Fault("epsilon_underflow", "rnn-waves", both(loss(losses.labels_entropy_with_epsilon), net(init=plants.scaled(30.0, "head"))), both(loss(losses.labels_entropy_with_epsilon), net(init=plants.scaled(300.0, "head"))), "log_of_zero bad_init"),
+    Fault("exploding_gradient", "regression-diabetes", net(sizes=(10, 32, 32, 32, 1), init=plants.normal(1.0)), net(sizes=(10, 32, 32, 32, 1), init=plants.normal(3.0)), "bad_init lr_too_high"),
+    Fault("log_of_zero", "cnn-digits", both(loss(losses.probabilities_of_labels, last=SOFTMAX), net(init=plants.scaled(6.0))), both(loss(losses.probabilities_of_labels, last=SOFTMAX), net(init=plants.scaled(20.0))), "bad_init"),
+    Fault("loss_mismatch", "cnn-digits", both(plants.column(), net(classes=1), loss(nn.MSELoss())), loss(nn.NLLLoss()), "output_width output_activation"),
+    Fault("metric_mismatch", "cnn-digits", metric("accuracy", losses.elementwise_accuracy), metric("accuracy", losses.accuracy_over_rows), harmless=FIGURES),
+    Fault("sum_reduction", "cnn-digits-norm", loss(nn.CrossEntropyLoss(reduction="sum")), both(loss(nn.CrossEntropyLoss(reduction="sum")), recipe(batch_size=250)), "lr_too_high"),
+    Fault("unscaled_target", "loop-sine", targets(lambda y: 100 * y + 300), targets(lambda y: 1e5 * y), "lr_too_low too_few_steps"),
     # several at once
     Fault("softmax_single_unit unscaled_input too_few_steps", "mlp-moons/sigmoid-bce", None, both(net(last=SOFTMAX), inputs(lambda x: 100 * x + 50), recipe(duration="2ep")), "output_activation"),
     Fault("unscaled_input lr_too_high", "mlp-wine/plain-sgd", None, both(raw_inputs(), recipe(lr=1.0))),

@@ -64,7 +64,9 @@ def main() -> int:
     """Print the table; the exit code is the number of programs that are not what they claim to be."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--half", choices=HALVES)
-    parser.add_argument("--only", nargs="*", default=[], help="train what has one of these in its name, and their twins")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="train what has one of these in its name, and their twins"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--headroom", action="store_true", help="what other recipes would gain over the healthy ones")
@@ -95,7 +97,9 @@ def main() -> int:
 
 def print_headroom(half: str | None, only: list[str], jobs: int) -> int:
     """A healthy program that another recipe improves much is not healthy; loops keep their own recipe to themselves."""
-    chosen = [p for p in programs(half) if not p.causes and p.make and (not only or any(part in p.name for part in only))]
+    chosen = [
+        p for p in programs(half) if not p.causes and p.make and (not only or any(part in p.name for part in only))
+    ]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         for name, own, others in pool.imap(headroom, [p.name for p in chosen]):
             best = max(others, key=lambda how: others[how])
@@ -127,9 +131,17 @@ def headroom(name: str) -> tuple[str, Trained, dict[str, float]]:
     }
     scores = {}
     for how, change in ways.items():
-        other = replace(program, make=lambda seed, change=change: (made(seed)[0], change(made(seed)[1])))
-        scores[how] = train(other).mean
+        scores[how] = train(replace(program, make=partial(_changed, made, change))).mean
     return name, train(program), scores
+
+
+def _changed(
+    make: Callable[[int], tuple[fogline.Task, fogline.Recipe]],
+    change: Callable[[fogline.Recipe], fogline.Recipe],
+    seed: int,
+) -> tuple[fogline.Task, fogline.Recipe]:
+    task, recipe = make(seed)
+    return task, change(recipe)
 
 
 def train_named(work: tuple[str, int]) -> Trained:

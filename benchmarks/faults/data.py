@@ -41,7 +41,8 @@ def split(x: Tensor, y: Tensor, train: int, valid: int, *, inputs: bool = True, 
         target_units = y[:train].mean(0), y[:train].std(0)
         y = (y - target_units[0]) / target_units[1]
     cuts = [slice(0, train), slice(train, train + valid), slice(train + valid, None)]
-    return Sets(*((x[cut], y[cut]) for cut in cuts), units, target_units)
+    train_rows, valid_rows, test_rows = ((x[cut], y[cut]) for cut in cuts)
+    return Sets(train_rows, valid_rows, test_rows, units, target_units)
 
 
 def tensors(x: np.ndarray, y: np.ndarray) -> Pair:
@@ -68,8 +69,8 @@ def digits() -> Sets:
 def digit_images() -> Sets:
     """The same as images (rows, 1, 8, 8)."""
     sets = digits()
-    shaped = [(x.reshape(-1, 1, 8, 8), y) for x, y in (sets.train, sets.valid, sets.test)]
-    return Sets(*shaped, *sets[3:])
+    train, valid, test = ((x.reshape(-1, 1, 8, 8), y) for x, y in sets[:3])
+    return Sets(train, valid, test, sets.units, sets.target_units)
 
 
 @cache
@@ -111,8 +112,7 @@ def majority() -> Sets:
     source = np.random.default_rng(3)
     tokens = source.integers(0, 4, (1400, 12))
     counts = np.stack([(tokens == k).sum(1) for k in range(3)], 1)
-    sets = split(torch.tensor(tokens), torch.tensor(counts.argmax(1)), 700, 150, inputs=False)
-    return sets
+    return split(torch.tensor(tokens), torch.tensor(counts.argmax(1)), 700, 150, inputs=False)
 
 
 @cache

@@ -42,7 +42,18 @@ def rings() -> Sets:
     return split(*tensors(*datasets.make_circles(1000, noise=0.1, factor=0.5, random_state=0)), 300, 100)
 
 
-_SEGMENTS = ("1110111", "0010010", "1011101", "1011011", "0111010", "1101011", "1101111", "1010010", "1111111", "1111011")
+_SEGMENTS = (
+    "1110111",
+    "0010010",
+    "1011101",
+    "1011011",
+    "0111010",
+    "1101011",
+    "1101111",
+    "1010010",
+    "1111111",
+    "1111011",
+)
 
 
 @cache
@@ -57,7 +68,7 @@ def segments() -> Sets:
 
 @cache
 def shapes() -> Sets:
-    """Drawings of 12x12 pixels: a disc, a square, a cross or a bar, anywhere, with noise; values 0 to 1 and a little more."""
+    """Drawings of 12x12 pixels: a disc, the outline of a square, a cross or a bar, anywhere, with noise; values 0 to 1 and a little more."""
     source = np.random.default_rng(6)
     y = source.integers(0, 4, 1300)
     row, column = np.mgrid[0:12, 0:12]
@@ -74,13 +85,13 @@ def shapes() -> Sets:
 
 def _drawn(label: int, down: np.ndarray, right: np.ndarray, size: float) -> np.ndarray:
     inside = (down < size) & (right < size)
-    if label == 0:
-        return down**2 + right**2 < size**2
-    if label == 1:
-        return inside & ((down > size - 1.2) | (right > size - 1.2))  # the outline of a square
-    if label == 2:
-        return inside & (np.abs(down - right) < 0.9)
-    return (down < 1) & (right < size)
+    drawings = {
+        "disc": down**2 + right**2 < size**2,
+        "outline of a square": inside & ((down > size - 1.2) | (right > size - 1.2)),
+        "cross": inside & (np.abs(down - right) < 0.9),
+        "bar": (down < 1) & (right < size),
+    }
+    return np.asarray(list(drawings.values())[label])
 
 
 @cache
@@ -112,15 +123,15 @@ def order() -> Sets:
 
 @cache
 def rule() -> Sets:
-    """Sequences of 12 tokens out of 7: the first is the kind, the others go up by one or by two; a tenth are random."""
+    """Sequences of 16 tokens out of 7: the first is the kind, the others go up by one or by two; a tenth are random."""
     source = np.random.default_rng(9)
-    tokens = np.zeros((3000, 12), dtype=int)
+    tokens = np.zeros((3000, 16), dtype=int)
     tokens[:, 0], tokens[:, 1] = source.integers(0, 2, 3000), source.integers(2, 7, 3000)
-    for place in range(2, 12):
+    for place in range(2, 16):
         follows = 2 + (tokens[:, place - 1] - 2 + 1 + tokens[:, 0]) % 5
         tokens[:, place] = np.where(source.random(3000) < 0.1, source.integers(2, 7, 3000), follows)
     rows = torch.tensor(np.unique(tokens, axis=0))
-    return split(rows, torch.zeros(len(rows), dtype=torch.long), 600, 150, inputs=False)
+    return split(rows, torch.zeros(len(rows), dtype=torch.long), 900, 200, inputs=False)
 
 
 @cache

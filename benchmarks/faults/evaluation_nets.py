@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class Tabular(nn.Module):
     ) -> None:
         super().__init__()
         widths = [columns, *hidden]
-        layers = [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
         self.layers = nn.ModuleList(layers) if listed else layers
         self.norms = nn.ModuleList([nn.BatchNorm1d(b) for b in hidden] if norm else [])
         self.out = nn.Linear(widths[-1], outputs)
@@ -95,7 +96,7 @@ class Sequence1d(nn.Module):
     def __init__(
         self,
         *,
-        recurrent: type[nn.RNNBase] = nn.LSTM,
+        recurrent: Callable[..., nn.Module] = nn.LSTM,
         width: int = 16,
         outputs: int = 1,
         head: Function = same,
@@ -166,16 +167,6 @@ def through_data(x: Tensor) -> Tensor:
     return x.detach().clone()
 
 
-def standardised_by_batch(x: Tensor) -> Tensor:
-    """Divided by the deviation over the batch, 0 for a column that is constant."""
-    return (x - x.mean(0)) / x.std(0)
-
-
 def logarithm(x: Tensor) -> Tensor:
     """A logarithm of columns that can be negative."""
     return torch.log(x + 2.0)
-
-
-def power(x: Tensor) -> Tensor:
-    """A power of hidden units: the gradient at 0 is infinite."""
-    return x.clamp_min(0) ** 0.5

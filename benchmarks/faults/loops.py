@@ -96,12 +96,13 @@ def _batches(setting: Setting, habits: Habits) -> Iterator[Pair]:
     inputs, targets = setting.train
     size = setting.recipe.batch_size
     assert isinstance(size, int)
-    size = max(1, size // habits.accumulate)
+    rows = max(1, size // habits.accumulate)
     if habits.loader:
-        yield from DataLoader(TensorDataset(inputs, targets), size, shuffle=setting.recipe.shuffle)
+        yield from DataLoader(TensorDataset(inputs, targets), rows, shuffle=setting.recipe.shuffle)
         return
     order = torch.randperm(len(inputs)) if setting.recipe.shuffle else torch.arange(len(inputs))
-    for chosen in order.split(size):
+    for start in range(0, len(order), rows):
+        chosen = order[start : start + rows]
         yield inputs[chosen], targets[chosen]
 
 

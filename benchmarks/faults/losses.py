@@ -31,11 +31,6 @@ def distance(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.sqrt(((outputs - targets) ** 2).mean() + 1e-8)
 
 
-def row_roots(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The mean of roots of row-wise squared errors: the gradient of the root at 0 is infinite."""
-    return torch.sqrt(F.relu((outputs - targets) ** 2 - 1e-4)).mean()
-
-
 def log_ratio(outputs: Tensor, targets: Tensor) -> Tensor:
     """The mean squared logarithmic error, for positive numbers only."""
     return (torch.log(outputs) - torch.log(targets)).square().mean()
@@ -81,13 +76,6 @@ def labels_entropy_with_epsilon(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of probabilities computed by hand in half precision, where 1e-8 is 0."""
     p = torch.softmax(outputs, 1).half() + 1e-8
     return -torch.log(p[torch.arange(len(p)), targets]).float().mean()
-
-
-def normalised_by_hand(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy by a softmax without the shift: exp overflows at 89."""
-    exponents = torch.exp(outputs)
-    p = exponents / exponents.sum(1, keepdim=True)
-    return F.nll_loss(torch.log(p), targets)
 
 
 def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -165,8 +153,3 @@ def argmax_of_one(outputs: Tensor, targets: Tensor) -> Tensor:
 def broadcast_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """A column compared with a row: all against all."""
     return ((outputs > 0).float() == targets[:, 0]).float().mean()
-
-
-def half_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Logits cut at 0.5 though they are no probabilities, and the shape of the answer forgotten."""
-    return ((outputs.sigmoid() > 0.73).float() == targets).float().mean()

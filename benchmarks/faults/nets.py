@@ -7,6 +7,7 @@ weights in place.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def mlp(
 ) -> nn.Sequential:
     """Fully connected layers: (rows, sizes[0]) to (rows, sizes[-1]); ``activation=None`` leaves it out."""
     layers: list[nn.Module] = [first()] if first else []
-    for width_in, width_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for width_in, width_out in pairwise(sizes[:-1]):
         layers += [nn.Linear(width_in, width_out)]
         layers += [nn.BatchNorm1d(width_out)] if norm else []
         layers += [activation()] if activation else []
@@ -63,7 +64,7 @@ def cnn(
 ) -> nn.Sequential:
     """Convolutions of 3x3 that keep the size, each halved by pooling, two linear layers: (rows, 1, side, side) in."""
     layers: list[nn.Module] = [first()] if first else []
-    for depth_in, depth_out in zip([1, *channels[:-1]], channels, strict=True):
+    for depth_in, depth_out in pairwise([1, *channels]):
         layers += [nn.Conv2d(depth_in, depth_out, 3, padding=1)]
         layers += [nn.BatchNorm2d(depth_out)] if norm else []
         layers += [activation()] if activation else []

@@ -141,7 +141,9 @@ def holes(share: float, *, column: int | None = None, sets: Sequence[str] = ("tr
 
     def change(values: Tensor) -> Tensor:
         values = values.clone()
-        hit = torch.randperm(len(values), generator=torch.Generator().manual_seed(9))[: max(1, round(share * len(values)))]
+        hit = torch.randperm(len(values), generator=torch.Generator().manual_seed(9))[
+            : max(1, round(share * len(values)))
+        ]
         if column is None:
             values[hit] = torch.nan
         else:

@@ -23,18 +23,58 @@ Watch = Callable[..., Any]
 
 STRENGTHS = ("mild", "strong")
 CAUSES = frozenset(
-    """
-    lr_too_high lr_too_low bad_schedule too_few_steps optimizer_mismatch batch_too_small batch_too_large
-    regularization_too_strong
-    vanishing_gradient exploding_gradient dead_units saturated_units bad_init symmetric_init missing_activation bottleneck
-    output_activation double_softmax softmax_single_unit loss_mismatch output_width sum_reduction shape_broadcast
-    unscaled_input unscaled_target train_valid_mismatch label_noise shuffled_labels constant_target class_imbalance
-    unshuffled_data nan_in_data duplicate_leak
-    missing_zero_grad parameters_not_optimized frozen_parameters detached_graph eval_mode_training train_mode_eval
-    tiny_batch_norm accumulation_scale schedule_step_unit amp_scale_collapse
-    nan_source log_of_zero epsilon_underflow
-    overfitting underfitting metric_mismatch saddle
-    """.split()
+    [
+        "lr_too_high",
+        "lr_too_low",
+        "bad_schedule",
+        "too_few_steps",
+        "optimizer_mismatch",
+        "batch_too_small",
+        "batch_too_large",
+        "regularization_too_strong",
+        "vanishing_gradient",
+        "exploding_gradient",
+        "dead_units",
+        "saturated_units",
+        "bad_init",
+        "symmetric_init",
+        "missing_activation",
+        "bottleneck",
+        "output_activation",
+        "double_softmax",
+        "softmax_single_unit",
+        "loss_mismatch",
+        "output_width",
+        "sum_reduction",
+        "shape_broadcast",
+        "unscaled_input",
+        "unscaled_target",
+        "train_valid_mismatch",
+        "label_noise",
+        "shuffled_labels",
+        "constant_target",
+        "class_imbalance",
+        "unshuffled_data",
+        "nan_in_data",
+        "duplicate_leak",
+        "missing_zero_grad",
+        "parameters_not_optimized",
+        "frozen_parameters",
+        "detached_graph",
+        "eval_mode_training",
+        "train_mode_eval",
+        "tiny_batch_norm",
+        "accumulation_scale",
+        "schedule_step_unit",
+        "amp_scale_collapse",
+        "nan_source",
+        "log_of_zero",
+        "epsilon_underflow",
+        "overfitting",
+        "underfitting",
+        "metric_mismatch",
+        "saddle",
+    ]
 )
 """Every identifier that a finding can have."""
 
@@ -269,4 +309,3 @@ def _kind_of_model(setting: Setting) -> str:
     while isinstance(model, partial):
         model = model.func
     return str(getattr(model, "__name__", "model"))
-

@@ -19,6 +19,7 @@ from fogline.descent.prepare import Prepared, Start, as_asked, assemble, begin, 
 from fogline.descent.randomness import PROBE, Surroundings, seed_everything
 from fogline.descent.state import Descent
 from fogline.descent.stopping import Slope, judge, measure_slope
+from fogline.doctor.healing import Healing
 from fogline.progress import ProgressFunction, make_progress
 from fogline.rate import measure_rate, verification
 from fogline.recipe import Duration, Recipe
@@ -46,6 +47,7 @@ def fit(
     name: str | None = None,
     progress: Progress = None,
     source: Mapping[str, Any] | None = None,
+    heal: bool = False,
     **recipe_fields: Any,
 ) -> Run:
     """Train until the recipe's duration is over and say how it went.
@@ -61,6 +63,8 @@ def fit(
         name: of the run folder; a dated name by default.
         progress: True or False to show a bar or not, a function to be told; by default a bar where somebody looks on.
         source: how to make the task again, for ``fogline resume``; written to ``run.json``.
+        heal: examine the program first, as :func:`fogline.diagnose` does, and train it with the remedies that a trial
+            proved. Findings and remedies are among the run's events; ``run.task`` is the remedied task.
         **recipe_fields: fields of :class:`Recipe`.
 
     Returns:
@@ -79,7 +83,11 @@ def fit(
     """
     task, asked = as_asked(task, recipe, loss, valid, metrics, target, recipe_fields)
     folder = _new_folder(runs, name, task)
-    return _completed(_trained(task, asked, folder, progress, source, chunks=True))
+    healing = None
+    if heal:
+        healing = Healing.of(task, asked)
+        task, asked = healing.task, healing.recipe
+    return _completed(_trained(task, asked, folder, progress, source, chunks=True, healing=healing))
 
 
 def descend(
@@ -136,6 +144,8 @@ def resume(
     if task is None:
         raise TypeError(f"expected the task of the run, received None; pass resume({str(folder)!r}, task)")
     asked = Recipe.from_dict(info["asked"])
+    if "healed" in info:
+        task = Healing.again(task, info["healed"]).task
     if duration is not None:
         asked = asked.replace(duration=str(Duration.parse(duration)))
     elif info.get("verdict") is not None and info["verdict"]["name"] != Verdict.INTERRUPTED.name:
@@ -168,6 +178,7 @@ def _trained(
     *,
     chunks: bool,
     before: Mapping[str, Any] | None = None,
+    healing: Healing | None = None,
 ) -> Generator[Step, None, Run]:
     """Prepare, loop, judge; the generator's return value is the finished run.
 
@@ -176,6 +187,8 @@ def _trained(
     run = Run(folder, task=task)
     with watched_signals():
         decided, info = _decided(asked, before), {**(before or {}), "asked": asked.to_dict()}
+        if healing is not None:
+            info["healed"] = healing.to_dict()
         start = begin(task, asked, decided)
         run.task = start.task
         _same_data(start, info)
@@ -198,6 +211,8 @@ def _trained(
             run.attach(prepared.descent.machine.objective.model)
             _diagnosed(prepared, start if before is None else None)
             with make_progress(progress, folder.name) as report:
+                if healing is not None:
+                    healing.tell(prepared.descent.store)
                 loop = _looped(run, prepared, info, report, resumed=before is not None)
                 if chunks:
                     for _ in loop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,3 +181,17 @@ def test_held_out_rows_of_the_task_are_what_counts() -> None:
     variant = program(case)
     assert variant.rows == 300
     assert torch.equal(variant.held[0], X[300:])
+
+
+def test_a_run_is_healed_before_it_begins_and_resumed_as_such(tmp_path: Path) -> None:
+    given = task(nn.Softmax(dim=1))
+    run = fogline.fit(given, RECIPE, heal=True, runs=tmp_path, name="healed", progress=False)
+    assert not any(isinstance(module, nn.Softmax) for module in run.model.modules())
+    kinds = [row["kind"] for row in run.events]
+    assert kinds.count("finding") == 1
+    assert kinds.count("remedy") == 1
+    assert run.info["healed"]["remedies"] == ["leave out the softmax at the end of the model"]
+    longer = fogline.resume(run.folder, given, duration="30ep", progress=False)
+    assert not any(isinstance(module, nn.Softmax) for module in longer.model.modules())
+    with pytest.raises(ValueError, match="healed from"):
+        fogline.resume(run.folder, task(), duration="40ep", progress=False)

@@ -97,6 +97,14 @@ class Anatomy:
     pairs: list[tuple[str, str]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters by their names inside the model's wrappers, as :attr:`gradients` has them."""
+        return [(bare(name), parameter) for name, parameter in self.model.named_parameters()]
+
+    def named_modules(self) -> list[tuple[str, nn.Module]]:
+        """Modules of the model inside its wrappers, by name."""
+        return list(core(self.model).named_modules())
+
     @property
     def weighted(self) -> list[Layer]:
         """The linear and convolution layers, in order."""

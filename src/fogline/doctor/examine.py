@@ -35,6 +35,7 @@ _AS_GOOD = 0.1  # of the effect of all remedies: a part whose removal loses less
 _LEARNS = 0.1  # a score above which a program does learn something
 _LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _SURE, _PROVEN, _TRIED = 0.97, 0.95, 0.9
+_GUESSES = 2
 _UNTRIED = 0.7  # how much of a suspicion's strength is left where it could not be tried
 
 
@@ -108,11 +109,12 @@ _Pair = tuple[Suspicion, Remedy]
 
 @dataclass
 class _Kept:
-    """A cause that was accepted, with its remedy and the trial that showed it."""
+    """A cause that was accepted, with its remedy and the trial that was made; ``proven`` if that was won."""
 
     suspicion: Suspicion
     remedy: Remedy | None
     trial: Trial | None
+    proven: bool = True
 
 
 @dataclass
@@ -124,6 +126,7 @@ class _Doctor:
     planned: int
     kept: list[_Kept] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    doubted: list[tuple[Suspicion, Trial | None]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     control: float | None = None
     healed: float | None = None
@@ -153,6 +156,8 @@ class _Doctor:
             rounds.append(len(self.kept))
         if len({count for count in rounds if count}) > 1:
             self._minimal_again(exam)
+        if self._outcome(exam) == "undecided":
+            self._guess()
         return self._written(self._outcome(exam))
 
     def _hidden(self) -> list[Suspicion]:
@@ -207,12 +212,16 @@ class _Doctor:
         """Try what was supposed: all together, since faults hide one another; where that fails, one after another."""
         supposed = [s for s in supposed if s.cause not in self._kept_causes]
         if self._level > 1 - _ENOUGH:  # no trial could show a gain
-            self.rejected += [Rejected(s.cause, None, "not tried: it is near perfect") for s in supposed if not s.proof]
+            for suspicion in supposed:
+                if not suspicion.proof:
+                    self._reject(suspicion, None, "not tried: it is near perfect")
             supposed = [s for s in supposed if s.proof]
         pool = sorted((s for s in supposed if s.remedies and not _lengthens(s, self.case)), key=lambda s: -s.strength)
         rest = [s for s in supposed if s not in pool]
         pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
-        self.rejected += [Rejected(s.cause, None, "not tried: others were more likely") for s in later if not s.proof]
+        for suspicion in later:
+            if not suspicion.proof:
+                self._reject(suspicion, None, "not tried: others were more likely")
         if pool:
             steps = self._horizon(exam, len(pool))
             if not self._together(exam, pool, steps):
@@ -236,7 +245,7 @@ class _Doctor:
             elif trial is None and suspicion.strength < _LIKELY:
                 why = "not tried: the budget does not allow a longer run"
         if why:
-            self.rejected.append(Rejected(suspicion.cause, trial, why))
+            self._reject(suspicion, trial, why)
             return
         self.healed = self.healed if trial is None else fmean(trial.with_it)
         self._take(suspicion, remedy, trial)
@@ -314,7 +323,7 @@ class _Doctor:
             if suspicion.proof:
                 self._take(suspicion, None, None)
             else:
-                self.rejected.append(Rejected(suspicion.cause, None, "not tried: another cause explains it"))
+                self._reject(suspicion, None, "not tried: another cause explains it")
 
     def _horizon(self, exam: Examination, count: int) -> int:
         """Steps of a trial: what the budget allows for the control, all together, and each left out."""
@@ -338,7 +347,7 @@ class _Doctor:
             if part[0].proof:
                 self._take(part[0], None, trial)
             else:
-                self.rejected.append(Rejected(part[0].cause, trial, f"not needed beside the others: {trial}"))
+                self._reject(part[0], trial, f"not needed beside the others: {trial}")
         self.healed = fmean(bench.scores(_edits(needed)))
         for suspicion, remedy in needed:
             self._take(suspicion, remedy, shown[suspicion.cause])
@@ -363,7 +372,7 @@ class _Doctor:
         for remedy in suspicion.remedies:
             if self.laboratory.left <= 0:
                 break
-            trial = bench.against_control([remedy])
+            trial = bench.against_control([remedy], every_seed=suspicion.proof)
             helps = bench.holds(trial, [remedy])
             if helps or (suspicion.proof and bench.harmless(trial, [remedy])):
                 self.healed = fmean(trial.with_it) if helps else self.healed
@@ -373,7 +382,21 @@ class _Doctor:
             self._take(suspicion, None, trial)
             return
         why = "not tried: the budget is spent" if trial is None else f"no clear gain: {trial}"
+        self._reject(suspicion, trial, why)
+
+    def _reject(self, suspicion: Suspicion, trial: Trial | None, why: str) -> None:
+        self.doubted.append((suspicion, trial))
         self.rejected.append(Rejected(suspicion.cause, trial, why))
+
+    def _guess(self) -> None:
+        """A program that does not learn has a fault: what is likeliest is said, although no trial could show it."""
+        for suspicion, trial in sorted(self.doubted, key=lambda pair: -pair[0].strength)[:_GUESSES]:
+            if suspicion.strength >= _LIKELY and suspicion.cause not in self._kept_causes:
+                helps = trial is not None and trial.effect > 0
+                named = trial.intervention if trial is not None else ""
+                remedy = next((r for r in suspicion.remedies if helps and r.title == named), None)
+                self.kept.append(_Kept(suspicion, remedy, trial, proven=False))
+                self.rejected = [item for item in self.rejected if item.cause != suspicion.cause]
 
     def _take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
         self.kept.append(_Kept(suspicion, remedy, trial))
@@ -414,15 +437,18 @@ class _Bench:
     steps: int
     _runs: dict[tuple[str, ...], list[Descended]] = field(default_factory=dict)
 
-    def against_control(self, remedies: Sequence[Remedy]) -> Trial:
-        """Remedies against the program as it is by now."""
-        return self.between(remedies, (), "; ".join(remedy.title for remedy in remedies))
+    def against_control(self, remedies: Sequence[Remedy], *, every_seed: bool = False) -> Trial:
+        """Remedies against the program as it is by now; by default the first seed decides whether to go on."""
+        title = "; ".join(remedy.title for remedy in remedies)
+        return self.between(remedies, (), title, every_seed=every_seed)
 
-    def between(self, first: Sequence[Remedy], second: Sequence[Remedy], title: str) -> Trial:
-        """Two sets of remedies on the same seeds; a first that is behind on the first seed is not run on the others."""
+    def between(
+        self, first: Sequence[Remedy], second: Sequence[Remedy], title: str, *, every_seed: bool = True
+    ) -> Trial:
+        """Two sets of remedies on the same seeds; without ``every_seed`` a first that is behind at once is not run on."""
         with_it, without = self._run(first, 1), self._run(second, 1)
         behind = with_it[0].score <= without[0].score
-        count = 1 if behind and not second else self._affordable(first, second)
+        count = 1 if behind and not every_seed else self._affordable(first, second)
         with_it, without = self._run(first, count), self._run(second, count)
         control = "the program as it is" if not second else "the same without it"
         trial = compared(
@@ -551,7 +577,7 @@ def _merged(found: Sequence[Suspicion]) -> list[Suspicion]:
 
 def _finding(kept: _Kept) -> Finding:
     suspicion, trial = kept.suspicion, kept.trial
-    helped = trial is not None and trial.effect > 0
+    helped = kept.proven and trial is not None and trial.effect > 0
     if suspicion.proof:
         confidence = _SURE if helped or suspicion.blocks else _PROVEN
     else:

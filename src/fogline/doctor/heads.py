@@ -76,7 +76,27 @@ def _is_last(layer: Layer, outputs: Tensor) -> bool:
 def answers(anatomy: Anatomy, said: Tensor) -> Tensor | None:
     """What the model puts out if its last layer says this, row by row; None where that cannot be asked."""
     layer = last_layer(anatomy)
-    return None if layer is None else _said(anatomy, layer, said)
+    if layer is None:
+        return None
+    tail = _tail(anatomy, layer)
+    return _said(anatomy, layer, said) if tail is None else tail(said)
+
+
+def _tail(anatomy: Anatomy, layer: Layer) -> Callable[[Tensor], Tensor] | None:
+    """What comes behind the last layer, where it is but a bend that is known: it saves running the model."""
+    if "tail" not in anatomy.notes:
+        assert layer.output is not None
+        end, shape = anatomy.outputs.detach(), anatomy.outputs.shape[1:]
+        bent: Callable[[Tensor], Tensor] | None = None
+        if end.numel() == layer.output.numel() and len(end) == len(layer.output):
+            fitted = layer.output.reshape(end.shape)
+            if not anatomy.head and torch.equal(fitted, end):
+                bent = torch.clone
+            elif len(anatomy.head) == 1 and _is_bent(anatomy.head[0], layer.output, end):
+                bent = _FUNCTIONS[anatomy.head[0]]
+        anatomy.notes["tail"] = None if bent is None else lambda said: bent(said).reshape(len(said), *shape)
+    tail: Callable[[Tensor], Tensor] | None = anatomy.notes["tail"]
+    return tail
 
 
 def _said(anatomy: Anatomy, layer: Layer, said: Tensor) -> Tensor | None:
@@ -136,7 +156,9 @@ def behind(anatomy: Anatomy, put: Maker = nn.Identity) -> Edit | None:
         if not torch.equal(outputs.detach(), layer.output):
             return None
         return lambda model: Wrapped(model, after=put())
-    if len(anatomy.head) > 1 or not _is_bent(anatomy.head[0], layer.output, outputs.detach()):
+    name, end = anatomy.head[0], outputs.detach()
+    known = _is_bent(name, layer.output, end) or _is_bent_over_rows(name, layer.output, end)
+    if len(anatomy.head) > 1 or not known:
         return None
     return lambda model: LayerOutput(model, layer.name, put())
 
@@ -154,17 +176,27 @@ def _bending_module(anatomy: Anatomy) -> str | None:
     return None
 
 
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "softplus": nn.functional.softplus,
+    "softmax": lambda x: torch.softmax(x, -1 if x.ndim < 3 else 1),
+    "log_softmax": lambda x: torch.log_softmax(x, -1 if x.ndim < 3 else 1),
+    "exp": torch.exp,
+    "abs": torch.abs,
+}
+
+
 def _is_bent(name: str, before: Tensor, after: Tensor) -> bool:
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "softplus": nn.functional.softplus,
-        "softmax": lambda x: torch.softmax(x, -1 if x.ndim < 3 else 1),
-        "log_softmax": lambda x: torch.log_softmax(x, -1 if x.ndim < 3 else 1),
-        "leaky_relu": nn.functional.leaky_relu, "elu": nn.functional.elu, "exp": torch.exp, "abs": torch.abs,
-    }  # fmt: skip
-    if name in functions and torch.allclose(functions[name](before), after, rtol=1e-4, atol=1e-6):
-        return True
-    over_rows = {"softmax": lambda x: torch.softmax(x, 0), "log_softmax": lambda x: torch.log_softmax(x, 0)}
-    return name in over_rows and torch.allclose(over_rows[name](before), after, rtol=1e-4, atol=1e-6)
+    if name not in _FUNCTIONS or before.shape != after.shape:
+        return False
+    return torch.allclose(_FUNCTIONS[name](before), after, rtol=1e-4, atol=1e-6)
+
+
+def _is_bent_over_rows(name: str, before: Tensor, after: Tensor) -> bool:
+    over = {"softmax": torch.softmax, "log_softmax": torch.log_softmax}
+    return name in over and torch.allclose(over[name](before, 0), after, rtol=1e-4, atol=1e-6)
 
 
 def widened(anatomy: Anatomy, outputs: int, put: Maker | None = None) -> Edit | None:

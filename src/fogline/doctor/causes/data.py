@@ -179,7 +179,7 @@ def _homogeneous(exam: Examination) -> bool:
 
 
 def _target_scaled(exam: Examination, mean: Tensor, deviation: Tensor, columns: Tensor) -> Remedy | None:
-    """Model in units of the user, loss and layers in numbers near one. A bounded end is spread over the targets' range."""
+    """Model in units of the user, loss and layers in numbers near one; a bounded end is spread over the targets."""
     scale, shift = deviation, mean
     if exam.anatomy.head:
         bounds = reach(exam.anatomy)
@@ -659,8 +659,12 @@ def _moved(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def _error(rows: int, classes: int) -> float:
-    """A generous standard error of a score from 0 to 1 on so many rows, those of each class counted apart."""
-    return math.sqrt(max(1, classes) / max(1, rows)) if classes else 1.5 / math.sqrt(max(1, rows))
+    """A generous standard error of a score on so many rows.
+
+    An accuracy has at most 0.5 / sqrt(n), and the score stretches it by 1 / (1 - 1 / classes); half as much again for
+    classes that are not equally common. The share of variance explained has about 1 / sqrt(n), more with long tails.
+    """
+    return (0.75 / (1 - 1 / classes) if classes > 1 else 1.5) / math.sqrt(max(1, rows))
 
 
 def _does_not_carry_over(exam: Examination) -> list[Evidence]:
@@ -755,9 +759,11 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
     training rows that have a twin among the others is the share of copies that chance gives.
     """
     held, pair = exam.case.valid, _pair(exam)
-    if held is None or pair is None or _kept(exam, "copies") or _kept(exam, "split") or not isinstance(held.inputs, Tensor):
+    if held is None or pair is None or _kept(exam, "copies") or _kept(exam, "split"):
         return None
-    if not isinstance(held.targets, Tensor) or pair[0].shape[1:] != held.inputs.shape[1:] or len(held.inputs) < 5:
+    if not isinstance(held.inputs, Tensor) or not isinstance(held.targets, Tensor):
+        return None
+    if pair[0].shape[1:] != held.inputs.shape[1:] or len(held.inputs) < 5:
         return None
     if _few_kinds(pair[0]):
         return None
@@ -862,6 +868,11 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
     )
 
 
+_BEYOND_OVERLAP = 0.3
+"""Classes that overlap (two normal distributions, a logistic law, of any width) leave at most a quarter of such rows
+with another label: where more would, neighbours do not agree."""
+
+
 def label_noise(exam: Examination) -> Suspicion | None:
     """Labels that contradict what rows like theirs say, also far from the border between classes.
 
@@ -873,33 +884,35 @@ def label_noise(exam: Examination) -> Suspicion | None:
         return None
     ids = seen.rows
     labels = _labels(exam, exam.case.train.targets[ids])
-    if labels is None or len(ids) < 2 * _FEWEST or (seen.score or 0.0) < 0.2:
+    if labels is None or len(ids) < 2 * _FEWEST:
         return None
     wrong = seen.guesses != labels
-    if float(wrong.double().mean()) < 0.03:
-        return None
-    deep = _deep(exam, ids, seen.guesses)
+    deep = _deep(exam, ids, seen.guesses) if float(wrong.double().mean()) > 0.03 else wrong[:0]
     count = int(deep.sum())
-    if count < _FEWEST:
+    if count < _FEWEST // 2:
         return None
-    share, overall = float(wrong[deep].double().mean()), float(wrong.double().mean())
+    kinds = torch.bincount(seen.guesses[deep]).sort(descending=True).values
+    if len(kinds) < 2 or int(kinds[1]) < max(5, count // 10):
+        return None  # one class all over: its share is all that neighbours can say
+    share = float(wrong[deep].double().mean())
     error = math.sqrt(share * (1 - share) / count)
-    if share - 3 * error < 0.05 or share < 0.4 * overall:
+    least, chance = share - 2 * error, 1 / max(2, exam.case.yardstick.classes)
+    if least < 0.1 or 1 - share < chance + 3 * error:
         return None
     doubtful = wrong & (seen.agreement <= 0.25)
     names = ids[doubtful]
     return Suspicion(
         "label_noise",
-        min(0.7, 0.3 + share),
+        min(0.8, 0.3 + share),
         (
             Evidence("share of rows with another label than all rows around them", share, 0.0),
             Evidence("rows whose label is likely wrong", int(doubtful.sum()), 0),
             Evidence("the first of them", ", ".join(str(k) for k in sorted(names.tolist())[:5])),
         ),
         f"About {share:.0%} of the training rows have another label than all the rows like them, also far from the "
-        "border "
-        "between classes: likely these labels are wrong.",
+        "border between classes: likely these labels are wrong.",
         (_relabelled(exam, names, seen.guesses[doubtful]), _unlabelled(names)),
+        proof=least > _BEYOND_OVERLAP,
         advice="Look at the rows listed by eye before anything is dropped.",
     )
 

@@ -108,7 +108,7 @@ def symmetric_init(exam: Examination) -> Suspicion | None:
     names = _twins(exam)
     if not names:
         return None
-    weights = [name for name, p in anatomy.model.named_parameters() if p.ndim >= 2 and _constant(p)]
+    weights = [name for name, p in anatomy.named_parameters() if p.ndim >= 2 and _constant(p)]
     again = sorted({name.rpartition(".")[0] for name in weights} | set(names))
     return Suspicion(
         "symmetric_init",
@@ -127,7 +127,7 @@ def _twins(exam: Examination) -> list[str]:
     anatomy = wide(exam)
     found = []
     last = anatomy.weighted[-1].name if anatomy.weighted else ""
-    for name, module in anatomy.model.named_modules():
+    for name, module in anatomy.named_modules():
         if name == last or not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)):
             continue
         gates = {"LSTM": 4, "GRU": 3}.get(getattr(module, "mode", ""), 1)
@@ -382,7 +382,7 @@ def vanishing_gradient(exam: Examination) -> Suspicion | None:
         return None
     names = [layer.name for layer in anatomy.weighted]
     saturating = any(
-        isinstance(m, SATURATING) and n not in _at_the_end(anatomy.model) for n, m in anatomy.model.named_modules()
+        isinstance(m, SATURATING) and n not in _at_the_end(anatomy.model) for n, m in anatomy.named_modules()
     )
     evidence = [
         Evidence(

@@ -152,7 +152,7 @@ def _in_graph(outputs: Any) -> set[int]:
 def detached_graph(exam: Examination) -> Suspicion | None:
     """Parameters that no gradient reaches, and that one reaches once the program's own cuts are left out."""
     anatomy = exam.anatomy
-    trainable = [name for name, p in anatomy.model.named_parameters() if p.requires_grad]
+    trainable = [name for name, p in anatomy.named_parameters() if p.requires_grad]
     if not trainable or anatomy.stage in ("forward", "loss"):
         return None
     without = [name for name in trainable if anatomy.gradients.get(name) is None]
@@ -393,7 +393,7 @@ def stale_statistics(exam: Examination) -> Suspicion | None:
     observed = exam.observed
     if observed is None or not math.isfinite(observed.train_loss) or observed.steps < 2:
         return None
-    norms = [(n, m) for n, m in exam.anatomy.model.named_modules() if _is_norm(m) and _unsettled(m, observed.steps)]
+    norms = [(n, m) for n, m in exam.anatomy.named_modules() if _is_norm(m) and _unsettled(m, observed.steps)]
     if not norms:
         return None
     late = observed.losses[-max(3, observed.steps // 10) :]

@@ -348,7 +348,7 @@ def _of_optimizer(exam: Examination) -> Suspicion | None:
     if name not in ("adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad") or exam.anatomy.stage:
         return None
     epsilon = float(recipe.options.get("eps", 1e-10 if name == "adagrad" else 1e-8))
-    matrices = {n: p.numel() for n, p in exam.anatomy.model.named_parameters() if p.ndim >= 2}
+    matrices = {n: p.numel() for n, p in exam.anatomy.named_parameters() if p.ndim >= 2}
     slopes = sorted(rms(exam.anatomy.gradients.get(n)) for n in matrices)
     if not slopes or not 0 < slopes[-1] < epsilon or not standing(exam).short or steps_of(exam).path > 0.5:
         return None

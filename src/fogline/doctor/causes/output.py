@@ -658,7 +658,7 @@ def _codes_as_numbers(exam: Examination) -> Suspicion | None:
     codes = _codes(exam)
     if not codes or codes < 3 or width_of(exam) != 1 or exam.case.yardstick.work not in ("classes", "regression"):
         return None
-    if _takes_logits(exam) or losses.family(exam.program.loss) in ("classes", "binary"):
+    if _takes_logits(exam) or not _is_difference(exam):
         return None
     named = exam.case.yardstick.work == "classes"
     return _mismatch(
@@ -681,9 +681,8 @@ def numbers_for_labels(exam: Examination) -> Suspicion | None:
     if work not in ("classes", "one_hot", "binary") or observed is None or exam.anatomy.stage:
         return None
     each_alone = losses.on_probabilities(loss) and work == "one_hot" and bend(exam.anatomy) == "softmax"
-    fitting = losses.family(loss) in ("classes", "binary") or _takes_logits(exam) or wants_probabilities(exam)
     best = exam.reference.score
-    if (fitting and not each_alone) or not standing(exam).short:
+    if not (each_alone or _is_difference(exam)) or not standing(exam).short:
         return None
     return _mismatch(
         exam,
@@ -697,6 +696,17 @@ def numbers_for_labels(exam: Examination) -> Suspicion | None:
         "a loss has next to no gradient, and it can stop far from what is possible; cross-entropy pulls hardest there.",
         (matching(exam),),
     )
+
+
+def _is_difference(exam: Examination) -> bool:
+    """Whether the loss is one of differences: of outputs and targets both doubled it is twice or four times as much."""
+    loss, outputs, targets = exam.program.loss, exam.anatomy.outputs, exam.anatomy.batch[1]
+    if losses.family(loss) != "unknown":
+        return losses.family(loss) == "elementwise"
+    if not isinstance(outputs, Tensor) or not targets.is_floating_point() or outputs.shape != targets.shape:
+        return False
+    once, twice = value(loss, outputs.detach(), targets), value(loss, 2 * outputs.detach(), 2 * targets)
+    return bool(once) and twice is not None and min(abs(twice / (once or 1) - power) for power in (2, 4)) < 0.01
 
 
 def output_width(exam: Examination) -> Suspicion | None:

@@ -426,7 +426,7 @@ def _pull(exam: Examination, decay: float) -> tuple[float, float]:
     """Root mean square of the decay's and of the loss's gradient over the matrices of the trained model."""
     anatomy = wide_trained(exam)
     assert anatomy is not None
-    matrices = {name: p for name, p in anatomy.model.named_parameters() if p.ndim >= 2}
+    matrices = {name: p for name, p in anatomy.named_parameters() if p.ndim >= 2}
     pulls = [decay * rms(p) for p in matrices.values()]
     slopes = [rms(anatomy.gradients.get(name)) for name in matrices]
     mean = len(matrices) or 1

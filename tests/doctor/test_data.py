@@ -1,0 +1,352 @@
+"""Causes that lie in the rows: each found where it is planted, and silent on its healthy twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fogline
+from fogline.doctor.case import open_case
+from fogline.doctor.causes import data
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Suspicion
+from fogline.doctor.trial import Laboratory
+
+RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=20, duration="20ep")
+Pair = tuple[Tensor, Tensor]
+
+
+def numbers(count: int = 200, seed: int = 0) -> Pair:
+    X = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+    return X, X[:, :1] - 2 * X[:, 1:2]
+
+
+def labels(count: int = 200, seed: int = 0) -> Pair:
+    X = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+    y = torch.arange(count) % 3
+    X[:, 0] += 6 * y
+    X[:, 0] = (X[:, 0] - 6) / 5
+    return X, y
+
+
+def net(outputs: int, columns: int = 4, first: nn.Module | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(first or nn.Identity(), nn.Linear(columns, 8), nn.ReLU(), nn.Linear(8, outputs))
+
+
+def regression(train: Any = None, valid: Any = None, *, recipe: fogline.Recipe = RECIPE, **model: Any) -> Examination:
+    task = fogline.Task(net(1, **model), nn.MSELoss(), train or numbers(), valid=valid)
+    return Examination(open_case(task, recipe))
+
+
+def classification(
+    train: Any = None, valid: Any = None, *, recipe: fogline.Recipe = RECIPE, **model: Any
+) -> Examination:
+    task = fogline.Task(net(3, **model), nn.CrossEntropyLoss(), train or labels(), valid=valid)
+    return Examination(open_case(task, recipe))
+
+
+def mended(given: Examination, found: Suspicion | None, which: int = 0) -> Examination:
+    assert found is not None
+    return Examination(given.case, (found.remedies[which],))
+
+
+def in_motion(given: Examination, steps: int = 60) -> Examination:
+    given.observed = Laboratory(given.case, 1000).observe(given.program, steps)
+    return given
+
+
+@pytest.mark.parametrize("make", [regression, classification])
+def test_silent_on_sound_data(make: Callable[..., Examination]) -> None:
+    given = make()
+    assert [cause.__name__ for cause in data.ON_ONE_BATCH if cause(given)] == []
+    assert [cause.__name__ for cause in data.IN_MOTION if cause(in_motion(given, 20))] == []
+
+
+# Units
+
+
+@pytest.mark.parametrize("change", [lambda x: 300 * x, lambda x: x + 50, lambda x: x * torch.tensor([1.0, 1, 1000, 1])])
+def test_inputs_in_other_units(change: Callable[[Tensor], Tensor]) -> None:
+    X, y = numbers()
+    given = regression((change(X), y))
+    found = data.unscaled_input(given)
+    assert found is not None
+    after = mended(given, found)
+    assert data.unscaled_input(after) is None
+    received = after.anatomy.weighted[0].received
+    assert received is not None
+    assert received.mean(0).abs().max() < 1
+    assert 0.3 < float(received.std()) < 3
+
+
+def test_images_are_scaled_by_channel() -> None:
+    images = 255 * torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[:, 1] *= 0.1
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    task = fogline.Task(model, nn.CrossEntropyLoss(), (images, torch.arange(60) % 3))
+    given = Examination(open_case(task, RECIPE))
+    after = mended(given, data.unscaled_input(given))
+    received = after.anatomy.weighted[0].received
+    assert received is not None
+    assert torch.allclose(received.std((0, 2, 3)), torch.ones(3), atol=0.1)
+
+
+def test_inputs_that_the_model_brings_to_size_itself() -> None:
+    X, y = numbers()
+
+    class Divides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 300
+
+    large = (300 * X, y)
+    assert data.unscaled_input(regression(large, first=nn.BatchNorm1d(4))) is None
+    assert data.unscaled_input(regression(large, first=Divides())) is None
+    assert data.unscaled_input(regression((X.sigmoid(), y))) is None
+    assert data.unscaled_input(regression(((X > 1).float(), y))) is None
+
+
+def test_tokens_have_no_units() -> None:
+    tokens = torch.randint(0, 900, (60, 5), generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Embedding(900, 4), nn.Flatten(), nn.Linear(20, 3))
+    task = fogline.Task(model, nn.CrossEntropyLoss(), (tokens, torch.arange(60) % 3))
+    assert data.unscaled_input(Examination(open_case(task, RECIPE))) is None
+
+
+@pytest.mark.parametrize("change", [lambda y: 500 * y, lambda y: y + 80, lambda y: 1e-4 * y])
+def test_targets_in_other_units(change: Callable[[Tensor], Tensor]) -> None:
+    X, y = numbers()
+    given = regression((X, change(y)))
+    after = mended(given, data.unscaled_target(given))
+    assert data.unscaled_target(after) is None
+    outputs, targets = after.anatomy.outputs, after.anatomy.batch[1]
+    assert float((outputs.detach().mean() - targets.mean()).abs() / targets.std()) < 1
+    assert isinstance(after.program.loss, nn.MSELoss)
+    plain = regression((X, (change(y) - change(y).mean()) / change(y).std(correction=0)))
+    assert after.anatomy.loss == pytest.approx(plain.anatomy.loss, rel=0.2)
+
+
+def test_a_bounded_end_is_spread_over_the_targets() -> None:
+    X, y = numbers()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1), nn.Sigmoid())
+    given = Examination(open_case(fogline.Task(model, nn.L1Loss(), (X, 50 * y + 300)), RECIPE))
+    after = mended(given, data.unscaled_target(given))
+    low, high = float((50 * y + 300).min()), float((50 * y + 300).max())
+    assert bool((after.anatomy.outputs >= low).all())
+    assert bool((after.anatomy.outputs <= high).all())
+
+
+def test_a_loss_whose_units_matter_is_left_alone() -> None:
+    X, y = numbers()
+    task = fogline.Task(net(1), nn.PoissonNLLLoss(), (X, (300 * y).abs().round()))
+    assert data.unscaled_target(Examination(open_case(task, RECIPE))) is None
+
+
+# Gaps and constants
+
+
+def test_rows_with_gaps() -> None:
+    X, y = numbers()
+    X[7, 2] = torch.nan
+    X[100, 1] = torch.inf
+    given = regression((X, y))
+    found = data.nan_in_data(given)
+    assert found is not None
+    assert found.blocks
+    assert "2 of" in str(found.evidence[0])
+    for which in range(2):
+        after = mended(given, found, which)
+        assert data.nan_in_data(after) is None
+    assert mended(given, found, 0).program.rows < mended(given, found, 1).program.rows
+
+
+def test_targets_with_gaps() -> None:
+    X, y = numbers()
+    y[::2] = torch.nan
+    given = regression((X, y))
+    found = data.nan_in_data(given)
+    assert found is not None
+    assert [remedy.title for remedy in found.remedies] == ["drop the rows with NaN or infinity"]
+
+
+def test_gaps_that_the_loss_knows_of() -> None:
+    X, y = numbers()
+    y[::3] = torch.nan
+
+    def masked(outputs: Tensor, targets: Tensor) -> Tensor:
+        there = ~targets.isnan()
+        return torch.where(there, outputs - targets.nan_to_num(), 0.0).square().sum() / there.sum().clamp_min(1)
+
+    assert data.nan_in_data(Examination(open_case(fogline.Task(net(1), masked, (X, y)), RECIPE))) is None
+
+
+@pytest.mark.parametrize("make", [regression, classification])
+def test_one_target_for_all(make: Callable[..., Examination]) -> None:
+    X, y = numbers() if make is regression else labels()
+    found = data.constant_target(make((X, torch.full_like(y, 1))))
+    assert found is not None
+    assert found.blocks
+    assert data.constant_target(make((X, y))) is None
+
+
+# Order and balance
+
+
+@pytest.mark.parametrize("make", [regression, classification])
+def test_rows_in_the_order_of_their_targets(make: Callable[..., Examination]) -> None:
+    X, y = numbers() if make is regression else labels()
+    order = y.reshape(-1).sort(stable=True).indices
+    in_order = X[order], y[order]
+    still = RECIPE.replace(shuffle=False)
+    given = make(in_order, recipe=still)
+    assert mended(given, data.unshuffled_data(given)).program.recipe.shuffle
+    assert data.unshuffled_data(make(in_order)) is None
+    assert data.unshuffled_data(make((X, y), recipe=still)) is None
+    assert data.unshuffled_data(make(in_order, recipe=still.replace(batch_size="full"))) is None
+
+
+def test_a_loader_that_does_not_shuffle() -> None:
+    X, y = labels()
+    order = y.sort(stable=True).indices
+    loader = DataLoader(TensorDataset(X[order], y[order]), batch_size=20, shuffle=False)
+    given = classification(loader)
+    after = mended(given, data.unshuffled_data(given))
+    assert data.unshuffled_data(after) is None
+    assert after.program.rows == given.program.rows
+
+
+def test_rare_classes_that_are_not_found() -> None:
+    X, y = labels(900)
+    X = X + 0.6 * torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
+    use = (y != 1) | (torch.arange(900) % 25 == 1)
+    given = in_motion(classification((X[use], y[use]), recipe=RECIPE.replace(lr=0.001)), 40)
+    found = data.class_imbalance(given)
+    assert found is not None
+    weights = mended(given, found).program.loss.weight
+    assert weights[1] > 5 * weights[0]
+    again = mended(given, found, 1)
+    assert torch.bincount(again.program.train[1]).min() > 100
+
+
+def test_rare_classes_that_are_found() -> None:
+    X, y = labels(900)
+    use = (y != 1) | (torch.arange(900) % 12 == 1)
+    assert data.class_imbalance(in_motion(classification((X[use], y[use])), 400)) is None
+
+
+# Split
+
+
+def test_held_out_rows_in_other_units() -> None:
+    (X, y), (Xv, yv) = labels(), labels(80, 1)
+    given = classification((X, y), (40 * Xv + 7, yv))
+    found = data.train_valid_mismatch(given)
+    assert found is not None
+    assert found.proof
+    held = mended(given, found).program.held[0]
+    assert torch.allclose(held.std(0), X.std(0), rtol=0.2)
+    assert torch.equal(mended(given, found).program.train[0], X)
+    assert data.train_valid_mismatch(classification((X, y), (Xv, yv))) is None
+    assert data.train_valid_mismatch(classification((X, y), (1.2 * Xv + 0.1, yv))) is None
+
+
+def test_held_out_labels_of_another_code() -> None:
+    (X, y), (Xv, yv) = labels(600), labels(300, 1)
+    found = data.train_valid_mismatch(classification((X, y), (Xv, (yv + 1) % 3)))
+    assert found is not None
+    assert found.proof
+
+
+def test_splitting_again_keeps_every_row() -> None:
+    (X, y), (Xv, yv) = labels(), labels(80, 1)
+    given = classification((X, y), (40 * Xv + 7, yv))
+    after = mended(given, data.train_valid_mismatch(given), -1)
+    every = torch.cat([after.program.train[0], after.program.held[0]])
+    assert torch.equal(every.sort(0).values, torch.cat([X, 40 * Xv + 7]).sort(0).values)
+
+
+def test_copies_across_the_split() -> None:
+    (X, y), (Xv, yv) = numbers(), numbers(100, 1)
+    leaked = torch.cat([Xv[:60], X[:40]]), torch.cat([yv[:60], y[:40]])
+    given = regression((X, y), leaked)
+    found = data.duplicate_leak(given)
+    assert found is not None
+    assert found.proof
+    assert mended(given, found).program.rows == 160
+    assert data.duplicate_leak(regression((X, y), (Xv, yv))) is None
+
+
+def test_rows_that_repeat_by_themselves() -> None:
+    X = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    y = X.sum(1, keepdim=True) % 2
+    assert data.duplicate_leak(regression((X, y), (X, y), columns=2)) is None
+    many = torch.randint(0, 3, (300, 4), generator=torch.Generator().manual_seed(0)).float()
+    wanted = many.sum(1, keepdim=True)
+    assert data.duplicate_leak(regression((many[:200], wanted[:200]), (many[200:], wanted[200:]))) is None
+
+
+# Labels
+
+
+@pytest.mark.parametrize("make", [regression, classification])
+def test_targets_that_belong_to_other_rows(make: Callable[..., Examination]) -> None:
+    of = numbers if make is regression else labels
+    (X, y), held = of(400), of(200, 1)
+    turned = y[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
+    found = data.shuffled_labels(make((X, turned), held))
+    assert found is not None
+    assert found.proof
+    assert data.shuffled_labels(make((X, y), held)) is None
+    assert data.shuffled_labels(make((X, turned))) is None  # it may be that there is nothing to learn
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_wrong_labels_far_from_any_border(*, one_hot: bool) -> None:
+    draws = torch.Generator().manual_seed(1)
+    y = torch.arange(600) % 3
+    X = torch.randn(600, 4, generator=draws) + 4 * F.one_hot(y, 4)
+    wrong = torch.rand(600, generator=draws) < 0.3
+    noisy = torch.where(wrong, (y + torch.randint(1, 3, (600,), generator=draws)) % 3, y)
+    given = classification((X, F.one_hot(noisy).float() if one_hot else noisy))
+    found = data.label_noise(given)
+    assert found is not None
+    again = mended(given, found).program.train[1]
+    again = again.argmax(1) if one_hot else again
+    before = noisy[given.case.learned]
+    assert (again == y[given.case.learned]).float().mean() > (before == y[given.case.learned]).float().mean() + 0.15
+    assert mended(given, found, 1).program.rows < given.program.rows
+
+
+@pytest.mark.parametrize("apart", [0.3, 0.6, 1.0, 2.0])
+def test_classes_that_overlap_are_not_wrong(apart: float) -> None:
+    draws = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 2, (500,), generator=draws)
+    X = torch.randn(500, 4, generator=draws)
+    X[:, 0] += apart * (2 * y - 1)
+    found = data.label_noise(classification((X, y)))
+    assert found is None or not found.proof
+
+
+@pytest.mark.parametrize("cause", [*data.ON_ONE_BATCH, *data.IN_MOTION], ids=lambda cause: cause.__name__)
+def test_any_program_can_be_examined(cause: Callable[[Examination], Suspicion | None]) -> None:
+    tokens = torch.randint(0, 5, (40, 6), generator=torch.Generator().manual_seed(0))
+    reads = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(24, 5))
+    images = torch.ones(8, 1, 4, 4)
+    tasks = [
+        fogline.Task(net(4), fogline.on_batch(lambda m, b: (m(b) - b).square().mean()), numbers()[0]),
+        fogline.Task(reads, nn.CrossEntropyLoss(), (tokens, tokens[:, 0])),
+        fogline.Task(nn.Conv2d(1, 3, 1), nn.CrossEntropyLoss(), (images, torch.arange(128).reshape(8, 4, 4) % 3)),
+        fogline.Task(net(3), nn.CrossEntropyLoss(), (torch.ones(20, 3), labels()[1][:20])),
+    ]
+    for task in tasks:
+        given = Examination(open_case(task, RECIPE))
+        cause(given)
+        if cause in data.IN_MOTION:
+            cause(in_motion(given, 3))

@@ -1,0 +1,244 @@
+"""Causes between the last layer and the loss: each found where it is planted, and silent on its healthy twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fogline
+from fogline.doctor.case import open_case
+from fogline.doctor.causes import output
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Suspicion
+from fogline.doctor.heads import last_layer, reach
+
+SGD = fogline.Recipe(optimizer="sgd", lr=0.1, batch_size=32, duration="5ep")
+
+
+def rows(count: int = 96, columns: int = 4) -> Tensor:
+    return torch.randn(count, columns, generator=torch.Generator().manual_seed(0))
+
+
+def labels(classes: int = 3) -> Tensor:
+    return (rows()[:, 0].abs() * 2).long().clamp_max(classes - 1)
+
+
+def yes_no() -> Tensor:
+    return (rows()[:, :1] > 0).float()
+
+
+def numbers() -> Tensor:
+    return rows()[:, :1] * 2 - rows()[:, 1:2]
+
+
+def net(outputs: int, *end: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, outputs), *end)
+
+
+class Own(nn.Module):
+    """A module whose last operation is a function."""
+
+    def __init__(self, outputs: int, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.end = nn.Linear(4, 8), nn.Linear(8, outputs), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.head(torch.relu(self.body(x))))
+
+
+def exam(model: nn.Module, loss: Any, targets: Tensor, recipe: fogline.Recipe = SGD) -> Examination:
+    return Examination(open_case(fogline.Task(model, loss, (rows(), targets)), recipe))
+
+
+def mended(found: Suspicion, given: Examination, which: int = 0) -> Examination:
+    """The program with a remedy of what was found."""
+    return Examination(given.case, (found.remedies[which],))
+
+
+def clipped_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    p = outputs.clamp(1e-7, 1 - 1e-7)
+    return -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
+
+
+def entropy_of_labels(outputs: Tensor, targets: Tensor) -> Tensor:
+    return -outputs[torch.arange(len(outputs)), targets].clamp(1e-7, 1).log().mean()
+
+
+def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.relu(1 - outputs * targets).mean()
+
+
+def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().mean()
+
+
+def quantiles(outputs: Tensor, targets: Tensor) -> Tensor:
+    away, levels = targets - outputs, torch.tensor([0.1, 0.5, 0.9])
+    return torch.maximum(levels * away, (levels - 1) * away).mean()
+
+
+def softmax(x: Tensor) -> Tensor:
+    return torch.softmax(x, 1)
+
+
+PLANTED: list[tuple[str, nn.Module, Any, Callable[[], Tensor]]] = [
+    ("double_softmax", net(3, nn.Softmax(dim=1)), nn.CrossEntropyLoss(), labels),
+    ("double_softmax", Own(3, softmax), F.cross_entropy, labels),
+    ("double_softmax", net(3, nn.Softmax(dim=1)), lambda o, t: F.nll_loss(F.log_softmax(o, 1), t), labels),
+    ("softmax_single_unit", net(1, nn.Softmax(dim=1)), nn.BCELoss(), yes_no),
+    ("softmax_single_unit", Own(1, softmax), nn.MSELoss(), yes_no),
+    ("softmax_single_unit", net(1, nn.Softmax(dim=1)), nn.MSELoss(), numbers),
+    ("output_activation", net(1, nn.Sigmoid()), nn.BCEWithLogitsLoss(), yes_no),
+    ("output_activation", Own(1, torch.sigmoid), nn.BCEWithLogitsLoss(), yes_no),
+    ("output_activation", net(3, nn.Sigmoid()), nn.CrossEntropyLoss(), labels),
+    ("output_activation", net(3, nn.ReLU()), nn.CrossEntropyLoss(), labels),
+    ("output_activation", net(1, nn.Sigmoid()), nn.MSELoss(), numbers),
+    ("output_activation", Own(1, torch.relu), nn.L1Loss(), numbers),
+    ("output_activation", net(1, nn.Tanh()), squares, lambda: 10 * numbers()),
+    ("output_activation", net(1), clipped_entropy, yes_no),
+    ("output_activation", net(1, nn.Tanh()), clipped_entropy, yes_no),
+    ("output_activation", net(3, nn.Sigmoid()), entropy_of_labels, labels),
+    ("output_activation", net(3, nn.Softmax(dim=0)), entropy_of_labels, labels),
+    ("output_activation", net(1, nn.Sigmoid()), nn.MSELoss(), lambda: 2 * yes_no() - 1),
+    ("loss_mismatch", net(3), nn.NLLLoss(), labels),
+    ("loss_mismatch", net(3, nn.Softmax(dim=1)), nn.NLLLoss(), labels),
+    ("loss_mismatch", net(1), hinge, yes_no),
+    ("loss_mismatch", net(1), nn.HingeEmbeddingLoss(), yes_no),
+    ("loss_mismatch", net(1), nn.BCEWithLogitsLoss(), lambda: labels().float()[:, None]),
+    ("loss_mismatch", net(1, nn.Sigmoid()), clipped_entropy, lambda: labels().float()[:, None]),
+    ("loss_mismatch", net(1), nn.MSELoss(), lambda: labels().float()[:, None]),
+    ("loss_mismatch", net(1), nn.CrossEntropyLoss(), yes_no),
+    ("loss_mismatch", net(3), nn.CrossEntropyLoss(), lambda: labels().float()),
+    ("output_width", net(2), nn.CrossEntropyLoss(), labels),
+    ("output_width", net(1), nn.CrossEntropyLoss(), labels),
+    ("output_width", net(3), squares, numbers),
+    ("output_width", net(2), nn.MSELoss(), numbers),
+    ("sum_reduction", net(1), lambda o, t: 20 * (o - t).square().sum(), numbers),
+    ("sum_reduction", net(1), nn.MSELoss(reduction="sum"), lambda: 30 * numbers()),
+    ("shape_broadcast", net(1), squares, lambda: numbers()[:, 0]),
+    ("shape_broadcast", net(1), nn.MSELoss(), lambda: numbers()[:, 0]),
+    ("shape_broadcast", Own(1, lambda x: x[:, 0]), nn.L1Loss(), numbers),
+]
+
+SOUND: list[tuple[nn.Module, Any, Callable[[], Tensor]]] = [
+    (net(3), nn.CrossEntropyLoss(), labels),
+    (net(3), nn.CrossEntropyLoss(label_smoothing=0.1), labels),
+    (net(5), nn.CrossEntropyLoss(), labels),
+    (net(3, nn.LogSoftmax(dim=1)), nn.NLLLoss(), labels),
+    (net(3, nn.LogSoftmax(dim=1)), nn.CrossEntropyLoss(), labels),
+    (net(3, nn.Softmax(dim=1)), entropy_of_labels, labels),
+    (Own(3, lambda x: 30 * torch.tanh(x / 30)), nn.CrossEntropyLoss(), labels),
+    (Own(3, lambda x: 30 * torch.softmax(x, 1)), nn.CrossEntropyLoss(), labels),
+    (net(3), lambda o, t: -torch.softmax(o, 1)[torch.arange(len(o)), t].mean(), labels),
+    (net(3), nn.MultiMarginLoss(), labels),
+    (net(3), nn.MSELoss(), lambda: F.one_hot(labels(), 3).float()),
+    (net(3, nn.Sigmoid()), nn.BCELoss(), lambda: F.one_hot(labels(), 3).float()),
+    (net(1, nn.Sigmoid()), nn.BCELoss(), yes_no),
+    (net(1, nn.Sigmoid()), clipped_entropy, yes_no),
+    (net(1), nn.BCEWithLogitsLoss(), yes_no),
+    (net(1, nn.Sigmoid()), nn.MSELoss(), yes_no),
+    (net(1), hinge, lambda: 2 * yes_no() - 1),
+    (net(1, nn.Tanh()), nn.MSELoss(), lambda: 2 * yes_no() - 1),
+    (net(1), nn.MSELoss(), numbers),
+    (net(1), nn.HuberLoss(), lambda: 1000 * numbers()),
+    (net(1, nn.Softplus()), nn.MSELoss(), lambda: numbers().abs()),
+    (net(1, nn.ReLU()), nn.L1Loss(), lambda: numbers().abs()),
+    (net(1, nn.Sigmoid()), nn.MSELoss(), lambda: torch.sigmoid(numbers())),
+    (Own(1, lambda x: 10 * torch.tanh(x)), nn.MSELoss(), numbers),
+    (net(1), nn.PoissonNLLLoss(), lambda: numbers().abs().round()),
+    (net(1), squares, numbers),
+    (net(3), quantiles, numbers),
+    (Own(1, lambda x: x[:, 0]), nn.MSELoss(), lambda: numbers()[:, 0]),
+    (net(1), lambda o, t: squares(o[:, 0], t), lambda: numbers()[:, 0]),
+    (net(1), nn.MSELoss(reduction="sum"), lambda: 0.01 * numbers()),
+]
+
+
+def named(case: tuple[Any, ...]) -> str:
+    return case[0] if isinstance(case[0], str) else ""
+
+
+@pytest.mark.parametrize(("cause", "model", "loss", "targets"), PLANTED, ids=[named(case) for case in PLANTED])
+def test_found_where_it_is_planted_and_gone_when_mended(
+    cause: str, model: nn.Module, loss: Any, targets: Callable[[], Tensor]
+) -> None:
+    recipe = SGD.replace(lr=0.03) if cause == "sum_reduction" else SGD
+    given = exam(model, loss, targets(), recipe)
+    found = getattr(output, cause)(given)
+    assert found is not None
+    assert found.cause == cause
+    for which in range(len(found.remedies)):
+        after = mended(found, given, which)
+        assert getattr(output, cause)(after) is None or not getattr(output, cause)(after).proof
+        assert (after.anatomy.stage, after.anatomy.error) == ("", "")
+    assert found.remedies
+
+
+@pytest.mark.parametrize("sound", SOUND, ids=range(len(SOUND)))
+def test_silent_on_sound_programs(sound: tuple[nn.Module, Any, Callable[[], Tensor]]) -> None:
+    model, loss, targets = sound
+    given = exam(model, loss, targets(), SGD.replace(lr=1e-4))
+    assert [cause.__name__ for cause in output.ON_ONE_BATCH if cause(given)] == []
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_the_size_of_the_loss_does_not_matter(factor: float) -> None:
+    def larger(outputs: Tensor, targets: Tensor) -> Tensor:
+        return factor * F.cross_entropy(outputs, targets)
+
+    found = output.double_softmax(exam(net(3, nn.Softmax(dim=1)), larger, labels()))
+    assert found is not None
+    assert output.double_softmax(exam(net(3), larger, labels())) is None
+
+
+def test_a_sum_does_not_matter_to_an_optimizer_that_divides_by_the_gradient() -> None:
+    given = exam(net(1), nn.MSELoss(reduction="sum"), 30 * numbers(), SGD.replace(optimizer="adam", lr=0.01))
+    assert output.sum_reduction(given) is None
+
+
+def test_probabilities_stay_probabilities() -> None:
+    given = exam(net(1, nn.Sigmoid()), nn.BCEWithLogitsLoss(), yes_no())
+    found = output.output_activation(given)
+    assert found is not None
+    after = mended(found, given)
+    assert isinstance(after.program.loss, nn.BCELoss)
+    assert bool((after.anatomy.outputs >= 0).all())
+
+
+def test_the_last_layer_is_the_one_the_output_is_made_of() -> None:
+    class Skips(Own):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.body(x))) + x[:, :1]
+
+    assert last_layer(exam(net(1), nn.MSELoss(), numbers()).anatomy) is not None
+    assert last_layer(exam(Skips(1, nn.Identity()), nn.MSELoss(), numbers()).anatomy) is None
+
+
+def test_what_can_be_reached_is_asked_of_the_model() -> None:
+    assert reach(exam(net(1, nn.Sigmoid()), nn.MSELoss(), numbers()).anatomy) == (0.0, 1.0)
+    assert reach(exam(Own(1, lambda x: 2 + torch.tanh(x)), nn.MSELoss(), numbers()).anatomy) == (1.0, 3.0)
+    open_end = reach(exam(net(1, nn.ReLU()), nn.MSELoss(), numbers()).anatomy)
+    assert open_end is not None
+    assert open_end[0] == 0.0
+    assert open_end[1] > 1000
+
+
+@pytest.mark.parametrize("cause", output.ON_ONE_BATCH, ids=lambda cause: cause.__name__)
+def test_any_program_can_be_examined(cause: Callable[[Examination], Suspicion | None]) -> None:
+    tokens = torch.randint(0, 5, (40, 6), generator=torch.Generator().manual_seed(0))
+    reads = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(24, 5))
+    tasks = [
+        fogline.Task(net(4), fogline.on_batch(lambda m, b: (m(b) - b).square().mean()), rows()),
+        fogline.Task(reads, nn.CrossEntropyLoss(), (tokens, tokens[:, 0])),
+        fogline.Task(nn.Conv2d(1, 3, 1), nn.CrossEntropyLoss(), (torch.ones(8, 1, 4, 4), torch.zeros(8, 4, 4).long())),
+        fogline.Task(net(2), nn.CrossEntropyLoss(), (torch.ones(20, 3), labels()[:20])),
+    ]
+    for task in tasks:
+        cause(Examination(open_case(task, SGD)))
