@@ -89,7 +89,7 @@ def _xor() -> Setting:
 
 
 def _autoencoder() -> Setting:
-    model = partial(nets.mlp, sizes=(64, 32, 12, 32, 64))
+    model = partial(nets.mlp, sizes=(64, 32, 12, 32, 64), activation=nn.ELU)
     how = {"optimizer": "adam", "lr": 0.01, "batch_size": 50, "duration": "50ep", "schedule": "linear"}
     return _setting(model, losses.reconstruct, data.digits(), scores.reconstruction, **how)
 
@@ -176,7 +176,7 @@ HEALTHY = [
     DIABETES.vary(
         "softplus-output", both(raw_targets(0.01), net(last=nn.Softplus), recipe(optimizer="adam", lr=0.01))
     ),
-    DIGITS.vary("negative-loss", both(loss(losses.negative_agreement), recipe(optimizer="adam", lr=0.005, duration="20ep")), 0.85),
+    DIGITS.vary("negative-loss", both(loss(losses.negative_agreement), recipe(optimizer="adam", lr=0.005, duration="30ep")), 0.85),
     MOONS.vary("hinge", both(targets(lambda y: 2 * y - 1), loss(losses.hinge))),
     # recipes
     DIGITS.vary("warm-up", recipe(warmup=0.2, lr=0.2, schedule="cosine")),
@@ -189,6 +189,7 @@ HEALTHY = [
 ]  # fmt: skip
 
 HIDDEN = "the held-out rows are wrong, not the training: the figures mislead, the weights are those of the twin"
+CHANCE = "the held-out rows are wrong: it is left to chance how good the weights are that do best on them"
 FIGURES = "only the figure that is reported is wrong"
 GATED = "the step of a batch that is not finite is refused, so that the other rows train the model"
 
@@ -202,10 +203,6 @@ FAULTS = [
     Fault("lr_too_low", "rnn-waves", recipe(lr=2e-4), recipe(lr=1e-5)),
     Fault("lr_too_low", "regression-sine", recipe(lr=1e-4), recipe(lr=1e-6)),
     Fault(
-        "bad_schedule", "regression-diabetes", recipe(lr=0.1, batch_size=4, duration="15ep"), recipe(lr=0.2, batch_size=4, duration="15ep"),
-        "lr_too_high batch_too_small", tag="never-lowered",
-    ),
-    Fault(
         "bad_schedule", "loop-digits/step-schedule",
         habits(schedule=lambda o: lr_scheduler.ExponentialLR(o, 0.15)),
         habits(schedule=lambda o: lr_scheduler.StepLR(o, 1, 0.01)),
@@ -218,7 +215,7 @@ FAULTS = [
     ),
     Fault("too_few_steps", "mlp-digits", recipe(duration="1ep", lr=0.02), recipe(duration="2st")),
     Fault("too_few_steps", "rnn-waves", recipe(duration="3ep"), recipe(duration="5st")),
-    Fault("too_few_steps", "mlp-xor", recipe(duration="8ep"), recipe(duration="3ep")),
+    Fault("too_few_steps", "mlp-xor", recipe(duration="5ep"), recipe(duration="2ep")),
     Fault(
         "optimizer_mismatch", "mlp-digits",
         recipe(optimizer="adadelta", lr=0.001), recipe(optimizer="rprop", lr=0.01, batch_size=16),
@@ -237,7 +234,7 @@ FAULTS = [
         "lr_too_high",
     ),
     Fault("batch_too_large", "mlp-digits", recipe(batch_size=500), recipe(batch_size="full", duration="8ep"), "too_few_steps lr_too_low"),
-    Fault("batch_too_large", "transformer-majority", recipe(batch_size=350), recipe(batch_size="full"), "too_few_steps lr_too_low"),
+    Fault("batch_too_large", "transformer-majority", recipe(batch_size="full"), recipe(batch_size="full", duration="5ep"), "too_few_steps lr_too_low"),
     Fault("regularization_too_strong", "mlp-digits", recipe(weight_decay=0.05), recipe(weight_decay=1.0)),
     Fault("regularization_too_strong", "mlp-digits/dropout", net(dropout=0.8), net(dropout=0.95)),
     Fault("regularization_too_strong", "regression-sine", recipe(optimizer="adamw", weight_decay=10.0), recipe(optimizer="adamw", weight_decay=100.0)),
@@ -287,7 +284,7 @@ FAULTS = [
     Fault("softmax_single_unit", "mlp-xor", None, both(net(last=SOFTMAX), loss(nn.MSELoss())), "output_activation"),
     Fault("loss_mismatch", "mlp-digits", both(plants.column(), net(sizes=(64, 64, 32, 1)), loss(nn.MSELoss()), recipe(lr=0.01)), loss(nn.NLLLoss()), "output_activation output_width"),
     Fault("loss_mismatch", "mlp-moons", loss(nn.HingeEmbeddingLoss()), loss(losses.hinge)),
-    Fault("loss_mismatch", "rnn-waves", both(plants.column(), net(outputs=1), loss(nn.MSELoss())), loss(nn.NLLLoss()), "output_activation output_width"),
+    Fault("loss_mismatch", "rnn-waves", None, loss(nn.NLLLoss()), "output_activation output_width"),
     Fault("output_width", "mlp-wine", net(sizes=(13, 32, 1)), net(sizes=(13, 32, 2))),
     Fault("output_width", "regression-diabetes", both(net(sizes=(10, 16, 3)), loss(losses.squares)), net(sizes=(10, 16, 4)), "shape_broadcast", {"mild": "each of the outputs learns the target, and their mean is as good"}),
     Fault("sum_reduction", "mlp-digits/plain-sgd", loss(nn.CrossEntropyLoss(reduction="sum")), both(loss(nn.CrossEntropyLoss(reduction="sum")), recipe(lr=0.5)), "lr_too_high"),
@@ -297,17 +294,17 @@ FAULTS = [
     Fault("shape_broadcast", "loop-sine", plants.flat(), both(plants.flat(), loss(losses.squares))),
     # data
     Fault("unscaled_input", "mlp-wine/plain-sgd", raw_inputs(0.02), raw_inputs()),
-    Fault("unscaled_input", "mlp-wine", raw_inputs(10.0), raw_inputs(100.0)),
+    Fault("unscaled_input", "mlp-wine", raw_inputs(30.0), raw_inputs(300.0)),
     Fault("unscaled_input", "regression-diabetes", raw_inputs(0.02), raw_inputs()),
     Fault("unscaled_input", "mlp-digits", inputs(lambda x: 16 * x), raw_inputs()),
     Fault("unscaled_target", "regression-diabetes/adam", raw_targets(), raw_targets(1000.0), "lr_too_low too_few_steps"),
     Fault("unscaled_target", "regression-diabetes", raw_targets(), raw_targets(100.0), "lr_too_high exploding_gradient"),
     Fault("unscaled_target", "regression-sine", targets(lambda y: 100 * y + 300), targets(lambda y: 1e5 * y), "lr_too_low too_few_steps"),
-    Fault("train_valid_mismatch", "mlp-wine", raw_inputs(0.01, ("valid",)), raw_inputs(sets=("valid",)), harmless={"mild": HIDDEN}),
+    Fault("train_valid_mismatch", "mlp-wine", raw_inputs(0.01, ("valid",)), raw_inputs(sets=("valid",)), harmless=CHANCE),
     Fault("train_valid_mismatch", "mlp-digits", inputs(lambda x: 1 - x, ("valid",)), targets(lambda y: 9 - y, ("valid",))),
-    Fault("train_valid_mismatch", "regression-diabetes", raw_inputs(0.02, ("valid",)), raw_targets(sets=("valid",)), harmless={"strong": HIDDEN}),
-    Fault("label_noise", "mlp-digits", plants.wrong_labels(0.45, 10), plants.wrong_labels(0.6, 10)),
-    Fault("label_noise", "mlp-moons", plants.wrong_labels(0.25, 2), plants.wrong_labels(0.45, 2)),
+    Fault("train_valid_mismatch", "regression-diabetes", raw_inputs(0.02, ("valid",)), raw_targets(sets=("valid",)), harmless=CHANCE),
+    Fault("label_noise", "mlp-digits", plants.wrong_labels(0.55, 10), plants.wrong_labels(0.75, 10)),
+    Fault("label_noise", "mlp-moons", plants.wrong_labels(0.35, 2), plants.wrong_labels(0.45, 2)),
     Fault("label_noise", "rnn-waves", plants.wrong_labels(0.45, 3), plants.wrong_labels(0.55, 3)),
     Fault("shuffled_labels", "mlp-digits", plants.misaligned(0.7), plants.misaligned(1.0), "label_noise"),
     Fault("shuffled_labels", "regression-sine", plants.misaligned(0.6), plants.misaligned(1.0), "label_noise"),
@@ -378,9 +375,9 @@ FAULTS = [
     # a third kind of network for what two have above
     Fault("batch_too_small", "cnn-digits", recipe(batch_size=2, duration="2ep", schedule="constant"), recipe(batch_size=1, duration="1ep", schedule="constant"), "lr_too_high"),
     Fault("bottleneck", "rnn-waves", net(hidden=2), net(hidden=1), "underfitting"),
-    Fault("class_imbalance", "rnn-waves", plants.rare(1, 6), plants.rare(1, 2)),
+    Fault("class_imbalance", "rnn-waves", plants.rare(1, 2), plants.rare(1, 1)),
     Fault("duplicate_leak", "cnn-digits", plants.leak(0.5), plants.leak(1.0), harmless=HIDDEN),
-    Fault("epsilon_underflow", "rnn-waves", both(loss(losses.labels_entropy_with_epsilon), net(init=plants.scaled(30.0, "head"))), both(loss(losses.labels_entropy_with_epsilon), net(init=plants.scaled(300.0, "head"))), "log_of_zero bad_init"),
+    Fault("epsilon_underflow", "rnn-waves", both(loss(losses.labels_entropy_with_epsilon), net(init=plants.scaled(100.0, "head"))), both(loss(losses.labels_entropy_with_epsilon), net(init=plants.scaled(1000.0, "head"))), "log_of_zero bad_init"),
     Fault("exploding_gradient", "regression-diabetes", net(sizes=(10, 32, 32, 32, 1), init=plants.normal(1.0)), net(sizes=(10, 32, 32, 32, 1), init=plants.normal(3.0)), "bad_init lr_too_high"),
     Fault("log_of_zero", "cnn-digits", both(loss(losses.probabilities_of_labels, last=SOFTMAX), net(init=plants.scaled(6.0))), both(loss(losses.probabilities_of_labels, last=SOFTMAX), net(init=plants.scaled(20.0))), "bad_init"),
     Fault("loss_mismatch", "cnn-digits", both(plants.column(), net(classes=1), loss(nn.MSELoss())), loss(nn.NLLLoss()), "output_width output_activation"),

@@ -196,7 +196,7 @@ def judged(program: Program, trained: dict[str, Trained]) -> str:
     bites = lost >= 2 and trained[program.twin].mean - own.mean >= LEAST_GAP
     if program.bites:
         return "bites" if bites else "WRONG: does not bite"
-    return "WRONG: it does bite" if bites else "harmless, as said"
+    return "not counted, though it bites" if bites else "not counted"
 
 
 def gap(program: Program, trained: dict[str, Trained]) -> float:

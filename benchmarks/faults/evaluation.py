@@ -115,7 +115,7 @@ def _order() -> Setting:
 
 def _rule() -> Setting:
     model = partial(Attention, tokens=7, length=15, outputs=7, causal=True)
-    how = {"optimizer": "adamw", "lr": 0.01, "batch_size": 50, "duration": "20ep", "schedule": "linear"}
+    how = {"optimizer": "adamw", "lr": 0.02, "batch_size": 50, "duration": "20ep", "schedule": "linear"}
     return _setting(model, losses.foretell, data.rule(), scores.next_token, **how)
 
 
@@ -203,7 +203,7 @@ HEALTHY = [
     SEGMENTS.vary("batch-of-5", recipe(batch_size=5, lr=0.002, duration="6ep")),
     IRIS.vary("24-rows", both(plants.rows(24), recipe(batch_size=8, duration="60ep")), 0.85),
     # classes that overlap: as good as it can be
-    RINGS.vary("overlapping", both(plants.blurred(0.4), recipe(lr=0.05, duration="30ep")), 0.75),
+    RINGS.vary("overlapping", both(plants.blurred(0.4), recipe(lr=0.2, duration="40ep")), 0.75),
     CANCER.vary("overlapping", both(plants.blurred(3.0), recipe(lr=0.001, duration="10ep")), 0.68),
     # units that frighten
     RENTS.vary("in-euros", both(raw_targets(), recipe(optimizer="adam", lr=0.3, duration="40ep", schedule="linear"))),
@@ -233,6 +233,7 @@ HEALTHY = [
 ]  # fmt: skip
 
 HIDDEN = "the held-out rows are wrong, not the training: the figures mislead, the weights are those of the twin"
+CHANCE = "the held-out rows are wrong: it is left to chance how good the weights are that do best on them"
 FIGURES = "only the figure that is reported is wrong"
 GATED = "the step of a batch that is not finite is refused, so that the other rows train the model"
 
@@ -265,7 +266,7 @@ FAULTS = [
     Fault("regularization_too_strong", "regression-friedman/momentum", recipe(weight_decay=0.1), recipe(weight_decay=1.0)),
     # flow
     Fault("vanishing_gradient", "mlp-tower", net(act=torch.sigmoid, init=None), net(act=torch.sigmoid, init=plants.scaled(0.3)), "bad_init saturated_units"),
-    Fault("vanishing_gradient", "regression-impedance", net(hidden=(16,) * 8, act=torch.sigmoid), net(hidden=(16,) * 12, act=torch.sigmoid), "bad_init saturated_units"),
+    Fault("vanishing_gradient", "regression-impedance", net(hidden=(16,) * 10, act=torch.sigmoid), net(hidden=(16,) * 14, act=torch.sigmoid), "bad_init saturated_units"),
     Fault("vanishing_gradient", "cnn-shapes", net(act=torch.sigmoid, init=plants.normal(0.02)), net(act=torch.sigmoid, init=plants.normal(0.001)), "bad_init saturated_units"),
     Fault("exploding_gradient", "mlp-tower", net(init=plants.normal(1.0)), net(init=plants.normal(3.0)), "bad_init lr_too_high"),
     Fault("exploding_gradient", "rnn-signs/plain-rnn", net(gain=30.0, init=plants.scaled(6.0, "weight_hh")), net(gain=300.0, init=plants.scaled(20.0, "weight_hh")), "bad_init saturated_units unscaled_input"),
@@ -317,9 +318,9 @@ FAULTS = [
     Fault("unscaled_target", "regression-rents", raw_targets(0.1), raw_targets(), "lr_too_high exploding_gradient"),
     Fault("unscaled_target", "regression-impedance", raw_targets(), raw_targets(1000.0), "lr_too_low too_few_steps"),
     Fault("unscaled_target", "rnn-decay", targets(lambda y: 500 * y + 1000), targets(lambda y: 1e6 * y), "lr_too_low too_few_steps"),
-    Fault("train_valid_mismatch", "mlp-cancer", raw_inputs(0.01, ("valid",)), raw_inputs(sets=("valid",)), harmless=HIDDEN),
+    Fault("train_valid_mismatch", "mlp-cancer", raw_inputs(0.01, ("valid",)), raw_inputs(sets=("valid",)), harmless=CHANCE),
     Fault("train_valid_mismatch", "cnn-shapes", inputs(lambda x: 1 - x, ("valid",)), targets(lambda y: (y + 1) % 4, ("valid",))),
-    Fault("train_valid_mismatch", "regression-rents", raw_inputs(0.01, ("valid",)), raw_targets(sets=("valid",)), harmless=HIDDEN),
+    Fault("train_valid_mismatch", "regression-rents", raw_inputs(0.01, ("valid",)), raw_targets(sets=("valid",)), harmless=CHANCE),
     Fault("label_noise", "mlp-segments", plants.wrong_labels(0.4, 10), plants.wrong_labels(0.65, 10)),
     Fault("label_noise", "cnn-shapes", plants.wrong_labels(0.35, 4), plants.wrong_labels(0.6, 4)),
     Fault("label_noise", "mlp-cancer", plants.wrong_labels(0.42, 2), plants.wrong_labels(0.48, 2)),
@@ -332,9 +333,9 @@ FAULTS = [
     Fault("class_imbalance", "mlp-cancer", plants.rare(0, 3), plants.rare(0, 1)),
     Fault("class_imbalance", "mlp-segments", plants.rare([0, 6, 8], 6), plants.rare([0, 6, 8], 1)),
     Fault("class_imbalance", "cnn-shapes", plants.rare([1, 3], 6), plants.rare([1, 3], 2)),
-    Fault("unshuffled_data", "mlp-segments/sgd", plants.in_order(), both(plants.in_order(), recipe(batch_size=25))),
+    Fault("unshuffled_data", "mlp-segments/sgd", both(plants.in_order(), recipe(batch_size=25)), both(plants.in_order(), recipe(batch_size=10))),
     Fault("unshuffled_data", "cnn-shapes", both(plants.in_order(), recipe(lr=0.002)), plants.in_order()),
-    Fault("unshuffled_data", "rnn-signs", plants.in_order(), both(plants.in_order(), recipe(batch_size=25))),
+    Fault("unshuffled_data", "regression-friedman/momentum", plants.in_order(), both(plants.in_order(), recipe(batch_size=16))),
     Fault("nan_in_data", "mlp-cancer", plants.holes(0.005, column=2), plants.holes(0.4, column=2), harmless={"mild": GATED}),
     Fault("nan_in_data", "regression-rents", plants.holes(0.005), plants.holes(0.4), harmless={"mild": GATED}),
     Fault("nan_in_data", "loop-friedman", plants.holes(0.002), plants.holes(0.2, column=4)),
@@ -357,8 +358,8 @@ FAULTS = [
     Fault("eval_mode_training", "loop-cancer", habits(train_mode="once"), habits(train_mode="never"), harmless="this net does as well without its dropout"),
     Fault("train_mode_eval", "loop-shapes", both(recipe(batch_size=16), habits(eval_mode=False)), habits(eval_mode=False), harmless=FIGURES),
     Fault("train_mode_eval", "loop-cancer", both(net(dropout=0.2), habits(eval_mode=False)), habits(eval_mode=False), harmless=FIGURES),
-    Fault("tiny_batch_norm", "mlp-segments/norm", recipe(batch_size=4, duration="2ep"), recipe(batch_size=2, duration="2ep"), "batch_too_small"),
-    Fault("tiny_batch_norm", "loop-segments/norm", recipe(batch_size=4, duration="2ep"), recipe(batch_size=2, duration="2ep"), "batch_too_small"),
+    Fault("tiny_batch_norm", "mlp-segments/norm", recipe(batch_size=2, duration="3ep"), recipe(batch_size=2, duration="1ep"), "batch_too_small"),
+    Fault("tiny_batch_norm", "loop-segments/norm", recipe(batch_size=2, duration="3ep"), recipe(batch_size=2, duration="1ep"), "batch_too_small"),
     Fault("accumulation_scale", "loop-segments/sgd-accumulated", habits(divide=False, accumulate=10), habits(divide=False, accumulate=25), "lr_too_high"),
     Fault("accumulation_scale", "loop-rents", habits(divide=False, accumulate=10), habits(divide=False, accumulate=30), "lr_too_high"),
     Fault("schedule_step_unit", "loop-segments/cosine", habits(schedule=lambda o: lr_scheduler.ExponentialLR(o, 0.8), schedule_every="step"), habits(schedule=lambda o: lr_scheduler.ExponentialLR(o, 0.3), schedule_every="step"), "bad_schedule lr_too_low"),

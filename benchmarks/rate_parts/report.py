@@ -32,6 +32,10 @@ _LABELS = {
     "dadapt_adam": "D-Adaptation Adam (whole optimizer)",
     "dadapt_sgd": "D-Adaptation SGD (whole optimizer)",
 }
+_SCORED_BEFORE = (
+    "This set had been scored once before, when the race had no rungs. What came of it chose no constant and no rule: "
+    "the rungs were measured on the calibration set (`docs/LOG.md`), and the budgets of these tasks buy one rung."
+)
 _PACKAGES = (
     "torch", "numpy", "fastai", "torch-lr-finder", "lightning", "optuna", "prodigyopt", "schedulefree", "dadaptation",
     "scikit-learn",
@@ -48,6 +52,7 @@ def make(
     sections = [
         f"# Learning-rate finders: {which} set",
         _introduction(cells, problems, left_out),
+        _SCORED_BEFORE if which == "evaluation" else "",
         "## Regret and cost by finder",
         _finder_table(scores, ranked),
         _finder_notes(cells, finders),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +19,9 @@ from fogline.descent.optimizers import OPTIMIZERS
 from fogline.descent.population import Each, InTurn, Population, Together, populate
 
 RATES = [1e-4, 1e-3, 1e-2]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="there is no C++ compiler to compile steps with"
+)
 
 
 def normal(*shape: int) -> Tensor:
@@ -68,8 +72,8 @@ def made(name: str, **fields: object) -> tuple[Objective, Recipe, Batches]:
     return Objective(model, nn.CrossEntropyLoss()), Recipe(batch_size=16, seed=3, **fields), batches  # type: ignore[arg-type]
 
 
-def assert_same_weights(found: nn.Module, expected: nn.Module) -> None:
-    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-9, atol=1e-9)
+def assert_same_weights(found: nn.Module, expected: nn.Module, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=tolerance, atol=tolerance)
 
 
 def walked(population: Population, batches: Batches, steps: int = 12) -> list[list[float]]:
@@ -223,3 +227,63 @@ def test_starts_that_do_not_fit(form: bool) -> None:
         populate(objective, recipe, 2, batches, together=form, starts=[mlp()])
     with pytest.raises(ValueError, match=r"differs at '0\.weight': nothing instead of shape"):
         populate(objective, recipe, 1, batches, together=form, starts=[nn.Sequential()])
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("mlp", {"optimizer": "adamw", "clip": "adaptive", "weight_decay": 0.1, "lr_scale": {"4": 3.0}}),
+        ("batch normalisation", {"optimizer": "nesterov"}),
+        ("dropout", {"optimizer": "sgd", "clip": 0.05}),
+    ],
+)
+def test_the_compiled_step_is_the_step(name: str, fields: dict[str, object]) -> None:
+    objective, recipe, _ = made(name, **fields)
+    _, inputs = MODELS[name]
+    batches = Batches(InMemory((inputs[:40], labels(40))), 16)  # the last of an epoch is smaller
+    choices = [populate(objective, recipe, 3, batches, together=True, compiled=c) for c in (True, False)]
+    assert [choice.compiled for choice in choices] == [True, False]
+    compiled, plain = (choice.population for choice in choices)
+    found, expected = walked(compiled, batches), walked(plain, batches)
+    # A compiled AdamW counts its steps on tensors, whose powers have single precision.
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-7)
+    each = Each.of([batches.at(0), batches.at(1), batches.at(3)], copies=1)
+    assert compiled.step(12, each, RATES) == pytest.approx(plain.step(12, each, RATES), rel=1e-5)
+    for k in range(3):
+        assert_same_weights(compiled.member(k), plain.member(k), tolerance=1e-5)
+
+
+@needs_compiler
+def test_a_lost_member_of_a_compiled_step_is_lost_alone() -> None:
+    objective, recipe, batches = made("linear", optimizer="sgd")
+    population = populate(objective, recipe, 2, batches, together=True, compiled=True).population
+    rows = [population.step(k, batches.at(k), [math.inf, 1e-3]) for k in range(3)]
+    assert not math.isfinite(rows[-1][0])
+    assert all(math.isfinite(good) for _, good in rows)
+
+
+@needs_compiler
+def test_a_choice_by_measurement_leaves_no_trace() -> None:
+    objective, recipe, batches = made("linear", optimizer="adamw", clip="adaptive")
+    fresh = Together(objective, recipe, 16)
+    for compiled in (False, True):
+        choice = populate(objective, recipe, 16, batches, compiled=compiled)
+        assert choice.together
+        assert choice.compiled == compiled
+        assert ("compiled program takes" in choice.why) == compiled
+        if not compiled:
+            found, expected = (
+                [p.step(k, batches.at(k), [0.01] * 16) for k in range(3)] for p in (choice.population, fresh)
+            )
+            assert found == expected
+
+
+def test_what_cannot_be_compiled_steps_without_and_says_why() -> None:
+    objective, recipe, batches = made("linear", optimizer="sgd")
+    looks = on_batch(lambda net, batch: (net(batch[0]) / float(batch[0].abs().max())).square().mean())
+    choice = populate(Objective(objective.model, looks), recipe, 3, batches, together=True, compiled=True)
+    assert choice.together
+    assert not choice.compiled
+    assert "not compiled: cannot be traced" in choice.why
+    assert all(map(math.isfinite, choice.population.step(0, batches.at(0), RATES)))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogline.doctor.anatomy import dissect
+from fogline.doctor.surgery import Wrapped, replaced
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(16) % 3
@@ -100,3 +101,18 @@ def test_a_program_that_fails_says_where(model: nn.Module, loss: object, stage: 
     anatomy = dissect(model, loss, (X, Y))
     assert anatomy.stage == stage
     assert anatomy.error
+
+
+def test_names_are_those_inside_the_wrappers() -> None:
+    inside = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    batch = (torch.ones(5, 3), torch.zeros(5, 1))
+    plain = dissect(inside, nn.MSELoss(), batch)
+    wrapped = dissect(Wrapped(inside, before=nn.Identity(), after=nn.Identity()), nn.MSELoss(), batch)
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in wrapped.layers]
+    for name, _ in wrapped.model.named_parameters():
+        gradient = wrapped.gradients.get(name)
+        assert gradient is not None
+        assert torch.equal(gradient, plain.gradients[name.removeprefix("wrapped_model.")])  # type: ignore[arg-type]
+    assert wrapped.model.get_submodule("2") is wrapped.layers[-1].module
+    edited = replaced(wrapped.model, "2", lambda _: nn.Linear(4, 7))
+    assert edited(torch.ones(5, 3)).shape == (5, 7)

@@ -71,6 +71,11 @@ def entropy_of_labels(outputs: Tensor, targets: Tensor) -> Tensor:
     return -outputs[torch.arange(len(outputs)), targets].clamp(1e-7, 1).log().mean()
 
 
+def entropy_of_shares(outputs: Tensor, targets: Tensor) -> Tensor:
+    p = (outputs / outputs.sum(1, keepdim=True)).clamp(1e-7, 1)
+    return -p[torch.arange(len(p)), targets].log().mean()
+
+
 def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.relu(1 - outputs * targets).mean()
 
@@ -105,6 +110,8 @@ PLANTED: list[tuple[str, nn.Module, Any, Callable[[], Tensor]]] = [
     ("output_activation", net(1), clipped_entropy, yes_no),
     ("output_activation", net(1, nn.Tanh()), clipped_entropy, yes_no),
     ("output_activation", net(3, nn.Sigmoid()), entropy_of_labels, labels),
+    ("output_activation", net(3), entropy_of_shares, labels),
+    ("output_activation", net(3, nn.ReLU()), entropy_of_shares, labels),
     ("output_activation", net(3, nn.Softmax(dim=0)), entropy_of_labels, labels),
     ("output_activation", net(1, nn.Sigmoid()), nn.MSELoss(), lambda: 2 * yes_no() - 1),
     ("loss_mismatch", net(3), nn.NLLLoss(), labels),
@@ -134,6 +141,8 @@ SOUND: list[tuple[nn.Module, Any, Callable[[], Tensor]]] = [
     (net(3, nn.LogSoftmax(dim=1)), nn.NLLLoss(), labels),
     (net(3, nn.LogSoftmax(dim=1)), nn.CrossEntropyLoss(), labels),
     (net(3, nn.Softmax(dim=1)), entropy_of_labels, labels),
+    (net(3, nn.Sigmoid()), entropy_of_shares, labels),
+    (net(3, nn.Softplus()), entropy_of_shares, labels),
     (Own(3, lambda x: 30 * torch.tanh(x / 30)), nn.CrossEntropyLoss(), labels),
     (Own(3, lambda x: 30 * torch.softmax(x, 1)), nn.CrossEntropyLoss(), labels),
     (net(3), lambda o, t: -torch.softmax(o, 1)[torch.arange(len(o)), t].mean(), labels),
@@ -196,6 +205,21 @@ def test_the_size_of_the_loss_does_not_matter(factor: float) -> None:
     found = output.double_softmax(exam(net(3, nn.Softmax(dim=1)), larger, labels()))
     assert found is not None
     assert output.double_softmax(exam(net(3), larger, labels())) is None
+
+
+def test_a_softmax_too_many_in_work_on_a_batch() -> None:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    def work(*end: nn.Module) -> Examination:
+        return Examination(open_case(fogline.Task(net(3, *end), fogline.on_batch(loss), (rows(), labels())), SGD))
+
+    given = work(nn.Softmax(dim=1))
+    found = output.double_softmax(given)
+    assert found is not None
+    assert output.double_softmax(mended(found, given)) is None
+    assert output.double_softmax(work()) is None
+    assert output.double_softmax(work(nn.LogSoftmax(dim=1))) is None
 
 
 def test_a_sum_does_not_matter_to_an_optimizer_that_divides_by_the_gradient() -> None:

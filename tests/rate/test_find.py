@@ -89,6 +89,15 @@ def test_a_large_budget_tries_each_rate_on_two_orders_of_the_data() -> None:
     assert twice.value == found(task(), duration="9000st").value
 
 
+def test_a_budget_for_longer_probes_is_used_for_them_and_told() -> None:
+    rate = found(task(), duration="30000st")
+    race = json.loads(json.dumps(rate.evidence, allow_nan=False))["race"]
+    assert race["steps"] > 64
+    assert {probe["steps"] for probe in race["earlier"]} == {64, 128}
+    assert all(len(probe["losses"]) == probe["steps"] for probe in race["earlier"])
+    assert rate.cost_steps <= 1500
+
+
 def test_the_evidence_is_json_and_holds_every_probe() -> None:
     rate = found(task())
     kept = json.loads(json.dumps(rate.evidence, allow_nan=False))
@@ -96,6 +105,7 @@ def test_the_evidence_is_json_and_holds_every_probe() -> None:
     assert len(race["rates"]) == len(race["scores"]) == len(race["losses"])
     assert all(len(losses) == race["steps"] for losses in race["losses"])
     assert race["rates"] == sorted(race["rates"])
+    assert race["earlier"] == []
     assert "winner" in kept["rule"]
     assert str(rate.cost_steps) in str(rate)
 

@@ -47,7 +47,7 @@ class Clipping:
         scale = self._scale(norm, memory)
         if memory is not None:
             memory.copy_(torch.where(finite, self._remembered(norm, scale, memory), memory))
-        return [gradient * scale.to(gradient.dtype) for gradient in gradients]
+        return [gradient * along(scale, gradient) for gradient in gradients]
 
     def _scale(self, norm: Tensor, memory: Tensor | None) -> Tensor:
         if memory is None:
@@ -58,3 +58,19 @@ class Clipping:
 
     def _remembered(self, norm: Tensor, scale: Tensor, memory: Tensor) -> Tensor:
         return _DECAY * memory + (1 - _DECAY) * torch.stack([norm * scale, torch.ones_like(norm)])
+
+
+def member_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """The joint norm of the gradients of each member of a population, from stacks with the members in front."""
+    norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
+    norm: Tensor = torch.linalg.vector_norm(norms, dim=0)
+    return norm
+
+
+def along(values: Tensor, like: Tensor) -> Tensor:
+    """One value, or one for each member, shaped and typed to be multiplied with a tensor or a stack.
+
+    >>> along(torch.ones(3), torch.ones(3, 4, 5)).shape
+    torch.Size([3, 1, 1])
+    """
+    return values.to(like.dtype).view(*values.shape, *[1] * (like.ndim - values.ndim))

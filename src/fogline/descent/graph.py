@@ -13,10 +13,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn.utils.stateless import _reparametrize_module  # functional_call without its signature
 
 from fogline.data.source import Batch, leaves
@@ -86,7 +86,24 @@ class Trace:
     graph: fx.GraphModule
     state: list[Tensor]  # the trained weights first
     trained: int
+    rates: int
     seconds: float
+
+
+class Recorder(Protocol):
+    """A step as a function of flat tensors: its state, the leaves of the batch and the learning rates.
+
+    Attributes:
+        state: the tensors that stay, the trained weights first; the function writes the new values into them.
+        trained: how many weights are trained.
+        rates: learning rates that the step takes.
+    """
+
+    state: list[Tensor]
+    trained: int
+    rates: int
+
+    def __call__(self, *arguments: Tensor) -> list[Tensor]: ...
 
 
 def trace(
@@ -100,15 +117,23 @@ def trace(
     Raises:
         CannotCompileError: the model, the loss or the optimizer cannot be recorded.
     """
+    if not init_state(optimizer):
+        raise CannotCompileError(f"the state of {type(optimizer).__name__} cannot be made before its first step")
+    return record(_Recorder(objective, optimizer, clipping, batch), batch)
+
+
+def record(recorder: Recorder, batch: Batch) -> Trace:
+    """:func:`trace` of a step that is written down already.
+
+    Raises:
+        CannotCompileError: as there.
+    """
     from torch._dispatch.python import enable_python_dispatcher
     from torch.fx.experimental.proxy_tensor import make_fx
 
     started = time.perf_counter()
-    if not init_state(optimizer):
-        raise CannotCompileError(f"the state of {type(optimizer).__name__} cannot be made before its first step")
-    recorder = _Recorder(objective, optimizer, clipping, batch)
     state = recorder.state
-    lr = torch.zeros(1, dtype=recorder.real_type, device=state[0].device)
+    lr = torch.zeros(recorder.rates, dtype=_real_type(state), device=state[0].device)
     try:
         # The Python dispatcher names batch normalisation for what it does: plain `native_batch_norm` changes the
         # running statistics behind the back of the second pass.
@@ -116,7 +141,7 @@ def trace(
             plain = make_fx(recorder, tracing_mode="fake")(*state, *leaves(batch), lr)
     except COMPILE_ERRORS as error:
         raise CannotCompileError(f"cannot be traced: {_first_line(error)}") from error
-    return Trace(plain, state, len(recorder.trained), time.perf_counter() - started)
+    return Trace(plain, state, recorder.trained, recorder.rates, time.perf_counter() - started)
 
 
 def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
@@ -136,7 +161,7 @@ def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
     importlib.import_module("torch._inductor.lowering")  # the direct route does not import it by itself
     started = time.perf_counter()
     rows = [torch.cat([leaf] * chunk) if chunk > 1 else leaf for leaf in leaves(batch)]
-    lr = torch.zeros(chunk, dtype=_real_type(traced.state), device=traced.state[0].device)
+    lr = torch.zeros(chunk * traced.rates, dtype=_real_type(traced.state), device=traced.state[0].device)
     arguments = [*traced.state, *rows, lr]
     try:
         graph = _functional(_repeated(traced, chunk), arguments)
@@ -166,33 +191,29 @@ class _Recorder:
     def __init__(
         self, objective: Objective, optimizer: torch.optim.Optimizer, clipping: Clipping | None, batch: Batch
     ) -> None:
-        self.objective, self.optimizer, self.clipping, self.batch = objective, optimizer, clipping, batch
+        self.objective, self.clipping, self.batch = objective, clipping, batch
         model = objective.model
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         self.held = {**frozen, **dict(model.named_buffers())}
-        self.slots = [
-            (parameter, key)
-            for parameter in self.trained.values()
-            for key, value in optimizer.state.get(parameter, {}).items()
-            if isinstance(value, Tensor)
-        ]
+        self.optimizer = StandIn(optimizer, list(self.weights.values()))
         memory = [] if clipping is None or clipping.memory is None else [clipping.memory]
         self.state: list[Tensor] = [
-            *(p.detach() for p in self.trained.values()),
+            *(p.detach() for p in self.weights.values()),
             *(value.detach() for value in self.held.values()),
-            *(optimizer.state[parameter][key] for parameter, key in self.slots),
+            *self.optimizer.slots,
             *memory,
         ]
+        self.trained, self.rates = len(self.weights), 1
         self.real_type = _real_type(self.state)
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
         taken = iter(arguments)
-        weights = [next(taken) for _ in self.trained]
+        weights = [next(taken) for _ in self.weights]
         held = [next(taken) for _ in self.held]
-        slots = [next(taken) for _ in self.slots]
+        slots = [next(taken) for _ in self.optimizer.slots]
         memory = next(taken) if self.clipping is not None and self.clipping.memory is not None else None
-        batch = _rebuilt(self.batch, taken)
+        batch = rebuilt(self.batch, taken)
         lr = next(taken)[0]
         held_before = [value.clone() for value in held]
         leaf_weights = [weight.detach().requires_grad_() for weight in weights]
@@ -208,7 +229,7 @@ class _Recorder:
             # Nesterov's foreach step writes into the gradients it is given.
             given = [None if g is None else next(clipped).clone() for g in gradients]
             before = [value.clone() for value in (*weights, *slots)]
-            self._update(weights, slots, given, lr)
+            self.optimizer.step(weights, slots, given, lr)
             for value, old in zip((*weights, *slots, *held), (*before, *held_before), strict=True):
                 value.copy_(torch.where(finite, value, old))
             signals = torch.stack([loss.detach().to(self.real_type), norm.to(self.real_type)])
@@ -216,21 +237,39 @@ class _Recorder:
 
     def _loss(self, weights: list[Tensor], held: list[Tensor], batch: Batch) -> Tensor:
         model = self.objective.model
-        values = {**dict(zip(self.trained, weights, strict=True)), **dict(zip(self.held, held, strict=True))}
+        values = {**dict(zip(self.weights, weights, strict=True)), **dict(zip(self.held, held, strict=True))}
         with torch.enable_grad(), _reparametrize_module(model, values, tie_weights=True):
             return self.objective(batch)
 
-    def _update(
-        self, weights: list[Tensor], slots: list[Tensor], gradients: Sequence[Tensor | None], lr: Tensor
+
+class StandIn:
+    """PyTorch's own optimizer within a traced step.
+
+    Attributes:
+        slots: the tensors of its state, which must have been made.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+        self.optimizer, self.parameters = optimizer, parameters
+        self._named = [
+            (parameter, key)
+            for parameter in parameters
+            for key, value in optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        ]
+        self.slots: list[Tensor] = [optimizer.state[parameter][key] for parameter, key in self._named]
+
+    def step(
+        self, weights: list[Tensor], slots: list[Tensor], gradients: Sequence[Tensor | None], lr: Tensor | float
     ) -> None:
-        """PyTorch's own optimizer, on stand-ins for weights and state."""
-        stand_in: dict[Tensor, Tensor] = dict(zip(self.trained.values(), weights, strict=True))
+        """Its step, on stand-ins for weights and state."""
+        stand_in: dict[Tensor, Tensor] = dict(zip(self.parameters, weights, strict=True))
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         state: defaultdict[Tensor, Any] = defaultdict(dict)
         for parameter, weight in stand_in.items():
             state[weight] = dict(self.optimizer.state.get(parameter, {}))
-        for (parameter, key), value in zip(self.slots, slots, strict=True):
+        for (parameter, key), value in zip(self._named, slots, strict=True):
             state[stand_in[parameter]][key] = value
         shadow = object.__new__(type(self.optimizer))
         shadow.__dict__ = dict(self.optimizer.__dict__)
@@ -241,7 +280,7 @@ class _Recorder:
             weight.grad = None
 
 
-def _traceable(group: dict[str, Any], stand_in: dict[Tensor, Tensor], lr: Tensor) -> dict[str, Any]:
+def _traceable(group: dict[str, Any], stand_in: dict[Tensor, Tensor], lr: Tensor | float) -> dict[str, Any]:
     changed = {**group, "params": [stand_in[p] for p in group["params"] if p in stand_in]}
     changed["lr"] = lr * group.get("lr_scale", 1.0)
     tensors_only = {"fused": False, "foreach": True, "capturable": True}
@@ -310,7 +349,7 @@ def _draws(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in tags
 
 
-def _rebuilt(batch: Batch, values: Iterator[Tensor]) -> Batch:
+def rebuilt(batch: Batch, values: Iterator[Tensor]) -> Batch:
     from fogline.data.source import map_tree
 
     return map_tree(lambda _: next(values), batch)

@@ -6,7 +6,8 @@ own. Two forms with one interface, and the second is the reference of the first:
 - :class:`Together`: the weights of all members are stacked and the forward pass is mapped over them by ``vmap``; the
   sum of their losses has each member's own gradient, and PyTorch's own optimizer takes each stack for one large tensor.
   It steps at the rate 1; the update of an optimizer that is ``proportional`` is the rate times a direction that does
-  not depend on it, so a member's weights move that far along it.
+  not depend on it, so a member's weights move that far along it. The whole step can be compiled (:meth:`compile
+  <Together.compile>`): for a descent that is long enough to pay for the seconds that takes.
 - :class:`InTurn`: an ordinary step of each, one after another. It serves every model and every optimizer.
 """
 
@@ -16,9 +17,10 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -27,19 +29,33 @@ from torch.nn.utils.stateless import _reparametrize_module  # functional_call wi
 
 from fogline.data.source import Batch, leaves, map_tree
 from fogline.descent.batches import Batches
-from fogline.descent.clipping import Clipping
-from fogline.descent.groups import ParameterRole, parameter_roles, scaled_roles
+from fogline.descent.clipping import Clipping, along, member_norms
+from fogline.descent.graph import CannotCompileError, Program
+from fogline.descent.groups import ParameterRole, groups_of, parameter_roles, scaled_roles
 from fogline.descent.objective import Objective
-from fogline.descent.optimizers import build, build_on, set_lr, spec_of, to_eval, to_train
+from fogline.descent.optimizers import (
+    build,
+    build_on,
+    init_state,
+    load_state_tensors,
+    set_lr,
+    spec_of,
+    state_scalars,
+    state_tensors,
+    to_eval,
+    to_train,
+)
+from fogline.descent.population_graph import compile_members
 from fogline.descent.randomness import TRAIN, seed_step
 from fogline.descent.scoring import normalisation_layers
 from fogline.descent.shortcuts import bare_step
-from fogline.descent.step import EagerStep, Machine
+from fogline.descent.step import EagerStep, Machine, same_shape
 from fogline.recipe import Recipe
 
 _ROUNDS = 3
 _TINY = 1e-12  # a rate that moves nothing
 _CLEARLY = 0.8  # of the time of taking turns, or two runs with one seed would differ for noise
+_NARROW = 16  # products with fewer columns are slower than their transposes
 
 # What ``vmap`` raises for a model it cannot map: no rule for an operation, data-dependent flow, a batch dimension lost.
 _CANNOT_MAP = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
@@ -103,12 +119,14 @@ class Choice:
         together: whether its members step in one program.
         why: the reason, with the times measured.
         steps: what one step of all members costs, in steps of one.
+        compiled: whether that program is compiled.
     """
 
     population: Population
     together: bool
     why: str
     steps: float
+    compiled: bool = False
 
 
 def populate(
@@ -118,6 +136,7 @@ def populate(
     batches: Batches,
     *,
     together: bool | None = None,
+    compiled: bool = False,
     starts: Sequence[nn.Module] | None = None,
 ) -> Choice:
     """A population of members of a model's architecture, in the faster form.
@@ -128,6 +147,8 @@ def populate(
         size: how many members.
         batches: those of the run; the two forms are timed on the first.
         together: True or False to have one form; by default a short measurement decides.
+        compiled: compile the step of members in one program, which takes seconds and pays in a long descent. Where that
+            cannot be, the reason says why and the step is as without.
         starts: the first weights and buffers of each member, in models of the same architecture, which are left
             untouched; by default all begin as the objective's model is.
 
@@ -136,23 +157,40 @@ def populate(
             do not fit.
     """
 
-    def formed(together: bool) -> Population:
-        if together:
-            return Together(objective, recipe, size, starts)
-        return InTurn(objective, recipe, size, batches, starts)
+    in_turn = partial(InTurn, objective, recipe, size, batches, starts)
+    if together is not None and not together:
+        return Choice(in_turn(), False, "asked for", float(size))
+    obstructed = None if together else "one member" if size == 1 else obstacle(objective, recipe, batches)
+    if obstructed is not None:
+        return Choice(in_turn(), False, obstructed, float(size))
+    members, batch = Together(objective, recipe, size, starts), next(batches.stream(0))
+    refused = _refusal(members, batch) if compiled else None
+    beside = "" if refused is None else f"; not compiled: {refused}"
+    if together:
+        return Choice(members, True, "asked for" + beside, float(size), members.compiled)
+    cost = _cost(members, InTurn(objective, recipe, 1, batches), batch, clock(batches))
+    program = "compiled program" if members.compiled else "program"
+    why = f"a step of {size} members in one {program} takes {cost:.1f} times as long as a step of one{beside}"
+    if cost < _CLEARLY * size:
+        return Choice(members, True, why, max(1.0, cost), members.compiled)
+    return Choice(in_turn(), False, why, float(size))
 
-    if together is not None:
-        return Choice(formed(together), together, "asked for", float(size))
-    why = "one member" if size == 1 else obstacle(objective, recipe, batches)
-    if why is not None:
-        return Choice(formed(False), False, why, float(size))
-    trial, one = Together(objective, recipe, size), InTurn(objective, recipe, 1, batches)
-    batch, rates = next(batches.stream(0)), [_TINY] * size
-    seconds = _shortest(clock(batches), lambda: trial.step(0, batch, rates), lambda: one.step(0, batch, rates[:1]))
-    cost = seconds[0] / seconds[1]
-    together = cost < _CLEARLY * size
-    why = f"a step of {size} members in one program takes {cost:.1f} times as long as a step of one"
-    return Choice(formed(together), together, why, max(1.0, min(cost, float(size))))
+
+def _refusal(members: Together, batch: Batch) -> str | None:
+    """Compile the step; why it cannot be, or None."""
+    try:
+        members.compile(batch)
+    except CannotCompileError as error:
+        return str(error)
+    return None
+
+
+def _cost(members: Together, one: InTurn, batch: Batch, now: Callable[[], float]) -> float:
+    """What a step of all takes in steps of one."""
+    rates = [_TINY] * members.size
+    with members.on_trial():
+        seconds = _shortest(now, lambda: members.step(0, batch, rates), lambda: one.step(0, batch, rates[:1]))
+    return seconds[0] / seconds[1]
 
 
 def obstacle(objective: Objective, recipe: Recipe, batches: Batches) -> str | None:
@@ -188,26 +226,49 @@ class Together:
         self.size = size
         self._objective = replace(objective, model=copy.deepcopy(objective.model).train())
         model = self._objective.model
-        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         first = [_values(start) for start in _starts(objective.model, size, starts)]
         stacks = {n: torch.stack([values[n].to(v.device) for values in first]) for n, v in _values(model).items()}
-        self._trained = {n: _laid(stacks.pop(n), transposed=id(p) in linear) for n, p in trained.items()}
+        self._turned = _turned(model) if spec.grouping is groups_of else set()  # others look at rows and columns
+        shown = {n: stacks.pop(n) for n in trained}
+        self._trained = {n: nn.Parameter(v.mT.contiguous() if n in self._turned else v) for n, v in shown.items()}
         self._held = stacks
         known = scaled_roles(parameter_roles(model), recipe.lr_scale)
         roles = [_stacked_role(role, self._trained[role.name], size) for role in known]
-        self._update = bare_step(_one_optimizer(roles, recipe))
-        self._shapes = [(-1, *[1] * (weight.ndim - 1)) for weight in self._trained.values()]
+        self._optimizer = _one_optimizer(roles, recipe)
+        self._update = bare_step(self._optimizer)
+        self._before = [torch.empty_like(weight) for weight in self._trained.values()]
         self._silent: dict[bool, bool] = {}  # by mode: whether mapping goes without a warning
         self._seed, self._device = recipe.seed, next(iter(self._trained.values())).device
         like = next(iter(self._trained.values()))
         self._clipping = None if recipe.clip is None else Clipping(recipe.clip, like, (size,))
+        self._program: Program | None = None
+        self._like: Batch = None  # a batch of the shape that the program takes
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the step is a compiled program."""
+        return self._program is not None
+
+    def compile(self, batch: Batch) -> None:
+        """Compile the step for batches of this shape; those of other shapes are learned from as before.
+
+        Raises:
+            CannotCompileError: it cannot be compiled; nothing is changed.
+        """
+        self._program = compile_members(self._mapped, self._trained, self._held, self._optimizer, self._clipping, batch)
+        self._like = batch
 
     def step(self, number: int, batch: Batch | Each, rates: Sequence[float]) -> list[float]:
         seed_step(self._seed, number, TRAIN, self._device)
+        program = self._program
+        if program is not None and not isinstance(batch, Each) and same_shape(batch, self._like):
+            found, _ = program(batch, torch.tensor(rates, dtype=program.rate_type, device=self._device))
+            compiled: list[float] = found.tolist()
+            return compiled
         weights = list(self._trained.values())
         with torch.enable_grad():
-            losses = self._mapped(batch)
+            losses = self._mapped(self._trained, self._held, batch)
             gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
         with torch.no_grad():
             self._move(weights, gradients, torch.tensor(rates, dtype=weights[0].dtype, device=self._device))
@@ -216,15 +277,34 @@ class Together:
 
     def losses(self, batch: Batch) -> list[float]:
         with judging(self._objective):
-            values: list[float] = self._mapped(batch).tolist()
+            values: list[float] = self._mapped(self._trained, self._held, batch).tolist()
         return values
 
     def member(self, k: int) -> nn.Module:
-        values = {**self._trained, **self._held}
-        return _filled(self._objective.model, {name: value[k] for name, value in values.items()}).eval()
+        values = {**self._shown(self._trained), **self._held}
+        return _filled(self._objective.model, {name: value.detach()[k] for name, value in values.items()}).eval()
 
-    def _mapped(self, batch: Batch | Each) -> Tensor:
-        """The loss of every member, shape (size,)."""
+    def _shown(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stacks as the model knows its weights."""
+        return {name: weight.mT if name in self._turned else weight for name, weight in weights.items()}
+
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """What is learned within is forgotten on leaving."""
+        init_state(self._optimizer)  # so that there is one to go back to
+        memory = [] if self._clipping is None or self._clipping.memory is None else [self._clipping.memory]
+        values = [*(weight.detach() for weight in self._trained.values()), *self._held.values(), *memory]
+        before = [value.clone() for value in values]
+        tensors = {name: value.clone() for name, value in state_tensors(self._optimizer).items()}
+        scalars = state_scalars(self._optimizer)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(values, before)
+            load_state_tensors(self._optimizer, tensors, scalars)
+
+    def _mapped(self, weights: Mapping[str, Tensor], held: Mapping[str, Tensor], batch: Batch | Each) -> Tensor:
+        """The loss of every member, shape (size,), from the stacks of their weights and what is not trained."""
 
         def one(values: dict[str, Tensor], rows: Batch) -> Tensor:
             with _reparametrize_module(self._objective.model, values, tie_weights=True):
@@ -232,7 +312,7 @@ class Together:
 
         rows, dimension = (batch.batches, 0) if isinstance(batch, Each) else (batch, None)
         mapped = torch.func.vmap(one, in_dims=(0, dimension), randomness="same")
-        values, training = {**self._trained, **self._held}, self._objective.model.training
+        values, training = {**self._shown(weights), **held}, self._objective.model.training
         if self._silent.get(training):
             losses: Tensor = mapped(values, rows)
             return losses
@@ -244,24 +324,22 @@ class Together:
 
     def _move(self, weights: list[nn.Parameter], gradients: Sequence[Tensor | None], rates: Tensor) -> None:
         self._clip([gradient for gradient in gradients if gradient is not None])
-        before = [weight.detach().clone() for weight in weights]
+        torch._foreach_copy_(self._before, list[Tensor](weights))
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = None if gradient is None else _lying_like(weight, gradient)
         self._update()
-        for weight, old, shape in zip(weights, before, self._shapes, strict=True):
+        for weight, old in zip(weights, self._before, strict=True):
             moved = weight.detach()
-            torch.lerp(old, moved, rates.view(shape), out=moved)
+            torch.lerp(old, moved, along(rates, moved), out=moved)
             weight.grad = None
 
     def _clip(self, gradients: list[Tensor]) -> None:
         clipping = self._clipping
         if clipping is None:
             return
-        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
-        norm = torch.linalg.vector_norm(norms, dim=0)
-        scale = clipping.scale(norm)
+        scale = clipping.scale(member_norms(gradients))
         for gradient in gradients:
-            gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+            gradient.mul_(along(scale, gradient))
 
 
 class InTurn:
@@ -410,9 +488,11 @@ def _filled(model: nn.Module, values: dict[str, Tensor]) -> nn.Module:
     return filled
 
 
-def _laid(stack: Tensor, *, transposed: bool) -> nn.Parameter:
-    """A stack of weights; transposed in memory where the product that makes its gradient leaves that so."""
-    return nn.Parameter(stack.mT.contiguous().mT if transposed else stack)
+def _turned(model: nn.Module) -> set[str]:
+    """Weights whose stacks are kept transposed, as the product that makes their gradients leaves those."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    linear = {id(layer.weight) for layer in layers if layer.out_features >= _NARROW}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in linear}
 
 
 def _lying_like(weight: Tensor, gradient: Tensor) -> Tensor:

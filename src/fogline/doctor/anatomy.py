@@ -65,6 +65,19 @@ class Layer:
         return rms(self.output)
 
 
+class Inside(dict[str, "Tensor | None"]):
+    """Gradients by the names of parameters, with or without the part of a name that a wrapper around the model adds."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(bare(key), default)
+
+    def __getitem__(self, key: str) -> Tensor | None:
+        return super().__getitem__(bare(key))
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(bare(key) if isinstance(key, str) else key)
+
+
 @dataclass
 class Anatomy:
     """What was seen.
@@ -90,7 +103,7 @@ class Anatomy:
     stage: str = ""
     error: str = ""
     layers: list[Layer] = field(default_factory=list)
-    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    gradients: dict[str, Tensor | None] = field(default_factory=Inside)
     frozen: list[str] = field(default_factory=list)
     head: tuple[str, ...] = ()
     in_loss: tuple[str, ...] = ()
@@ -173,7 +186,7 @@ def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module,
         _read_head(found)
         return
     found.stage, found.loss = "", float(loss.detach())
-    found.gradients = dict(zip((name for name, _ in named), gradients, strict=False))
+    found.gradients = Inside(zip((name for name, _ in named), gradients, strict=False))
     back = {id(output): g for output, g in zip(outputs, gradients[len(named) :], strict=True)}
     found.layers = [_layer(call, back.get(id(call[3]))) for call in calls]
     _read_graph(found, loss)

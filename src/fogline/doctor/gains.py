@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fogline.data import losses
 from fogline.doctor.examination import Examination
 from fogline.doctor.heads import FAILURES, FAR, SCALES, answers, last_layer, value
 
@@ -197,6 +198,41 @@ def wants_probabilities(exam: Examination) -> bool:
     inside = [_slope(loss, outputs, targets, size) for size in (0.3, 0.7)]
     outside = [_slope(loss, outputs, targets, size) for size in (-0.5, 1.5)]
     return all(s is not None and s > 0 for s in inside) and not any(s is not None and s > 0 for s in outside)
+
+
+def is_difference(exam: Examination) -> bool:
+    """Whether the loss is one of differences: of outputs and targets both doubled it is twice or four times as much.
+
+    And of outputs alone doubled it is another one, unlike a cross-entropy of outputs divided by their sum.
+    """
+    loss, outputs = exam.program.loss, exam.anatomy.outputs
+    if losses.family(loss) != "unknown":
+        return losses.family(loss) == "elementwise"
+    if not exam.case.supervised or not isinstance(outputs, Tensor) or not isinstance(exam.anatomy.batch[1], Tensor):
+        return False
+    outputs, targets = outputs.detach(), exam.anatomy.batch[1]
+    if not targets.is_floating_point() or outputs.shape != targets.shape:
+        return False
+    once, twice = value(loss, outputs, targets), value(loss, 2 * outputs, 2 * targets)
+    alone = value(loss, 2 * outputs, targets)
+    if not once or twice is None or alone is None or abs(alone / once - 1) < 1e-6:
+        return False
+    return min(abs(twice / once - power) for power in (2, 4)) < 0.01
+
+
+def wants_shares(exam: Examination) -> bool:
+    """Whether the loss divides the outputs by their sum: it is the same of outputs doubled, and of their negatives."""
+    outputs, loss = exam.anatomy.outputs, exam.program.loss
+    if not exam.case.supervised or not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
+        return False
+    targets = exam.anatomy.batch[1]
+    draws = torch.Generator().manual_seed(0)
+    shares = torch.rand(outputs.shape, generator=draws).to(outputs.dtype) + 0.2
+    once, turned = value(loss, shares, targets), value(loss, shares.flip(1), targets)
+    if once is None or turned is None or abs(once - turned) < 1e-4 * abs(once):
+        return False
+    same = [value(loss, factor * shares, targets) for factor in (2.0, -1.0)]
+    return all(other is not None and abs(other - once) < 1e-4 * abs(once) for other in same)
 
 
 def _slope(loss: Any, like: Tensor, targets: Any, size: float) -> float | None:

@@ -297,7 +297,10 @@ def planned_steps(recipe: Recipe, case: Case) -> int:
     if recipe.duration == "auto":
         return EXPECTED
     rows = len(leaves(case.train.inputs)[0])
-    size = rows if recipe.batch_size == "full" else case.batch_size
+    asked = recipe.batch_size
+    size = (
+        rows if asked == "full" else case.batch_size if asked == "auto" else min(int(asked) * recipe.accumulate, rows)
+    )
     return Duration.parse(recipe.duration).steps(size, rows) or EXPECTED
 
 

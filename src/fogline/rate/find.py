@@ -94,9 +94,10 @@ def find_lr(
 
     A bracket comes from the curvature (the rate beyond which the optimizer overshoots) or from a sweep over growing
     rates; within it a few rates race for 10 to 64 steps, each annealed to zero, and are compared by their held-out
-    losses on the same rows. The winner of so short a race is too high for a long run; the value is the geometric mean
-    of the winner's rate times ``(T / N) ** 0.2``, for a race of T steps and a run of N, and of 1/20 of the lowest rate
-    that is too high to gain anything.
+    losses on the same rows; small models whose budget has room behind 64 steps race on, the better half for twice as
+    long, and so on. The winner of so short a race is too high for a long run; the value is the geometric mean of the
+    winner's rate times ``(T / N) ** 0.2``, for a race whose last part has T steps and a run of N, and of 1/20 of the
+    lowest rate that is too high to gain anything.
 
     Nothing is disturbed: weights, buffers, ``.grad``, random states and the train/eval modes of what was given are
     bitwise as before.
@@ -286,8 +287,10 @@ def _harmless(raced: Race) -> float:
 
 def _cliff(raced: Race, winner: float) -> float:
     """The lowest rate above the winner's that gains nothing; the next beyond the field where all of it gains."""
-    beyond = raced.probes[-1].rate * raced.ratio
-    above = [probe for probe in raced.probes if probe.rate > winner]
+    highest = raced.probes[-1].rate
+    longer = [*raced.probes, *sorted((p for p in raced.earlier if p.rate > highest), key=lambda p: p.rate)]
+    beyond = longer[-1].rate * raced.ratio
+    above = [probe for probe in longer if probe.rate > winner]
     return next((probe.rate for probe in above if not probe.score < raced.first), beyond)
 
 
@@ -310,6 +313,10 @@ def _evidence(raced: Race, bracket: Bracket, planned: int, rule: str) -> dict[st
             "rates": [probe.rate for probe in raced.probes],
             "scores": [probe.score for probe in raced.probes],
             "losses": [probe.losses for probe in raced.probes],
+            "earlier": [
+                {"rate": probe.rate, "steps": len(probe.losses), "score": probe.score, "losses": probe.losses}
+                for probe in raced.earlier
+            ],
         },
     }
     plain: dict[str, Any] = _finite(found)

@@ -1,7 +1,13 @@
 """The race: a few learning rates descend side by side for a few steps, annealed to zero, and are compared held-out.
 
-All members see the same batches and are scored on the same rows, so differences between them are paired: the noise they
-share cancels. While the winner is at an end of the field, the field is extended beyond it.
+All members begin with the run's own first weights, see the same batches and are scored on the same rows, so differences
+between them are paired: the noise they share cancels. Where many step in one program and the budget has room behind the
+longest probes, the better half of the field races once more, for twice as long, and so on (successive halving; Jamieson
+and Talwalkar, 2016, arXiv:1502.07943); each probe is annealed to zero within its own length, so that all begin anew.
+While the winner is at an end of the last rung, that is extended beyond it.
+
+With a smaller budget, or in turn, the whole field runs for as long as the budget allows: halving it had the higher
+regret (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -25,7 +31,8 @@ RATIO_TOGETHER, RATIO_IN_TURN = 10 ** (1 / 3), 10**0.5
 USUAL_COST = 3.0
 """Of a step of a large field in one program, in steps of one member, for a model so small that calling costs most."""
 LENGTHS = (10, 12, 16, 24, 32, 48, 64)
-"""Steps of a probe: fewer tell too little, more add nothing (benchmarks/rate.py)."""
+"""Steps of a probe of the field: fewer tell too little (benchmarks/rate.py)."""
+_FEWEST = 3  # rates in a rung
 _WARMUP = 0.1
 _EXTENSIONS = 4
 _TRIED = 3  # steps, to find out whether members can step in one program, and again to time a step of one
@@ -57,8 +64,9 @@ class Race:
     """What came of it.
 
     Attributes:
-        probes: in the order of their rates.
-        steps: of each probe.
+        probes: of the last rung, in the order of their rates.
+        steps: of each of them.
+        earlier: probes of the rungs before, which were shorter; the better half of each goes on.
         ratio: between neighbouring rates.
         before: held-out loss of the first weights, on each of the common batches.
         together: whether the members stepped in one program, and ``why``.
@@ -68,6 +76,7 @@ class Race:
 
     probes: list[Probe]
     steps: int
+    earlier: list[Probe]
     ratio: float
     before: list[float]
     together: bool
@@ -76,12 +85,19 @@ class Race:
     times_one: float | None = None
 
     @property
-    def open_end(self) -> str | None:
-        """The end of the field that is best of all, "lower" or "upper"; None where the best lies inside."""
+    def won_at(self) -> str | None:
+        """The end of the last rung that is best of it, "lower" or "upper"; None where the best lies inside."""
         best = self.best
         if not math.isfinite(best.score) or best is self.probes[0]:
             return "lower"
         return "upper" if best is self.probes[-1] else None
+
+    @property
+    def open_end(self) -> str | None:
+        """The same, where no rate beyond it was tried in a rung before."""
+        end, low, high = self.won_at, self.probes[0].rate, self.probes[-1].rate
+        known = [probe for probe in self.earlier if (probe.rate < low if end == "lower" else probe.rate > high)]
+        return None if known else end
 
     @property
     def best(self) -> Probe:
@@ -168,64 +184,104 @@ def race(course: Course, centre: float, budget: float) -> Race:
         centre: where the best rate of a short descent is expected.
         budget: in steps of one member.
     """
-    field = _field(course, budget - course.scoring)
-    rates = [centre * field.ratio ** (k - field.size // 2) for k in range(field.size)]
-    before = course.score() * (course.draws if field.together else 1)
-    probes, seconds = course.heat(rates, field.steps, field.together)
-    cost = course.scoring + field.tried + field.price * (field.steps + course.scoring)
-    found = Race(probes, field.steps, field.ratio, before, field.together, field.why, cost)
-    if field.together:
+    plan = _planned(course, budget - course.scoring)
+    size = plan.rungs[0].size
+    rates = [centre * plan.ratio ** (k - size // 2) for k in range(size)]
+    before = course.score() * (course.draws if plan.together else 1)
+    earlier: list[Probe] = []
+    probes, seconds = course.heat(rates, plan.rungs[0].steps, plan.together)
+    for rung in plan.rungs[1:]:
+        earlier += probes
+        probes, _ = course.heat(_around_the_best(probes, rung.size), rung.steps, plan.together)
+    cost = course.scoring + plan.tried + sum(plan.cost(rung, course) for rung in plan.rungs)
+    found = Race(probes, plan.rungs[-1].steps, earlier, plan.ratio, before, plan.together, plan.why, cost)
+    if plan.together:
         found.times_one = seconds / course.single()
-        members = field.size * course.draws
+        members = size * course.draws
         found.why = f"a step of {members} members in one program took {found.times_one:.1f} times as long as of one"
-    _extend(course, found, field.price / field.size, budget - cost)
+    _extend(course, plan, found, budget - cost)
     return found
 
 
 @dataclass(frozen=True)
-class _Field:
-    """Who races: ``size`` rates, ``ratio`` apart, for ``steps`` each, where a step of all of them counts as ``price``.
+class Rung:
+    """So many neighbouring rates, for so many steps each."""
+
+    size: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Who races, rung by rung, at rates that are ``ratio`` apart.
 
     ``why`` they do not step together, and ``tried``, the steps that finding it out and timing them takes.
     """
 
     together: bool
-    size: int
     ratio: float
-    steps: int
-    price: float
+    rungs: list[Rung]
     why: str
     tried: float
 
+    def cost(self, rung: Rung, course: Course) -> float:
+        return _price(rung.size, course, self.together) * (rung.steps + course.scoring)
 
-def _field(course: Course, budget: float) -> _Field:
+
+def _price(size: int, course: Course, together: bool) -> float:
+    """What a step at so many rates counts as: in one program half of the cost of a usual field is calling."""
+    return USUAL_COST / 2 * (1 + size * course.draws / TOGETHER) if together else float(size)
+
+
+def _planned(course: Course, budget: float) -> _Plan:
     """A large field in one program where the model is small and can be mapped, else a small one in turn."""
     why: str | None = "a step is mostly computing, which one program does not make less"
     tried = 0.0
     if course.small:
         why, tried = obstacle(course.objective, course.recipe, course.batches), float(_TRIED)
-        price = USUAL_COST * (1 + course.draws) / 2
-        steps = _length((budget - 2 * tried) / price - course.scoring)
+        left = budget - 2 * tried
+        steps = _length(left / _price(TOGETHER, course, together=True) - course.scoring)
         if why is None and steps is not None:
-            return _Field(True, TOGETHER, RATIO_TOGETHER, steps, price, "", 2 * tried)
+            rungs = _rungs(course, Rung(TOGETHER, steps), left)
+            return _Plan(True, RATIO_TOGETHER, rungs, "", 2 * tried)
         why = why or "the budget is too small for many at once"
     left = budget - tried
     size = max(2, min(IN_TURN, int(left / (LENGTHS[0] + course.scoring))))
     steps = _length(left / (size + 1) - course.scoring) or LENGTHS[0]  # with room for one more
     assert why is not None
-    return _Field(False, size, RATIO_IN_TURN, steps, float(size), why, tried)
+    return _Plan(False, RATIO_IN_TURN, [Rung(size, steps)], why, tried)
 
 
-def _extend(course: Course, found: Race, price: float, left: float) -> None:
-    """Go on beyond an end that wins, while the budget lasts; ``price`` is that of a step of one member of many."""
-    more = TOGETHER // 2 if found.together else 1
-    cost = price * more * (found.steps + course.scoring)
+def _rungs(course: Course, field: Rung, left: float) -> list[Rung]:
+    """The field, and behind the longest probes its better half for twice as long, and so on while the budget lasts."""
+    rungs = [field]
+    while rungs[-1].steps >= LENGTHS[-1] and rungs[-1].size > _FEWEST:
+        left -= _price(rungs[-1].size, course, together=True) * (rungs[-1].steps + course.scoring)
+        better = Rung(rungs[-1].size // 2, 2 * rungs[-1].steps)
+        if _price(better.size, course, together=True) * (better.steps + course.scoring) > left:
+            break
+        rungs.append(better)
+    return rungs
+
+
+def _around_the_best(probes: Sequence[Probe], size: int) -> list[float]:
+    """Neighbouring rates with the best of all in their middle, or as near to it as the field allows."""
+    best = min(range(len(probes)), key=lambda k: probes[k].score)
+    first = max(0, min(best - size // 2, len(probes) - size))
+    return [probe.rate for probe in probes[first : first + size]]
+
+
+def _extend(course: Course, plan: _Plan, found: Race, left: float) -> None:
+    """Go on beyond an end that wins, while the budget lasts."""
+    more = Rung(TOGETHER // 2 if found.together else 1, found.steps)
+    cost = plan.cost(more, course)
     for _ in range(_EXTENSIONS):
-        end, left = found.open_end, left - cost
+        end, left = found.won_at, left - cost
         if end is None or left < 0:
             return
         outermost, factor = (found.probes[0], 1 / found.ratio) if end == "lower" else (found.probes[-1], found.ratio)
-        beyond, _ = course.heat([outermost.rate * factor ** (k + 1) for k in range(more)], found.steps, found.together)
+        rates = [outermost.rate * factor ** (k + 1) for k in range(more.size)]
+        beyond, _ = course.heat(rates, found.steps, found.together)
         found.probes = sorted([*found.probes, *beyond], key=lambda probe: probe.rate)
         found.cost += cost
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fogline.doctor.anatomy import Layer, rms
+from fogline.doctor.anatomy import Anatomy, Layer, rms
 from fogline.doctor.closeup import (
     DEFAULT_GAIN,
     HE_GAIN,
@@ -204,12 +204,16 @@ def bad_init(exam: Examination) -> Suspicion | None:
             "get almost no gradient"
         )
     )
-    remedies = [_reset(names)]
+    remedies = _fresh(anatomy, names)
     if any(isinstance(anatomy.model.get_submodule(name), nn.RNNBase) for name in names):
-        remedies = [_orthogonal()]
-    return Suspicion(
-        "bad_init", strength, tuple(evidence), f"The first weights are too {size}.", (*remedies, _he(names))
-    )
+        remedies = (_orthogonal(), _reset(names))
+    return Suspicion("bad_init", strength, tuple(evidence), f"The first weights are too {size}.", remedies)
+
+
+def _fresh(anatomy: Anatomy, names: list[str]) -> tuple[Remedy, Remedy]:
+    """First weights for these layers: in a deep ReLU network those that keep the gradient in size come first."""
+    deep = sum(bend_before(layer) == "relu" for layer in anatomy.weighted) >= 3
+    return (_he(names), _reset(names)) if deep else (_reset(names), _he(names))
 
 
 def _orthogonal() -> Remedy:
@@ -456,7 +460,7 @@ def exploding_gradient(exam: Examination) -> Suspicion | None:
         "On its way back from the loss the gradient grows at every "
         + ("time step" if recurrent else "layer")
         + ", so that a step that suits the last layer throws the first ones far away.",
-        (_orthogonal() if recurrent else _reset(names), clip),
+        (*((_orthogonal(), _reset([s.name for s in recurrent])) if recurrent else _fresh(anatomy, names)), clip),
     )
 
 

@@ -1,0 +1,161 @@
+"""Targets that do not belong to their rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fogline.data.source import leaves
+from fogline.doctor.causes.data.common import classes_of, kept_at, only, pair_of
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
+from fogline.doctor.reference import features
+
+_FEWEST = 50
+"""Rows below which a share or a score says too little."""
+
+
+def shuffled_labels(exam: Examination) -> Suspicion | None:
+    """Targets that do not belong to their rows, while those of the held-out rows do.
+
+    A classical learner gets little from training rows for other training rows, and what it gets holds better for the
+    held-out rows, or those can be learned within themselves: then it is the training targets that are wrong.
+    """
+    seen, held = exam.reference, exam.case.valid
+    if seen.score is None or seen.within_valid is None or seen.valid_score is None or held is None or seen.rows is None:
+        return None
+    classes = exam.case.yardstick.classes
+    rows, others = len(seen.rows) // 5, min(4000, len(leaves(held.inputs)[0]))
+    if rows < 20 or others < 20:
+        return None
+    possible = max(seen.within_valid, seen.valid_score)
+    error = math.hypot(error_of(rows, classes), error_of(others // 2, classes))
+    if possible - seen.score < max(3 * error, 0.25) or seen.score > 0.5 * possible:
+        return None
+    return Suspicion(
+        "shuffled_labels",
+        0.9,
+        (
+            Evidence(f"score of {seen.learner} on training rows it did not see", seen.score, possible),
+            Evidence("its score on the held-out rows", seen.valid_score),
+            Evidence("score where it learns from some held-out rows and is tried on others", seen.within_valid),
+        ),
+        "The held-out rows can be learned, and the training rows cannot: most training targets do not belong to their "
+        "rows. Usually inputs and targets were shuffled, sorted, filtered or joined apart from each other.",
+        proof=True,
+        severity="fatal",
+        advice="Shuffle, sort and filter inputs and targets with one and the same index; look at a few rows by eye.",
+    )
+
+
+def error_of(rows: int, classes: int) -> float:
+    """A generous standard error of a score on so many rows.
+
+    An accuracy has at most 0.5 / sqrt(n), and the score stretches it by 1 / (1 - 1 / classes); half as much again for
+    classes that are not equally common. The share of variance explained has about 1 / sqrt(n), more with long tails.
+    """
+    return (0.75 / (1 - 1 / classes) if classes > 1 else 1.5) / math.sqrt(max(1, rows))
+
+
+_BEYOND_OVERLAP = 0.3
+"""Classes that overlap (two normal distributions, a logistic law, of any width) leave at most a quarter of such rows
+with another label: where more would, neighbours do not agree."""
+
+
+def label_noise(exam: Examination) -> Suspicion | None:
+    """Labels that contradict what rows like theirs say, also far from the border between classes.
+
+    Where classes overlap, labels disagree near the border; wrong labels are found everywhere. So rows are counted whose
+    neighbours, and whose neighbours' neighbours, all point to one class, and that have another label.
+    """
+    pair, seen = pair_of(exam), exam.reference
+    if pair is None or seen.agreement is None or seen.guesses is None or seen.rows is None or kept_at(exam, "labels"):
+        return None
+    ids = seen.rows
+    labels = classes_of(exam, exam.case.train.targets[ids])
+    if labels is None or len(ids) < 2 * _FEWEST:
+        return None
+    wrong = seen.guesses != labels
+    deep = _deep(exam, ids, seen.guesses) if float(wrong.double().mean()) > 0.03 else wrong[:0]
+    count = int(deep.sum())
+    if count < _FEWEST // 2:
+        return None
+    kinds = torch.bincount(seen.guesses[deep]).sort(descending=True).values
+    if len(kinds) < 2 or int(kinds[1]) < max(5, count // 10):
+        return None  # one class all over: its share is all that neighbours can say
+    share = float(wrong[deep].double().mean())
+    error = math.sqrt(share * (1 - share) / count)
+    least, chance = share - 2 * error, 1 / max(2, exam.case.yardstick.classes)
+    if least < 0.1 or 1 - share < chance + 3 * error:
+        return None
+    doubtful = wrong & (seen.agreement <= 0.25)
+    names = ids[doubtful]
+    return Suspicion(
+        "label_noise",
+        min(0.8, 0.3 + share),
+        (
+            Evidence("share of rows with another label than all rows around them", share, 0.0),
+            Evidence("rows whose label is likely wrong", int(doubtful.sum()), 0),
+            Evidence("the first of them", ", ".join(str(k) for k in sorted(names.tolist())[:5])),
+        ),
+        f"About {share:.0%} of the training rows have another label than all the rows like them, also far from the "
+        "border between classes: likely these labels are wrong.",
+        (_relabelled(exam, names, seen.guesses[doubtful]), _unlabelled(names)),
+        proof=least > _BEYOND_OVERLAP,
+        advice="Look at the rows listed by eye before anything is dropped.",
+    )
+
+
+def _deep(exam: Examination, ids: Tensor, guesses: Tensor) -> Tensor:
+    """Rows whose nearest neighbours, and theirs, all have the same guess."""
+    every = features(exam.case.train.inputs)
+    assert every is not None
+    rows = every[ids]
+    scale = rows.std(0, correction=0)
+    rows = ((rows - rows.mean(0)) / torch.where(scale > 0, scale, torch.ones_like(scale))).float()
+    distance = torch.cdist(rows, rows)
+    near = distance.topk(min(11, len(rows)), largest=False).indices
+    alike = (guesses[near] == guesses[:, None]).all(1)
+    return alike[near].all(1)
+
+
+def _relabelled(exam: Examination, names: Tensor, guesses: Tensor) -> Remedy:
+    work, values = exam.case.yardstick.work, exam.case.yardstick.values
+    order = names.argsort()
+    names, guesses = names[order], guesses[order]
+
+    def edit(rows: Rows) -> Rows:
+        if rows.ids is None:
+            return rows
+        place = torch.searchsorted(names, rows.ids).clamp_max(len(names) - 1)
+        hit = names[place] == rows.ids
+        targets, found = rows.targets.clone(), guesses[place][hit]
+        if work == "one_hot":
+            targets[hit] = nn.functional.one_hot(found, targets.shape[1]).to(targets.dtype)
+        elif work == "binary":
+            both = torch.tensor(values, dtype=targets.dtype)
+            targets[hit] = both[found].reshape(targets[hit].shape)
+        else:
+            targets[hit] = found.to(targets.dtype).reshape(targets[hit].shape)
+        return replace(rows, targets=targets)
+
+    code = "y[doubtful] = label_of_most_neighbours[doubtful]  # after looking at them"
+    return Remedy(
+        "give doubtful rows the label of the rows around them", code, on_rows=edit, place="labels", order=ROWS
+    )
+
+
+def _unlabelled(names: Tensor) -> Remedy:
+    def edit(rows: Rows) -> Rows:
+        return rows if rows.ids is None else only(rows, (~torch.isin(rows.ids, names)).nonzero().flatten())
+
+    return Remedy(
+        "leave out rows whose label is likely wrong",
+        "X, y = X[~doubtful], y[~doubtful]",
+        on_rows=edit,
+        place="labels",
+        order=ROWS,
+    )

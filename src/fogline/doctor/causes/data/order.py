@@ -1,0 +1,223 @@
+"""The order rows come in, and how common their classes are."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogline.data import losses
+from fogline.data.source import cast, leaves, map_tree
+from fogline.descent.objective import mode
+from fogline.descent.randomness import private_randomness
+from fogline.doctor.case import taken
+from fogline.doctor.causes.data.common import classes_of, kept_at, only, pair_of
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, Suspicion
+from fogline.doctor.heads import FAILURES
+
+
+def unshuffled_data(exam: Examination) -> Suspicion | None:
+    """Rows sorted by target and taken in that order: each batch pulls to its own kind.
+
+    Measured by the share of the targets' variance that lies between batches (eta squared), which is (k - 1) / (n - 1)
+    for k batches of n rows in random order.
+    """
+    pair = pair_of(exam)
+    recipe, facts = exam.program.recipe, exam.case.facts
+    by_loader = facts.shuffle is False and recipe.shuffle
+    if pair is None or (recipe.shuffle and not by_loader) or kept_at(exam, "order"):
+        return None
+    rows = min(exam.case.batch_size, len(pair[1]))
+    share = _between(_coded(exam, pair[1]), rows)
+    if share is None:
+        return None
+    size, batches = len(pair[1]), math.ceil(len(pair[1]) / rows)
+    by_chance = (batches - 1) / (size - 1)
+    error = math.sqrt(2 * (batches - 1)) / (size - 1)  # of a chi-squared with k - 1 degrees, over n - 1
+    if share < by_chance + 6 * error or share < 2 * by_chance:
+        return None
+    return Suspicion(
+        "unshuffled_data",
+        min(0.95, 0.4 + share),
+        (
+            Evidence("share of the targets' variance that lies between batches", share, by_chance),
+            Evidence("shuffling", "off", "on"),
+        ),
+        "The rows are taken in the order they are stored in, and that order follows the targets: each batch holds one "
+        "kind of example, and each step unlearns what the last ones taught.",
+        (_shuffled_once() if by_loader else _shuffled_always(),),
+    )
+
+
+def _coded(exam: Examination, targets: Tensor) -> Tensor:
+    """Columns of numbers: one a class for labels."""
+    if exam.case.yardstick.work == "classes" and targets.ndim == 1:
+        return nn.functional.one_hot(targets.clamp_min(0).long()).double()
+    return targets.reshape(len(targets), -1).double()
+
+
+def _between(columns: Tensor, rows: int) -> float | None:
+    size = len(columns)
+    if rows >= size or rows < 1 or size < 8 or not bool(torch.isfinite(columns).all()):
+        return None
+    centred = columns - columns.mean(0)
+    whole = float(centred.square().sum())
+    groups = torch.split(centred, rows)
+    between = sum(len(group) * float(group.mean(0).square().sum()) for group in groups)
+    return between / whole if whole > 0 else None
+
+
+def _shuffled_always() -> Remedy:
+    return Remedy(
+        "shuffle the rows in every epoch",
+        "Recipe(..., shuffle=True)",
+        on_recipe=lambda recipe: recipe.replace(shuffle=True),
+        place="order",
+        order=RECIPE,
+    )
+
+
+def _shuffled_once() -> Remedy:
+    def edit(rows: Rows) -> Rows:
+        size = len(leaves(rows.inputs)[0])
+        return only(rows, torch.randperm(size, generator=torch.Generator().manual_seed(0)))
+
+    return Remedy(
+        "shuffle the rows",
+        "loader = DataLoader(data, batch_size=..., shuffle=True)",
+        on_rows=edit,
+        place="order",
+        order=ROWS,
+    )
+
+
+def class_imbalance(exam: Examination) -> Suspicion | None:
+    """Rare classes that the trained model does not find, while it finds the common ones.
+
+    Rare is not a fault by itself; it is where what the model gets right of rare classes is below what it gets right of
+    common ones by more than chance.
+    """
+    pair, observed = pair_of(exam), exam.observed
+    if pair is None or observed is None or observed.start is None or kept_at(exam, "balance"):
+        return None
+    labels = classes_of(exam, pair[1])
+    if labels is None or len(labels) < 20:
+        return None
+    counts = torch.bincount(labels).double()
+    present = counts > 0
+    common = float(counts.max())
+    rare = (counts * 4 < common) & present
+    if not bool(rare.any()) or int(present.sum()) < 2:
+        return None
+    found = max(
+        (gap for gap in (_gap(exam, *rows, rare) for rows in _looked_at(exam)) if gap is not None),
+        key=lambda gap: gap[1] - gap[0],
+        default=None,
+    )
+    if found is None:
+        return None
+    recall, usual = found
+    weights = torch.where(present, counts.sum() / (present.sum() * counts.clamp_min(1)), torch.zeros_like(counts))
+    ratio = common / float(counts[present].min())
+    return Suspicion(
+        "class_imbalance",
+        min(0.9, 0.4 + 0.5 * (usual - recall)),
+        (
+            Evidence("rows of the most common class for one of the rarest", ratio, "about 1"),
+            Evidence("share of the rare classes' rows that are recognised", recall, usual),
+        ),
+        f"Some classes have up to {ratio:.0f} times fewer rows than the most common one, and the model does not find "
+        "them: "
+        "ignoring a rare class costs the loss next to nothing. Weights make each class count the same.",
+        tuple(_balanced(exam, weights.float(), counts)),
+    )
+
+
+def _looked_at(exam: Examination) -> list[tuple[Any, Tensor]]:
+    found = []
+    for inputs, targets in (exam.program.train, exam.program.held):
+        if isinstance(targets, Tensor):
+            index = torch.arange(min(len(targets), 4096)) * len(targets) // min(len(targets), 4096)
+            found.append((taken(inputs, index), taken(targets, index)))
+    return found
+
+
+def _gap(exam: Examination, inputs: Any, targets: Tensor, rare: Tensor) -> tuple[float, float] | None:
+    """Recall of the rare classes and of the others, where the first is below by more than three standard errors."""
+    labels, guessed = classes_of(exam, targets), _guessed(exam, inputs)
+    if labels is None or guessed is None or len(guessed) != len(labels) or int(labels.max()) >= len(rare):
+        return None
+    is_rare = rare[labels]
+    few, many = int(is_rare.sum()), int((~is_rare).sum())
+    if few < 3 or many < 3:
+        return None
+    right = (guessed == labels).double()
+    recall, usual = float(right[is_rare].mean()), float(right[~is_rare].mean())
+    error = math.sqrt(0.25 / few + 0.25 / many)
+    return (recall, usual) if usual - recall > max(0.1, 2 * error) else None
+
+
+def _guessed(exam: Examination, inputs: Any) -> Tensor | None:
+    """The class that the observed model gives each row."""
+    assert exam.observed is not None
+    assert exam.observed.start is not None
+    model = exam.observed.start.objective.model
+    weights = next(model.parameters())
+    given = map_tree(lambda leaf: leaf.to(weights.device), cast(inputs, weights.dtype))
+    try:
+        with torch.no_grad(), mode(model, training=False), private_randomness(torch.device("cpu")):
+            outputs = model(given)
+    except FAILURES:
+        return None
+    if not isinstance(outputs, Tensor) or outputs.ndim > 2:
+        return None
+    outputs = outputs.cpu().float()
+    if outputs.ndim == 2 and outputs.shape[1] > 1:
+        return outputs.argmax(1)
+    flat, loss, values = outputs.reshape(-1), exam.program.loss, exam.case.yardstick.values
+    if losses.family(loss) == "elementwise":
+        return (flat > sum(values) / 2).long()
+    bounded = bool((flat >= 0).all()) and bool((flat <= 1).all())
+    logits = losses.family(loss) == "binary" and not losses.on_probabilities(loss)
+    return (flat > (0.5 if bounded and not logits else 0.0)).long()
+
+
+def _balanced(exam: Examination, weights: Tensor, counts: Tensor) -> list[Remedy]:
+    loss, found = exam.program.loss, []
+    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.weight is None:
+        code = f"loss = nn.{type(loss).__name__}(weight=len(y) / (classes * torch.bincount(y)))"
+        found.append(_weighted("weight", weights, code))
+    if isinstance(loss, nn.BCEWithLogitsLoss) and loss.pos_weight is None and len(counts) == 2:
+        code = "loss = nn.BCEWithLogitsLoss(pos_weight=(y == 0).sum() / (y == 1).sum())"
+        found.append(_weighted("pos_weight", counts[:1].float() / counts[1:].float().clamp_min(1), code))
+    return [*found, _repeated(exam)]
+
+
+def _weighted(name: str, weights: Tensor, code: str) -> Remedy:
+    def edit(loss: Any) -> Any:
+        if not isinstance(loss, nn.Module) or name not in loss._buffers:
+            return loss
+        changed = copy.deepcopy(loss)
+        changed.register_buffer(name, weights.clone())
+        return changed
+
+    return Remedy("weight the classes by how rare they are", code, on_loss=edit, place="balance", order=LOSS)
+
+
+def _repeated(exam: Examination) -> Remedy:
+    def edit(rows: Rows) -> Rows:
+        labels = classes_of(exam, rows.targets)
+        if labels is None:
+            return rows
+        counts = torch.bincount(labels)
+        times = (counts.max() // counts.clamp_min(1)).clamp(1, 50)
+        return only(rows, torch.arange(len(labels)).repeat_interleave(times[labels]))
+
+    code = (
+        "sampler = WeightedRandomSampler(1 / torch.bincount(y)[y], len(y))\nloader = DataLoader(data, sampler=sampler)"
+    )
+    return Remedy("take rows of rare classes more often", code, on_rows=edit, place="balance", order=ROWS)

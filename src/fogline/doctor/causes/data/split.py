@@ -1,0 +1,258 @@
+"""How rows were divided into training and held-out ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fogline.data.source import leaves
+from fogline.doctor.causes.data.common import kept_at, only, pair_of
+from fogline.doctor.causes.data.labels import error_of
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
+from fogline.doctor.reference import features
+
+
+def train_valid_mismatch(exam: Examination) -> Suspicion | None:
+    """Held-out rows of another kind than the training rows.
+
+    Told by their units (mean and deviation of columns, far beyond the noise of samples), or by classical learners: what
+    they learn from training rows holds for other training rows and not for the held-out ones, which can be learned
+    within themselves.
+    """
+    held, pair = exam.case.valid, pair_of(exam)
+    if held is None or pair is None or kept_at(exam, "split") or not isinstance(held.targets, Tensor):
+        return None
+    evidence, moved = _other_units(exam, pair, held)
+    broken = _does_not_carry_over(exam)
+    if broken:
+        evidence += broken
+    if not evidence:
+        return None
+    remedies = [r for r in (_same_units(pair, held, moved), _split_again(exam)) if r is not None]
+    return Suspicion(
+        "train_valid_mismatch",
+        0.9 if broken else 0.6,
+        tuple(evidence),
+        "The held-out rows are of another kind than the training rows: prepared in another way, or from elsewhere. "
+        "What is "
+        "learned does not hold for them, and the score on them says nothing about the training.",
+        tuple(remedies),
+        proof=bool(broken) or any(word == "wholly" for word in moved.values()),
+        advice="Prepare both parts by the same code with the same numbers, and split at random.",
+    )
+
+
+def _other_units(exam: Examination, pair: tuple[Tensor, Tensor], held: Rows) -> tuple[list[Evidence], dict[str, str]]:
+    """Inputs or numeric targets whose columns have moved; "wholly" where nothing but other units explains it."""
+    evidence, moved = [], {}
+    parts = [("inputs", features(pair[0]) if _continuous(pair[0]) else None, features(held.inputs))]
+    if exam.case.yardstick.work == "regression":
+        parts.append(("targets", features(pair[1]), features(held.targets)))
+    for name, train, other in parts:
+        if train is None or other is None or train.shape[1] != other.shape[1] or min(len(train), len(other)) < 8:
+            continue
+        shift, ratio, counted = _moved(train, other)
+        if counted < 1:
+            continue
+        far = (shift > 1) | (ratio > 2)
+        utterly = (shift > 3) | (ratio > 5)
+        if float(far.double().mean()) <= 0.5:
+            continue
+        moved[name] = "wholly" if float(utterly.double().mean()) > 0.5 else "partly"
+        evidence.append(
+            Evidence(
+                f"shift of the {name} of held-out rows, in deviations of the training rows", float(shift.median()), 0.0
+            )
+        )
+        evidence.append(Evidence(f"ratio of the deviations of their {name}", float(ratio.median()), 1.0))
+    return evidence, moved
+
+
+def _continuous(inputs: Tensor) -> bool:
+    return inputs.is_floating_point() or inputs.dtype == torch.uint8
+
+
+def _moved(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Shift of the mean and ratio of the deviations by column, less four standard errors; of columns that vary."""
+    train, other = train[torch.isfinite(train).all(1)], other[torch.isfinite(other).all(1)]
+    if min(len(train), len(other)) < 8:
+        return torch.zeros(0), torch.zeros(0), 0
+    first, second = train.std(0, correction=0), other.std(0, correction=0)
+    varies = first > 1e-7 * train.abs().amax(0)
+    first, second = first[varies], second[varies]
+    size = min(len(train), len(other))
+    shift = (other.mean(0) - train.mean(0))[varies].abs() / first - 4 / math.sqrt(size)
+    tails = ((train - train.mean(0))[varies[None].expand_as(train)].reshape(len(train), -1) / first).pow(4).mean(0)
+    error = (tails.clamp_min(1) / (4 * size)).sqrt()  # of the logarithm of a deviation
+    ratio = ((second / first).clamp_min(1e-12).log().abs() - 4 * error).clamp_min(0).exp()
+    return shift.clamp_min(0), ratio, int(varies.sum())
+
+
+def _does_not_carry_over(exam: Examination) -> list[Evidence]:
+    seen, held = exam.reference, exam.case.valid
+    if seen.score is None or seen.valid_score is None or seen.within_valid is None or held is None or seen.rows is None:
+        return []
+    classes = exam.case.yardstick.classes
+    first = error_of(len(seen.rows) // 5, classes)
+    second = error_of(min(len(leaves(held.inputs)[0]), 4000), classes)
+    if seen.score - seen.valid_score < max(3 * math.hypot(first, second), 0.3 * seen.score):
+        return []
+    if seen.within_valid - seen.valid_score < max(2 * 1.5 * second, 0.2):
+        return []
+    return [
+        Evidence(f"score of {seen.learner} on training rows it did not see", seen.score),
+        Evidence("its score on the held-out rows", seen.valid_score, seen.score),
+        Evidence("score where it learns from some held-out rows and is tried on others", seen.within_valid),
+    ]
+
+
+def _same_units(pair: tuple[Tensor, Tensor], held: Rows, moved: dict[str, str]) -> Remedy | None:
+    if not moved:
+        return None
+    edits = {
+        name: _onto(tree, getattr(held, name))
+        for name, tree in zip(("inputs", "targets"), pair, strict=True)
+        if name in moved
+    }
+
+    def edit(rows: Rows) -> Rows:
+        if rows.ids is not None:  # training rows stay
+            return rows
+        return replace(rows, **{name: change(getattr(rows, name)) for name, change in edits.items()})
+
+    what = " and ".join(moved)
+    return Remedy(
+        f"give the {what} of held-out rows the units of the training rows",
+        "scaler.fit(X); X, Xv = scaler.transform(X), scaler.transform(Xv)  # the same numbers for both",
+        on_rows=edit,
+        also_valid=True,
+        place="split",
+        order=ROWS,
+    )
+
+
+def _onto(train: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:
+    """Moves columns from the mean and deviation of one set of rows to those of another."""
+    flat, away = train.reshape(len(train), -1).double(), other.reshape(len(other), -1).double()
+    factor = flat.std(0, correction=0) / away.std(0, correction=0).clamp_min(1e-30)
+    factor = torch.where(away.std(0, correction=0) > 0, factor, torch.ones_like(factor))
+    shift = flat.mean(0) - away.mean(0) * factor
+
+    def change(values: Tensor) -> Tensor:
+        moved = values.reshape(len(values), -1).double() * factor + shift
+        return moved.reshape(values.shape).to(train.dtype)
+
+    return change
+
+
+def _split_again(exam: Examination) -> Remedy | None:
+    """Both parts are put together and divided at random, in the same numbers."""
+    held, train = exam.case.valid, exam.case.train
+    if held is None or not isinstance(train.inputs, Tensor) or not isinstance(held.inputs, Tensor):
+        return None
+    if train.inputs.shape[1:] != held.inputs.shape[1:] or train.targets.shape[1:] != held.targets.shape[1:]:
+        return None
+    size, count = len(train.inputs), len(held.inputs)
+    order = torch.randperm(size + count, generator=torch.Generator().manual_seed(0))
+    inputs = torch.cat([train.inputs, held.inputs.to(train.inputs.dtype)])
+    targets = torch.cat([train.targets, held.targets.to(train.targets.dtype)])
+
+    def edit(rows: Rows) -> Rows:
+        mine = order[:size] if rows.ids is not None else order[size:]
+        if len(rows.inputs) < len(mine):
+            mine = mine[: len(rows.inputs)]
+        return replace(rows, inputs=inputs[mine], targets=targets[mine])
+
+    return Remedy(
+        "put training and held-out rows together and split them at random",
+        "X, Xv, y, yv = train_test_split(torch.cat([X, Xv]), torch.cat([y, yv]), test_size=len(Xv))",
+        on_rows=edit,
+        also_valid=True,
+        place="split",
+        order=ROWS,
+    )
+
+
+def duplicate_leak(exam: Examination) -> Suspicion | None:
+    """Held-out rows that are copies of training rows: the score on them shows what was memorised.
+
+    Values that repeat by themselves (few columns with few values) do so within the training rows too: the share of
+    training rows that have a twin among the others is the share of copies that chance gives.
+    """
+    held, pair = exam.case.valid, pair_of(exam)
+    if held is None or pair is None or kept_at(exam, "copies") or kept_at(exam, "split"):
+        return None
+    if not isinstance(held.inputs, Tensor) or not isinstance(held.targets, Tensor):
+        return None
+    if pair[0].shape[1:] != held.inputs.shape[1:] or len(held.inputs) < 5:
+        return None
+    if _few_kinds(pair[0]):
+        return None
+    own, other = _hashes(pair[0], pair[1]), _hashes(held.inputs, held.targets)
+    counts: dict[bytes, int] = {}
+    for row in own:
+        counts[row] = counts.get(row, 0) + 1
+    copies = sum(row in counts for row in other)
+    share, by_chance = copies / len(other), sum(c for c in counts.values() if c > 1) / len(own)
+    error = math.sqrt((by_chance * (1 - by_chance) + 1 / len(own)) / len(other))
+    if share < by_chance + 5 * error or share < max(0.02, 2 * by_chance):
+        return None
+    return Suspicion(
+        "duplicate_leak",
+        0.9,
+        (
+            Evidence("held-out rows that are copies of training rows", f"{copies} of {len(other)}", 0),
+            Evidence("share of training rows that have a twin among themselves", by_chance),
+        ),
+        f"{copies} of {len(other)} held-out rows are in the training data too. The score on them says how well rows "
+        "are "
+        "remembered, not how well new ones are predicted: it is too good.",
+        (_without_copies(exam),),
+        proof=True,
+        severity="serious" if share > 0.2 else "minor",
+        advice="Split before rows are repeated or augmented, and by the thing they come from (a patient, a picture).",
+    )
+
+
+def _few_kinds(inputs: Tensor) -> bool:
+    """Whether the columns have so few values that there are hardly more possible rows than rows."""
+    flat = inputs.reshape(len(inputs), -1)
+    kinds = 1.0
+    for column in flat[:5000].unbind(1):
+        kinds *= len(torch.unique(column))
+        if kinds > 10 * len(flat):
+            return False
+    return flat.shape[1] > 1 or kinds < 0.5 * min(len(flat), 5000)
+
+
+def _hashes(inputs: Tensor, targets: Tensor) -> list[bytes]:
+    columns = [inputs.reshape(len(inputs), -1).double(), targets.reshape(len(targets), -1).double()]
+    return [row.tobytes() for row in torch.cat(columns, 1).cpu().numpy()]
+
+
+def _without_copies(exam: Examination) -> Remedy:
+    held = exam.case.valid
+    assert held is not None
+    known = set(_hashes(held.inputs, held.targets))
+
+    def edit(rows: Rows) -> Rows:
+        if rows.ids is None:
+            return rows
+        fresh = [k for k, row in enumerate(_hashes(rows.inputs, rows.targets)) if row not in known]
+        enough = len(fresh) >= max(2, len(rows.inputs) // 10)
+        return only(rows, torch.tensor(fresh, dtype=torch.int64)) if enough else rows
+
+    code = "seen = {row.tobytes() for row in Xv.numpy()}\n"
+    code += "fresh = [k for k, row in enumerate(X.numpy()) if row.tobytes() not in seen]"
+    return Remedy(
+        "leave out training rows that are held out too",
+        code + "\nX, y = X[fresh], y[fresh]",
+        on_rows=edit,
+        place="copies",
+        order=ROWS,
+    )

@@ -1,0 +1,49 @@
+"""What several causes between the last layer and the loss ask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fogline.data import losses
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import HEAD, Remedy
+from fogline.doctor.heads import Maker, behind
+
+LOST = 0.1
+"""Share of what the loss could give that must be out of reach to be worth a word: less than the noise of most data."""
+MUCH = 0.25
+"""Above this share there is no doubt that training is hurt."""
+
+
+def ended_by(exam: Examination, put: Maker, title: str, patch: str = "") -> Remedy | None:
+    edit = behind(exam.anatomy, put)
+    if edit is None:
+        return None
+    name = put.__name__
+    code = patch or ("# nothing behind the last layer" if name == "Identity" else f"model[-1] = nn.{name}()")
+    return Remedy(title, code, on_model=edit, place="head", order=HEAD)
+
+
+def codes_of(exam: Examination) -> int | None:
+    """How many classes there are where numbers may be their codes: 0, 1, ..., C-1, each many times."""
+    targets = exam.program.train[1] if exam.case.supervised else None
+    if not isinstance(targets, Tensor) or targets.numel() != len(targets) or len(targets) < 20:
+        return None
+    flat = targets.reshape(-1).double()
+    if not bool(torch.isfinite(flat).all()) or not bool((flat == flat.round()).all()):
+        return None
+    values, counts = torch.unique(flat, return_counts=True)
+    count = len(values)
+    few = 2 <= count <= max(3, len(flat) // 10) and float(values[0]) == 0 and float(values[-1]) == count - 1
+    return count if few and float(counts.double().mean()) >= 5 else None
+
+
+def takes_logits(exam: Examination) -> str:
+    """ "classes" or "binary" where the loss applies its own softmax or sigmoid; "" elsewhere."""
+    loss, seen = exam.program.loss, exam.anatomy.in_loss
+    if isinstance(loss, nn.CrossEntropyLoss) or loss is nn.functional.cross_entropy or "log_softmax" in seen:
+        return "classes"
+    if losses.family(loss) == "binary" and not losses.on_probabilities(loss):
+        return "binary"
+    return "binary" if {"BinaryCrossEntropyWithLogits", "log_sigmoid"} & set(seen) else ""

@@ -1,0 +1,314 @@
+"""Causes in what flows through the layers: each found where it is planted, and silent on its healthy twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fogline
+from fogline.doctor.case import Program, open_case
+from fogline.doctor.causes import flow
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Suspicion
+from fogline.doctor.trial import Laboratory
+
+RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="30ep")
+Pair = tuple[Tensor, Tensor]
+
+
+def ring(count: int = 240) -> Pair:
+    """Classes by the distance from the origin: no straight line tells them apart."""
+    X = torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+    return X, (X[:, :2].square().sum(1) > 1.4).long()
+
+
+def wave(count: int = 240) -> Pair:
+    X = torch.linspace(-3, 3, count)[:, None]
+    return X, torch.sin(2 * X)
+
+
+def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] | None = nn.ReLU, last: Any = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for a, b in pairwise(sizes[:-1]):
+        layers += [nn.Linear(a, b), *([activation()] if activation else [])]
+    layers += [nn.Linear(sizes[-2], sizes[-1]), *([last] if last is not None else [])]
+    return nn.Sequential(*layers)
+
+
+class Own(nn.Module):
+    """A module of somebody's own, with functions in its forward."""
+
+    def __init__(self, columns: int = 4, outputs: int = 2, bend: Any = F.relu, hidden: int = 16) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(columns, hidden), nn.Linear(hidden, hidden)
+        self.head, self.bend = nn.Linear(hidden, outputs), bend
+
+    def forward(self, x: Tensor) -> Tensor:
+        bend = self.bend or (lambda value: value)
+        return self.head(bend(self.second(bend(self.first(x)))))
+
+
+class Pictures(nn.Module):
+    """A small convolutional network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.head = nn.Linear(4 * 16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.relu(self.conv(x)).flatten(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.head = nn.RNN(2, 12, batch_first=True), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def pictures(count: int = 120) -> Pair:
+    X = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return X, (X.mean((1, 2, 3)) > 0).long()
+
+
+def sequences(count: int = 120) -> Pair:
+    X = torch.randn(count, 10, 2, generator=torch.Generator().manual_seed(0))
+    return X, (X[:, 0, 0] > 0).long()
+
+
+def exam_of(model: nn.Module, data: Pair, loss: Any = None, recipe: fogline.Recipe = RECIPE) -> Examination:
+    if loss is None:
+        loss = nn.MSELoss() if data[1].is_floating_point() else nn.CrossEntropyLoss()
+    return Examination(open_case(fogline.Task(model, loss, data), recipe))
+
+
+def in_motion(exam: Examination, steps: int = 60) -> Examination:
+    exam.observed = Laboratory(exam.case, 1e6).observe(exam.program, steps)
+    return exam
+
+
+def mended(exam: Examination, found: Suspicion | None, which: int = 0) -> Program:
+    assert found is not None
+    return Examination(exam.case, (found.remedies[which],)).program
+
+
+@torch.no_grad()
+def filled(model: nn.Module, value: float) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.fill_(value)
+    return model
+
+
+@torch.no_grad()
+def scaled(model: nn.Module, factor: float) -> nn.Module:
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.mul_(factor)
+    return model
+
+
+@torch.no_grad()
+def sunk(model: nn.Module, name: str, value: float = -30.0) -> nn.Module:
+    model.get_parameter(name).fill_(value)
+    return model
+
+
+HEALTHY = {
+    "relu": lambda: exam_of(mlp((4, 32, 16, 2)), ring()),
+    "tanh": lambda: exam_of(mlp((4, 32, 16, 2), nn.Tanh), ring()),
+    "sigmoid": lambda: exam_of(mlp((4, 32, 2), nn.Sigmoid), ring()),
+    "own": lambda: exam_of(Own(), ring()),
+    "numbers": lambda: exam_of(mlp((1, 32, 32, 1)), wave()),
+    "pictures": lambda: exam_of(Pictures(), pictures()),
+    "sequences": lambda: exam_of(Recurrent(), sequences()),
+    "linear": lambda: exam_of(mlp((4, 2)), ring()),
+    "zeros in one layer": lambda: exam_of(filled(mlp((4, 2)), 0.0), ring()),
+    "norm": lambda: exam_of(nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)), ring()),
+    "large weights behind a norm": lambda: exam_of(
+        nn.Sequential(scaled(nn.Linear(4, 16), 50.0), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)), ring()
+    ),
+    "four rows": lambda: exam_of(
+        mlp((2, 8, 1)), (torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]]), torch.tensor([[0.0], [1], [1], [0]]))
+    ),
+    "tokens": lambda: exam_of(
+        nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 2)),
+        (torch.randint(9, (80, 5)), torch.randint(2, (80,))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_silent_on_one_batch(name: str) -> None:
+    exam = HEALTHY[name]()
+    assert [found.cause for cause in flow.ON_ONE_BATCH if (found := cause(exam))] == []
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "own", "numbers", "norm"])
+def test_silent_in_motion(name: str) -> None:
+    exam = in_motion(HEALTHY[name](), 150)
+    assert [found.cause for cause in flow.IN_MOTION if (found := cause(exam))] == []
+
+
+def test_missing_activation_in_a_stack() -> None:
+    exam = exam_of(mlp((4, 32, 16, 2), None), ring())
+    found = flow.missing_activation(exam)
+    assert found is not None
+    assert found.strength > 0.7
+    model = mended(exam, found).new_model(0)
+    assert sum(isinstance(module, nn.ReLU) for module in model.modules()) == 2
+    assert flow.missing_activation(Examination(exam.case, (found.remedies[0],))) is None
+
+
+def test_missing_activation_in_a_module_of_ones_own() -> None:
+    exam = exam_of(Own(bend=None), ring())
+    model = mended(exam, flow.missing_activation(exam)).new_model(0)
+    assert isinstance(model.first, nn.Sequential)
+    assert isinstance(model.second, nn.Sequential)
+
+
+def test_a_narrow_middle_may_be_linear() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3), nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
+    assert flow.missing_activation(exam_of(model, ring())) is None
+
+
+@pytest.mark.parametrize("value", [0.0, 0.05])
+@pytest.mark.parametrize("data", [ring, wave])
+def test_symmetric_init(value: float, data: Callable[[], Pair]) -> None:
+    X, y = data()
+    exam = exam_of(filled(mlp((X.shape[1], 16, 8, 2 if y.ndim == 1 else 1)), value), (X, y))
+    found = flow.symmetric_init(exam)
+    assert found is not None
+    assert found.proof
+    assert flow.bad_init(exam) is None
+    assert flow.symmetric_init(Examination(exam.case, (found.remedies[0],))) is None
+
+
+def test_symmetric_init_of_recurrent_and_convolution_layers() -> None:
+    assert flow.symmetric_init(exam_of(filled(Recurrent(), 0.1), sequences())) is not None
+    assert flow.symmetric_init(exam_of(filled(Pictures(), 0.1), pictures())) is not None
+
+
+@pytest.mark.parametrize("factor", [0.01, 30.0])
+@pytest.mark.parametrize("model", [lambda: mlp((4, 32, 16, 2)), Own])
+def test_bad_init(factor: float, model: Callable[[], nn.Module]) -> None:
+    exam = exam_of(scaled(model(), factor), ring())
+    found = flow.bad_init(exam)
+    assert found is not None
+    for remedy in found.remedies:
+        assert flow.bad_init(Examination(exam.case, (remedy,))) is None
+
+
+def test_weights_of_one_sign_are_too_large_together() -> None:
+    model = mlp((16, 64, 64, 2))
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, 0, 1)
+    X = torch.randn(100, 16)
+    assert flow.bad_init(exam_of(model, (X, (X[:, 0] > 0).long()))) is not None
+
+
+def test_dead_units_before_training() -> None:
+    exam = exam_of(sunk(mlp((4, 32, 16, 2)), "0.bias"), ring())
+    found = flow.dead_units(exam)
+    assert found is not None
+    assert found.proof
+    assert found.severity == "fatal"
+    assert flow.dead_units(Examination(exam.case, (found.remedies[0],))) is None
+
+
+def test_dead_units_of_functions_and_of_channels() -> None:
+    assert flow.dead_units(exam_of(sunk(Own(), "second.bias"), ring())) is not None
+    assert flow.dead_units(exam_of(sunk(Pictures(), "conv.bias"), pictures())) is not None
+
+
+def test_dead_units_after_steps_that_were_too_long() -> None:
+    exam = in_motion(exam_of(mlp((1, 32, 32, 1)), wave(), recipe=RECIPE.replace(lr=3.0)), 40)
+    found = flow.dead_units(exam)
+    assert found is not None
+    assert not found.proof
+
+
+@pytest.mark.parametrize(("activation", "function"), [(nn.Tanh, torch.tanh), (nn.Sigmoid, torch.sigmoid)])
+def test_saturated_units(activation: Callable[[], nn.Module], function: Any) -> None:
+    for model in (scaled(mlp((4, 32, 16, 2), activation), 60.0), scaled(Own(bend=function), 60.0)):
+        exam = exam_of(model, ring())
+        found = flow.saturated_units(exam)
+        assert found is not None
+        assert flow.saturated_units(Examination(exam.case, (found.remedies[0],))) is None
+
+
+def test_saturated_by_inputs_keeps_the_sigmoid_of_the_end() -> None:
+    X, y = ring()
+    model = mlp((4, 32, 16, 1), nn.Sigmoid, last=nn.Sigmoid())
+    exam = exam_of(model, (1000 * X, y.float()[:, None]), nn.BCELoss())
+    changed = mended(exam, flow.saturated_units(exam)).new_model(0)
+    assert isinstance(changed, nn.Sequential)
+    assert [type(layer) for layer in changed][1::2] == [nn.ReLU, nn.ReLU, nn.Sigmoid]
+
+
+def test_vanishing_gradient() -> None:
+    exam = in_motion(exam_of(mlp((1, *[16] * 8, 1), nn.Sigmoid), wave()), 80)
+    found = flow.vanishing_gradient(exam)
+    assert found is not None
+    model = mended(exam, found).new_model(0)
+    assert not any(isinstance(module, nn.Sigmoid) for module in model.modules())
+
+
+def test_vanishing_through_time() -> None:
+    model = Recurrent()
+    with torch.no_grad():
+        model.rnn.weight_hh_l0.mul_(0.02)
+    exam = in_motion(exam_of(model, sequences()), 40)
+    changed = mended(exam, flow.vanishing_gradient(exam)).new_model(0).rnn.weight_hh_l0
+    torch.testing.assert_close(changed @ changed.mT, torch.eye(12), atol=1e-5, rtol=0)
+
+
+def test_exploding_gradient() -> None:
+    exam = in_motion(exam_of(scaled(mlp((4, *[32] * 5, 2)), 8.0), ring(), recipe=RECIPE.replace(optimizer="sgd")), 40)
+    found = flow.exploding_gradient(exam)
+    assert found is not None
+    assert flow.exploding_gradient(in_motion(Examination(exam.case, (found.remedies[0],)), 150)) is None
+    assert found.remedies[-1].on_recipe is not None
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_bottleneck(norm: bool) -> None:
+    X = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    y = X @ torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    between = [nn.BatchNorm1d(1)] if norm else []
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1), *between, nn.Tanh(), nn.Linear(1, 6))
+    exam = in_motion(exam_of(model, (X, y)), 150)
+    found = flow.bottleneck(exam)
+    program = mended(exam, found)
+    assert program.new_model(0)(X).shape == (300, 6)
+    assert flow.bottleneck(in_motion(Examination(exam.case, found.remedies), 150)) is None  # type: ignore[union-attr]
+
+
+def test_an_edit_of_first_weights_disturbs_nobody() -> None:
+    exam = exam_of(filled(mlp((4, 16, 2)), 0.1), ring())
+    before = torch.get_rng_state()
+    first, second = (mended(exam, flow.symmetric_init(exam)).new_model(0) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_an_edit_survives_a_module_that_is_gone() -> None:
+    exam = exam_of(mlp((4, 16, 8, 2), None), ring())
+    remedies = flow.missing_activation(exam)
+    assert remedies is not None
+    assert remedies.remedies[0].on_model is not None
+    assert isinstance(remedies.remedies[0].on_model(nn.Linear(4, 2)), nn.Linear)

@@ -1,0 +1,231 @@
+"""Causes in how the steps are taken: each found where it is planted, and silent on its healthy twin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fogline
+from fogline.doctor.case import open_case
+from fogline.doctor.causes import step
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Suspicion
+from fogline.doctor.standing import motion, standing, steps_of
+from fogline.doctor.trial import Laboratory, planned_steps
+
+ADAM = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="25ep", schedule="constant")
+SGD = ADAM.replace(optimizer="sgd", lr=0.3)
+Pair = tuple[Tensor, Tensor]
+
+
+def labels(count: int = 400) -> Pair:
+    source = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % 4
+    centres = 3 * torch.randn(4, 6, generator=source)
+    return centres[y] + torch.randn(count, 6, generator=source), y
+
+
+def numbers(count: int = 400) -> Pair:
+    X = torch.randn(count, 3, generator=torch.Generator().manual_seed(0))
+    return X, (X[:, :1] + 0.5 * X[:, 1:2] * X[:, 2:]) * 2
+
+
+def net(inputs: int, outputs: int, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    drop = [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(nn.Linear(inputs, 32), nn.ReLU(), *drop, nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, outputs))
+
+
+def observed(
+    data: Pair, recipe: fogline.Recipe, loss: Any = None, steps: int | None = None, **model: Any
+) -> Examination:
+    X, y = data
+    outputs = y.shape[1] if y.ndim > 1 else 4
+    loss = loss or (nn.MSELoss() if y.ndim > 1 else nn.CrossEntropyLoss())
+    case = open_case(fogline.Task(net(X.shape[1], outputs, **model), loss, data), recipe)
+    exam = Examination(case)
+    exam.observed = Laboratory(case, 1e6).observe(exam.program, steps or min(300, planned_steps(recipe, case)))
+    return exam
+
+
+def causes(exam: Examination) -> list[str]:
+    return [found.cause for cause in step.IN_MOTION if (found := cause(exam))]
+
+
+def new_recipe(found: Suspicion | None, recipe: fogline.Recipe, which: int = 0) -> fogline.Recipe:
+    assert found is not None
+    edit = found.remedies[which].on_recipe
+    assert edit is not None
+    return edit(recipe)
+
+
+HEALTHY: dict[str, Callable[[], Examination]] = {
+    "adam": lambda: observed(labels(), ADAM),
+    "sgd": lambda: observed(labels(), SGD),
+    "numbers": lambda: observed(numbers(), ADAM),
+    "a third of the rate": lambda: observed(labels(), ADAM.replace(lr=0.003)),
+    "thrice the rate": lambda: observed(labels(), ADAM.replace(lr=0.03)),
+    "at the edge": lambda: observed(labels(), SGD.replace(optimizer="gd", lr=0.6, batch_size="full", duration="200ep")),
+    "small batches": lambda: observed(labels(), ADAM.replace(batch_size=4, lr=0.003, duration="6ep")),
+    "few epochs": lambda: observed(labels(), ADAM.replace(batch_size=8, duration="3ep", schedule="linear")),
+    "warm-up": lambda: observed(labels(), ADAM.replace(warmup=0.1, schedule="cosine")),
+    "decay": lambda: observed(labels(), ADAM.replace(optimizer="adamw", weight_decay=0.05)),
+    "dropout": lambda: observed(labels(), ADAM, dropout=0.3),
+    "momentum": lambda: observed(labels(), ADAM.replace(optimizer="momentum", lr=0.05)),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_silent(name: str) -> None:
+    assert causes(HEALTHY[name]()) == []
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_the_scale_of_the_loss_does_not_matter(factor: float) -> None:
+    def scaled(outputs: Tensor, targets: Tensor) -> Tensor:
+        return factor * nn.functional.cross_entropy(outputs, targets)
+
+    # Adam takes the same steps, as long as the gradients stay above its epsilon.
+    recipe = ADAM.replace(options={"eps": 1e-20})
+    plain, other = observed(labels(), recipe), observed(labels(), recipe, scaled)
+    assert causes(other) == []
+    first, second = motion(plain), motion(other)
+    assert second.fallen == pytest.approx(first.fallen, rel=0.02)
+    assert second.jitter == pytest.approx(first.jitter, rel=0.2, abs=1e-3)
+
+
+@pytest.mark.parametrize(("data", "lr"), [(labels, 1.0), (labels, 300.0), (numbers, 1.0), (numbers, 30.0)])
+def test_lr_too_high(data: Callable[[], Pair], lr: float) -> None:
+    found = step.lr_too_high(observed(data(), ADAM.replace(lr=lr)))
+    assert new_recipe(found, ADAM.replace(lr=lr)).lr == "auto"
+    assert new_recipe(found, ADAM.replace(lr=lr), 1).lr == pytest.approx(lr / 10)
+
+
+def test_lr_too_high_where_steps_are_refused() -> None:
+    exam = observed(numbers(), SGD.replace(lr=50.0))
+    found = step.lr_too_high(exam)
+    assert found is not None
+    assert found.severity == "fatal"
+    assert motion(exam).refused > 0
+
+
+@pytest.mark.parametrize("data", [labels, numbers])
+@pytest.mark.parametrize("recipe", [ADAM.replace(lr=1e-6), SGD.replace(lr=1e-5)])
+def test_lr_too_low(data: Callable[[], Pair], recipe: fogline.Recipe) -> None:
+    exam = observed(data(), recipe)
+    found = step.lr_too_low(exam)
+    assert found is not None
+    assert found.strength >= 0.8
+    assert new_recipe(found, recipe).lr == "auto"
+    assert step.lr_too_high(exam) is None
+
+
+def test_a_measured_rate_is_not_suspected() -> None:
+    exam = observed(labels(), ADAM.replace(lr=1e-6))
+    asked = Examination(open_case(exam.case.task, ADAM.replace(lr="auto")))
+    asked.observed = exam.observed
+    assert step.lr_too_low(asked) is None
+
+
+def test_bad_schedule_of_a_long_warm_up() -> None:
+    recipe = SGD.replace(warmup=100_000, lr=0.02, duration="3ep")
+    found = step.bad_schedule(observed(labels(), recipe))
+    assert new_recipe(found, recipe).warmup == 0.05
+
+
+@pytest.mark.parametrize(("data", "recipe"), [(labels, SGD.replace(lr=0.02)), (numbers, ADAM.replace(lr=0.002))])
+def test_too_few_steps(data: Callable[[], Pair], recipe: fogline.Recipe) -> None:
+    recipe = recipe.replace(duration="1ep")
+    found = step.too_few_steps(observed(data(), recipe))
+    assert found is not None
+    assert found.strength >= 0.5
+    assert new_recipe(found, recipe).duration in ("4ep", "10ep")
+
+
+def test_a_part_of_a_run_tells_nothing_of_its_end() -> None:
+    assert step.too_few_steps(observed(labels(), SGD.replace(lr=0.02), steps=10)) is None
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ADAM.replace(optimizer="adadelta", lr=0.001),
+        ADAM.replace(optimizer="adagrad", lr=1e-5),
+        ADAM.replace(optimizer="rprop", lr=0.01, batch_size=4, duration="3ep"),
+        SGD.replace(lr=1e-4),
+    ],
+)
+def test_optimizer_mismatch(recipe: fogline.Recipe) -> None:
+    changed = new_recipe(step.optimizer_mismatch(observed(labels(), recipe)), recipe)
+    assert (changed.optimizer, changed.lr) == ("adamw", "auto")
+
+
+def test_batch_too_small() -> None:
+    recipe = SGD.replace(batch_size=1, duration="1ep")
+    found = step.batch_too_small(observed(labels(), recipe))
+    changed = new_recipe(found, recipe)
+    assert (changed.batch_size, changed.duration) == (32, "400st")
+
+
+@pytest.mark.parametrize("data", [labels, numbers])
+def test_batch_too_large(data: Callable[[], Pair]) -> None:
+    recipe = SGD.replace(batch_size="full", lr=0.03, duration="8ep")
+    exam = observed(data(), recipe)
+    found = step.batch_too_large(exam)
+    changed = new_recipe(found, recipe)
+    assert planned_steps(changed, exam.case) > 10 * exam.planned
+    assert step.too_few_steps(exam) is None
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ADAM.replace(optimizer="adamw", weight_decay=100.0),
+        ADAM.replace(weight_decay=3.0),
+        SGD.replace(optimizer="momentum", lr=0.02, weight_decay=1.0),
+    ],
+)
+@pytest.mark.parametrize("data", [labels, numbers])
+def test_regularization_too_strong_by_decay(data: Callable[[], Pair], recipe: fogline.Recipe) -> None:
+    found = step.regularization_too_strong(observed(data(), recipe))
+    assert new_recipe(found, recipe).weight_decay == 0
+
+
+def test_regularization_too_strong_by_dropout() -> None:
+    exam = observed(numbers(), ADAM, dropout=0.95)
+    found = step.regularization_too_strong(exam)
+    assert found is not None
+    model = Examination(exam.case, found.remedies).program.new_model(0)
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == pytest.approx([0.2375])
+
+
+def test_where_nothing_can_be_learned_no_step_is_to_blame() -> None:
+    X, y = labels()
+    shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))]
+    exam = observed((X, shuffled), ADAM.replace(duration="5ep"))
+    assert not standing(exam).short
+    assert causes(exam) == []
+
+
+def test_a_program_that_stops_with_an_error_is_left_to_others() -> None:
+    def fails(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise RuntimeError("no loss today")
+
+    assert causes(observed(labels(), ADAM, fails)) == []
+
+
+def test_the_signals_of_a_quadratic() -> None:
+    """Gradient descent on one linear layer: the overshoot is lr * curvature - 1."""
+    torch.manual_seed(0)
+    X = torch.ones(64, 1) * math.sqrt(0.5)  # the squared error of w x has curvature 2 x^2 = 1
+    model = nn.Linear(1, 1, bias=False)
+    recipe = fogline.Recipe(optimizer="gd", lr=0.4, batch_size="full", duration="20st", schedule="constant")
+    exam = Examination(open_case(fogline.Task(model, nn.MSELoss(), (X, 3 * X)), recipe))
+    exam.observed = Laboratory(exam.case, 100).observe(exam.program, 20)
+    assert steps_of(exam).overshoot == pytest.approx(0.4 - 1, abs=1e-3)
+    assert steps_of(exam).cosine == pytest.approx(1, abs=1e-3)
