@@ -120,7 +120,8 @@ class Narrator:
         """Write a finding down, unless its cause was told before."""
         if self._told is None:
             self._told = set(read_table(self._store.folder, "findings", "id")["cause"].tolist())
-        if finding.cause not in self._told:
+        follows = finding.cause == "nan_source" and "lr_too_high" in self._told
+        if finding.cause not in self._told and not follows:
             self._told.add(finding.cause)
             self._store.finding(step, finding.to_dict(), finding.sentence)
 

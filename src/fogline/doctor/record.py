@@ -23,6 +23,7 @@ _IMPROVES = 0.15  # of all that was gained came in the last third
 _MUCH_LEFT = 0.3
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _EXPLAINS_DIVERGENCE = ("missing_zero_grad", "accumulation_scale", "nan_in_data", "nan_source")
+_FOLLOWS_DIVERGENCE = ("nan_source", "dead_units", "vanishing_gradient")
 _LOGARITHMS = ("log", "log2", "log10", "log1p", "backward of log", "backward of log2", "backward of log10", "xlogy")
 _VANISHED = 1e-6
 _HUGE = 1e18
@@ -57,6 +58,8 @@ def findings_of_record(run: Run) -> list[Finding]:
     found = [f for f in signals.values() if f.cause not in known]
     if known & set(_EXPLAINS_DIVERGENCE):
         found = [f for f in found if f.cause not in ("lr_too_high", "exploding_gradient", "nan_source")]
+    if any(f.cause == "lr_too_high" for f in (*told, *found)):
+        found = [f for f in found if f.cause not in _FOLLOWS_DIVERGENCE]
     ranks = ("fatal", "serious", "minor")
     kept = [f for f in (*told, *found) if f.confidence >= _WORTH_SAYING]
     return sorted(kept, key=lambda f: (ranks.index(f.severity), -f.confidence))
@@ -135,7 +138,10 @@ def refusal_finding(found: dict[str, Any], severity: Severity, count: int) -> Fi
             "These rows hold NaN or infinity, and every batch with one of them is lost.",
             remedy=Remedy("drop the rows", "keep = torch.isfinite(X).flatten(1).all(1)\nX, y = X[keep], y[keep]"),
         )  # fmt: skip
-    if any(_overflows(r) for r in operation.get("values", [])):
+    whole = (
+        found["where"] == "gradient" and layer is None and not operation
+    )  # each gradient is finite, their norm is not
+    if whole or any(_overflows(r) for r in operation.get("values", [])):
         return Finding(
             "lr_too_high",
             severity,
