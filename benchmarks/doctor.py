@@ -250,14 +250,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--half", choices=("calibration", "evaluation"), default="calibration")
     parser.add_argument("--only", default="", help="programs whose name contains this")
-    parser.add_argument("--full", action="store_true", help="every program; by default every eighth")
+    parser.add_argument("--every", type=int, default=8, help="take every so manieth program")
+    parser.add_argument("--full", action="store_true", help="take every program")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--json", type=Path, help="write every row")
     parser.add_argument("--write", action="store_true", help="write the page of evidence")
     arguments = parser.parse_args()
     chosen = [program for program in programs(arguments.half) if arguments.only in program.name]
-    chosen = chosen if arguments.full or arguments.only else chosen[::8]
+    chosen = chosen if arguments.full or arguments.only else chosen[:: arguments.every]
     rows = list(_all(chosen, arguments.half, arguments.jobs, arguments.cache))
     table = timing.table(["", "found", "target"], [list(line) for line in summary(rows)])
     print(table, by_cause(rows), sep="\n\n")

@@ -180,7 +180,7 @@ def write(outcomes: list[Outcome], started: dict[str, timing.Spread]) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a minute: linear and mlp, eager and compiled, no peers")
-    parser.add_argument("--rounds", type=int, default=None, help="slices each contender gets (default 15)")
+    parser.add_argument("--rounds", type=int, default=None, help="slices each contender gets (5, or 15 with --write)")
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS)
     parser.add_argument("--without-peers", action="store_true", help="only fogline and the raw loop")
     parser.add_argument("--write", action="store_true", help="write docs/evidence/overhead.md and overhead.json")
@@ -190,7 +190,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    rounds = arguments.rounds or (2 if arguments.quick else 15)
+    rounds = arguments.rounds or (2 if arguments.quick else 15 if arguments.write else 5)
     peers = not (arguments.quick or arguments.without_peers)
     torch.set_num_threads(1)
     timing.StandingClock.install()

@@ -1,6 +1,6 @@
 """Train every program and see that the healthy are good and the faulty clearly worse.
 
-    python benchmarks/faults/check.py                        all, in half a dozen minutes on two cores
+    python benchmarks/faults/check.py                        all, in a quarter of an hour on two cores
     python benchmarks/faults/check.py --half calibration --only dead_units --jobs 1
 
 For each program: the score with each of the seeds 0, 1 and 2 and the seconds a run takes; for a faulty one the gap

@@ -68,7 +68,7 @@ def segments() -> Sets:
 
 @cache
 def shapes() -> Sets:
-    """Drawings of 12x12 pixels: a disc, the outline of a square, a cross or a bar, anywhere, with noise; values 0 to 1 and a little more."""
+    """Drawings of 12x12 pixels: a disc, the outline of a square, a cross or a bar, with noise."""
     source = np.random.default_rng(6)
     y = source.integers(0, 4, 1300)
     row, column = np.mgrid[0:12, 0:12]

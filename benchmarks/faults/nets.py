@@ -1,7 +1,7 @@
 """Small networks of the calibration half, and of whoever wants a plain stack of layers.
 
-Every builder takes the keywords that plants change: ``activation`` and ``last`` make a module, ``init`` changes the first
-weights in place.
+Every builder takes the keywords that plants change: ``activation`` and ``last`` make a module, ``init`` changes the
+first weights in place.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class Habits:
             before the head was replaced (``"stale"``).
         freeze: which parameters have ``requires_grad`` off: ``""``, ``"body"`` or ``"first"``.
         detach: how the graph is cut: ``""``, all of it (``"loss"``) or on fifteen of sixteen steps (``"often"``).
-        train_mode: when ``model.train()`` is called: every ``"epoch"``, only ``"once"`` before the first, or ``"never"``.
+        train_mode: when ``model.train()`` is called: every ``"epoch"``, ``"once"`` before the first, or ``"never"``.
         eval_mode: whether ``model.eval()`` is called before the held-out data is scored.
         accumulate: micro-batches whose gradients make a step.
         divide: whether the loss is divided by their number.

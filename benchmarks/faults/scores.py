@@ -24,8 +24,8 @@ def outputs(model: nn.Module, inputs: Any) -> Tensor:
 def balanced_accuracy(model: nn.Module, test: tuple[Tensor, Tensor]) -> float:
     """Recall averaged over the classes; 0 where an output is not a number.
 
-    Targets are labels, zeros and ones, or one-hot rows. Outputs are one column a class, or a single column: a probability
-    where all lie in [0, 1], a label where there are more than two classes, else a logit.
+    Targets are labels, zeros and ones, or one-hot rows. Outputs are one column a class, or a single column: a
+    probability where all lie in [0, 1], a label where there are more than two classes, else a logit.
     """
     truth = _labels(test[1])
     predicted = outputs(model, test[0])

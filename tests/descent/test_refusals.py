@@ -214,3 +214,24 @@ def test_a_healthy_run_refuses_nothing(quick_path: Path) -> None:
     run = fogline.fit(classification(), recipe(duration="20st"), runs=quick_path, name="run")
     assert refusals(run) == []
     assert run.info["refused"] == 0
+
+
+def test_a_loss_that_raises_for_nan_is_refused_like_others(tmp_path: Path) -> None:
+    """``nn.BCELoss`` raises where other losses give NaN; the rows are named all the same."""
+    X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    y = (X[:, :1] > 0).float()
+    X[45] = torch.nan
+    run = fogline.fit(
+        nn.Sequential(nn.Linear(3, 1), nn.Sigmoid()),
+        (X, y),
+        loss=nn.BCELoss(),
+        optimizer="adam",
+        lr=0.01,
+        duration="2ep",
+        batch_size=20,
+        shuffle=False,
+        runs=tmp_path,
+        progress=False,
+    )
+    refused = [json.loads(row["data"]) for row in run.events if row["kind"] == "refused"]
+    assert [found["rows"] for found in refused] == [[45], [45]]

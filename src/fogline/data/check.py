@@ -109,7 +109,7 @@ def _try_loss(loss: Loss, metrics: Mapping[str, Metric], outputs: Any, targets: 
     losses.check_pairing(loss, outputs, targets, facts)
     both, name = f"outputs {described(outputs)} and targets {described(targets)}", losses.name(loss)
     with _explained(f"expected a loss that takes (outputs, targets), but {name}", both):
-        value = loss(outputs, targets)
+        value = losses.evaluated(loss, outputs, targets)
     value = _scalar(value, f"the loss {name}")
     for metric_name, metric in metrics.items():
         called = f"metric {metric_name!r}"

@@ -46,6 +46,20 @@ def name(loss: Any) -> str:
     return str(getattr(loss, "__name__", None) or type(loss).__name__)
 
 
+def evaluated(loss: Any, outputs: Any, targets: Any) -> Any:
+    """The loss; NaN where it raises for outputs that are not finite, as ``nn.BCELoss`` does and others do not.
+
+    >>> evaluated(nn.BCELoss(), torch.tensor([torch.nan]), torch.tensor([1.0]))
+    tensor(nan)
+    """
+    try:
+        return loss(outputs, targets)
+    except RuntimeError:
+        if isinstance(outputs, Tensor) and not bool(torch.isfinite(outputs.detach()).all()):
+            return outputs.sum() * torch.nan
+        raise
+
+
 def pair(batch: Any, what: str = "") -> tuple[Any, Any]:
     """The inputs and targets of a batch.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fogline.data import losses
 from fogline.data.source import Batch
 from fogline.task import Loss, OnBatch
 
@@ -49,7 +50,7 @@ class Objective:
             return None, self.loss.function(self.model, batch)
         inputs, targets = batch
         outputs = self.model(inputs)
-        return outputs, self.loss(outputs, targets)
+        return outputs, losses.evaluated(self.loss, outputs, targets)
 
     @contextmanager
     def without_learning(self) -> Iterator[None]:

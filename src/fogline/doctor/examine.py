@@ -32,6 +32,7 @@ _SHORTEST, _MOST_AT_ONCE = 20, 6
 _ENOUGH = 0.03
 """A score must differ by this much to be worth a word."""
 _AS_GOOD = 0.1  # of the effect of all remedies: a part whose removal loses less than this is not needed
+_GOOD = 0.9
 _LEARNS = 0.1  # a score above which a program does learn something
 _LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _SURE, _PROVEN, _TRIED = 0.97, 0.95, 0.9
@@ -211,10 +212,10 @@ class _Doctor:
     def _verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:
         """Try what was supposed: all together, since faults hide one another; where that fails, one after another."""
         supposed = [s for s in supposed if s.cause not in self._kept_causes]
-        if self._level > 1 - _ENOUGH:  # no trial could show a gain
+        if self._as_good_as_it_gets(exam):
             for suspicion in supposed:
                 if not suspicion.proof:
-                    self._reject(suspicion, None, "not tried: it is near perfect")
+                    self._reject(suspicion, None, "not tried: the program does as well as can be expected")
             supposed = [s for s in supposed if s.proof]
         pool = sorted((s for s in supposed if s.remedies and not _lengthens(s, self.case)), key=lambda s: -s.strength)
         rest = [s for s in supposed if s not in pool]
@@ -263,6 +264,12 @@ class _Doctor:
         """Score of the program as it is by now."""
         level = self.healed if self.healed is not None else self.control
         return -1.0 if level is None else level
+
+    def _as_good_as_it_gets(self, exam: Examination) -> bool:
+        """Whether no trial could show a gain worth a word."""
+        reference = exam.reference.score
+        best = 1 - _ENOUGH if reference is None else min(1 - _ENOUGH, max(_GOOD, reference))
+        return self._level >= best
 
     def _does_well(self, exam: Examination) -> bool:
         """Whether nothing need be looked for any more: it is near perfect, or as good as a classical learner.
