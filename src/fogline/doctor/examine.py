@@ -273,7 +273,7 @@ class _Doctor:
     def _as_good_as_it_gets(self, exam: Examination) -> bool:
         """Whether no trial could show a gain worth a word."""
         reference = exam.reference.score
-        best = 1 - _ENOUGH if reference is None else min(1 - _ENOUGH, max(_GOOD, reference))
+        best = 1 - _ENOUGH if reference is None else min(1 - _ENOUGH, max(_GOOD, reference - _ENOUGH / 2))
         return self._level >= best
 
     def _does_well(self, exam: Examination) -> bool:

@@ -26,6 +26,7 @@ from fogline.doctor.closeup import (
 )
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
+from fogline.doctor.reference import rebuilds
 from fogline.doctor.standing import standing
 from fogline.doctor.surgery import followed_by, he, orthogonal, reset, swapped, widened
 
@@ -492,13 +493,6 @@ def exploding_gradient(exam: Examination) -> Suspicion | None:
     )
 
 
-def _rebuilds(exam: Examination) -> bool:
-    """Whether the targets are the inputs: an auto-encoder is narrow on purpose."""
-    inputs, targets = exam.case.train.inputs, exam.case.train.targets
-    same = isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.numel() == targets.numel()
-    return same and torch.allclose(inputs.reshape(-1).double(), targets.reshape(-1).double(), rtol=1e-3, equal_nan=True)
-
-
 def bottleneck(exam: Examination) -> Suspicion | None:
     """A hidden layer too narrow for what has to pass through it."""
     anatomy = exam.anatomy
@@ -506,7 +500,7 @@ def bottleneck(exam: Examination) -> Suspicion | None:
     stands = standing(exam)
     if anatomy.stage or len(layers) < 2 or not exam.case.supervised or not (stands.short or stands.train_short):
         return None
-    if _rebuilds(exam):
+    if rebuilds(exam.case):
         return None
     outputs = _width(layers[-1])
     needs = outputs - 1 if exam.case.yardstick.work in ("classes", "one_hot") else outputs
