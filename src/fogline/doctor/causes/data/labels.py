@@ -80,6 +80,8 @@ def label_noise(exam: Examination) -> Suspicion | None:
         return None
     if float((seen.guesses != labels).double().mean()) < 0.03:
         return None
+    if (seen.score or 0.0) < 2 * error_of(len(ids) // 5, exam.case.yardstick.classes):
+        return None  # nothing is known of the labels by which they could be wrong
     guesses, deep = _deep(exam, ids, seen.guesses)
     wrong = guesses != labels
     count = int(deep.sum())
