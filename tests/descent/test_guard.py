@@ -35,7 +35,7 @@ def guarded(lr: float, **fields: object) -> Recipe:
 
 
 def kinds(run: Run) -> list[str]:
-    return [event["kind"] for event in run.events if event["kind"] != "refused"]
+    return [event["kind"] for event in run.events if event["kind"] not in ("refused", "finding")]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e6, 1e-6])
@@ -52,6 +52,7 @@ def test_a_rate_too_high_is_lowered_until_it_descends(scale: float, tmp_path: Pa
 def test_after_three_times_it_gives_up_with_the_verdict(tmp_path: Path) -> None:
     run = fogline.fit(regression(), guarded(1e6), runs=tmp_path)
     assert kinds(run) == ["rollback"] * 3 + ["gave_up"]
+    assert run.findings["cause"].tolist() == ["lr_too_high"]
     assert run.verdict is Verdict.DIVERGED
     assert run.info["steps"] < 400
 

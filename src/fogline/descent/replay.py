@@ -131,7 +131,9 @@ def _message(step: int, where: str, module: str | None, rows: list[int], operati
         "data": "the data hold NaN or infinity",
         "module": f"the output of module {module!r} is not finite",
         "loss": "the loss is not finite although the outputs are",
-        "gradient": f"the gradient of module {module!r} is not finite although the loss is",
+        "gradient": "the norm of the gradient overflows"
+        if module is None
+        else f"the gradient of module {module!r} is not finite although the loss is",
     }[where]
     first = "" if operation is None else f"; the first operation was {operation}"
     return f"step {step} refused: {source}; {which}{first}"

@@ -9,18 +9,24 @@ from typing import Any
 
 import torch
 
-from fogline.data.source import leaves, map_tree
+from fogline.data.source import Batch, InMemory, leaves, map_tree
 from fogline.descent.prepare import Start
 from fogline.doctor.case import CPU, Case
-from fogline.doctor.causes import loop, number, output
+from fogline.doctor.causes import Cause, loop, number, output
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Finding, Remedy, Rows, Suspicion
 from fogline.doctor.record import refusal_finding
 from fogline.doctor.yardstick import Yardstick
 from fogline.record.store import Store, read_table
 
+_LOOKS: tuple[Cause, ...] = tuple(
+    cause
+    for cause in (*output.ON_ONE_BATCH, *loop.ON_ONE_BATCH, *number.ON_ONE_BATCH)
+    if cause is not loop.tiny_batch_norm  # which wants to know how many rows there are in all
+)
 _SECONDS = 1.0
 _ROWS = 64
+_SPACED, _FEWEST = 256, 16
 _MOST_OPERATIONS = 5e8  # of a forward pass of those rows: a look takes about ten of them, within the second
 _MOST_WEIGHTS = 20_000_000
 
@@ -35,7 +41,7 @@ def first_look(start: Start) -> list[Finding]:
     if case is None:
         return []
     exam, found, begun = Examination(case), [], time.perf_counter()
-    for cause in (*output.ON_ONE_BATCH, *loop.ON_ONE_BATCH, *number.ON_ONE_BATCH):
+    for cause in _LOOKS:
         if time.perf_counter() - begun > _SECONDS:
             break
         suspicion = cause(exam)
@@ -45,26 +51,38 @@ def first_look(start: Start) -> list[Finding]:
 
 
 def _case_of(start: Start) -> Case | None:
-    batches, model = start.batches, start.objective.model
-    rows = batches.rows(0)
+    model, rows = start.objective.model, start.batches.rows(0)
     if rows is None or not len(rows):
         return None
     share = min(1.0, _ROWS / len(rows))
     if start.operations * share > _MOST_OPERATIONS or sum(p.numel() for p in model.parameters()) > _MOST_WEIGHTS:
         return None
-    batch = map_tree(lambda leaf: leaf[:_ROWS].detach().cpu(), batches.at(0))
-    loss, on_batch = start.objective.loss, not start.objective.supervised
-    count = len(leaves(batch)[0])
-    ids = torch.arange(count)
-    train = Rows(batch, torch.empty(0), ids) if on_batch else Rows(batch[0], batch[1], ids)
+    data = _some_rows(start)
+    if data is None:
+        return None
     try:
         twin = copy.deepcopy(model).to(CPU)
     except (RuntimeError, TypeError):  # a model that cannot be copied
         return None
-    task = replace(start.task, model=twin, train=batch, valid=None)
-    recipe = start.resolved.recipe.replace(batch_size=count, accumulate=1)
+    count, loss, on_batch = len(leaves(data)[0]), start.objective.loss, not start.objective.supervised
+    ids = torch.arange(count)
+    train = Rows(data, torch.empty(0), ids) if on_batch else Rows(data[0], data[1], ids)
+    task = replace(start.task, model=twin, train=data, valid=None)
+    recipe = start.resolved.recipe.replace(batch_size=min(count, _ROWS), accumulate=1)
     yardstick = Yardstick("other") if on_batch else Yardstick.of(train.targets, loss)
     return Case(task, recipe, loss, train, None, start.opened.facts, yardstick, learned=ids, held=ids)
+
+
+def _some_rows(start: Start) -> Batch | None:
+    """Rows from all over the data, by which a loss can be told to suit the targets; None where one batch is too few."""
+    source = start.opened.train
+    if isinstance(source, InMemory):
+        count = min(source.size, _SPACED)
+        place = leaves(source.tensors)[0].device
+        data = source.take(torch.arange(count, device=place) * source.size // count)
+        return map_tree(lambda leaf: leaf.detach().cpu(), data)
+    data = map_tree(lambda leaf: leaf[:_ROWS].detach().cpu(), start.batches.at(0))
+    return data if len(leaves(data)[0]) >= min(_FEWEST, source.size or 0) else None
 
 
 def _finding(suspicion: Suspicion) -> Finding:
@@ -89,7 +107,7 @@ class Narrator:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._told = set(read_table(store.folder, "findings", "id")["cause"].tolist())
+        self._told: set[str] | None = None  # read when it is needed: a resumed run forgets what lies ahead of it first
 
     def __call__(self, step: int, kind: str, data: dict[str, Any]) -> None:
         """Called with every event."""
@@ -100,7 +118,10 @@ class Narrator:
 
     def tell(self, step: int, finding: Finding) -> None:
         """Write a finding down, unless its cause was told before."""
-        if finding.cause not in self._told:
+        if self._told is None:
+            self._told = set(read_table(self._store.folder, "findings", "id")["cause"].tolist())
+        follows = finding.cause == "nan_source" and "lr_too_high" in self._told
+        if finding.cause not in self._told and not follows:
             self._told.add(finding.cause)
             self._store.finding(step, finding.to_dict(), finding.sentence)
 

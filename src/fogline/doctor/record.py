@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,10 @@ _IMPROVES = 0.15  # of all that was gained came in the last third
 _MUCH_LEFT = 0.3
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _EXPLAINS_DIVERGENCE = ("missing_zero_grad", "accumulation_scale", "nan_in_data", "nan_source")
+_FOLLOWS_DIVERGENCE = ("nan_source", "dead_units", "vanishing_gradient")
 _LOGARITHMS = ("log", "log2", "log10", "log1p", "backward of log", "backward of log2", "backward of log10", "xlogy")
 _VANISHED = 1e-6
+_HUGE = 1e18
 
 Numbers = NDArray[np.float64]
 
@@ -49,14 +52,27 @@ _FINE = (Verdict.CONVERGED, Verdict.NOISE_FLOOR, Verdict.IMPROVING)
 
 def findings_of_record(run: Run) -> list[Finding]:
     """Findings from the tables and ``run.json``, most likely first: those told as it ran, and the signals'."""
-    told = [_read(row["data"]) for row in run.findings]
+    signals = {finding.cause: finding for finding in _from_signals(run)}
+    told = [_with_more(_read(row["data"]), signals) for row in run.findings]
     known = {finding.cause for finding in told}
-    found = [f for f in _from_signals(run) if f.cause not in known]
+    found = [f for f in signals.values() if f.cause not in known]
     if known & set(_EXPLAINS_DIVERGENCE):
         found = [f for f in found if f.cause not in ("lr_too_high", "exploding_gradient", "nan_source")]
+    if any(f.cause == "lr_too_high" for f in (*told, *found)):
+        found = [f for f in found if f.cause not in _FOLLOWS_DIVERGENCE]
     ranks = ("fatal", "serious", "minor")
     kept = [f for f in (*told, *found) if f.confidence >= _WORTH_SAYING]
     return sorted(kept, key=lambda f: (ranks.index(f.severity), -f.confidence))
+
+
+def _with_more(told: Finding, signals: dict[str, Finding]) -> Finding:
+    """What was told, with what the signals of the whole run add to it."""
+    more = signals.get(told.cause)
+    if more is None:
+        return told
+    evidence = tuple(dict.fromkeys((*told.evidence, *more.evidence)))
+    sure = max(told.confidence, more.confidence)
+    return replace(more, evidence=evidence, confidence=sure, remedy=more.remedy or told.remedy)
 
 
 def _read(data: str) -> Finding:
@@ -122,6 +138,18 @@ def refusal_finding(found: dict[str, Any], severity: Severity, count: int) -> Fi
             "These rows hold NaN or infinity, and every batch with one of them is lost.",
             remedy=Remedy("drop the rows", "keep = torch.isfinite(X).flatten(1).all(1)\nX, y = X[keep], y[keep]"),
         )  # fmt: skip
+    whole = (
+        found["where"] == "gradient" and layer is None and not operation
+    )  # each gradient is finite, their norm is not
+    if whole or any(_overflows(r) for r in operation.get("values", [])):
+        return Finding(
+            "lr_too_high",
+            severity,
+            0.7,
+            tuple(seen),
+            "Numbers grew from step to step until they left the range of their type: the loss had run away before.",
+            remedy=Remedy("a lower learning rate", "lr a tenth of what it was"),
+        )
     if operation.get("name") in _LOGARITHMS and any(_reaches_zero(r) for r in operation["values"][:1]):
         return Finding(
             "log_of_zero", severity, 0.95, tuple(seen),
@@ -141,6 +169,11 @@ def refusal_finding(found: dict[str, Any], severity: Severity, count: int) -> Fi
 def _range(values: dict[str, Any]) -> str:
     bad = f", {values['not_finite']:.3g} of it not finite" if values["not_finite"] else ""
     return f"{values['low']:.4g} to {values['high']:.4g}{bad}"
+
+
+def _overflows(values: dict[str, Any]) -> bool:
+    """Whether the square of such a number is infinite in float32: no data and no first weights are so large."""
+    return bool(values["largest"] > _HUGE)
 
 
 def _reaches_zero(values: dict[str, Any]) -> bool:

@@ -439,7 +439,8 @@ def tiny_batch_norm(exam: Examination) -> Suspicion | None:
 
     Of n values the estimated variance is off by sqrt(2 / (n - 1)) of itself: by half at 9, by all of it at 3.
     """
-    rows = max(1, exam.case.batch_size // max(1, exam.case.recipe.accumulate))
+    asked, recipe = exam.program.recipe.batch_size, exam.program.recipe
+    rows = asked if isinstance(asked, int) else max(1, exam.case.batch_size // max(1, recipe.accumulate))
     size = len(leaves(exam.anatomy.batch)[0])
     worst = min(_values_a_channel(exam, rows, size), key=lambda pair: pair[1], default=None)
     everything = len(leaves(exam.case.train.inputs)[0])
@@ -448,9 +449,9 @@ def tiny_batch_norm(exam: Examination) -> Suspicion | None:
         return None
     name, values = worst
     alone = last == 1 and values // rows <= 1 and rows > 1
-    if not alone and values > _FEW and rows > 2:
-        return None  # few rows of many pixels: noisy, and common
-    strength = 0.8 if values <= _FEW else 0.35
+    if not alone and rows > _FEW and values > _FEW:
+        return None
+    strength = 0.8 if values <= _FEW else 0.6  # the pixels of a row are no independent draws
     return Suspicion(
         "tiny_batch_norm",
         strength,
@@ -462,7 +463,7 @@ def tiny_batch_norm(exam: Examination) -> Suspicion | None:
         "The last batch of an epoch has a single row, of which batch normalisation can take no variance: PyTorch stops "
         "with an error there."
         if alone and values > _FEW
-        else f"Batch normalisation divides by the spread of {values} values, which is mostly chance: the same row "
+        else f"Batch normalisation takes mean and variance from {rows} rows, which is mostly chance: the same row "
         "comes out different in every batch, and different again when the model is evaluated.",
         (_larger_batches(exam, rows, alone and values > _FEW), _group_norm()),
         proof=alone and values > _FEW,
@@ -480,13 +481,21 @@ def _values_a_channel(exam: Examination, rows: int, size: int) -> Iterator[tuple
 
 def _larger_batches(exam: Examination, rows: int, alone: bool) -> Remedy:
     size = len(leaves(exam.case.train.inputs)[0])
-    wanted = min(size, rows + 1 if alone else _ENOUGH)
+    wanted, planned = min(size, rows + 1 if alone else _ENOUGH), exam.planned
     while wanted < size and size % wanted == 1:
         wanted += 1
+    if alone:
+        return Remedy(
+            f"batches of {wanted} rows, so that none has a single one",
+            f"batch_size={wanted}  # or drop_last=True in the DataLoader",
+            on_recipe=lambda recipe: recipe.replace(batch_size=wanted, accumulate=1),
+            place="batch",
+            order=RECIPE,
+        )
     return Remedy(
-        f"batches of {wanted} rows",
-        f"batch_size={wanted}" + ("" if alone else "  # and as many steps: more epochs"),
-        on_recipe=lambda recipe: recipe.replace(batch_size=wanted, accumulate=1),
+        f"batches of {wanted} rows instead of {rows}, for as many steps",
+        f'fogline.Recipe(batch_size={wanted}, duration="{planned}st")',
+        on_recipe=lambda recipe: recipe.replace(batch_size=wanted, accumulate=1, duration=f"{planned}st"),
         place="batch",
         order=RECIPE,
     )
