@@ -60,9 +60,9 @@ def error_of(rows: int, classes: int) -> float:
     return (0.75 / (1 - 1 / classes) if classes > 1 else 1.5) / math.sqrt(max(1, rows))
 
 
-_BEYOND_OVERLAP = 0.3
-"""Classes that overlap (two normal distributions, a logistic law, of any width) leave at most a quarter of such rows
-with another label: where more would, neighbours do not agree."""
+_BEYOND_OVERLAP = 0.45
+"""Classes that overlap (two or three normal distributions, from one column up, however close) leave at most two fifths
+of such rows with another label: what is that mixed has no inside."""
 
 
 def label_noise(exam: Examination) -> Suspicion | None:
@@ -78,13 +78,17 @@ def label_noise(exam: Examination) -> Suspicion | None:
     labels = classes_of(exam, exam.case.train.targets[ids])
     if labels is None or len(ids) < 2 * _FEWEST:
         return None
-    wrong = seen.guesses != labels
-    deep = _deep(exam, ids, seen.guesses) if float(wrong.double().mean()) > 0.03 else wrong[:0]
+    if float((seen.guesses != labels).double().mean()) < 0.03:
+        return None
+    if (seen.score or 0.0) < 2 * error_of(len(ids) // 5, exam.case.yardstick.classes):
+        return None  # nothing is known of the labels by which they could be wrong
+    guesses, deep = _deep(exam, ids, seen.guesses)
+    wrong = guesses != labels
     count = int(deep.sum())
     if count < _FEWEST // 2:
         return None
-    kinds = torch.bincount(seen.guesses[deep]).sort(descending=True).values
-    if len(kinds) < 2 or int(kinds[1]) < max(5, count // 10):
+    kinds = torch.bincount(guesses[deep]).sort(descending=True).values
+    if len(kinds) < 2 or int(kinds[1]) < max(5, count // 20):
         return None  # one class all over: its share is all that neighbours can say
     share = float(wrong[deep].double().mean())
     error = math.sqrt(share * (1 - share) / count)
@@ -103,23 +107,23 @@ def label_noise(exam: Examination) -> Suspicion | None:
         ),
         f"About {share:.0%} of the training rows have another label than all the rows like them, also far from the "
         "border between classes: likely these labels are wrong.",
-        (_relabelled(exam, names, seen.guesses[doubtful]), _unlabelled(names)),
+        (_relabelled(exam, names, guesses[doubtful]), _unlabelled(names)),
         proof=least > _BEYOND_OVERLAP,
         advice="Look at the rows listed by eye before anything is dropped.",
     )
 
 
-def _deep(exam: Examination, ids: Tensor, guesses: Tensor) -> Tensor:
-    """Rows whose nearest neighbours, and theirs, all have the same guess."""
+def _deep(exam: Examination, ids: Tensor, guesses: Tensor) -> tuple[Tensor, Tensor]:
+    """What most neighbours' guesses say of each row, and the rows whose neighbours, and theirs, all say the same."""
     every = features(exam.case.train.inputs)
     assert every is not None
     rows = every[ids]
     scale = rows.std(0, correction=0)
     rows = ((rows - rows.mean(0)) / torch.where(scale > 0, scale, torch.ones_like(scale))).float()
-    distance = torch.cdist(rows, rows)
-    near = distance.topk(min(11, len(rows)), largest=False).indices
+    near = torch.cdist(rows, rows).topk(min(11, len(rows)), largest=False).indices
+    guesses = nn.functional.one_hot(guesses)[near].sum(1).argmax(1)
     alike = (guesses[near] == guesses[:, None]).all(1)
-    return alike[near].all(1)
+    return guesses, alike[near].all(1)
 
 
 def _relabelled(exam: Examination, names: Tensor, guesses: Tensor) -> Remedy:
