@@ -91,7 +91,6 @@ class Remedy:
         on_rows: gives the rows to use instead; of the training data, and of held-out data where ``also_valid``.
         on_recipe: gives the recipe to use instead.
         also_valid: whether held-out rows are changed like training rows.
-        measures_rate: the recipe it leaves has ``lr="auto"``.
         place: remedies with the same place exclude each other ("head", "inputs", "target", "rate", ...).
         order: remedies are applied in rising order: rows, then model from body to head, then loss, then recipe.
     """
