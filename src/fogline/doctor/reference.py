@@ -142,15 +142,15 @@ def _coded(targets: Tensor, yardstick: Yardstick) -> Tensor:
 def _ridge(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:
     inputs, other = standardised(inputs, other)
     coded = _coded(targets, yardstick)
-    centre = coded.mean(0)
+    centre, size = coded.mean(0), min(inputs.shape)
+    gram = inputs.mT @ inputs if inputs.shape[1] <= inputs.shape[0] else inputs @ inputs.mT
+    gram = gram + _PENALTY * len(inputs) * torch.eye(size, dtype=torch.float64)
+    weights: Tensor  # by the normal equations, or by their dual where there are more columns than rows
     if inputs.shape[1] <= inputs.shape[0]:
-        gram = inputs.mT @ inputs + _PENALTY * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)
         weights = torch.linalg.solve(gram, inputs.mT @ (coded - centre))
-        found: Tensor = other @ weights + centre
-        return found
-    gram = inputs @ inputs.mT + _PENALTY * len(inputs) * torch.eye(len(inputs), dtype=torch.float64)
-    found = other @ (inputs.mT @ torch.linalg.solve(gram, coded - centre)) + centre
-    return found
+    else:
+        weights = inputs.mT @ torch.linalg.solve(gram, coded - centre)
+    return torch.addmm(centre, other, weights)
 
 
 def _neighbours(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:

@@ -41,7 +41,8 @@ def scaled_inputs(inputs: Tensor) -> Remedy:
     mean, deviation = mean.to(real), deviation.to(real)
     return Remedy(
         "standardise the inputs",
-        "mean, std = X_train.mean(0), X_train.std(0)\nX_train, X_valid = (X_train - mean) / std, (X_valid - mean) / std",
+        "mean, std = X_train.mean(0), X_train.std(0)\n"
+        "X_train, X_valid = (X_train - mean) / std, (X_valid - mean) / std",
         on_model=lambda module: Wrapped(module, before=standardising(mean, deviation)),
         place="inputs",
         order=WRAP,
@@ -62,7 +63,7 @@ def usual(exam: Examination, laboratory: Laboratory) -> Iterator[Suspicion]:
             "lr_too_high" if high else "lr_too_low",
             0.4,
             (Evidence("learning rate", given, f"about {rate:.2g}, as measured"),),
-            f"The learning rate is {max(given / rate, rate / given):.0f} times {words} than the one that a short race of "
-            "rates found best.",
+            f"The learning rate is {max(given / rate, rate / given):.0f} times {words} than the one that a short race "
+            "of rates found best.",
             (measured_rate(),),
         )
