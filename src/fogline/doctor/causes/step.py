@@ -13,6 +13,7 @@ from fogline.doctor.anatomy import rms
 from fogline.doctor.closeup import wide_trained
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RATE, RECIPE, Evidence, Remedy, Suspicion
+from fogline.doctor.remedies import measured_rate
 from fogline.doctor.standing import Motion, Steps, motion, resolved, standing, steps_of
 from fogline.doctor.surgery import with_dropout
 from fogline.recipe import Duration, Recipe
@@ -30,16 +31,6 @@ _ACCEPTABLE_WARMUP = 0.3
 _ADAPTIVE = ("adam", "adamw", "nadam", "radam", "rmsprop", "adamax", "lion", "muon", "schedule_free", "prodigy")
 _PLAIN = ("gd", "sgd", "momentum", "nesterov", "asgd")
 _DECOUPLED = ("adamw", "nadam", "radam", "lion", "muon", "schedule_free")
-
-
-def _measured() -> Remedy:
-    return Remedy(
-        "measure the learning rate",
-        'fogline.Recipe(lr="auto"), or lr=fogline.find_lr(task, recipe).value',
-        on_recipe=lambda recipe: recipe.replace(lr="auto"),
-        place="rate",
-        order=RATE,
-    )
 
 
 def _multiplied(lr: float, factor: float) -> Remedy:
@@ -96,7 +87,7 @@ def lr_too_high(exam: Examination) -> Suspicion | None:
         tuple(evidence),
         f"With a learning rate of {lr:.3g} each step goes across the valley and up the other side: the loss jumps "
         "about, or runs away, instead of coming down.",
-        (_measured(), _multiplied(lr, 0.1)),
+        (measured_rate(), _multiplied(lr, 0.1)),
         severity="fatal" if strength > 0.8 else "serious",
     )
 
@@ -138,7 +129,7 @@ def lr_too_low(exam: Examination) -> Suspicion | None:
         ),
         f"With a learning rate of {lr:.3g} the steps are so short that the slope under them does not change: the "
         "descent is a straight crawl, and it ends long before it is down.",
-        (_measured(), _multiplied(lr, 10)),
+        (measured_rate(), _multiplied(lr, 10)),
     )
 
 
