@@ -15,13 +15,14 @@ from torch import nn
 from fogline.descent.objective import Objective
 from fogline.descent.prepare import as_asked, operations_of
 from fogline.descent.randomness import Surroundings
-from fogline.doctor.case import CPU, Case, open_case, program
+from fogline.doctor.bench import AS_GOOD, ENOUGH, Bench, Pair, compatible, edits, lengthens, level, times_longer
+from fogline.doctor.case import CPU, Case, open_case
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Finding, Remedy, Suspicion, Trial
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Rejected, Report
-from fogline.doctor.trial import FAILURES, SEEDS, Descended, Laboratory, compared, planned_steps
+from fogline.doctor.trial import FAILURES, SEEDS, Laboratory, planned_steps
 from fogline.task import Task
 
 FLOOR = 3000
@@ -29,15 +30,11 @@ FLOOR = 3000
 _CHEAP = 5e6  # floating-point operations of a forward pass of a batch: a step takes about half a millisecond
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
 _SHORTEST, _MOST_AT_ONCE = 20, 6
-_ENOUGH = 0.03
-"""A score must differ by this much to be worth a word."""
-_AS_GOOD = 0.1  # of the effect of all remedies: a part whose removal loses less than this is not needed
 _GOOD = 0.9
 _LEARNS = 0.1  # a score above which a program does learn something
 _LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _SURE, _PROVEN, _TRIED = 0.97, 0.95, 0.9
 _GUESSES = 2
-_PLAINLY = 0.1
 _FEWER = 0.1  # less sure where the budget had room for fewer seeds
 _UNTRIED = 0.7  # how much of a suspicion's strength is left where it could not be tried
 
@@ -105,9 +102,6 @@ def _is_cheap(case: Case) -> bool:
     with suppress(*FAILURES):  # what fails here is told later
         return operations_of(Objective(case.new_model(), case.loss), case.batch) < _CHEAP
     return True
-
-
-_Pair = tuple[Suspicion, Remedy]
 
 
 @dataclass
@@ -206,9 +200,9 @@ class _Doctor:
         if exam.observed.error:
             self.notes.append(f"the program stops with an error: {exam.observed.error.splitlines()[0]}")
         if self.kept:
-            self.healed = _level(exam)
+            self.healed = level(exam)
         else:
-            self.control = _level(exam)
+            self.control = level(exam)
         return exam
 
     def _verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:
@@ -219,7 +213,8 @@ class _Doctor:
                 if not suspicion.proof:
                     self._reject(suspicion, None, "not tried: the program does as well as can be expected")
             supposed = [s for s in supposed if s.proof]
-        pool = sorted((s for s in supposed if s.remedies and not _lengthens(s, self.case)), key=lambda s: -s.strength)
+        able = (s for s in supposed if s.remedies and not lengthens(s, self.case))
+        pool = sorted(able, key=lambda s: (-s.proof, -s.strength))
         rest = [s for s in supposed if s not in pool]
         pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
         for suspicion in later:
@@ -231,7 +226,7 @@ class _Doctor:
             if not self._together(exam, pool, steps):
                 self._one_by_one(exam, pool, steps)
             if len(self.kept) == before and not self._does_well(exam):
-                self._in_the_long_run(exam, _compatible(pool)[:1], steps)
+                self._in_the_long_run(exam, compatible(pool)[:1], steps)
         for suspicion in rest:
             self._said(exam, suspicion)
 
@@ -258,11 +253,11 @@ class _Doctor:
 
     def _longer(self, exam: Examination, remedy: Remedy) -> Trial | None:
         """A trial of a longer run against the run as it is, both in full; None where that cannot be afforded."""
-        times = _times_longer(remedy, self.case)
+        times = times_longer(remedy, self.case)
         cost = len(SEEDS) * self.planned * (1 + times)
         if times <= 1 or cost > self.laboratory.left:
             return None
-        return _Bench(self, exam, self.planned).between([remedy], (), remedy.title)
+        return Bench(self.laboratory, exam, self.remedies, self.planned).between([remedy], (), remedy.title)
 
     @property
     def _level(self) -> float:
@@ -273,7 +268,7 @@ class _Doctor:
     def _as_good_as_it_gets(self, exam: Examination) -> bool:
         """Whether no trial could show a gain worth a word."""
         reference = exam.reference.score
-        best = 1 - _ENOUGH if reference is None else min(1 - _ENOUGH, max(_GOOD, reference - _ENOUGH / 2))
+        best = 1 - ENOUGH if reference is None else min(1 - ENOUGH, max(_GOOD, reference - ENOUGH / 2))
         return self._level >= best
 
     def _does_well(self, exam: Examination) -> bool:
@@ -283,25 +278,25 @@ class _Doctor:
         """
         level, reference = self._level, exam.reference.score
         if reference is None:
-            return level >= 1 - _ENOUGH
-        return level >= min(1 - _ENOUGH, reference + (-_ENOUGH if reference > 0.5 else _ENOUGH))
+            return level >= 1 - ENOUGH
+        return level >= min(1 - ENOUGH, reference + (-ENOUGH if reference > 0.5 else ENOUGH))
 
     def _together(self, exam: Examination, pool: list[Suspicion], steps: int) -> bool:
         """All remedies at once, then with a measured rate as well: what was mended may want another one."""
-        chosen = _compatible(pool)
+        chosen = compatible(pool)
         if len(chosen) < 2 and any(remedy.place == "rate" for _, remedy in chosen):
             return False
-        bench = _Bench(self, exam, steps)
+        bench = Bench(self.laboratory, exam, self.remedies, steps)
         for group in self._with_rate(exam, chosen):
-            trial = bench.against_control(_edits(group))
-            if bench.holds(trial, _edits(group)):
+            trial = bench.against_control(edits(group))
+            if bench.holds(trial, edits(group)):
                 self._minimal(bench, group, trial)
                 return True
             if self.laboratory.left <= 0 or self._does_well(exam):
                 return False
         return self._in_the_long_run(exam, group, steps)
 
-    def _in_the_long_run(self, exam: Examination, group: list[_Pair], steps: int) -> bool:
+    def _in_the_long_run(self, exam: Examination, group: list[Pair], steps: int) -> bool:
         """Remedies for as long as the control was observed: some programs take long to show anything.
 
         The control's own descent is the first of those compared with.
@@ -309,31 +304,38 @@ class _Doctor:
         observed = exam.observed
         if observed is None or observed.steps <= steps or self.laboratory.left < observed.steps:
             return False
-        bench = _Bench(self, exam, observed.steps, (observed.seed, *SEEDS)[: len(SEEDS)], {(): [observed]})
-        trial = bench.against_control(_edits(group))
+        bench = Bench(
+            self.laboratory,
+            exam,
+            self.remedies,
+            observed.steps,
+            (observed.seed, *SEEDS)[: len(SEEDS)],
+            {(): [observed]},
+        )
+        trial = bench.against_control(edits(group))
         if trial.accepted:
             causes = {suspicion.cause for suspicion, _ in group}
             self.rejected = [item for item in self.rejected if item.cause not in causes]
             self._minimal(bench, group, trial)
         return trial.accepted
 
-    def _with_rate(self, exam: Examination, chosen: list[_Pair]) -> Iterator[list[_Pair]]:
+    def _with_rate(self, exam: Examination, chosen: list[Pair]) -> Iterator[list[Pair]]:
         yield chosen
         if not any(remedy.place == "rate" for _, remedy in chosen):
-            mended = Examination(self.case, (*self.remedies, *_edits(chosen)), exam.observed)
+            mended = Examination(self.case, (*self.remedies, *edits(chosen)), exam.observed)
             rates = [(s, s.remedies[0]) for s in usual(mended, self.laboratory)]
             if rates:
                 yield [*chosen, *rates]
 
     def _one_by_one(self, exam: Examination, pool: list[Suspicion], steps: int) -> None:
         """Each on its own, the likeliest first; what helps is kept, and the others are tried beside it."""
-        bench, left = _Bench(self, exam, steps), list(pool)
+        bench, left = Bench(self.laboratory, exam, self.remedies, steps), list(pool)
         for suspicion in pool:
             before = len(self.remedies)
             self._alone(bench, suspicion)
             left.remove(suspicion)
             if len(self.remedies) > before:
-                bench = _Bench(self, exam, steps)
+                bench = Bench(self.laboratory, exam, self.remedies, steps)
                 if self._does_well(exam):
                     break
         for suspicion in left:
@@ -348,17 +350,17 @@ class _Doctor:
         affordable = (self.laboratory.left - observed) / (len(SEEDS) * (2 + count))
         return max(_SHORTEST, min(int(affordable), observed))
 
-    def _minimal(self, bench: _Bench, chosen: list[_Pair], whole: Trial) -> None:
+    def _minimal(self, bench: Bench, chosen: list[Pair], whole: Trial) -> None:
         """Leave out each part, the least likely first; what is not missed was not needed."""
         needed, shown = list(chosen), {suspicion.cause: whole for suspicion, _ in chosen}
         for part in sorted(chosen, key=lambda pair: (pair[0].proof, pair[1].place != "rate", pair[0].strength)):
             without = [pair for pair in needed if pair is not part]
             if not without or self.laboratory.left <= 0:
                 break
-            trial = bench.between(_edits(needed), _edits(without), part[1].title)
+            trial = bench.between(edits(needed), edits(without), part[1].title)
             gained = min(whole.effect, max(0.0, fmean(whole.with_it)))  # scores below none at all are no scale
-            missed = trial.effect >= max(_AS_GOOD * gained, _ENOUGH / 2) and trial.effect > trial.error
-            if missed or (part[0].proof and trial.effect >= -_ENOUGH):
+            missed = trial.effect >= max(AS_GOOD * gained, ENOUGH / 2) and trial.effect > trial.error
+            if missed or (part[0].proof and trial.effect >= -ENOUGH):
                 shown[part[0].cause] = trial
                 continue
             needed = without
@@ -366,7 +368,7 @@ class _Doctor:
                 self._take(part[0], None, trial)
             else:
                 self._reject(part[0], trial, f"not needed beside the others: {trial}")
-        self.healed = fmean(bench.scores(_edits(needed)))
+        self.healed = fmean(bench.scores(edits(needed)))
         for suspicion, remedy in needed:
             self._take(suspicion, remedy, shown[suspicion.cause])
 
@@ -378,14 +380,14 @@ class _Doctor:
         chosen = [(suspicion, remedy) for suspicion, remedy in pairs if remedy is not None]
         before = self.kept
         self.kept = [kept for kept in before if (kept.suspicion, kept.remedy) not in pairs]
-        bench = _Bench(self, exam, self._horizon(exam, len(chosen)))
-        whole = bench.against_control(_edits(chosen))
+        bench = Bench(self.laboratory, exam, self.remedies, self._horizon(exam, len(chosen)))
+        whole = bench.against_control(edits(chosen))
         if whole.accepted:
             self._minimal(bench, chosen, whole)
         else:
             self.kept = before
 
-    def _alone(self, bench: _Bench, suspicion: Suspicion) -> None:
+    def _alone(self, bench: Bench, suspicion: Suspicion) -> None:
         trial = None
         for remedy in suspicion.remedies:
             if self.laboratory.left <= 0:
@@ -423,7 +425,7 @@ class _Doctor:
         if self.kept:
             return "faulty"
         level, reference = self.control or 0.0, exam.reference.score
-        if level >= _LEARNS or (reference is not None and level >= reference - _ENOUGH and level > _ENOUGH):
+        if level >= _LEARNS or (reference is not None and level >= reference - ENOUGH and level > ENOUGH):
             return "healthy"
         if reference is not None and reference < _LEARNS:
             return "limit_of_data"
@@ -444,142 +446,6 @@ class _Doctor:
             planned=self.planned,
             notes=tuple(self.notes),
         )
-
-
-@dataclass
-class _Bench:
-    """Trials of one round: of one length, over the same seeds, against one control."""
-
-    doctor: _Doctor
-    exam: Examination
-    steps: int
-    seeds: tuple[int, ...] = SEEDS
-    _runs: dict[tuple[str, ...], list[Descended]] = field(default_factory=dict)
-
-    def against_control(self, remedies: Sequence[Remedy], *, every_seed: bool = False) -> Trial:
-        """Remedies against the program as it is by now; by default the first seed decides whether to go on."""
-        title = "; ".join(remedy.title for remedy in remedies)
-        return self.between(remedies, (), title, every_seed=every_seed)
-
-    def between(
-        self, first: Sequence[Remedy], second: Sequence[Remedy], title: str, *, every_seed: bool = True
-    ) -> Trial:
-        """Two sets of remedies on the same seeds; without ``every_seed`` a first that is behind is not run on."""
-        with_it, without = self._run(first, 1), self._run(second, 1)
-        behind = with_it[0].score <= without[0].score
-        count = 1 if behind and not every_seed else self._affordable(first, second)
-        with_it, without = self._run(first, count), self._run(second, count)
-        control = "the program as it is" if not second else "the same without it"
-        trial = compared(
-            first,
-            control,
-            with_it,
-            without,
-            seeds=self.seeds[:count],
-            metric=self.exam.case.yardstick.name,
-            steps=self.steps,
-        )
-        enough = _ENOUGH if count > 1 else _PLAINLY  # a single seed says little of noise
-        accepted = trial.accepted and trial.effect >= enough
-        return replace(trial, intervention=title, accepted=accepted)
-
-    def _affordable(self, first: Sequence[Remedy], second: Sequence[Remedy]) -> int:
-        """Seeds that can be run for both: all of them, or fewer where the budget ends before."""
-        done = [len(self._runs.get(_key(remedies), ())) for remedies in (first, second)]
-        for count in range(len(self.seeds), 1, -1):
-            if sum(max(0, count - have) for have in done) * self.steps <= max(0.0, self.doctor.laboratory.left):
-                return count
-        return 1
-
-    def scores(self, remedies: Sequence[Remedy]) -> list[float]:
-        """Scores of the remedied program, a seed each that was run."""
-        self._run(remedies, 1)
-        return [descended.score for descended in self._runs[_key(remedies)]]
-
-    def holds(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
-        """Whether a trial was won, and the remedied program beats the control's longer descent too.
-
-        What merely learns faster is no remedy of a program that gets there as well. Where the short trial does not
-        reach as far, the remedied program is run for as long as the control was observed, while the budget lasts.
-        """
-        if not trial.accepted:
-            return False
-        if self._covers:
-            return True
-        level = _level(self.exam)
-        enough = level + max(_ENOUGH, _AS_GOOD * (1 - level))
-        return fmean(trial.with_it) >= enough or self._in_full(remedies) >= enough
-
-    def harmless(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
-        """Whether the remedied program is not clearly worse, over as many steps as the control was observed for."""
-        if trial.effect >= -_ENOUGH:
-            return True
-        return not self._covers and self._in_full(remedies) >= _level(self.exam) - _ENOUGH
-
-    @property
-    def _covers(self) -> bool:
-        """Whether the trials are as long as the control's own descent."""
-        observed = self.exam.observed
-        return observed is None or observed.steps <= self.steps
-
-    def _in_full(self, remedies: Sequence[Remedy]) -> float:
-        """Score of the remedied program on the run's own seed, after as many steps as the control's own descent."""
-        laboratory, observed = self.doctor.laboratory, self.exam.observed
-        assert observed is not None
-        if laboratory.left < observed.steps:
-            return -1.0
-        variant = program(self.doctor.case, (*self.doctor.remedies, *remedies))
-        return laboratory.run(variant, observed.steps, (observed.seed,))[0].score
-
-    def _run(self, remedies: Sequence[Remedy], seeds: int) -> list[Descended]:
-        have = self._runs.setdefault(_key(remedies), [])
-        if len(have) < seeds:
-            variant = program(self.doctor.case, (*self.doctor.remedies, *remedies))
-            longer = max((_times_longer(remedy, self.doctor.case) for remedy in remedies), default=1.0)
-            steps = round(self.steps * longer) if self._covers else self.steps
-            have += self.doctor.laboratory.run(variant, steps, self.seeds[len(have) : seeds])
-        return have[:seeds]
-
-
-def _key(remedies: Sequence[Remedy]) -> tuple[str, ...]:
-    return tuple(remedy.title for remedy in remedies)
-
-
-def _level(exam: Examination) -> float:
-    """What the observed descent would keep: the score at its lowest held-out loss, or at its end if that is better."""
-    observed = exam.observed
-    assert observed is not None
-    finite = [(loss, score) for _, score, loss in observed.looks if math.isfinite(loss)]
-    kept = min(finite)[1] if finite else observed.score
-    return max(kept, observed.score)
-
-
-def _lengthens(suspicion: Suspicion, case: Case) -> bool:
-    """Whether the remedy means more steps, which a trial over as many steps as the control cannot show."""
-    return bool(suspicion.remedies) and _times_longer(suspicion.remedies[0], case) > 1
-
-
-def _times_longer(remedy: Remedy, case: Case) -> float:
-    """How many times as long the run becomes."""
-    if remedy.on_recipe is None:
-        return 1.0
-    before, after = planned_steps(case.recipe, case), planned_steps(remedy.on_recipe(case.recipe), case)
-    return max(1.0, after / before)
-
-
-def _compatible(pool: Sequence[Suspicion]) -> list[_Pair]:
-    """The first remedy of each, but one a place: the likelier cause has it."""
-    chosen: list[_Pair] = []
-    for suspicion in pool:
-        taken = {remedy.place for _, remedy in chosen if remedy.place}
-        free = next((remedy for remedy in suspicion.remedies if remedy.place not in taken), None)
-        if free is not None:
-            chosen.append((suspicion, free))
-    return chosen
-
-
-def _edits(pairs: Sequence[_Pair]) -> list[Remedy]:
-    return [remedy for _, remedy in pairs]
 
 
 def _merged(found: Sequence[Suspicion]) -> list[Suspicion]:

@@ -1,0 +1,168 @@
+"""The bench: trials of one length over the same seeds, of a program with remedies and without them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from fogline.doctor.case import Case, program
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Remedy, Suspicion, Trial
+from fogline.doctor.trial import SEEDS, Descended, Laboratory, compared, planned_steps
+
+ENOUGH = 0.03
+"""A score must differ by this much to be worth a word."""
+PLAINLY = 0.1
+"""And by this much where the budget has room for one seed only, which says little of noise."""
+AS_GOOD = 0.1
+"""Of the effect of all remedies: a part whose removal loses less than this is not needed."""
+
+Pair = tuple[Suspicion, Remedy]
+
+
+@dataclass
+class Bench:
+    """Trials of one round against one control.
+
+    Attributes:
+        laboratory: where descents are run and counted.
+        exam: the control, watched.
+        kept: remedies that are part of the control by now.
+        steps: of each descent.
+        seeds: of first weights and order, the same for all.
+        runs: what was run so far, by the remedies added.
+    """
+
+    laboratory: Laboratory
+    exam: Examination
+    kept: tuple[Remedy, ...]
+    steps: int
+    seeds: tuple[int, ...] = SEEDS
+    runs: dict[tuple[str, ...], list[Descended]] = field(default_factory=dict)
+
+    def against_control(self, remedies: Sequence[Remedy], *, every_seed: bool = False) -> Trial:
+        """Remedies against the program as it is by now; by default the first seed decides whether to go on."""
+        title = "; ".join(remedy.title for remedy in remedies)
+        return self.between(remedies, (), title, every_seed=every_seed)
+
+    def between(
+        self, first: Sequence[Remedy], second: Sequence[Remedy], title: str, *, every_seed: bool = True
+    ) -> Trial:
+        """Two sets of remedies on the same seeds; without ``every_seed`` a first that is behind is not run on."""
+        with_it, without = self._run(first, 1), self._run(second, 1)
+        behind = with_it[0].score <= without[0].score
+        count = 1 if behind and not every_seed else self._affordable(first, second)
+        with_it, without = self._run(first, count), self._run(second, count)
+        control = "the program as it is" if not second else "the same without it"
+        trial = compared(
+            first,
+            control,
+            with_it,
+            without,
+            seeds=self.seeds[:count],
+            metric=self.exam.case.yardstick.name,
+            steps=self.steps,
+        )
+        enough = ENOUGH if count > 1 else PLAINLY
+        accepted = trial.accepted and trial.effect >= enough
+        return replace(trial, intervention=title, accepted=accepted)
+
+    def _affordable(self, first: Sequence[Remedy], second: Sequence[Remedy]) -> int:
+        """Seeds that can be run for both: all of them, or fewer where the budget ends before."""
+        done = [len(self.runs.get(_key(remedies), ())) for remedies in (first, second)]
+        for count in range(len(self.seeds), 1, -1):
+            if sum(max(0, count - have) for have in done) * self.steps <= max(0.0, self.laboratory.left):
+                return count
+        return 1
+
+    def scores(self, remedies: Sequence[Remedy]) -> list[float]:
+        """Scores of the remedied program, a seed each that was run."""
+        self._run(remedies, 1)
+        return [descended.score for descended in self.runs[_key(remedies)]]
+
+    def holds(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
+        """Whether a trial was won, and the remedied program beats the control's longer descent too.
+
+        What merely learns faster is no remedy of a program that gets there as well. Where the short trial does not
+        reach as far, the remedied program is run for as long as the control was observed, while the budget lasts.
+        """
+        if not trial.accepted:
+            return False
+        if self._covers:
+            return True
+        reached = level(self.exam)
+        enough = reached + max(ENOUGH, AS_GOOD * (1 - reached))
+        return fmean(trial.with_it) >= enough or self._in_full(remedies) >= enough
+
+    def harmless(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
+        """Whether the remedied program is not clearly worse, over as many steps as the control was observed for."""
+        if trial.effect >= -ENOUGH:
+            return True
+        return not self._covers and self._in_full(remedies) >= level(self.exam) - ENOUGH
+
+    @property
+    def _covers(self) -> bool:
+        """Whether the trials are as long as the control's own descent."""
+        observed = self.exam.observed
+        return observed is None or observed.steps <= self.steps
+
+    def _in_full(self, remedies: Sequence[Remedy]) -> float:
+        """Score of the remedied program on the run's own seed, after as many steps as the control's own descent."""
+        laboratory, observed = self.laboratory, self.exam.observed
+        assert observed is not None
+        if laboratory.left < observed.steps:
+            return -1.0
+        variant = program(self.exam.case, (*self.kept, *remedies))
+        return laboratory.run(variant, observed.steps, (observed.seed,))[0].score
+
+    def _run(self, remedies: Sequence[Remedy], seeds: int) -> list[Descended]:
+        have = self.runs.setdefault(_key(remedies), [])
+        if len(have) < seeds:
+            variant = program(self.exam.case, (*self.kept, *remedies))
+            longer = max((times_longer(remedy, self.exam.case) for remedy in remedies), default=1.0)
+            steps = round(self.steps * longer) if self._covers else self.steps
+            have += self.laboratory.run(variant, steps, self.seeds[len(have) : seeds])
+        return have[:seeds]
+
+
+def _key(remedies: Sequence[Remedy]) -> tuple[str, ...]:
+    return tuple(remedy.title for remedy in remedies)
+
+
+def level(exam: Examination) -> float:
+    """What the observed descent would keep: the score at its lowest held-out loss, or at its end if that is better."""
+    observed = exam.observed
+    assert observed is not None
+    finite = [(loss, score) for _, score, loss in observed.looks if math.isfinite(loss)]
+    kept = min(finite)[1] if finite else observed.score
+    return max(kept, observed.score)
+
+
+def lengthens(suspicion: Suspicion, case: Case) -> bool:
+    """Whether the remedy means more steps, which a trial over as many steps as the control cannot show."""
+    return bool(suspicion.remedies) and times_longer(suspicion.remedies[0], case) > 1
+
+
+def times_longer(remedy: Remedy, case: Case) -> float:
+    """How many times as long the run becomes."""
+    if remedy.on_recipe is None:
+        return 1.0
+    before, after = planned_steps(case.recipe, case), planned_steps(remedy.on_recipe(case.recipe), case)
+    return max(1.0, after / before)
+
+
+def compatible(pool: Sequence[Suspicion]) -> list[Pair]:
+    """The first remedy of each, but one a place: the likelier cause has it."""
+    chosen: list[Pair] = []
+    for suspicion in pool:
+        taken = {remedy.place for _, remedy in chosen if remedy.place}
+        free = next((remedy for remedy in suspicion.remedies if remedy.place not in taken), None)
+        if free is not None:
+            chosen.append((suspicion, free))
+    return chosen
+
+
+def edits(pairs: Sequence[Pair]) -> list[Remedy]:
+    return [remedy for _, remedy in pairs]
