@@ -127,7 +127,33 @@ def sunk(model: nn.Module, name: str, value: float = -30.0) -> nn.Module:
     return model
 
 
+class Residual(nn.Module):
+    """Small weights beside skip connections, as large transformers begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(4, 32), nn.Linear(32, 2)
+        self.inner, self.outer = (nn.ModuleList(nn.Linear(32, 32) for _ in range(4)) for _ in range(2))
+        for layer in (*self.inner, *self.outer):
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            x = x + outer(F.gelu(inner(x)))
+        return self.head(x)
+
+
+def separable() -> nn.Module:
+    torch.manual_seed(0)
+    depthwise = [nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 8, 1), nn.ReLU()]
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), *depthwise, nn.Flatten(), nn.Linear(128, 2))
+
+
 HEALTHY = {
+    "skip connections": lambda: exam_of(Residual(), ring()),
+    "separable convolutions": lambda: exam_of(separable(), pictures()),
     "relu": lambda: exam_of(mlp((4, 32, 16, 2)), ring()),
     "tanh": lambda: exam_of(mlp((4, 32, 16, 2), nn.Tanh), ring()),
     "sigmoid": lambda: exam_of(mlp((4, 32, 2), nn.Sigmoid), ring()),

@@ -89,6 +89,14 @@ def quantiles(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.maximum(levels * away, (levels - 1) * away).mean()
 
 
+class Gated(Own):
+    """A softmax chooses between two experts: it is no end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = torch.softmax(self.body(x), 1)
+        return share[:, :1] * self.head(torch.relu(self.body(x))) + share[:, 1:2]
+
+
 def softmax(x: Tensor) -> Tensor:
     return torch.softmax(x, 1)
 
@@ -164,6 +172,13 @@ SOUND: list[tuple[nn.Module, Any, Callable[[], Tensor]]] = [
     (net(1), nn.PoissonNLLLoss(), lambda: numbers().abs().round()),
     (net(1), squares, numbers),
     (net(3), quantiles, numbers),
+    (Gated(3, nn.Identity()), nn.CrossEntropyLoss(), labels),
+    (net(3), lambda o, t: F.binary_cross_entropy_with_logits(o, F.one_hot(t, 3).float()), labels),
+    (net(2), lambda o, t: F.binary_cross_entropy_with_logits(o, (t[:, None] > torch.arange(2)).float()), labels),
+    (net(8), lambda o, t: F.cross_entropy(o @ o.flip(0).T, torch.arange(len(o))), labels),
+    (net(3), lambda o, t: F.cross_entropy(-o.square(), t), labels),
+    (net(1), lambda o, t: ((o - t[:, :1]).square() * t[:, 1:]).mean(), lambda: torch.cat([numbers(), yes_no()], 1)),
+    (net(2), lambda o, t: F.gaussian_nll_loss(o[:, :1], t, F.softplus(o[:, 1:]) + 1e-3), numbers),
     (Own(1, lambda x: x[:, 0]), nn.MSELoss(), lambda: numbers()[:, 0]),
     (net(1), lambda o, t: squares(o[:, 0], t), lambda: numbers()[:, 0]),
     (net(1), nn.MSELoss(reduction="sum"), lambda: 0.01 * numbers()),

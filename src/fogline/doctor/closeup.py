@@ -31,6 +31,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 DEFAULT_GAIN, HE_GAIN = 1 / math.sqrt(3), math.sqrt(2)
 """What a layer of PyTorch's own first weights, and one of He's, multiplies the root mean square of its input by."""
 _MOST_SPECTRAL = 4_000_000
+_MOST_NODES = 20_000
 
 
 def wide(exam: Examination) -> Anatomy:
@@ -154,6 +155,19 @@ def bend_before(layer: Layer) -> str:
         following = inputs_of(node)
         node = following[0] if following else None
     return ""
+
+
+def times_used(anatomy: Anatomy, layer: Layer) -> int:
+    """How many operations read the output of a layer, as far as the model's output shows it."""
+    start = anatomy.outputs.grad_fn if isinstance(anatomy.outputs, Tensor) else None
+    queue, seen, count = [start] if start is not None else [], {start}, 0
+    while queue and len(seen) < _MOST_NODES:
+        for before, _ in queue.pop().next_functions:
+            count += before is not None and before is layer.node
+            if before is not None and before not in seen:
+                seen.add(before)
+                queue.append(before)
+    return count
 
 
 def by_unit(value: Tensor) -> Tensor:

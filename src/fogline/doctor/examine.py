@@ -37,6 +37,8 @@ _LEARNS = 0.1  # a score above which a program does learn something
 _LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _SURE, _PROVEN, _TRIED = 0.97, 0.95, 0.9
 _GUESSES = 2
+_PLAINLY = 0.1
+_FEWER = 0.1  # less sure where the budget had room for fewer seeds
 _UNTRIED = 0.7  # how much of a suspicion's strength is left where it could not be tried
 
 
@@ -225,8 +227,11 @@ class _Doctor:
                 self._reject(suspicion, None, "not tried: others were more likely")
         if pool:
             steps = self._horizon(exam, len(pool))
+            before = len(self.kept)
             if not self._together(exam, pool, steps):
                 self._one_by_one(exam, pool, steps)
+            if len(self.kept) == before and not self._does_well(exam):
+                self._in_the_long_run(exam, _compatible(pool)[:1], steps)
         for suspicion in rest:
             self._said(exam, suspicion)
 
@@ -297,13 +302,18 @@ class _Doctor:
         return self._in_the_long_run(exam, group, steps)
 
     def _in_the_long_run(self, exam: Examination, group: list[_Pair], steps: int) -> bool:
-        """All remedies once more, for as long as the control was observed: some programs take long to show anything."""
-        longer = exam.observed.steps if exam.observed is not None else 0
-        if longer <= steps or self.laboratory.left < 4 * longer:
+        """Remedies for as long as the control was observed: some programs take long to show anything.
+
+        The control's own descent is the first of those compared with.
+        """
+        observed = exam.observed
+        if observed is None or observed.steps <= steps or self.laboratory.left < observed.steps:
             return False
-        bench = _Bench(self, exam, longer)
+        bench = _Bench(self, exam, observed.steps, (observed.seed, *SEEDS)[: len(SEEDS)], {(): [observed]})
         trial = bench.against_control(_edits(group))
         if trial.accepted:
+            causes = {suspicion.cause for suspicion, _ in group}
+            self.rejected = [item for item in self.rejected if item.cause not in causes]
             self._minimal(bench, group, trial)
         return trial.accepted
 
@@ -346,7 +356,8 @@ class _Doctor:
             if not without or self.laboratory.left <= 0:
                 break
             trial = bench.between(_edits(needed), _edits(without), part[1].title)
-            missed = trial.effect >= max(_AS_GOOD * whole.effect, _ENOUGH / 2) and trial.effect > trial.error
+            gained = min(whole.effect, max(0.0, fmean(whole.with_it)))  # scores below none at all are no scale
+            missed = trial.effect >= max(_AS_GOOD * gained, _ENOUGH / 2) and trial.effect > trial.error
             if missed or (part[0].proof and trial.effect >= -_ENOUGH):
                 shown[part[0].cause] = trial
                 continue
@@ -437,11 +448,12 @@ class _Doctor:
 
 @dataclass
 class _Bench:
-    """Trials of one round: of one length, against one control."""
+    """Trials of one round: of one length, over the same seeds, against one control."""
 
     doctor: _Doctor
     exam: Examination
     steps: int
+    seeds: tuple[int, ...] = SEEDS
     _runs: dict[tuple[str, ...], list[Descended]] = field(default_factory=dict)
 
     def against_control(self, remedies: Sequence[Remedy], *, every_seed: bool = False) -> Trial:
@@ -452,7 +464,7 @@ class _Bench:
     def between(
         self, first: Sequence[Remedy], second: Sequence[Remedy], title: str, *, every_seed: bool = True
     ) -> Trial:
-        """Two sets of remedies on the same seeds; without ``every_seed`` a first that is behind at once is not run on."""
+        """Two sets of remedies on the same seeds; without ``every_seed`` a first that is behind is not run on."""
         with_it, without = self._run(first, 1), self._run(second, 1)
         behind = with_it[0].score <= without[0].score
         count = 1 if behind and not every_seed else self._affordable(first, second)
@@ -463,24 +475,26 @@ class _Bench:
             control,
             with_it,
             without,
-            seeds=SEEDS[:count],
+            seeds=self.seeds[:count],
             metric=self.exam.case.yardstick.name,
             steps=self.steps,
         )
-        accepted = trial.accepted and count > 1 and trial.effect >= _ENOUGH
+        enough = _ENOUGH if count > 1 else _PLAINLY  # a single seed says little of noise
+        accepted = trial.accepted and trial.effect >= enough
         return replace(trial, intervention=title, accepted=accepted)
 
     def _affordable(self, first: Sequence[Remedy], second: Sequence[Remedy]) -> int:
         """Seeds that can be run for both: all of them, or fewer where the budget ends before."""
         done = [len(self._runs.get(_key(remedies), ())) for remedies in (first, second)]
-        for count in range(len(SEEDS), 1, -1):
+        for count in range(len(self.seeds), 1, -1):
             if sum(max(0, count - have) for have in done) * self.steps <= max(0.0, self.doctor.laboratory.left):
                 return count
         return 1
 
     def scores(self, remedies: Sequence[Remedy]) -> list[float]:
-        """Scores of the remedied program, a seed each."""
-        return [descended.score for descended in self._run(remedies, len(SEEDS))]
+        """Scores of the remedied program, a seed each that was run."""
+        self._run(remedies, 1)
+        return [descended.score for descended in self._runs[_key(remedies)]]
 
     def holds(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
         """Whether a trial was won, and the remedied program beats the control's longer descent too.
@@ -523,7 +537,7 @@ class _Bench:
             variant = program(self.doctor.case, (*self.doctor.remedies, *remedies))
             longer = max((_times_longer(remedy, self.doctor.case) for remedy in remedies), default=1.0)
             steps = round(self.steps * longer) if self._covers else self.steps
-            have += self.doctor.laboratory.run(variant, steps, SEEDS[len(have) : seeds])
+            have += self.doctor.laboratory.run(variant, steps, self.seeds[len(have) : seeds])
         return have[:seeds]
 
 
@@ -589,6 +603,8 @@ def _finding(kept: _Kept) -> Finding:
         confidence = _SURE if helped or suspicion.blocks else _PROVEN
     else:
         confidence = _TRIED + 0.08 * suspicion.strength if helped else _UNTRIED * suspicion.strength
+        if helped and trial is not None and len(trial.seeds) < len(SEEDS):
+            confidence -= _FEWER
     return Finding(
         suspicion.cause,
         suspicion.severity,

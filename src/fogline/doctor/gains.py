@@ -75,6 +75,8 @@ def _profile(exam: Examination) -> Profile | None:
     labels = labels_of(exam, targets)
     if labels is None or int(torch.unique(labels).numel()) < 2 or not _fit(like, labels):
         return None
+    if _ignores(loss, anatomy.outputs.detach(), targets):
+        return None
 
     def lowest(said: Iterator[Tensor], *, bent: bool = True) -> list[float]:
         found = []
@@ -102,6 +104,14 @@ def _profile(exam: Examination) -> Profile | None:
         _blind(exam, like, labels, targets) if like.numel() == len(like) else (),
         max(min(free_constant), min(free)),
     )
+
+
+def _ignores(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether the loss is about the outputs alone, whatever the targets: such as that of pairs of views."""
+    draws = torch.Generator().manual_seed(0)
+    other = torch.rand(outputs.shape, generator=draws).to(outputs.dtype)
+    seen = [value(loss, other, turned) for turned in (targets, targets.roll(1, 0), targets.roll(2, 0))]
+    return seen[0] is not None and len(set(seen)) == 1 and value(loss, other.flip(0) / 2, targets) != seen[0]
 
 
 def _fit(like: Tensor, labels: Tensor) -> bool:
@@ -195,6 +205,8 @@ def wants_probabilities(exam: Examination) -> bool:
     if not isinstance(outputs, Tensor) or not exam.case.supervised:
         return False
     targets = exam.anatomy.batch[1]
+    if not isinstance(targets, Tensor) or _ignores(loss, outputs.detach(), targets):
+        return False
     inside = [_slope(loss, outputs, targets, size) for size in (0.3, 0.7)]
     outside = [_slope(loss, outputs, targets, size) for size in (-0.5, 1.5)]
     return all(s is not None and s > 0 for s in inside) and not any(s is not None and s > 0 for s in outside)
@@ -245,4 +257,6 @@ def _slope(loss: Any, like: Tensor, targets: Any, size: float) -> float | None:
         return None
     if not bool(torch.isfinite(found)) or not bool(torch.isfinite(slope).all()):
         return None
-    return float(slope.abs().max())
+    rounding = 1e-6 * float(found.detach().abs()) / max(1, slope.numel())
+    steepest = float(slope.abs().max())
+    return steepest if steepest > rounding else 0.0

@@ -102,16 +102,18 @@ def features(inputs: Any) -> Tensor | None:
     if not isinstance(inputs, Tensor) or inputs.is_complex():
         return None
     if inputs.is_floating_point() or inputs.dtype == torch.uint8 or inputs.dtype == torch.bool:
-        flat = inputs.reshape(len(inputs), -1).double()
+        flat = inputs.reshape(len(inputs), -1)
         if flat.shape[1] > _MOST_FEATURES:
             flat = flat[:, :: -(-flat.shape[1] // _MOST_FEATURES)]
-        return flat
+        return flat.double()
     if inputs.ndim == 2 and int(inputs.min()) >= 0 and int(inputs.max()) < _MOST_TOKENS:
         width = int(inputs.max()) + 1
         counted = torch.zeros(len(inputs), width, dtype=torch.float64)
         counted.scatter_add_(1, inputs.long(), torch.ones(inputs.shape, dtype=torch.float64))
+        if inputs.shape[1] * width > _MOST_FEATURES:
+            return counted
         placed = F.one_hot(inputs.long(), width).reshape(len(inputs), -1)
-        return torch.cat([counted, placed.double()], 1) if placed.shape[1] <= _MOST_FEATURES else counted
+        return torch.cat([counted, placed.double()], 1)
     return inputs.reshape(len(inputs), -1).double()
 
 

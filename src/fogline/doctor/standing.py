@@ -15,6 +15,7 @@ from fogline.recipe import Recipe
 _BLOCKS = 8
 _FEWEST_STEPS = 16
 _FEW, _GOAL_OF_FEW, _GOAL_UNKNOWN, _GOAL_OF_LOSS = 40, 0.9, 0.3, 0.2
+_ERROR_OF_ALL = 0.05
 """Where no classical learner can read the rows: so few of them can be fitted well; of many nobody knows; and of what is
 judged by its loss, it is known only that some of it should go."""
 
@@ -60,8 +61,10 @@ def standing(exam: Examination) -> Standing:
     score = max(seen.score, _kept(seen))
     spread = max(1 - score * score, 1 / rows)
     goal = _goal(exam) if reference is None else max(0.0, reference)
-    # Both scores come from samples of about this many rows.
-    return Standing(score, seen.train_score, goal, reference is not None, math.sqrt(2 * spread / rows) / 2)
+    # Both scores come from samples of about this many rows; rows that are scored and learned from alike are no sample.
+    sampled = exam.case.valid is not None or len(exam.case.held) < exam.program.rows
+    error = math.sqrt(2 * spread / rows) / 2 if sampled else _ERROR_OF_ALL
+    return Standing(score, seen.train_score, goal, reference is not None, error)
 
 
 def _goal(exam: Examination) -> float:

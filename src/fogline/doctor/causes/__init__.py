@@ -1,4 +1,4 @@
-"""The causes, a file a group: each supposes itself from what was seen, and owns the remedy that a trial will try.
+"""The causes, a file or folder a group: each supposes itself from what was seen, and owns the remedy to be tried.
 
 A cause is a function of an :class:`~fogline.doctor.examination.Examination` that gives a
 :class:`~fogline.doctor.finding.Suspicion` or None. Those of ``ON_ONE_BATCH`` need no training; those of ``IN_MOTION``

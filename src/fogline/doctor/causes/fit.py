@@ -24,7 +24,8 @@ from fogline.lanczos import lanczos
 _WIDE = 64
 _SETTLED = 0.25
 _ROLLS = 5
-_FEWEST_ROWS = 16
+_FEWEST_ROWS, _FEW_ROWS = 16, 40
+_HANDFUL = 4
 
 
 def overfitting(exam: Examination) -> Suspicion | None:
@@ -86,7 +87,8 @@ def underfitting(exam: Examination) -> Suspicion | None:
     if seen is None or seen.error or anatomy.stage or not anatomy.weighted or not exam.case.supervised:
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
-    if not stands.known or not stands.train_short or moves.refused or moves.fallen < 0.02:
+    known = stands.known or exam.program.rows < _FEW_ROWS  # so few can always be answered well
+    if not known or not stands.train_short or moves.refused or moves.fallen < 0.02:
         return None
     if (moves.slope > _SETTLED and moves.significance > 3) or not steps.path > 0.5:
         return None
@@ -95,8 +97,10 @@ def underfitting(exam: Examination) -> Suspicion | None:
     weights = sum(p.numel() for p in anatomy.model.parameters())
     labels = exam.case.yardstick.work in ("classes", "one_hot")
     wanted = exam.program.rows * (1 if labels or not layers else layers[-1][1].out_features)
-    # With as many weights as numbers to fit, rows can be learned by heart: then it is not the size.
-    if not layers or counted < 0.9 * weights or weights > wanted:
+    widths = [module.out_features for _, module in layers[:-1]]
+    # With as many weights as numbers to fit, rows can be learned by heart: then it is not the size. Only with a
+    # handful of units may all of them stand where no slope leads on.
+    if not layers or counted < 0.9 * weights or (weights > wanted and min(widths, default=0) > _HANDFUL):
         return None
     narrow = [
         (first, second)
@@ -105,7 +109,6 @@ def underfitting(exam: Examination) -> Suspicion | None:
     ]
     if len(layers) > 1 and not narrow:
         return None
-    widths = [a.out_features for _, a in layers[:-1]]
     remedy = _wider(narrow) if narrow else _deeper(layers[-1][0])
     return Suspicion(
         "underfitting",
@@ -256,7 +259,17 @@ def _blind(metric: Callable[[Any, Any], Any], right: Tensor, targets: Tensor) ->
         return None
     if float(right.std(0, correction=0).max()) == 0:
         return None  # all rows have the same answer: exchanging them changes nothing
+    if not _depends_on_targets(metric, right, targets, best):
+        return None  # a monitor, such as the mean output
     return (Evidence("metric of right answers, of the same given to other rows", f"{best:.3g}, {mean:.3g}", "unlike"),)
+
+
+def _depends_on_targets(metric: Callable[[Any, Any], Any], right: Tensor, targets: Tensor, best: float) -> bool:
+    """Whether other targets give another figure: one and the same for all rows, or, for numbers, the outputs."""
+    others = [targets[:1].expand_as(targets)]
+    if targets.is_floating_point() and right.numel() == targets.numel():
+        others += [right.reshape(targets.shape), right.reshape(targets.shape).round()]
+    return any(_value(metric, right, other) != best for other in others)
 
 
 def _misleading(
@@ -280,9 +293,12 @@ def _misleading(
         right = (chosen == wanted).float()
         plain = float(right.mean())
         balanced = float(torch.stack([right[wanted == label].mean() for label in set(wanted.tolist())]).mean())
+        shares = [plain, balanced]
+        if case.yardstick.work == "binary" and len(right) > len(targets):  # yes or no to several things at once
+            shares.append(float(right.reshape(len(targets), -1).all(1).float().mean()))
         reported = reported / 100 if reported > 1 else reported
         error = math.sqrt(max(plain * (1 - plain), 1 / len(right)) / len(right))
-        if min(abs(reported - plain), abs(reported - balanced)) > max(0.1, 3 * error):
+        if min(abs(reported - share) for share in shares) > max(0.1, 3 * error):
             return (Evidence("metric, share of right answers", f"{reported:.3g}, {plain:.3g}", "the same"),)
     return None
 

@@ -19,6 +19,7 @@ from fogline.doctor.closeup import (
     listed,
     path_of,
     spreads,
+    times_used,
     units_of,
     wide,
     wide_trained,
@@ -47,7 +48,15 @@ def missing_activation(exam: Examination) -> Suspicion | None:
     widths = {layer.name: _width(layer) for layer in anatomy.weighted}
     inputs = {layer.name: _inputs(layer) for layer in anatomy.weighted}
     # A narrow middle is a factorised matrix, or the code of an autoencoder, which people leave linear on purpose.
-    pairs = [(a, b) for a, b in anatomy.pairs if widths[a] >= min(inputs[a], widths[b])]
+    # So is a convolution that is taken apart, one by channel and one across channels.
+    grouped = {layer.name for layer in anatomy.weighted if getattr(layer.module, "groups", 1) > 1}
+    # What a skip connection reads as well is a stream, into which the layers behind it put their bends.
+    streams = {layer.name for layer in anatomy.weighted if times_used(anatomy, layer) > 1}
+    pairs = [
+        (a, b)
+        for a, b in anatomy.pairs
+        if widths[a] >= min(inputs[a], widths[b]) and not grouped.intersection((a, b)) and a not in streams
+    ]
     everything = len(anatomy.pairs) == len(anatomy.weighted) - 1
     if not pairs or (everything and not exam.case.supervised):
         return None
@@ -185,6 +194,8 @@ def bad_init(exam: Examination) -> Suspicion | None:
     found = spreads(anatomy)
     large = [spread for spread in found if spread.excess > 0]
     small = [spread for spread in found if spread.excess < 0]
+    if not _signal_shrinks(anatomy, -sum(spread.excess for spread in small)):
+        small = [s for s in small if isinstance(anatomy.model.get_submodule(s.name), nn.RNNBase)]
     up, down = sum(spread.excess for spread in large), -sum(spread.excess for spread in small)
     if max(up, down) < _TENFOLD:
         return None
@@ -208,6 +219,23 @@ def bad_init(exam: Examination) -> Suspicion | None:
     if any(isinstance(anatomy.model.get_submodule(name), nn.RNNBase) for name in names):
         remedies = (_orthogonal(), _reset(names))
     return Suspicion("bad_init", strength, tuple(evidence), f"The first weights are too {size}.", remedies)
+
+
+def _signal_shrinks(anatomy: Anatomy, down: float) -> bool:
+    """Whether small weights do make the signal small: beside a skip connection they do not."""
+    layers = anatomy.weighted
+    if len(layers) < 2:
+        return False
+    first, last = _variation(layers[0].received), _variation(layers[-1].received)
+    return last < first * math.exp(-down / 2)
+
+
+def _variation(value: Tensor | None) -> float:
+    """Root mean square of what differs from row to row: biases are the same for all."""
+    if value is None or not value.ndim:
+        return 0.0
+    value = value.detach().double()
+    return rms(value - value.mean(0, keepdim=True))
 
 
 def _fresh(anatomy: Anatomy, names: list[str]) -> tuple[Remedy, Remedy]:

@@ -94,7 +94,7 @@ def _looked(exam: Examination, batch: Batch, trained: bool) -> Look | None:
     with private_randomness(CPU), torch.enable_grad():
         seed_step(0, 0, PROBE, CPU)
         try:
-            batch = cast(batch, floats)
+            batch = _followed(cast(batch, floats)) if objective.supervised else cast(batch, floats)
             outputs, loss = objective.with_outputs(batch)
             parameters = [p for p in model.parameters() if p.requires_grad]
             if not isinstance(loss, Tensor) or loss.ndim or loss.grad_fn is None:
@@ -109,6 +109,14 @@ def _looked(exam: Examination, batch: Batch, trained: bool) -> Look | None:
     return Look(
         float(loss.detach()), finite, hazards, outputs.detach() if isinstance(outputs, Tensor) else None, targets
     )
+
+
+def _followed(batch: Batch) -> Batch:
+    """The batch with a history of its inputs, so that autograd keeps what is made of them before the first weights."""
+    inputs, targets = batch
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        inputs = inputs.detach().requires_grad_().clone()
+    return inputs, targets
 
 
 def _finite(batch: Batch) -> bool:

@@ -201,7 +201,8 @@ def too_few_steps(exam: Examination) -> Suspicion | None:
         return None
     few = seen.steps < _FEWEST_STEPS and not steps.path > 1
     falling = moves.slope > _FALLING and moves.significance > _SURELY
-    young = steps.path < 1 and steps.each > _TIMID and steps.overshoot < _STRAIGHT
+    # Noise of small batches hides the slope from the overshoot, but not how far the weights have come.
+    young = steps.each > _TIMID and (steps.path < _HARDLY_MOVED or (steps.path < 1 and steps.overshoot < _STRAIGHT))
     if not (few or falling or young):
         return None
     factor = 10 if few or moves.fallen < 0.1 else 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ def unscaled_target(exam: Examination) -> Suspicion | None:
     if pair is None or exam.case.yardstick.work != "regression" or kept_at(exam, "target"):
         return None
     targets = pair[1]
-    if not targets.is_floating_point() or not isinstance(outputs, Tensor) or exam.anatomy.stage not in ("", "backward"):
+    if not isinstance(outputs, Tensor) or exam.anatomy.stage not in ("", "backward"):
         return None
     if not outputs.numel() or outputs.shape[1:].numel() != targets.shape[1:].numel() or not is_difference(exam):
         return None
@@ -135,8 +136,18 @@ def unscaled_target(exam: Examination) -> Suspicion | None:
         "the "
         "steps are far too short to get there, or the errors are so large that the gradients are too long for this "
         "learning rate.",
-        () if remedy is None else (remedy,),
+        () if remedy is None else (remedy, _with_measured_rate(remedy)),
         advice="Train on (y - mean) / std and turn predictions back with * std + mean.",
+    )
+
+
+def _with_measured_rate(remedy: Remedy) -> Remedy:
+    """A rate that suits gradients as large as the targets does not suit those of the scaled ones."""
+    return replace(
+        remedy,
+        title=f"{remedy.title} and measure the learning rate",
+        patch=f'{remedy.patch}\nlr = "auto"',
+        on_recipe=lambda recipe: recipe.replace(lr="auto"),
     )
 
 

@@ -47,3 +47,12 @@ def takes_logits(exam: Examination) -> str:
     if losses.family(loss) == "binary" and not losses.on_probabilities(loss):
         return "binary"
     return "binary" if {"BinaryCrossEntropyWithLogits", "log_sigmoid"} & set(seen) else ""
+
+
+def are_shares(outputs: object) -> bool:
+    """Whether the numbers of each example are shares of one whole: what is behind a gate or attention is not."""
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        return False
+    found = outputs.detach()
+    whole = (found.sum(1), found.sum(-1), found.sum(0))
+    return bool((found >= 0).all()) and any(torch.allclose(s, torch.ones_like(s), atol=1e-3) for s in whole)

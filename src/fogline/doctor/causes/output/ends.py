@@ -211,7 +211,7 @@ def _out_of_range(exam: Examination) -> Suspicion | None:
     targets, outputs = exam.program.train[1], exam.anatomy.outputs
     if work not in ("regression", "binary", "one_hot") or not name or name == "log_softmax":
         return None
-    if takes_logits(exam) or wants_probabilities(exam) or not targets.is_floating_point():
+    if takes_logits(exam) or wants_probabilities(exam):
         return None
     if name == "softmax" and isinstance(outputs, Tensor) and bool((outputs == 1).all()):
         return None  # that is softmax_single_unit
@@ -264,7 +264,8 @@ def _prefers(exam: Examination, bounds: tuple[float, float]) -> bool:
     outputs, targets = exam.anatomy.outputs, exam.anatomy.batch[1]
     if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
         return losses.family(exam.program.loss) == "elementwise"
-    at, near = value(exam.program.loss, targets, targets), value(exam.program.loss, targets.clamp(*bounds), targets)
+    exact = targets.to(outputs.dtype)
+    at, near = value(exam.program.loss, exact, targets), value(exam.program.loss, exact.clamp(*bounds), targets)
     return at is not None and (near is None or at < near)
 
 
@@ -274,6 +275,8 @@ def _cut_logits(exam: Examination) -> Suspicion | None:
     outputs = exam.anatomy.outputs
     if not wanted or name != "relu" or not isinstance(outputs, Tensor) or not outputs.numel():
         return None
+    if float(outputs.detach().min()) < 0:
+        return None  # the ReLU is not the end of all of it
     silent = float((outputs.detach() == 0).double().mean())
     remedy = ended_by(exam, nn.Identity, "leave out the relu at the end of the model")
     return Suspicion(
@@ -294,6 +297,10 @@ def silent_output(exam: Examination) -> Suspicion | None:
         return None
     outputs = trained.outputs.detach().reshape(len(trained.outputs), -1)
     stuck = (outputs == outputs[:1]).all(0)
+    targets = trained.batch[1] if exam.case.supervised else None
+    if isinstance(targets, Tensor) and targets.shape == trained.outputs.shape:
+        wanted = targets.reshape(len(targets), -1)
+        stuck &= (wanted != wanted[:1]).any(0)  # what is always the same may be said always
     if len(outputs) < 4 or not bool(stuck.any()):
         return None
     name = bend(trained)

@@ -60,6 +60,10 @@ def _mismatch(
     )
 
 
+_ABOUT_TENSORS = ("size", "shape", "dtype", "scalar type", "dimension", "out of bounds", "out of range", "must match")
+"""Words of the errors with which PyTorch refuses tensors that do not fit each other."""
+
+
 def _refused(exam: Examination) -> Suspicion | None:
     """The loss stops with an error: labels of another kind or shape than it takes."""
     outputs, targets = exam.anatomy.outputs, exam.anatomy.batch[1]
@@ -68,6 +72,11 @@ def _refused(exam: Examination) -> Suspicion | None:
     if wants_probabilities(exam):
         return None  # output_activation says what to do
     said = exam.anatomy.error.strip().splitlines()
+    own = losses.family(exam.program.loss) == "unknown"
+    if own and not any(word in exam.anatomy.error.lower() for word in _ABOUT_TENSORS):
+        return None  # an error of the user's own code
+    codes = codes_of(exam)
+    scores = labelled(exam, codes) if codes and codes == width_of(exam) else None  # an output a class is there
     return _mismatch(
         exam,
         0.9,
@@ -78,7 +87,7 @@ def _refused(exam: Examination) -> Suspicion | None:
         ),
         f"{losses.name(exam.program.loss)} cannot compare outputs {_described(outputs)} with targets "
         f"{_described(targets)}: it stops with an error.",
-        (matching(exam),),
+        (scores or matching(exam),),
         proof=True,
         blocks=True,
     )
@@ -113,12 +122,11 @@ def _one_score(exam: Examination) -> Suspicion | None:
 
 def _beyond_unit(exam: Examination) -> Suspicion | None:
     """Binary cross-entropy with targets outside 0 to 1 falls without end."""
-    targets = exam.program.train[1]
-    entropy = (
-        losses.family(exam.program.loss) == "binary"
-        or {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
-        or (exam.case.yardstick.work == "regression" and wants_probabilities(exam))
-    )
+    targets, outputs = exam.program.train[1], exam.anatomy.outputs
+    entropy = losses.family(exam.program.loss) == "binary"
+    if isinstance(outputs, Tensor) and targets.is_floating_point() and outputs.shape[1:] == targets.shape[1:]:
+        inside = {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
+        entropy |= bool(inside) or (exam.case.yardstick.work == "regression" and wants_probabilities(exam))
     if not entropy or not targets.numel():
         return None
     low, high = float(targets.min()), float(targets.max())
@@ -219,6 +227,8 @@ def _not_followed(exam: Examination) -> Suspicion | None:
         return None
     if not targets.is_floating_point() or losses.family(exam.program.loss) in ("elementwise", "binary"):
         return None
+    if outputs.shape != targets.shape:
+        return None  # targets that hold more than what is predicted, such as weights
     every = exam.program.train[1].double()
     levels = torch.quantile(every.reshape(-1)[:100_000], torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
     spread = float(every.std(correction=0))

@@ -50,7 +50,7 @@ def sum_reduction(exam: Examination) -> Suspicion | None:
         return None
     return _summed(
         exam,
-        0.85 if fall[1] > 0 else 0.5,
+        0.95 if fall[1] > 0 else 0.5,
         Evidence("share of the loss that a step of this learning rate removes", fall[0], "above 0"),
         Evidence("the same where the loss is averaged", fall[1], "above 0"),
     )
@@ -64,7 +64,7 @@ def summed_and_short(exam: Examination) -> Suspicion | None:
     now = standing(exam)
     if not now.short:
         return None
-    return _summed(exam, 0.7, Evidence("score of the run", now.score, now.goal))
+    return _summed(exam, 0.9, Evidence("score of the run", now.score, now.goal))
 
 
 def _summed(exam: Examination, strength: float, *evidence: Evidence) -> Suspicion:
@@ -146,7 +146,7 @@ def _averaged(exam: Examination) -> Remedy | None:
 
     named = getattr(exam.program.loss, "reduction", "") == "sum"
     code = f'loss = nn.{losses.name(exam.program.loss)}(reduction="mean")' if named else "return total / len(outputs)"
-    return Remedy("average the loss over the examples", code, on_loss=edit, place="reduction", order=LOSS)
+    return Remedy("average the loss over the examples", code, on_loss=edit, place="rate", order=LOSS)
 
 
 class Averaged(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
+from fogline.doctor.causes.output.common import codes_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import HEAD, ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.heads import Maker, bend, value, widened
@@ -119,6 +120,8 @@ def _other_columns(exam: Examination) -> Suspicion | None:
     width = int(outputs.shape[1])
     if columns == width or exam.anatomy.stage == "forward":
         return None
+    if exam.anatomy.stage == "loss" and width > 2 and codes_of(exam) == width:
+        return None  # an output a class: it is the loss that does not fit
     known = losses.family(exam.program.loss) in ("elementwise", "binary")
     if not known and not (columns == 1 and _each_alike(exam.program.loss, outputs.detach(), targets)):
         return None
@@ -173,7 +176,7 @@ def shape_broadcast(exam: Examination) -> Suspicion | None:
         return None
     rows = len(outputs)
     meets = {outputs.ndim, targets.ndim} == {1, 2} and outputs.numel() == targets.numel() == rows and rows > 1
-    if not meets or not targets.is_floating_point() or not _blind_to_order(loss, outputs.detach(), targets):
+    if not meets or not _blind_to_order(loss, outputs.detach(), targets):
         return None
     shape = (rows, 1) if outputs.ndim == 2 else (rows,)
     code = (

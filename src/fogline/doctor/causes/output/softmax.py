@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fogline.doctor.anatomy import BENDS
-from fogline.doctor.causes.output.common import LOST, codes_of, ended_by
+from fogline.doctor.causes.output.common import LOST, are_shares, codes_of, ended_by
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import HEAD, Evidence, Remedy, Suspicion
 from fogline.doctor.gains import profile
@@ -24,7 +24,7 @@ def double_softmax(exam: Examination) -> Suspicion | None:
     if not exam.case.supervised:
         return _twice_on_a_batch(exam)
     again = "log_softmax" in anatomy.in_loss or "softmax" in anatomy.in_loss
-    if not again or bend(anatomy) != "softmax" or (width_of(exam) or 2) < 2:
+    if not again or bend(anatomy) != "softmax" or (width_of(exam) or 2) < 2 or not are_shares(anatomy.outputs):
         return None  # a log-softmax of a log-softmax is the same again
     gains = profile(exam)
     if gains is not None and gains.out_of_reach < LOST:

@@ -1,0 +1,237 @@
+"""Causes in what was learned: each found where it is planted, and silent on its healthy twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fogline
+from fogline.doctor.case import open_case
+from fogline.doctor.causes import fit
+from fogline.doctor.examination import Examination
+from fogline.doctor.trial import Laboratory
+
+RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="30ep")
+Pair = tuple[Tensor, Tensor]
+
+
+def labels(count: int = 300, noise: float = 1.0) -> Pair:
+    source = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % 3
+    return 3 * torch.eye(8)[y] + noise * torch.randn(count, 8, generator=source), y
+
+
+def yes_no(count: int = 300) -> Pair:
+    X, y = labels(count)
+    return X, (y[:, None] > 0).float()
+
+
+def wave(count: int = 300) -> Pair:
+    X = torch.linspace(-3, 3, count)[torch.randperm(count, generator=torch.Generator().manual_seed(0))][:, None]
+    return X, torch.sin(3 * X)
+
+
+def net(inputs: int, outputs: int, width: int = 32, last: nn.Module | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, outputs), *([last] if last is not None else [])
+    )
+
+
+def observed(
+    data: Pair,
+    model: nn.Module,
+    loss: Any = None,
+    recipe: fogline.Recipe = RECIPE,
+    steps: int = 200,
+    metrics: dict[str, Any] | None = None,
+    valid: Pair | None = None,
+) -> Examination:
+    loss = loss or (nn.CrossEntropyLoss() if data[1].ndim == 1 else nn.MSELoss())
+    exam = Examination(open_case(fogline.Task(model, loss, data, valid=valid, metrics=metrics or {}), recipe))
+    exam.observed = Laboratory(exam.case, 1e6).observe(exam.program, steps)
+    return exam
+
+
+def causes(exam: Examination) -> list[str]:
+    return [found.cause for cause in fit.IN_MOTION if (found := cause(exam))]
+
+
+HEALTHY: dict[str, Callable[[], Examination]] = {
+    "labels": lambda: observed(labels(), net(8, 3)),
+    "noisy labels": lambda: observed(labels(noise=2.0), net(8, 3)),
+    "learned by heart, and well": lambda: observed(labels(), net(8, 3, 128), steps=400),
+    "yes or no": lambda: observed(yes_no(), net(8, 1), nn.BCEWithLogitsLoss()),
+    "numbers": lambda: observed(wave(), net(1, 1, 64), steps=600),
+    "few rows": lambda: observed(labels(30), net(8, 3)),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_silent(name: str) -> None:
+    assert causes(HEALTHY[name]()) == []
+
+
+@pytest.mark.parametrize("kind", ["labels", "numbers"])
+def test_overfitting(kind: str) -> None:
+    source = torch.Generator().manual_seed(0)
+    X = torch.randn(270, 30, generator=source)
+    y = X[:, 0] + 1.5 * torch.randn(270, generator=source)
+    y = (y > 0).long() if kind == "labels" else y[:, None]
+    exam = observed((X[:70], y[:70]), net(30, 2 if kind == "labels" else 1, 128), steps=300, valid=(X[70:], y[70:]))
+    found = fit.overfitting(exam)
+    assert found is not None
+    assert found.proof
+    assert found.remedies[0].on_recipe is not None
+    assert found.remedies[0].on_recipe(RECIPE).patience == 5
+
+
+def test_underfitting_for_want_of_units() -> None:
+    exam = observed(wave(), net(1, 1, 2), steps=400)
+    found = fit.underfitting(exam)
+    assert found is not None
+    model = Examination(exam.case, found.remedies).program.new_model(0)
+    assert [m.out_features for m in model.modules() if isinstance(m, nn.Linear)] == [64, 1]
+
+
+def test_underfitting_for_want_of_a_layer() -> None:
+    exam = observed(wave(), nn.Sequential(nn.Linear(1, 1)), steps=400)
+    found = fit.underfitting(exam)
+    assert found is not None
+    assert Examination(exam.case, found.remedies).program.new_model(0)(torch.zeros(5, 1)).shape == (5, 1)
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+def balanced(outputs: Tensor, targets: Tensor) -> Tensor:
+    right = (outputs.argmax(1) == targets).float()
+    return torch.stack([right[targets == k].mean() for k in range(3)]).mean()
+
+
+def top_two(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.topk(2, 1).indices == targets[:, None]).any(1).float().mean()
+
+
+def elementwise(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs.softmax(1) > 0.5).long() == F.one_hot(targets, 3)).float().mean()
+
+
+def down_the_rows(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(0) == targets[: outputs.shape[1]]).float().mean()
+
+
+def of_logits(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs > 0).float() == targets).float().mean()
+
+
+def of_probabilities(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs > 0.5).float() == targets).float().mean()
+
+
+def broadcast(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs > 0).float() == targets.flatten()).float().mean()
+
+
+def argmax_of_one(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) == targets.flatten()).float().mean()
+
+
+def absolute(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).abs().mean()
+
+
+def exact(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs == targets).float().mean()
+
+
+def three(metric: Any) -> Examination:
+    return observed(labels(), net(8, 3), metrics={"accuracy": metric})
+
+
+def two(metric: Any, last: nn.Module | None = None) -> Examination:
+    loss = nn.BCEWithLogitsLoss() if last is None else nn.BCELoss()
+    return observed(yes_no(), net(8, 1, last=last), loss, metrics={"accuracy": metric})
+
+
+def numbers(metric: Any) -> Examination:
+    return observed(wave(), net(1, 1), metrics={"error": metric})
+
+
+def several() -> Examination:
+    X, y = labels()
+
+    def every(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs > 0).float() == targets).all(1).float().mean()
+
+    answers = torch.stack([(y > 0).float(), (y > 1).float()], 1)
+    return observed((X, answers), net(8, 2), nn.BCEWithLogitsLoss(), metrics={"accuracy": every})
+
+
+RIGHT = [
+    several,
+    lambda: observed(labels(), net(8, 3), metrics={"confidence": lambda o, t: o.softmax(1).amax(1).mean()}),
+    lambda: numbers(lambda o, t: o.mean()),
+    lambda: three(accuracy),
+    lambda: three(balanced),
+    lambda: observed(labels(), net(8, 3), metrics={"top2_accuracy": top_two}),
+    lambda: three(lambda o, t: 100 * accuracy(o, t)),
+    lambda: two(of_logits),
+    lambda: two(of_probabilities, nn.Sigmoid()),
+    lambda: numbers(absolute),
+    lambda: numbers(lambda o, t: 1 - (o - t).square().sum() / (t - t.mean()).square().sum()),
+]
+WRONG = [
+    lambda: three(elementwise),
+    lambda: three(down_the_rows),
+    lambda: two(broadcast),
+    lambda: two(argmax_of_one),
+    lambda: two(of_logits, nn.Sigmoid()),
+    lambda: numbers(exact),
+]
+
+
+@pytest.mark.parametrize("made", RIGHT)
+def test_metrics_that_measure(made: Callable[[], Examination]) -> None:
+    assert fit.metric_mismatch(made()) is None
+
+
+@pytest.mark.parametrize("made", WRONG)
+def test_metric_mismatch(made: Callable[[], Examination]) -> None:
+    found = fit.metric_mismatch(made())
+    assert found is not None
+    assert found.proof
+    assert found.advice
+
+
+def test_a_metric_that_fails_is_left_alone() -> None:
+    def fails(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise ValueError("not today")
+
+    exam = three(accuracy)
+    exam.case.task.metrics["accuracy"] = fails  # type: ignore[index]
+    assert fit.metric_mismatch(exam) is None
+
+
+@pytest.mark.parametrize("scale", [0.1, 1e-3])
+def test_saddle(scale: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    exam = observed(wave(), model, recipe=RECIPE.replace(optimizer="sgd", lr=0.05), steps=200)
+    found = fit.saddle(exam)
+    assert found is not None
+    assert found.evidence[0].signal.startswith("lowest")
+
+
+def test_no_saddle_at_ordinary_weights() -> None:
+    exam = observed(labels(), net(8, 3), recipe=RECIPE.replace(optimizer="sgd", lr=0.1))
+    assert fit.saddle(exam) is None

@@ -1,0 +1,201 @@
+"""Causes in the numbers themselves: each found where it is planted, and silent on its healthy twin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fogline
+from fogline.doctor.case import open_case
+from fogline.doctor.causes import number
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Suspicion
+from fogline.doctor.trial import Laboratory
+
+RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="10ep")
+Pair = tuple[Tensor, Tensor]
+
+
+def yes_no(scale: float = 1.0) -> Pair:
+    X = torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
+    return scale * X, (X[:, :1] > 0).float()
+
+
+def three(scale: float = 1.0) -> Pair:
+    X = torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
+    return scale * X, X[:, :3].argmax(1)
+
+
+def numbers() -> Pair:
+    X = torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
+    return X, X[:, :1] * 2
+
+
+def net(outputs: int, *last: nn.Module, first: nn.Module | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(first or nn.Identity(), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, outputs), *last)
+
+
+def binary_entropy(p: Tensor, y: Tensor) -> Tensor:
+    return -(y * torch.log(p) + (1 - y) * torch.log(1 - p)).mean()
+
+
+def guarded_entropy(p: Tensor, y: Tensor) -> Tensor:
+    return -(y * torch.log(p + 1e-7) + (1 - y) * torch.log(1 - p + 1e-7)).mean()
+
+
+def lost_epsilon(p: Tensor, y: Tensor) -> Tensor:
+    p = p.clamp(1e-8, 1 - 1e-8)  # 1 - 1e-8 is 1 in float32
+    return -(y * torch.log(p) + (1 - y) * torch.log(1 - p)).mean()
+
+
+def entropy_of_labels(p: Tensor, y: Tensor) -> Tensor:
+    return -torch.log(p[torch.arange(len(p)), y]).mean()
+
+
+def log_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (torch.log(1 + outputs) - torch.log(1 + targets)).square().mean()
+
+
+def root_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return torch.sqrt((outputs - outputs).square() + 0 * targets).mean() + (outputs - targets).square().mean()
+
+
+class Root(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sqrt(x + 1)
+
+
+def exam_of(model: nn.Module, loss: Any, data: Pair, recipe: fogline.Recipe = RECIPE) -> Examination:
+    return Examination(open_case(fogline.Task(model, loss, data), recipe))
+
+
+def in_motion(exam: Examination, steps: int = 40) -> Examination:
+    exam.observed = Laboratory(exam.case, 1e6).observe(exam.program, steps)
+    return exam
+
+
+def causes(exam: Examination) -> list[str]:
+    return [found.cause for cause in number.ON_ONE_BATCH if (found := cause(exam))]
+
+
+HEALTHY: dict[str, Callable[[], Examination]] = {
+    "logits": lambda: exam_of(net(3), nn.CrossEntropyLoss(), three()),
+    "large logits": lambda: exam_of(net(3), nn.CrossEntropyLoss(), three(1e4)),
+    "numbers": lambda: exam_of(net(1), nn.MSELoss(), numbers()),
+    "probabilities": lambda: exam_of(net(1, nn.Sigmoid()), nn.BCELoss(), yes_no()),
+    "written out": lambda: exam_of(net(1, nn.Sigmoid()), binary_entropy, yes_no()),
+    "guarded": lambda: exam_of(net(1, nn.Sigmoid()), guarded_entropy, yes_no(1e3)),
+    "by hand": lambda: exam_of(net(3, nn.Softmax(1)), entropy_of_labels, three()),
+    "on a batch": lambda: exam_of(net(4), fogline.on_batch(lambda m, b: F.mse_loss(m(b[0]), b[0])), numbers()),
+    "norm of rows": lambda: exam_of(net(1), lambda o, t: (o - t).norm(dim=1).mean(), numbers()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_silent(name: str) -> None:
+    exam = HEALTHY[name]()
+    assert causes(exam) == []
+    assert causes(in_motion(exam)) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "data", "known"),
+    [
+        (lambda: net(1, nn.Sigmoid()), binary_entropy, lambda: yes_no(1e4), nn.BCELoss),
+        (lambda: net(3, nn.Softmax(1)), entropy_of_labels, lambda: three(1e4), None),
+    ],
+)
+def test_log_of_zero(model: Any, loss: Any, data: Any, known: Any) -> None:
+    exam = exam_of(model(), loss, data())
+    found = number.log_of_zero(exam)
+    assert found is not None
+    assert found.proof
+    assert found.blocks
+    assert number.epsilon_underflow(exam) is None
+    for remedy in found.remedies:
+        mended = in_motion(Examination(exam.case, (remedy,)))
+        assert math.isfinite(mended.anatomy.loss or math.nan)
+        assert mended.observed is not None
+        assert mended.observed.refused == 0
+    if known is not None:
+        assert found.remedies[0].on_loss is not None
+        assert isinstance(found.remedies[0].on_loss(loss), known)
+
+
+def test_log_of_zero_that_comes_with_training() -> None:
+    exam = in_motion(exam_of(net(1, nn.Sigmoid()), binary_entropy, yes_no(), RECIPE.replace(lr=30.0)))
+    assert exam.observed is not None
+    assert exam.observed.refused > 0
+    found = number.log_of_zero(exam)
+    assert found is not None
+    assert not found.blocks
+
+
+def test_epsilon_below_the_precision() -> None:
+    exam = exam_of(net(1, nn.Sigmoid()), lost_epsilon, yes_no(1e4))
+    assert causes(exam) == ["epsilon_underflow"]
+
+
+def test_epsilon_of_the_optimizer() -> None:
+    def small(outputs: Tensor, targets: Tensor) -> Tensor:
+        return 1e-14 * (outputs - targets).square().mean()
+
+    exam = in_motion(exam_of(net(1), small, numbers()), 50)
+    found = number.epsilon_underflow(exam)
+    assert found is not None
+    edit = found.remedies[0].on_recipe
+    assert edit is not None
+    changed = Examination(exam.case, found.remedies)
+    assert number.epsilon_underflow(in_motion(changed, 50)) is None
+    assert edit(RECIPE).options["eps"] < 1e-14
+
+
+def test_an_epsilon_that_suits_the_gradients_is_silent() -> None:
+    assert number.epsilon_underflow(in_motion(exam_of(net(1), nn.MSELoss(), numbers()), 50)) is None
+
+
+def told(found: Suspicion | None) -> dict[str, Any]:
+    assert found is not None
+    return {item.signal: item.value for item in found.evidence}
+
+
+def test_nan_source_names_module_operation_and_rows() -> None:
+    X, y = numbers()
+    exam = exam_of(net(1, first=Root()), nn.MSELoss(), (X, y))
+    facts = told(number.nan_source(exam))
+    assert facts["first that is not finite"] == "module '0'"
+    assert "values that the square root has no answer or no slope for" in facts
+    assert facts["rows of the batch looked at"]
+
+
+def test_nan_source_in_the_loss() -> None:
+    exam = exam_of(net(1), log_error, numbers())
+    found = number.nan_source(exam)
+    assert told(found)["first that is not finite"] == "the loss"
+    mended = Examination(exam.case, found.remedies[:1])  # type: ignore[union-attr]
+    assert causes(mended) == []
+
+
+def test_nan_source_in_the_slope_of_a_root() -> None:
+    found = number.nan_source(exam_of(net(1), root_error, numbers()))
+    assert "square root" in found.explanation  # type: ignore[union-attr]
+
+
+def test_rows_that_are_not_finite_are_left_to_the_data() -> None:
+    X, y = numbers()
+    X[3, 1] = math.nan
+    assert causes(exam_of(net(1), nn.MSELoss(), (X, y))) == []
+
+
+def test_weights_that_ran_away_are_left_to_the_steps() -> None:
+    exam = in_motion(exam_of(net(1), nn.MSELoss(), numbers(), RECIPE.replace(optimizer="sgd", lr=100.0)))
+    assert exam.observed is not None
+    assert exam.observed.refused > 0
+    assert causes(exam) == []

@@ -1,0 +1,146 @@
+"""No cause raises, whatever the batch and the model are, and healthy ones are left in peace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fogline
+from fogline.doctor.case import open_case
+from fogline.doctor.causes import fit, flow, number, step
+from fogline.doctor.examination import Examination
+from fogline.doctor.trial import Laboratory, planned_steps
+
+GROUPS = (flow, step, number, fit)
+RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=16, duration="3ep")
+
+
+class Named(nn.Module):
+    """Takes a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, given: dict[str, Tensor]) -> Tensor:
+        return self.head(torch.cat([given["a"], given["b"]], 1))
+
+
+class Bare(nn.Module):
+    """No layers, only parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class Tagger(nn.Module):
+    """A label for each token."""
+
+    def __init__(self, cell: Callable[..., nn.Module] = nn.LSTM) -> None:
+        super().__init__()
+        self.embedding, self.rnn, self.head = nn.Embedding(9, 8), cell(8, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(self.embedding(x))[0]).transpose(1, 2)
+
+
+class Attentive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 8)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embedding(x)))
+
+
+def next_token(model: nn.Module, batch: Any) -> Tensor:
+    tokens = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def fails(outputs: Tensor, targets: Tensor) -> Tensor:
+    raise RuntimeError("not today")
+
+
+def rows(count: int = 48) -> Tensor:
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+
+
+def tokens(count: int = 48) -> Tensor:
+    return torch.randint(9, (count, 6), generator=torch.Generator().manual_seed(0))
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """Examples with a dictionary of inputs."""
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, k: int) -> Any:
+        x = rows()[k]
+        return {"a": x, "b": x[:3]}, int(x[0] > 0)
+
+
+PROGRAMS: dict[str, Callable[[], tuple[fogline.Task, fogline.Recipe]]] = {
+    "dictionaries": lambda: (fogline.Task(Named(), nn.CrossEntropyLoss(), Pairs()), RECIPE),
+    "no layers": lambda: (fogline.Task(Bare(), nn.MSELoss(), (rows(), rows()[:, :1])), RECIPE),
+    "a label a token": lambda: (fogline.Task(Tagger(), nn.CrossEntropyLoss(), (tokens(), tokens() % 3)), RECIPE),
+    "gru": lambda: (fogline.Task(Tagger(nn.GRU), nn.CrossEntropyLoss(), (tokens(), tokens() % 3)), RECIPE),
+    "language": lambda: (fogline.Task(Attentive(), fogline.on_batch(next_token), (tokens(), tokens())), RECIPE),
+    "several columns": lambda: (fogline.Task(nn.Linear(4, 3), nn.MSELoss(), (rows(), rows()[:, :3])), RECIPE),
+    "one row": lambda: (fogline.Task(nn.Linear(4, 1), nn.MSELoss(), (rows(1), rows(1)[:, :1])), RECIPE),
+    "a loss that fails": lambda: (fogline.Task(nn.Linear(4, 1), fails, (rows(), rows()[:, :1])), RECIPE),
+    "shapes that do not fit": lambda: (fogline.Task(nn.Linear(5, 1), nn.MSELoss(), (rows(), rows()[:, :1])), RECIPE),
+    "frozen": lambda: (
+        fogline.Task(nn.Linear(4, 1).requires_grad_(False), nn.MSELoss(), (rows(), rows()[:, :1])),
+        RECIPE,
+    ),
+    "double precision": lambda: (
+        fogline.Task(nn.Linear(4, 1).double(), nn.MSELoss(), (rows().double(), rows()[:, :1].double())),
+        RECIPE,
+    ),
+    "lbfgs": lambda: (
+        fogline.Task(nn.Linear(4, 1), nn.MSELoss(), (rows(), rows()[:, :1])),
+        RECIPE.replace(optimizer="lbfgs", lr=1.0, batch_size="full", schedule="constant"),
+    ),
+    "a class of optimizer": lambda: (
+        fogline.Task(nn.Linear(4, 1), nn.MSELoss(), (rows(), rows()[:, :1])),
+        RECIPE.replace(optimizer=torch.optim.SGD),
+    ),
+    "everything by itself": lambda: (
+        fogline.Task(nn.Linear(4, 1), nn.MSELoss(), (rows(), rows()[:, :1])),
+        fogline.Recipe(),
+    ),
+    "a time": lambda: (
+        fogline.Task(nn.Linear(4, 1), nn.MSELoss(), (rows(), rows()[:, :1])),
+        RECIPE.replace(duration="5min"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_cause_raises(name: str) -> None:
+    torch.manual_seed(0)
+    task, recipe = PROGRAMS[name]()
+    exam = Examination(open_case(task, recipe))
+    first = [found for group in GROUPS for cause in group.ON_ONE_BATCH if (found := cause(exam))]
+    steps = min(12, planned_steps(exam.program.recipe, exam.case))
+    exam.observed = Laboratory(exam.case, 1e6).observe(exam.program, steps)
+    found = first + [found for group in GROUPS for cause in group.IN_MOTION if (found := cause(exam))]
+    assert not any(suspicion.proof for suspicion in found)
+    for remedy in (remedy for suspicion in found for remedy in suspicion.remedies):
+        if remedy.on_model is not None:
+            assert Examination(exam.case, (remedy,)).anatomy.stage == exam.anatomy.stage
+        if remedy.on_recipe is not None:
+            assert isinstance(remedy.on_recipe(recipe), fogline.Recipe)
