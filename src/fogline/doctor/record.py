@@ -58,6 +58,8 @@ def findings_of_record(run: Run) -> list[Finding]:
     found = [f for f in signals.values() if f.cause not in known]
     if known & set(_EXPLAINS_DIVERGENCE):
         found = [f for f in found if f.cause not in ("lr_too_high", "exploding_gradient", "nan_source")]
+    if "schedule_step_unit" in known:
+        found = [f for f in found if f.cause != "bad_schedule"]
     if any(f.cause == "lr_too_high" for f in (*told, *found)):
         found = [f for f in found if f.cause not in _FOLLOWS_DIVERGENCE]
     ranks = ("fatal", "serious", "minor")

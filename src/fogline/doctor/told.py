@@ -8,6 +8,8 @@ from fogline.doctor.finding import Evidence, Finding, Remedy, Severity
 from fogline.doctor.graphs import Pairing
 from fogline.doctor.naming import Named
 
+_MUCH_LONGER = 4  # a rate within three times of the best is none that hurts
+
 
 def missing_zero_grad(step: int, count: int, line: str) -> Finding:
     return _finding(
@@ -95,7 +97,7 @@ def undivided(step: int, count: int, line: str) -> Finding:
         f"The gradients of {count} batches are added for one step, and the losses are not divided by {count}: the "
         f"step is {count} times as long as the learning rate says.",
         Remedy("divide each loss by the number of batches", f"(loss / {count}).backward()"),
-        severity="minor",
+        severity="serious" if count >= _MUCH_LONGER else "minor",
         line=line,
     )
 
