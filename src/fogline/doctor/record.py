@@ -35,9 +35,8 @@ def diagnose_record(run: Run) -> Report:
     """The report on a finished or watched run, from its record alone."""
     findings = tuple(findings_of_record(run))
     judgement = run.judgement
-    serious = [f for f in findings if f.severity != "minor"]
     verdict: Outcome = "undecided"
-    if serious:
+    if findings:
         verdict = "faulty"
     elif judgement is not None and judgement.verdict in _FINE:
         verdict = "healthy"

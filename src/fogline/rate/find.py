@@ -39,6 +39,9 @@ HORIZON = 0.2
 arXiv:2409.19913, measured 0.32 for language models)."""
 BELOW_CLIFF, LEAST_BELOW_CLIFF = 20.0, 12.0
 """The cliff is the lowest rate above the winner at which nothing is gained; a longer descent falls off it earlier."""
+NEVER_LOWERED = 0.5
+"""Of the value, for a run whose schedule does not lower the rate: the mean rate of a descent that is annealed, as the
+probes are, is half of its highest."""
 _LOW, _HIGH = 1e-6, 10.0
 _SWEEP_STEPS = 12
 _BELOW_EDGE, _ABOVE_LOWEST = 0.3, 1.5  # where a race is won, from the edge and from the sweep's lowest loss
@@ -97,7 +100,7 @@ def find_lr(
     losses on the same rows; small models whose budget has room behind 64 steps race on, the better half for twice as
     long, and so on. The winner of so short a race is too high for a long run; the value is the geometric mean of the
     winner's rate times ``(T / N) ** 0.2``, for a race whose last part has T steps and a run of N, and of 1/20 of the
-    lowest rate that is too high to gain anything.
+    lowest rate that is too high to gain anything. A run whose schedule never lowers the rate gets half of that.
 
     Nothing is disturbed: weights, buffers, ``.grad``, random states and the train/eval modes of what was given are
     bitwise as before.
@@ -155,7 +158,8 @@ def _measured(start: Start, check: Callable[[], None]) -> Rate:
     draws = 2 if budget >= _ENOUGH_FOR_TWO and isinstance(start.opened.train, InMemory) and recipe.shuffle else 1
     course = Course(objective, start.batches, recipe, held_out, _is_small(start), draws, check)
     raced = race(course, bracket.centre, budget - bracket.cost)
-    rate = _judged(raced, bracket, planned)
+    lowered = recipe.schedule not in ("constant", "plateau") or spec_of(recipe.optimizer).name == "schedule_free"
+    rate = _judged(raced, bracket, planned, 1.0 if lowered else NEVER_LOWERED)
     seconds = time.perf_counter() - began
     rate.evidence.update(verify_steps=verified, planned_is_assumed=known is None, seconds=seconds)
     return rate
@@ -239,19 +243,19 @@ def _relative_unit(objective: Objective, batches: Iterator[Batch]) -> float:
     return length / slope if 0 < slope < math.inf and length > 0 else 1.0
 
 
-def _judged(raced: Race, bracket: Bracket, planned: int) -> Rate:
-    """From the winner of a short race to the rate of the run."""
+def _judged(raced: Race, bracket: Bracket, planned: int, share: float = 1.0) -> Rate:
+    """From the winner of a short race to the rate of the run; ``share`` of it where the run never lowers its rate."""
     gain, error = raced.gain(raced.best)
     flat = not gain > max(2 * error, 1e-6 * abs(raced.first))
     winner = _harmless(raced) if flat else _winner(raced)
     shorter = (raced.steps / max(planned, raced.steps)) ** HORIZON
     cliff = _cliff(raced, winner)
-    value = min(math.sqrt(winner * shorter * cliff / BELOW_CLIFF), cliff / LEAST_BELOW_CLIFF)
+    value = share * min(math.sqrt(winner * shorter * cliff / BELOW_CLIFF), cliff / LEAST_BELOW_CLIFF)
     who = "the highest rate that does no harm" if flat else "winner"
     rule = (
         f"geometric mean of {who} * (steps / planned) ** 0.2 and 1/20 of the lowest rate above it that gains nothing; "
         "at most 1/12 of that"
-    )
+    ) + ("" if share == 1 else f"; {share:g} of it, because the schedule never lowers the rate")
     warnings = []
     if flat:
         warnings.append(
