@@ -360,7 +360,7 @@ class _Doctor:
             trial = bench.between(edits(needed), edits(without), part[1].title)
             gained = min(whole.effect, max(0.0, fmean(whole.with_it)))  # scores below none at all are no scale
             missed = trial.effect >= max(AS_GOOD * gained, ENOUGH / 2) and trial.effect > trial.error
-            if missed or (part[0].proof and trial.effect >= -ENOUGH):
+            if missed or (part[0].proof and not part[1].costs and trial.effect >= -ENOUGH):
                 shown[part[0].cause] = trial
                 continue
             needed = without
@@ -394,7 +394,7 @@ class _Doctor:
                 break
             trial = bench.against_control([remedy], every_seed=suspicion.proof)
             helps = bench.holds(trial, [remedy])
-            if helps or (suspicion.proof and bench.harmless(trial, [remedy])):
+            if helps or (suspicion.proof and not remedy.costs and bench.harmless(trial, [remedy])):
                 self.healed = fmean(trial.with_it) if helps else self.healed
                 self._take(suspicion, remedy, trial)
                 return
@@ -485,4 +485,5 @@ def _finding(kept: _Kept) -> Finding:
 
 def _rank(finding: Finding) -> tuple[float, ...]:
     effect = finding.trial.effect if finding.trial is not None else 0.0
-    return -round(finding.confidence, 1), -effect, -finding.confidence
+    told_first = finding.trial is None and finding.severity == "fatal"
+    return not told_first, -round(finding.confidence, 1), -effect, -finding.confidence

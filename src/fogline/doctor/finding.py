@@ -91,6 +91,7 @@ class Remedy:
         on_rows: gives the rows to use instead; of the training data, and of held-out data where ``also_valid``.
         on_recipe: gives the recipe to use instead.
         also_valid: whether held-out rows are changed like training rows.
+        costs: it takes something away (rows, labels, steps), so that it is kept only where a trial shows a gain.
         place: remedies with the same place exclude each other ("head", "inputs", "target", "rate", ...).
         order: remedies are applied in rising order: rows, then model from body to head, then loss, then recipe.
     """
@@ -102,6 +103,7 @@ class Remedy:
     on_rows: Callable[[Rows], Rows] | None = None
     on_recipe: Callable[[Recipe], Recipe] | None = None
     also_valid: bool = False
+    costs: bool = False
     place: str = ""
     order: int = 50
 

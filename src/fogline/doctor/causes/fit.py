@@ -54,6 +54,7 @@ def overfitting(exam: Examination) -> Suspicion | None:
         "stop when the held-out loss no longer improves, and keep the best weights",
         "fogline.Recipe(patience=5)",
         on_recipe=lambda recipe: recipe.replace(patience=5),
+        costs=True,
         place="patience",
         order=RECIPE,
     )
@@ -61,6 +62,7 @@ def overfitting(exam: Examination) -> Suspicion | None:
         "adamw with weight decay 0.1",
         'fogline.Recipe(optimizer="adamw", weight_decay=0.1)',
         on_recipe=lambda recipe: recipe.replace(optimizer="adamw", weight_decay=0.1, options={}, lr="auto"),
+        costs=True,
         place="rate",
         order=RATE,
     )

@@ -148,7 +148,12 @@ def _relabelled(exam: Examination, names: Tensor, guesses: Tensor) -> Remedy:
 
     code = "y[doubtful] = label_of_most_neighbours[doubtful]  # after looking at them"
     return Remedy(
-        "give doubtful rows the label of the rows around them", code, on_rows=edit, place="labels", order=ROWS
+        "give doubtful rows the label of the rows around them",
+        code,
+        on_rows=edit,
+        costs=True,
+        place="labels",
+        order=ROWS,
     )
 
 
@@ -160,6 +165,7 @@ def _unlabelled(names: Tensor) -> Remedy:
         "leave out rows whose label is likely wrong",
         "X, y = X[~doubtful], y[~doubtful]",
         on_rows=edit,
+        costs=True,
         place="labels",
         order=ROWS,
     )
