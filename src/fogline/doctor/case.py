@@ -42,6 +42,7 @@ class Case:
         refused: the error with which ``fit`` would refuse the data, or "".
         learned, held: row numbers of ``train`` that trials learn from, and that they are scored on. Where the task has
             held-out data the second is empty and that data is what is scored on.
+        reference: what classical learners get from these rows, once it was asked for.
         in_memory: whether the data of the task are tensors, which remedies of rows can change.
     """
 
@@ -56,6 +57,7 @@ class Case:
     learned: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     held: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     in_memory: bool = True
+    reference: Any = None
 
     @property
     def supervised(self) -> bool:

@@ -54,7 +54,10 @@ class Examination:
     @cached_property
     def reference(self) -> Reference:
         """What classical learners get from the same rows: whether there is anything to be learned."""
-        return refer(self.case)
+        if self.case.reference is None:
+            self.case.reference = refer(self.case)
+        found: Reference = self.case.reference
+        return found
 
     @property
     def planned(self) -> int:

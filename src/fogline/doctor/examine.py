@@ -35,6 +35,7 @@ _LEARNS = 0.1  # a score above which a program does learn something
 _LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _SURE, _PROVEN, _TRIED = 0.97, 0.95, 0.9
 _GUESSES = 2
+_DECISIVE = 0.5  # of the distance that was left, closed in a short trial
 _FEWER = 0.1  # less sure where the budget had room for fewer seeds
 _UNTRIED = 0.7  # how much of a suspicion's strength is left where it could not be tried
 
@@ -286,15 +287,27 @@ class _Doctor:
         chosen = compatible(pool)
         if len(chosen) < 2 and any(remedy.place == "rate" for _, remedy in chosen):
             return False
-        bench = Bench(self.laboratory, exam, self.remedies, steps)
+        benches = self._rungs(exam, steps)
         for group in self._with_rate(exam, chosen):
-            trial = bench.against_control(edits(group))
-            if bench.holds(trial, edits(group)):
-                self._minimal(bench, group, trial)
-                return True
+            for bench in benches:
+                trial = bench.against_control(edits(group))
+                if self._won(benches, bench, trial) and bench.holds(trial, edits(group)):
+                    self._minimal(bench, group, trial)
+                    return True
             if self.laboratory.left <= 0 or self._does_well(exam):
                 return False
         return self._in_the_long_run(exam, group, steps)
+
+    def _rungs(self, exam: Examination, steps: int) -> list[Bench]:
+        """Benches for a short trial and a long one: where the short one is decisive the long one is saved."""
+        lengths = [length for length in (steps // 4, steps) if length >= _SHORTEST]
+        return [Bench(self.laboratory, exam, self.remedies, length) for length in lengths]
+
+    @staticmethod
+    def _won(benches: list[Bench], bench: Bench, trial: Trial) -> bool:
+        """Whether a trial is won, on a short bench by so much that a longer one is not needed."""
+        room = 1 - fmean(trial.without)
+        return trial.accepted and (bench is benches[-1] or trial.effect >= _DECISIVE * room)
 
     def _in_the_long_run(self, exam: Examination, group: list[Pair], steps: int) -> bool:
         """Remedies for as long as the control was observed: some programs take long to show anything.
@@ -329,13 +342,13 @@ class _Doctor:
 
     def _one_by_one(self, exam: Examination, pool: list[Suspicion], steps: int) -> None:
         """Each on its own, the likeliest first; what helps is kept, and the others are tried beside it."""
-        bench, left = Bench(self.laboratory, exam, self.remedies, steps), list(pool)
+        benches, left = self._rungs(exam, steps), list(pool)
         for suspicion in pool:
             before = len(self.remedies)
-            self._alone(bench, suspicion)
+            self._alone(benches, suspicion)
             left.remove(suspicion)
             if len(self.remedies) > before:
-                bench = Bench(self.laboratory, exam, self.remedies, steps)
+                benches = self._rungs(exam, steps)
                 if self._does_well(exam):
                     break
         for suspicion in left:
@@ -387,15 +400,18 @@ class _Doctor:
         else:
             self.kept = before
 
-    def _alone(self, bench: Bench, suspicion: Suspicion) -> None:
+    def _alone(self, benches: list[Bench], suspicion: Suspicion) -> None:
         trial = None
         for remedy in suspicion.remedies:
-            if self.laboratory.left <= 0:
-                break
-            trial = bench.against_control([remedy], every_seed=suspicion.proof)
-            helps = bench.holds(trial, [remedy])
-            if helps or (suspicion.proof and not remedy.costs and bench.harmless(trial, [remedy])):
-                self.healed = fmean(trial.with_it) if helps else self.healed
+            for bench in benches:
+                if self.laboratory.left <= 0:
+                    break
+                trial = bench.against_control([remedy], every_seed=suspicion.proof and bench is benches[-1])
+                if self._won(benches, bench, trial) and bench.holds(trial, [remedy]):
+                    self.healed = fmean(trial.with_it)
+                    self._take(suspicion, remedy, trial)
+                    return
+            if suspicion.proof and trial is not None and not remedy.costs and benches[-1].harmless(trial, [remedy]):
                 self._take(suspicion, remedy, trial)
                 return
         if suspicion.proof:
