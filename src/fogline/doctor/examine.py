@@ -128,6 +128,7 @@ class _Doctor:
     notes: list[str] = field(default_factory=list)
     control: float | None = None
     healed: float | None = None
+    healed_in: int = 0
 
     @property
     def remedies(self) -> tuple[Remedy, ...]:
@@ -149,7 +150,7 @@ class _Doctor:
             if not self._does_well(exam):
                 self._verify(exam, _merged([*self._hidden(), *suspicions(exam)]))
                 rounds.append(len(self.kept))
-        if not self._does_well(exam) and self.laboratory.left > 0:
+        if exam.kept == self.remedies and not self._does_well(exam) and self.laboratory.left > 0:
             self._verify(exam, self._usual(exam))
             rounds.append(len(self.kept))
         if len({count for count in rounds if count}) > 1:
@@ -201,7 +202,7 @@ class _Doctor:
         if exam.observed.error:
             self.notes.append(f"the program stops with an error: {exam.observed.error.splitlines()[0]}")
         if self.kept:
-            self.healed = level(exam)
+            self.healed, self.healed_in = level(exam), self._glance
         else:
             self.control = level(exam)
         return exam
@@ -231,7 +232,8 @@ class _Doctor:
             if len(self.kept) == before and not self._does_well(exam):
                 self._in_the_long_run(exam, compatible(pool)[:1], steps)
         for suspicion in rest:
-            self._said(exam, suspicion)
+            if suspicion.proof or exam.kept == self.remedies:  # else it is looked for again in what was mended
+                self._said(exam, suspicion)
 
     def _said(self, exam: Examination, suspicion: Suspicion) -> None:
         """A cause that no trial of the same length can show: it is said where the program falls short."""
@@ -251,7 +253,8 @@ class _Doctor:
         if why:
             self._reject(suspicion, trial, why)
             return
-        self.healed = self.healed if trial is None else fmean(trial.with_it)
+        if trial is not None:
+            self.healed, self.healed_in = fmean(trial.with_it), trial.steps
         self._take(suspicion, remedy, trial)
 
     def _longer(self, exam: Examination, remedy: Remedy) -> Trial | None:
@@ -383,7 +386,7 @@ class _Doctor:
                 self._take(part[0], None, trial)
             else:
                 self._reject(part[0], trial, f"not needed beside the others: {trial}")
-        self.healed = fmean(bench.scores(edits(needed)))
+        self.healed, self.healed_in = fmean(bench.scores(edits(needed))), bench.steps
         for suspicion, remedy in needed:
             self._take(suspicion, remedy, shown[suspicion.cause])
 
@@ -410,7 +413,7 @@ class _Doctor:
                     break
                 trial = bench.against_control([remedy], every_seed=suspicion.proof and bench is benches[-1])
                 if self._won(benches, bench, trial) and bench.holds(trial, [remedy]):
-                    self.healed = fmean(trial.with_it)
+                    self.healed, self.healed_in = fmean(trial.with_it), bench.steps
                     self._take(suspicion, remedy, trial)
                     return
             if suspicion.proof and trial is not None and not remedy.costs and benches[-1].harmless(trial, [remedy]):
@@ -450,14 +453,14 @@ class _Doctor:
         return "undecided"
 
     def _written(self, verdict: Outcome) -> Report:
-        findings = sorted((_finding(kept) for kept in self.kept), key=_rank)
+        findings = [_finding(kept) for kept in sorted(self.kept, key=_rank)]
         exam = Examination(self.case)
         return Report(
             verdict,
             tuple(findings),
             tuple(self.rejected),
             control=self.control,
-            healed=self.healed,
+            healed=self.healed if self.healed_in >= self._glance else None,
             metric=self.case.yardstick.name,
             reference=exam.reference.score,
             cost_steps=math.ceil(self.laboratory.spent),
@@ -501,7 +504,8 @@ def _finding(kept: _Kept) -> Finding:
     )
 
 
-def _rank(finding: Finding) -> tuple[float, ...]:
-    effect = finding.trial.effect if finding.trial is not None else 0.0
-    told_first = finding.trial is None and finding.severity == "fatal"
-    return not told_first, -round(finding.confidence, 1), -effect, -finding.confidence
+def _rank(kept: _Kept) -> tuple[float, ...]:
+    """What keeps a program from running first, then what leaves no doubt, then what gains most."""
+    suspicion, trial = kept.suspicion, kept.trial
+    effect = trial.effect if trial is not None else 0.0
+    return not suspicion.blocks, not suspicion.proof, not kept.proven, -round(effect, 1), -suspicion.strength
