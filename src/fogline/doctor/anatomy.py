@@ -264,8 +264,8 @@ def _names_until_linear(node: Any) -> Iterator[str]:
         node = before[0] if before else None
 
 
-def _names_between(node: Any, end: Any) -> Iterator[str]:
-    """Names of the operations from the loss back to the output, breadth first."""
+def nodes_between(node: Any, end: Any) -> Iterator[Any]:
+    """The operations from the loss back to the output, breadth first."""
     queue: list[Any] = [node]
     seen: set[Any] = set()
     while queue and len(seen) < 200:
@@ -273,8 +273,12 @@ def _names_between(node: Any, end: Any) -> Iterator[str]:
         if node is None or node is end or node in seen:
             continue
         seen.add(node)
-        yield BENDS.get(operation(node), operation(node))
+        yield node
         queue += [before for before, _ in node.next_functions]
+
+
+def _names_between(node: Any, end: Any) -> Iterator[str]:
+    return (BENDS.get(operation(found), operation(found)) for found in nodes_between(node, end))
 
 
 def own_product(node: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fogline.doctor.anatomy import SHAPING, inputs_of, operation, operations_between
+from fogline.doctor.anatomy import SHAPING, inputs_of, nodes_between, operation, operations_between
 from fogline.doctor.finding import Evidence, Severity
 
 _ELEMENTWISE = ("Sub", "Rsub", "Add", "Mul", "Div", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Expand")
@@ -70,7 +70,7 @@ def broadcast(loss: Tensor, outputs: Tensor) -> tuple[int, ...] | None:
     size = outputs.numel()
     if size < 2 or outputs.shape[0] != size:
         return None
-    for node in _above(loss.grad_fn, outputs.grad_fn):
+    for node in nodes_between(loss.grad_fn, outputs.grad_fn):
         before = inputs_of(node)
         blown = operation(node) in _ELEMENTWISE and shape_of(node) == (size, size)
         if blown and len(before) == 1 and _is_output(before[0], outputs.grad_fn):
@@ -95,18 +95,6 @@ def _is_output(node: Any, end: Any) -> bool:
             return False
         node = before[0]
     return False
-
-
-def _above(start: Any, end: Any) -> Iterator[Any]:
-    queue: list[Any] = [start]
-    seen: set[Any] = set()
-    while queue and len(seen) < 200:
-        node = queue.pop(0)
-        if node is None or node is end or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        queue += [before for before, _ in node.next_functions]
 
 
 def _broadcast(outputs: Tensor, targets: Tensor | None, shape: tuple[int, ...]) -> Pairing:
