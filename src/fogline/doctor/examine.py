@@ -32,6 +32,7 @@ _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of th
 _SHORTEST, _MOST_AT_ONCE = 20, 6
 _GOOD = 0.9
 _LEARNS = 0.1  # a score above which a program does learn something
+_BEHIND = 0.15  # twice as far behind a classical learner as any healthy program of the calibration half was seen to be
 _LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _SURE, _PROVEN, _TRIED = 0.97, 0.95, 0.9
 _GUESSES = 2
@@ -445,12 +446,11 @@ class _Doctor:
     def _outcome(self, exam: Examination) -> Outcome:
         if self.kept:
             return "faulty"
-        level, reference = self.control or 0.0, exam.reference.score
-        if level >= _LEARNS or (reference is not None and level >= reference - ENOUGH and level > ENOUGH):
-            return "healthy"
-        if reference is not None and reference < _LEARNS:
-            return "limit_of_data"
-        return "undecided"
+        reached, reference = self._level, exam.reference.score
+        if reached < _LEARNS:
+            return "limit_of_data" if reference is not None and reference < _LEARNS else "undecided"
+        # What a classical learner gets a sound network gets about as well.
+        return "undecided" if reference is not None and reached < reference - _BEHIND else "healthy"
 
     def _written(self, verdict: Outcome) -> Report:
         findings = [_finding(kept) for kept in sorted(self.kept, key=_rank)]
