@@ -279,7 +279,10 @@ def test_copies_across_the_split() -> None:
     found = data.duplicate_leak(given)
     assert found is not None
     assert found.proof
-    assert mended(given, found).program.rows == 160
+    after = mended(given, found).program
+    assert (after.rows, len(after.held[0])) == (200, 60)  # nothing is taken from what is learned
+    scarce = regression((X, y), (torch.cat([Xv[:10], X[:40]]), torch.cat([yv[:10], y[:40]])))
+    assert mended(scarce, data.duplicate_leak(scarce)).program.rows == 160
     assert data.duplicate_leak(regression((X, y), (Xv, yv))) is None
 
 

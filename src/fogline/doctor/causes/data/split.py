@@ -16,6 +16,7 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import features, refer
 
+_ENOUGH_TO_SCORE = 20  # rows
 _MOST_COLUMNS = 1000
 
 
@@ -225,7 +226,7 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
         f"{copies} of {len(other)} held-out rows are in the training data too. The score on them says how well rows "
         "are "
         "remembered, not how well new ones are predicted: it is too good.",
-        (_without_copies(exam),),
+        (_scored_without_copies(exam) if len(other) - copies >= _ENOUGH_TO_SCORE else _without_copies(exam),),
         proof=True,
         severity="serious" if share > 0.2 else "minor",
         advice="Split before rows are repeated or augmented, and by the thing they come from (a patient, a picture).",
@@ -251,6 +252,29 @@ def _hashes(inputs: Tensor, targets: Tensor) -> list[bytes]:
 
 def _flat(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1)
+
+
+def _scored_without_copies(exam: Examination) -> Remedy:
+    """Enough fresh rows are left to score on, so nothing is taken from what is learned."""
+    train = exam.case.train
+    known = set(_hashes(train.inputs, train.targets))
+
+    def edit(rows: Rows) -> Rows:
+        if rows.ids is not None:
+            return rows
+        fresh = [k for k, row in enumerate(_hashes(rows.inputs, rows.targets)) if row not in known]
+        return only(rows, torch.tensor(fresh, dtype=torch.int64))
+
+    code = "seen = {row.tobytes() for row in X.numpy()}\n"
+    code += "fresh = [k for k, row in enumerate(Xv.numpy()) if row.tobytes() not in seen]"
+    return Remedy(
+        "leave out held-out rows that are training rows too",
+        code + "\nXv, yv = Xv[fresh], yv[fresh]",
+        on_rows=edit,
+        also_valid=True,
+        place="copies",
+        order=ROWS,
+    )
 
 
 def _without_copies(exam: Examination) -> Remedy:
