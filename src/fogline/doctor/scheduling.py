@@ -48,15 +48,20 @@ class ScheduleLook:
         if self.epochs > 1 or step < _FEWEST or not self._by_batch(step):
             return None
         share = self._share_of_the_first()
-        if share >= _COLLAPSED:
+        if share >= _COLLAPSED and not self._passed_its_milestones(step):
             return None
         return told.schedule_unit(
             0.85,
             Evidence("learning rate after the first epoch, as a share of the first", share, "about 1", step),
-            f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate is all but "
-            "zero before the first epoch is over.",
+            f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate has come down "
+            "all the way before the first epoch is over.",
             "call scheduler.step() once an epoch",
         )
+
+    def _passed_its_milestones(self, step: int) -> bool:
+        """Whether every milestone lies within the first epoch: nobody plans the whole of a run for that."""
+        milestones = getattr(self.scheduler, "milestones", None)
+        return bool(milestones) and max(milestones) <= step and self._share_of_the_first() < 1
 
     def _by_batch(self, step: int) -> bool:
         return self.kind in _UNIT_BY_EPOCH and self._count() - self._begun >= 0.9 * step

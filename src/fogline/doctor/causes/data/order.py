@@ -19,6 +19,8 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.heads import FAILURES
 
+_MUCH = 0.3  # of the rows of rare classes
+
 
 def unshuffled_data(exam: Examination) -> Suspicion | None:
     """Rows sorted by target and taken in that order: each batch pulls to its own kind.
@@ -120,7 +122,9 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
     )
     if found is None:
         return None
-    recall, usual = found
+    recall, usual, error = found
+    # Seen in the trained model itself; whether weights mend it is another question.
+    surely = usual - recall > max(_MUCH, 4 * error)
     weights = torch.where(present, counts.sum() / (present.sum() * counts.clamp_min(1)), torch.zeros_like(counts))
     ratio = common / float(counts[present].min())
     return Suspicion(
@@ -134,6 +138,7 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
         "them: "
         "ignoring a rare class costs the loss next to nothing. Weights make each class count the same.",
         tuple(_balanced(exam, weights.float(), counts)),
+        proof=surely,
     )
 
 
@@ -146,8 +151,8 @@ def _looked_at(exam: Examination) -> list[tuple[Any, Tensor]]:
     return found
 
 
-def _gap(exam: Examination, inputs: Any, targets: Tensor, rare: Tensor) -> tuple[float, float] | None:
-    """Recall of the rare classes and of the others, where the first is below by more than three standard errors."""
+def _gap(exam: Examination, inputs: Any, targets: Tensor, rare: Tensor) -> tuple[float, float, float] | None:
+    """Recall of the rare classes and of the others, where the first is clearly below; and the standard error."""
     labels, guessed = classes_of(exam, targets), _guessed(exam, inputs)
     if labels is None or guessed is None or len(guessed) != len(labels) or int(labels.max()) >= len(rare):
         return None
@@ -158,7 +163,7 @@ def _gap(exam: Examination, inputs: Any, targets: Tensor, rare: Tensor) -> tuple
     right = (guessed == labels).double()
     recall, usual = float(right[is_rare].mean()), float(right[~is_rare].mean())
     error = math.sqrt(0.25 / few + 0.25 / many)
-    return (recall, usual) if usual - recall > max(0.1, 2 * error) else None
+    return (recall, usual, error) if usual - recall > max(0.1, 2 * error) else None
 
 
 def _guessed(exam: Examination, inputs: Any) -> Tensor | None:
