@@ -61,7 +61,7 @@ class ScheduleLook:
     def _passed_its_milestones(self, step: int) -> bool:
         """Whether every milestone lies within the first epoch: nobody plans the whole of a run for that."""
         milestones = getattr(self.scheduler, "milestones", None)
-        return bool(milestones) and max(milestones) <= step and self._share_of_the_first() < 1
+        return milestones is not None and max(milestones, default=step) < step and self._share_of_the_first() < 1
 
     def _by_batch(self, step: int) -> bool:
         return self.kind in _UNIT_BY_EPOCH and self._count() - self._begun >= 0.9 * step

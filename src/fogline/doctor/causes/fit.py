@@ -51,7 +51,8 @@ def overfitting(exam: Examination) -> Suspicion | None:
     if share < 0.1 and not by_heart:
         return None
     at = next(step for step, loss in curve if loss == lowest)
-    surely = by_heart and gap > 4 * stands.error
+    turned = share > 0.2 and gap > 0.25 and stands.train_score > 0.9
+    surely = (by_heart or turned) and gap > 4 * stands.error
     patient = Remedy(
         "stop when the held-out loss no longer improves, and keep the best weights",
         "fogline.Recipe(patience=5)",
