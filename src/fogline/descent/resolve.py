@@ -81,21 +81,33 @@ def batch_rows(recipe: Recipe, examples: int | None) -> int:
     return recipe.batch_size * recipe.accumulate
 
 
+def usual_batch_size(examples: int) -> int:
+    """The power of two nearest ``1.5 * sqrt(examples)``, from 8 to 256.
+
+    >>> usual_batch_size(100), usual_batch_size(500), usual_batch_size(10**6)
+    (16, 32, 256)
+    """
+    return min(256, max(8, 1 << round(math.log2(max(1.0, 1.5 * math.sqrt(examples))))))
+
+
+def takes_all_examples(optimizer: str | type[torch.optim.Optimizer]) -> bool:
+    """Whether a method needs the gradient of all examples."""
+    return spec_of(optimizer).needs_closure or optimizer in ("gd", "rprop")
+
+
 def _batch(found: Resolved, opened: Opened) -> None:
     if found.recipe.batch_size != "auto":
         return
     examples = opened.train.size
-    if spec_of(found.recipe.optimizer).needs_closure or found.recipe.optimizer in ("gd", "rprop"):
+    if takes_all_examples(found.recipe.optimizer):
         found.choose("batch_size", "full", "this method needs the gradient of all examples")
     elif opened.facts.batch_size is not None:
         found.choose("batch_size", opened.facts.batch_size, "the batch size of the DataLoader that was given")
     elif examples is None:
         found.choose("batch_size", 64, "a stream of unknown length")
     else:
-        power = round(math.log2(max(1.0, 1.5 * math.sqrt(examples))))
-        found.choose(
-            "batch_size", min(256, max(8, 2**power)), "the power of two nearest 1.5 * sqrt(examples), 8 to 256"
-        )
+        why = "the power of two nearest 1.5 * sqrt(examples), 8 to 256"
+        found.choose("batch_size", usual_batch_size(examples), why)
 
 
 def _duration(found: Resolved, opened: Opened, open_ended: bool) -> None:

@@ -17,6 +17,7 @@ from fogline.data.intake import Opened, open_data
 from fogline.data.source import Batch, Facts, InMemory, Kind, MapStyle, Source, Stream, leaves, map_tree
 from fogline.descent.batches import rows_of
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
+from fogline.descent.resolve import takes_all_examples, usual_batch_size
 from fogline.doctor.finding import Remedy, Rows
 from fogline.doctor.yardstick import Yardstick
 from fogline.recipe import Recipe
@@ -72,10 +73,11 @@ class Case:
         """Examples a step, as far as the recipe says it; the rule of ``fit`` where it is "auto"."""
         asked = self.recipe.batch_size
         rows = len(leaves(self.train.inputs)[0])
-        if asked == "full":
+        optimizer = "adamw" if self.recipe.optimizer == "auto" else self.recipe.optimizer
+        if asked == "full" or (asked == "auto" and takes_all_examples(optimizer)):
             return rows
         if asked == "auto":
-            return self.facts.batch_size or min(64, rows)
+            return min(rows, self.facts.batch_size or usual_batch_size(rows))
         return min(int(asked) * self.recipe.accumulate, rows)
 
     def new_model(self, seed: int | None = None) -> nn.Module:
