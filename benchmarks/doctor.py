@@ -232,7 +232,7 @@ Made by `python benchmarks/doctor.py --half {half} --full --write`; the programs
 "{half}", which share no data set and no network with the half that constants were chosen on. Seeds of the repair:
 {fresh}.
 
-{stamp}
+{history}{stamp}
 
 {table}
 
@@ -243,6 +243,12 @@ Made by `python benchmarks/doctor.py --half {half} --full --write`; the programs
 ## Healthy programs with a finding
 
 {alarms}
+"""
+
+
+HISTORY = """This half had been scored once before. What changed between the two, and the first table, is in `docs/LOG.md`; only
+what became of leaked copies was changed for what this half had shown.
+
 """
 
 
@@ -269,6 +275,7 @@ def main() -> None:
         alarms = [f"- {row['name']}: {', '.join(row['found'])}" for row in rows if not row["causes"] and row["found"]]
         page = PAGE.format(
             half=arguments.half,
+            history=HISTORY if arguments.half == "evaluation" else "",
             fresh=", ".join(map(str, FRESH)),
             stamp=timing.describe(stamped),
             table=table,
