@@ -34,8 +34,10 @@ import timing
 timing.one_thread()
 
 import torch  # noqa: E402 - after the number of threads is set
+from torch import nn  # noqa: E402
 
 import fogline  # noqa: E402
+from doctor_parts.meaning import counted, right  # noqa: E402
 from faults import Program, programs  # noqa: E402
 
 FRESH = (101, 102, 103)
@@ -226,6 +228,73 @@ def by_cause(rows: Sequence[dict[str, Any]]) -> str:
     return timing.table(header, lines)
 
 
+def reliability(rows: Sequence[dict[str, Any]]) -> str:
+    """How often findings of a confidence name a planted cause, or one that says the same.
+
+    A side effect that is really there, such as dead units of a rate that is too high, counts as wrong.
+    """
+    said = [
+        (confidence, cause in (*row["causes"], *row["also"]))
+        for row in rows
+        for cause, confidence in zip(row.get("found", []), row.get("confidence", []), strict=True)
+    ]
+    lines = []
+    for low, high in ((0.0, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 1.0)):
+        inside = [(confidence, right) for confidence, right in said if low <= confidence < high]
+        if inside:
+            mean = statistics.fmean(confidence for confidence, _ in inside)
+            lines.append([f"{low:g} to {high:g}", f"{mean:.2f}", _share(right for _, right in inside)])
+    return timing.table(["confidence", "mean", "right"], lines)
+
+
+def beside(rows: Sequence[dict[str, Any]]) -> str:
+    """The published tools of ``doctor_peers.py`` and Fogline on the programs that all of them were given."""
+    file = timing.ROOT / "docs" / "evidence" / "doctor-peers.json"
+    if not file.exists():
+        return "Not measured here: `benchmarks/doctor_peers.py` makes that table."
+    peers = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+    common = [row for row in rows if row["name"] in peers]
+    lines = []
+    for tool in ("Fogline", *dict.fromkeys(name for row in peers.values() for name in row["tools"])):
+        said = {row["name"]: _said(tool, row, peers[row["name"]]) for row in common}
+        faulty = [row for row in common if row["causes"]]
+        named = [
+            (
+                right(tool, said[row["name"]][:1], [*row["causes"], *row["also"]])
+                if tool != "Fogline"
+                else _right(row, 1)
+            )
+            for row in faulty
+        ]
+        lines.append(
+            [
+                tool,
+                _share(bool(said[row["name"]]) for row in faulty),
+                _share(bool(said[row["name"]]) for row in common if not row["causes"]),
+                _share(named),
+            ]
+        )
+    return timing.table(["tool", "alarm at faulty ones", "alarm at healthy ones", "first alarm right"], lines)
+
+
+def _said(tool: str, row: dict[str, Any], peer: dict[str, Any]) -> list[str]:
+    if tool == "Fogline":
+        return list(row.get("found", []))
+    return counted(tool, [alarm["check"] for alarm in peer["tools"][tool]["alarms"]])
+
+
+def preflight() -> str:
+    """Seconds of a look at one batch of a network with a million parameters, the shortest of three."""
+    X, y = torch.randn(512, 256, generator=torch.Generator().manual_seed(0)), torch.arange(512) % 10
+    model = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 700), nn.ReLU(), nn.Linear(700, 10))
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        fogline.diagnose(model, (X, y), 0, loss=nn.CrossEntropyLoss(), batch_size=64, duration="5ep")
+        times.append(time.perf_counter() - started)
+    return f"{min(times):.2f} s for {sum(p.numel() for p in model.parameters()):,} parameters, batch 64"
+
+
 PAGE = """# The doctor on programs with known faults
 
 Made by `python benchmarks/doctor.py --half {half} --full --write`; the programs are those of `benchmarks/faults`, half
@@ -235,6 +304,19 @@ Made by `python benchmarks/doctor.py --half {half} --full --write`; the programs
 {history}{stamp}
 
 {table}
+
+Preflight alone (`budget=0`): {preflight}.
+
+## Beside published tools
+
+Any alarm at all, on those programs of this half that `doctor_peers.py` ran; what the tools name, what their severe
+alarms are and what they cost is in [doctor-peers.md](doctor-peers.md).
+
+{beside}
+
+## How sure it was
+
+{reliability}
 
 ## By cause
 
@@ -246,8 +328,8 @@ Made by `python benchmarks/doctor.py --half {half} --full --write`; the programs
 """
 
 
-HISTORY = """This half had been scored once before. What changed between the two, and the first table, is in `docs/LOG.md`; only
-what became of leaked copies was changed for what this half had shown.
+HISTORY = """This half had been scored before. What changed since then, and the first table, is in `docs/LOG.md`;
+only what becomes of leaked copies was changed for what this half had shown.
 
 """
 
@@ -279,6 +361,9 @@ def main() -> None:
             fresh=", ".join(map(str, FRESH)),
             stamp=timing.describe(stamped),
             table=table,
+            preflight=preflight(),
+            beside=beside(rows),
+            reliability=reliability(rows),
             causes=by_cause(rows),
             alarms="\n".join(alarms) or "None.",
         )

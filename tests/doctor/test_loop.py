@@ -256,3 +256,28 @@ def test_statistics_that_do_not_settle() -> None:
     task = Task(model=make, loss=nn.BCEWithLogitsLoss(), train=(100 * x + 500, y))
     report = fogline.diagnose(task, Recipe(optimizer="adam", lr=0.01, batch_size=20, duration="10ep"))
     assert [f.cause for f in report.findings] == ["train_mode_eval"]
+
+
+def test_a_forward_pass_that_overflows_in_float16() -> None:
+    X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    y = (X[:, 0] > 0).long()
+
+    class Overflows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer(inputs * 3e4) / 3e4
+
+    def seen(model: Callable[[], nn.Module], precision: str) -> Suspicion | None:
+        recipe = fogline.Recipe(precision=precision, lr=0.01, duration="2ep")
+        return loop.amp_scale_collapse(Examination(open_case(Task(model, nn.CrossEntropyLoss(), (X, y)), recipe)))
+
+    found = seen(Overflows, "fp16")
+    assert found is not None
+    assert found.proof
+    assert found.remedies[0].on_recipe is not None
+    assert found.remedies[0].on_recipe(fogline.Recipe(precision="fp16")).precision == "float32"
+    assert seen(Overflows, "float32") is None
+    assert seen(lambda: nn.Linear(4, 2), "fp16") is None

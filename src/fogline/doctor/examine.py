@@ -34,11 +34,13 @@ _GOOD = 0.9
 _LEARNS = 0.1  # a score above which a program does learn something
 _BEHIND = 0.15  # twice as far behind a classical learner as any healthy program of the calibration half was seen to be
 _LIKELY = 0.5  # a suspicion that is said although it could not be tried
-_SURE, _PROVEN, _TRIED = 0.97, 0.95, 0.9
+# Confidence: how often findings of each kind named a planted cause on the calibration half of benchmarks/faults.
+_SURE, _PROVEN = 0.97, 0.95
+_TRIED = 1.9, 0.42  # times the strength of the suspicion, less this, where a trial was won
 _GUESSES = 2
 _DECISIVE = 0.5  # of the distance that was left, closed in a short trial
 _FEWER = 0.1  # less sure where the budget had room for fewer seeds
-_UNTRIED = 0.7  # how much of a suspicion's strength is left where it could not be tried
+_UNTRIED = 0.65  # how much of a suspicion's strength is left where it could not be tried
 
 
 def diagnose(
@@ -489,7 +491,8 @@ def _finding(kept: _Kept) -> Finding:
     if suspicion.proof:
         confidence = _SURE if helped or suspicion.blocks else _PROVEN
     else:
-        confidence = _TRIED + 0.08 * suspicion.strength if helped else _UNTRIED * suspicion.strength
+        steep = _TRIED[0] * suspicion.strength - _TRIED[1]
+        confidence = min(_PROVEN, max(0.3, steep)) if helped else _UNTRIED * suspicion.strength
         if helped and trial is not None and len(trial.seeds) < len(SEEDS):
             confidence -= _FEWER
     return Finding(
