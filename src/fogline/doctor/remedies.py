@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
-
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import RATE, WRAP, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import Wrapped, standardising
+from fogline.doctor.finding import RATE, Evidence, Remedy, Suspicion
 from fogline.doctor.trial import Laboratory
 
 _OFF = 3.0  # times the measured rate: within it a rate is as good as measured
@@ -19,33 +15,10 @@ def measured_rate() -> Remedy:
     """The learning rate by measurement."""
     return Remedy(
         "measure the learning rate",
-        'lr="auto"',
+        'fogline.Recipe(lr="auto"), or lr=fogline.find_lr(task, recipe).value',
         on_recipe=lambda recipe: recipe.replace(lr="auto"),
         place="rate",
         order=RATE,
-    )
-
-
-def scaled_inputs(inputs: Tensor) -> Remedy:
-    """Standardise the inputs inside the model: by column, by channel of images, by feature of sequences."""
-    dimensions = [0] if inputs.ndim == 2 else [0, *range(2, inputs.ndim)] if inputs.ndim >= 4 else [0, 1]
-    values = inputs.detach().double()
-    values = torch.where(torch.isfinite(values), values, torch.zeros_like(values))
-    mean, deviation = values.mean(dimensions), values.std(dimensions, correction=0)
-    floor = 1e-6 * float(values.abs().amax().clamp_min(1e-30))
-    deviation = torch.where(deviation > floor, deviation, torch.ones_like(deviation))
-    if inputs.ndim >= 4:
-        shape = (-1, *[1] * (inputs.ndim - 2))
-        mean, deviation = mean.reshape(shape), deviation.reshape(shape)
-    real = inputs.dtype if inputs.is_floating_point() else torch.float32
-    mean, deviation = mean.to(real), deviation.to(real)
-    return Remedy(
-        "standardise the inputs",
-        "mean, std = X_train.mean(0), X_train.std(0)\n"
-        "X_train, X_valid = (X_train - mean) / std, (X_valid - mean) / std",
-        on_model=lambda module: Wrapped(module, before=standardising(mean, deviation)),
-        place="inputs",
-        order=WRAP,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from fogline.doctor.case import apply_to
@@ -64,7 +64,6 @@ class Report:
     cost_steps: int = 0
     planned: int = 0
     notes: tuple[str, ...] = ()
-    _extra: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def remedies(self) -> tuple[Any, ...]:

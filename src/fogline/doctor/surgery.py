@@ -81,18 +81,6 @@ def replaced(model: nn.Module, name: str, by: Callable[[nn.Module], nn.Module]) 
     return model
 
 
-def without_last(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> nn.Module:
-    """The model with the last module of a kind replaced by the identity.
-
-    Raises:
-        LookupError: there is none.
-    """
-    names = [name for name, module in leaves_in_order(model) if isinstance(module, kind)]
-    if not names:
-        raise LookupError(f"no {kind} in the model")
-    return replaced(model, names[-1], lambda _: nn.Identity())
-
-
 class Affine(nn.Module):
     """``inputs * scale + shift`` along one dimension, with fixed numbers that are saved with the weights."""
 
@@ -111,12 +99,6 @@ class Affine(nn.Module):
 def standardising(mean: Tensor, deviation: Tensor) -> Affine:
     """``(inputs - mean) / deviation``."""
     return Affine(1 / deviation, -mean / deviation)
-
-
-def last_linear(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """The last layer with weights, by order of registration."""
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    return found[-1] if found else None
 
 
 def new_linear(like: nn.Linear, outputs: int) -> nn.Linear:

@@ -29,7 +29,7 @@ from fogline.descent.randomness import private_randomness
 from fogline.descent.resolve import batch_rows, resolve_by_rule
 from fogline.descent.schedules import curve
 from fogline.descent.step import EagerStep, Machine
-from fogline.doctor.case import Case, Program, program
+from fogline.doctor.case import Case, Program
 from fogline.doctor.finding import Remedy, Trial
 from fogline.rate import measure_rate
 from fogline.recipe import Duration, Recipe
@@ -333,11 +333,6 @@ def compared(
     room = 1 - fmean(second)
     helped = trial.effect > CLEARLY * trial.error and trial.effect >= WORTH * room and trial.effect > 0
     return replace(trial, accepted=helped)
-
-
-def variant(case: Case, remedies: Sequence[Remedy]) -> Program:
-    """The program with remedies."""
-    return program(case, remedies)
 
 
 def _compressed(recipe: Recipe, steps: int, planned: int) -> float:

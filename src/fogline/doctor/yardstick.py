@@ -64,7 +64,7 @@ class Yardstick:
     Attributes:
         work: what the targets are.
         classes: how many there are in all the data, where they are labels.
-        spread: variance of each column of numbers, and the two values where there are but two.
+        values: the two that there are, where there are but two.
     """
 
     work: Work
