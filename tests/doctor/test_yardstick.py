@@ -76,3 +76,11 @@ def test_share_of_variance_does_not_depend_on_units() -> None:
 def test_outputs_of_a_shape_that_cannot_be_read() -> None:
     assert Yardstick("regression")(torch.randn(4, 3), torch.randn(4, 2), nn.MSELoss()) == -1.0
     assert Yardstick("regression")("text", torch.randn(4, 2), nn.MSELoss()) == -1.0
+
+
+def test_outputs_on_a_scale_of_their_own() -> None:
+    rates = torch.linspace(0.5, 9, 40)[:, None]
+    yardstick = Yardstick("regression")
+    assert yardstick(rates.log(), rates, nn.PoissonNLLLoss()) == pytest.approx(1.0)
+    assert yardstick(rates.log(), rates, lambda outputs, targets: (outputs.exp() - targets).square().mean()) == 1.0
+    assert yardstick(rates.log(), rates, nn.MSELoss()) < 0.1

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fogline.data import losses
 
@@ -106,7 +107,11 @@ class Yardstick:
             return self._labels(outputs, targets.argmax(1), loss)
         if self.work == "binary":
             return self._binary(outputs, targets, loss)
-        return _explained(outputs, targets)
+        if _is_log_rate(loss):
+            outputs = outputs.exp()
+        explained = _explained(outputs, targets)
+        # A loss of one's own may want outputs on a scale of their own: then their order tells.
+        return max(explained, _ordered(outputs, targets)) if losses.family(loss) == "unknown" else explained
 
     def _labels(self, outputs: Tensor, labels: Tensor, loss: Any) -> float:
         counted = labels != getattr(loss, "ignore_index", -100)
@@ -164,9 +169,7 @@ def _ranked_and_right(outputs: Tensor, wanted: Tensor, threshold: float) -> floa
     yes, no = int(wanted.sum()), int((~wanted).sum())
     if not yes or not no:
         return 0.0
-    _, inverse, counts = torch.unique(outputs, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    ranks = (last - (counts.double() - 1) / 2)[inverse]  # ties share the mean of their ranks
+    ranks = _ranks(outputs)
     area = (float(ranks[wanted].sum()) - yes * (yes + 1) / 2) / (yes * no)
     chosen = outputs > threshold
     balanced = (float(chosen[wanted].float().mean()) + float((~chosen[~wanted]).float().mean())) / 2
@@ -189,3 +192,28 @@ def _explained(outputs: Tensor, targets: Tensor) -> float:
     if not bool(varied.any()):
         return 0.0
     return float((1 - squares[varied] / variance[varied]).clamp(min=-1.0).mean())
+
+
+def _is_log_rate(loss: Any) -> bool:
+    if isinstance(loss, nn.PoissonNLLLoss):
+        return bool(loss.log_input)
+    return loss is F.poisson_nll_loss
+
+
+def _ordered(outputs: Tensor, targets: Tensor) -> float:
+    """The squared rank correlation of one number an example, negative where the order is the reverse."""
+    wanted, found = targets.double().reshape(len(targets), -1), outputs.double().reshape(len(outputs), -1)
+    if wanted.shape != found.shape or wanted.shape[1] != 1 or len(wanted) < 2:
+        return -1.0
+    ranks = [_ranks(values[:, 0]) for values in (wanted, found)]
+    centred = [rank - rank.mean() for rank in ranks]
+    lengths = float(centred[0].norm() * centred[1].norm())
+    correlation = float(centred[0] @ centred[1]) / lengths if lengths > 0 else 0.0
+    return correlation * abs(correlation)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks from 1 on; ties share the mean of theirs."""
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[inverse]
