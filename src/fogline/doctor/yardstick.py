@@ -215,5 +215,5 @@ def _ordered(outputs: Tensor, targets: Tensor) -> float:
 def _ranks(values: Tensor) -> Tensor:
     """Ranks from 1 on; ties share the mean of theirs."""
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse]
+    ranks: Tensor = counts.cumsum(0).double() - (counts.double() - 1) / 2
+    return ranks[inverse]
