@@ -84,3 +84,9 @@ def test_outputs_on_a_scale_of_their_own() -> None:
     assert yardstick(rates.log(), rates, nn.PoissonNLLLoss()) == pytest.approx(1.0)
     assert yardstick(rates.log(), rates, lambda outputs, targets: (outputs.exp() - targets).square().mean()) == 1.0
     assert yardstick(rates.log(), rates, nn.MSELoss()) < 0.1
+
+
+def test_a_squared_error_of_ones_own_is_judged_on_the_scale_of_the_targets() -> None:
+    targets = torch.linspace(50, 300, 40)[:, None]
+    squashed = torch.sigmoid(targets / 100)  # in the right order, and nowhere near
+    assert Yardstick("regression")(squashed, targets, lambda outputs, wanted: (outputs - wanted).square().mean()) < 0

@@ -111,7 +111,8 @@ class Yardstick:
             outputs = outputs.exp()
         explained = _explained(outputs, targets)
         # A loss of one's own may want outputs on a scale of their own: then their order tells.
-        return max(explained, _ordered(outputs, targets)) if losses.family(loss) == "unknown" else explained
+        own_scale = losses.family(loss) == "unknown" and _prefers(loss, outputs, targets)
+        return max(explained, _ordered(outputs, targets)) if own_scale else explained
 
     def _labels(self, outputs: Tensor, labels: Tensor, loss: Any) -> float:
         counted = labels != getattr(loss, "ignore_index", -100)
@@ -198,6 +199,17 @@ def _is_log_rate(loss: Any) -> bool:
     if isinstance(loss, nn.PoissonNLLLoss):
         return bool(loss.log_input)
     return loss is F.poisson_nll_loss
+
+
+def _prefers(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether a loss takes these outputs for better than the targets themselves."""
+    if not callable(loss) or outputs.numel() != targets.numel():
+        return False
+    try:
+        mine, exact = (float(loss(given, targets)) for given in (outputs, targets.reshape(outputs.shape).to(outputs)))
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return mine < exact
 
 
 def _ordered(outputs: Tensor, targets: Tensor) -> float:
