@@ -210,8 +210,11 @@ class WatchedRun(Run):
         inspector = self._inspector
         observer.remove()
         observer.flush()
-        inspector.finish(observer.taken, self.steps["lr"].astype(np.float64), observer.ledger.not_finite)
+        losses, rates = (self.steps[name].astype(np.float64) for name in ("loss", "lr"))
+        inspector.finish(observer.taken, losses, rates, observer.ledger.not_finite)
         inspector.skipped(observer.taken, observer.ledger.skipped)
+        if inspector.first is not None:
+            info["loss_over_constant"] = inspector.first.share_left(losses)
         judgement, message = self._judged(error)
         if observer.taken:
             info["recipe"] |= {"duration": f"{observer.taken}st"}

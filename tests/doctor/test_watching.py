@@ -524,3 +524,43 @@ def test_a_faulty_loop_ends_with_the_same_bits(tmp_path: Path) -> None:
         assert not any(m._forward_hooks for m in loop.model.modules())
         assert not any(p._backward_hooks for p in loop.model.parameters())
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*ends, strict=True))
+
+
+# -- scales of the first batch, where the loop learned nothing ---------------------------------------------------------
+
+
+def scaled(times: float = 1.0, shift: float = 0.0, inputs: float = 1.0) -> Batches:
+    return [(x * inputs, y * times + shift) for x, y in data(60, rows=32)]
+
+
+@pytest.mark.parametrize(("times", "shift"), [(1e4, 0.0), (10.0, 500.0)])
+def test_targets_far_from_the_outputs_explain_a_loop_that_learned_nothing(
+    tmp_path: Path, times: float, shift: float
+) -> None:
+    loop = Loop(tmp_path, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
+    run = loop.run(scaled(times, shift))
+    assert causes(run) == ["unscaled_target"]
+    assert run.info["loss_over_constant"] > 0.5
+    assert run.diagnose().verdict == "faulty"
+
+
+def test_inputs_far_from_one_explain_a_loop_that_learned_nothing(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, optimizer=lambda p: torch.optim.SGD(p, lr=1e-9))
+    assert "unscaled_input" in causes(loop.run(scaled(inputs=1e3)))
+
+
+def test_scales_are_no_fault_where_the_loop_learned_all_the_same(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, nn.Linear(4, 1), optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+    run = loop.run(scaled(1e4, 0.0) * 5)
+    assert run.info["loss_over_constant"] < 0.1
+    assert causes(run) == []
+
+
+def test_a_loop_that_ends_no_better_than_the_best_constant_is_not_called_healthy(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
+    generator = torch.Generator().manual_seed(1)
+    run = loop.run([(x, torch.randn(len(x), 1, generator=generator)) for x, _ in data(400, rows=32)])
+    assert run.info["loss_over_constant"] == pytest.approx(1, abs=0.2)
+    report = run.diagnose()
+    assert report.verdict != "healthy"
+    assert "best answer that does not look at the inputs" in str(report)

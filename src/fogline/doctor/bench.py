@@ -15,7 +15,7 @@ from fogline.doctor.trial import SEEDS, Descended, Laboratory, compared, planned
 ENOUGH = 0.03
 """A score must differ by this much to be worth a word."""
 PLAINLY = 0.1
-"""And by this much where the budget has room for one seed only, which says little of noise."""
+"""And by this much where the program does about as well as a classical learner: there is always something to gain."""
 AS_GOOD = 0.1
 """Of the effect of all remedies: a part whose removal loses less than this is not needed."""
 
@@ -32,6 +32,7 @@ class Bench:
         kept: remedies that are part of the control by now.
         steps: of each descent.
         seeds: of first weights and order, the same for all.
+        margin: what a trial must gain to be won.
         runs: what was run so far, by the remedies added.
     """
 
@@ -40,6 +41,7 @@ class Bench:
     kept: tuple[Remedy, ...]
     steps: int
     seeds: tuple[int, ...] = SEEDS
+    margin: float = ENOUGH
     runs: dict[tuple[str, ...], list[Descended]] = field(default_factory=dict)
 
     def against_control(self, remedies: Sequence[Remedy], *, every_seed: bool = False) -> Trial:
@@ -53,7 +55,7 @@ class Bench:
         """Two sets of remedies on the same seeds; without ``every_seed`` a first that is behind is not run on."""
         with_it, without = self._run(first, 1), self._run(second, 1)
         behind = with_it[0].score <= without[0].score
-        count = 1 if behind and not every_seed else self._affordable(first, second)
+        count = 1 if behind and not every_seed else len(self.seeds)
         with_it, without = self._run(first, count), self._run(second, count)
         control = "the program as it is" if not second else "the same without it"
         trial = compared(
@@ -65,17 +67,16 @@ class Bench:
             metric=self.exam.case.yardstick.name,
             steps=self.steps,
         )
-        enough = ENOUGH if count > 1 else PLAINLY
-        accepted = trial.accepted and trial.effect >= enough
+        accepted = trial.accepted and count == len(self.seeds) and trial.effect >= self.margin
         return replace(trial, intervention=title, accepted=accepted)
 
-    def _affordable(self, first: Sequence[Remedy], second: Sequence[Remedy]) -> int:
-        """Seeds that can be run for both: all of them, or fewer where the budget ends before."""
-        done = [len(self.runs.get(_key(remedies), ())) for remedies in (first, second)]
-        for count in range(len(self.seeds), 1, -1):
-            if sum(max(0, count - have) for have in done) * self.steps <= max(0.0, self.laboratory.left):
-                return count
-        return 1
+    def affords(self, remedies: Sequence[Remedy]) -> bool:
+        """Whether the budget has room for a trial over every seed, and to leave each of several remedies out again."""
+        needed = [(), _key(remedies)]
+        if len(remedies) > 1:
+            needed += [_key([other for other in remedies if other is not remedy]) for remedy in remedies]
+        missing = sum(max(0, len(self.seeds) - len(self.runs.get(key, ()))) for key in needed)
+        return missing * self.steps <= self.laboratory.left
 
     def scores(self, remedies: Sequence[Remedy]) -> list[float]:
         """Scores of the remedied program, a seed each that was run."""
@@ -93,7 +94,7 @@ class Bench:
         if self._covers:
             return True
         reached = level(self.exam)
-        enough = reached + max(ENOUGH, AS_GOOD * (1 - reached))
+        enough = reached + max(self.margin, AS_GOOD * (1 - reached))
         return fmean(trial.with_it) >= enough or self._in_full(remedies) >= enough
 
     def harmless(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:

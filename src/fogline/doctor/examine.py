@@ -15,7 +15,18 @@ from torch import nn
 from fogline.descent.objective import Objective
 from fogline.descent.prepare import as_asked, operations_of
 from fogline.descent.randomness import Surroundings
-from fogline.doctor.bench import AS_GOOD, ENOUGH, Bench, Pair, compatible, edits, lengthens, level, times_longer
+from fogline.doctor.bench import (
+    AS_GOOD,
+    ENOUGH,
+    PLAINLY,
+    Bench,
+    Pair,
+    compatible,
+    edits,
+    lengthens,
+    level,
+    times_longer,
+)
 from fogline.doctor.case import CPU, Case, open_case
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
@@ -39,7 +50,6 @@ _SURE, _PROVEN = 0.97, 0.95
 _TRIED = 1.9, 0.42  # times the strength of the suspicion, less this, where a trial was won
 _GUESSES = 2
 _DECISIVE = 0.5  # of the distance that was left, closed in a short trial
-_FEWER = 0.1  # less sure where the budget had room for fewer seeds
 _UNTRIED = 0.65  # how much of a suspicion's strength is left where it could not be tried
 
 
@@ -66,8 +76,8 @@ def diagnose(
 
     Args:
         task, recipe, loss, valid, metrics, target, **recipe_fields: as in :func:`fogline.fit`.
-        budget: at most this many times the steps of the run itself (or of 3,000 steps, where those cost next
-            to nothing); 0 looks at one batch only and trains nothing.
+        budget: at most this many times the steps of the run itself, or of what takes but a second or two where that is
+            more (3,000 steps of a small model); 0 looks at one batch only and trains nothing.
 
     Returns:
         The report: ``print(report)``, ``report.findings``, ``report.apply(task, recipe)``, ``report.to_json()``.
@@ -86,26 +96,23 @@ def diagnose(
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget < math.inf:
         raise ValueError(f"budget: expected a number of at least 0, received {budget!r}")
     case = open_case(task, asked)
-    with Surroundings(CPU, 1 if _is_cheap(case) else torch.get_num_threads()):
+    with Surroundings(CPU, 1 if _floor(case) == FLOOR else torch.get_num_threads()):
         return examine(case, budget)
 
 
 def examine(case: Case, budget: float, check: Callable[[], None] = lambda: None) -> Report:
     """:func:`diagnose` for a program that is open."""
     planned = planned_steps(case.recipe, case)
-    allowed = budget * (max(planned, FLOOR) if _is_cheap(case) else planned)
-    doctor = _Doctor(case, Laboratory(case, allowed, check), planned)
+    doctor = _Doctor(case, Laboratory(case, budget * max(planned, _floor(case)), check), planned)
     return doctor.report(tries=budget > 0)
 
 
-def _is_cheap(case: Case) -> bool:
-    """Whether a step costs next to nothing: by rule and not by the clock, so that two examinations say the same."""
-    weights = sum(p.numel() for p in case.new_model().parameters())
-    if weights * case.batch_size > _CHEAP:
-        return False
+def _floor(case: Case) -> int:
+    """Steps that take but a second or two: by rule and not by the clock, so that two examinations say the same."""
+    operations = 2.0 * case.batch_size * sum(p.numel() for p in case.new_model().parameters())
     with suppress(*FAILURES):  # what fails here is told later
-        return operations_of(Objective(case.new_model(), case.loss), case.batch) < _CHEAP
-    return True
+        operations = max(operations, operations_of(Objective(case.new_model(), case.loss), case.batch))
+    return round(FLOOR * min(1.0, _CHEAP / max(1.0, operations)))
 
 
 @dataclass
@@ -153,7 +160,7 @@ class _Doctor:
             if not self._does_well(exam):
                 self._verify(exam, _merged([*self._hidden(), *suspicions(exam)]))
                 rounds.append(len(self.kept))
-        if exam.kept == self.remedies and not self._does_well(exam) and self.laboratory.left > 0:
+        if exam.kept == self.remedies and not self._is_healthy(exam) and self.laboratory.left > 0:
             self._verify(exam, self._usual(exam))
             rounds.append(len(self.kept))
         if len({count for count in rounds if count}) > 1:
@@ -251,7 +258,7 @@ class _Doctor:
             trial = None if remedy is None else self._longer(exam, remedy)
             if trial is not None and not trial.accepted:
                 why = f"no clear gain: {trial}"
-            elif trial is None and suspicion.strength < _LIKELY:
+            elif trial is None and (suspicion.strength < _LIKELY or self._is_healthy(exam)):
                 why = "not tried: the budget does not allow a longer run"
         if why:
             self._reject(suspicion, trial, why)
@@ -266,7 +273,7 @@ class _Doctor:
         cost = len(SEEDS) * self.planned * (1 + times)
         if times <= 1 or cost > self.laboratory.left:
             return None
-        return Bench(self.laboratory, exam, self.remedies, self.planned).between([remedy], (), remedy.title)
+        return self._bench(exam, self.planned).between([remedy], (), remedy.title)
 
     @property
     def _level(self) -> float:
@@ -295,21 +302,27 @@ class _Doctor:
         chosen = compatible(pool)
         if len(chosen) < 2 and any(remedy.place == "rate" for _, remedy in chosen):
             return False
-        benches = self._rungs(exam, steps)
         for group in self._with_rate(exam, chosen):
+            benches = self._rungs(exam, min(steps, self._horizon(exam, len(group))))
             for bench in benches:
+                if not bench.affords(edits(group)):
+                    return False
                 trial = bench.against_control(edits(group))
                 if self._won(benches, bench, trial) and bench.holds(trial, edits(group)):
                     self._minimal(bench, group, trial)
                     return True
-            if self.laboratory.left <= 0 or self._does_well(exam):
+            if self._does_well(exam):
                 return False
         return self._in_the_long_run(exam, group, steps)
 
     def _rungs(self, exam: Examination, steps: int) -> list[Bench]:
         """Benches for a short trial and a long one: where the short one is decisive the long one is saved."""
         lengths = [length for length in (steps // 4, steps) if length >= _SHORTEST]
-        return [Bench(self.laboratory, exam, self.remedies, length) for length in lengths]
+        return [self._bench(exam, length) for length in lengths]
+
+    def _bench(self, exam: Examination, steps: int) -> Bench:
+        margin = PLAINLY if self._is_healthy(exam) else ENOUGH
+        return Bench(self.laboratory, exam, self.remedies, steps, margin=margin)
 
     @staticmethod
     def _won(benches: list[Bench], bench: Bench, trial: Trial) -> bool:
@@ -318,21 +331,12 @@ class _Doctor:
         return trial.accepted and (bench is benches[-1] or trial.effect >= _DECISIVE * room)
 
     def _in_the_long_run(self, exam: Examination, group: list[Pair], steps: int) -> bool:
-        """Remedies for as long as the control was observed: some programs take long to show anything.
-
-        The control's own descent is the first of those compared with.
-        """
+        """Remedies for as long as what is left of the budget allows: some programs take long to show anything."""
         observed = exam.observed
-        if observed is None or observed.steps <= steps or self.laboratory.left < observed.steps:
+        longer = int(self.laboratory.left / (len(SEEDS) * (2 + (len(group) if len(group) > 1 else 0))))
+        if observed is None or min(longer, observed.steps) <= steps:
             return False
-        bench = Bench(
-            self.laboratory,
-            exam,
-            self.remedies,
-            observed.steps,
-            (observed.seed, *SEEDS)[: len(SEEDS)],
-            {(): [observed]},
-        )
+        bench = self._bench(exam, min(longer, observed.steps))
         trial = bench.against_control(edits(group))
         if trial.accepted:
             causes = {suspicion.cause for suspicion, _ in group}
@@ -376,7 +380,7 @@ class _Doctor:
         needed, shown = list(chosen), {suspicion.cause: whole for suspicion, _ in chosen}
         for part in sorted(chosen, key=lambda pair: (pair[0].proof, pair[1].place != "rate", pair[0].strength)):
             without = [pair for pair in needed if pair is not part]
-            if not without or self.laboratory.left <= 0:
+            if not without:
                 break
             trial = bench.between(edits(needed), edits(without), part[1].title)
             gained = min(whole.effect, max(0.0, fmean(whole.with_it)))  # scores below none at all are no scale
@@ -396,14 +400,14 @@ class _Doctor:
     def _minimal_again(self, exam: Examination) -> None:
         """What later rounds kept may make needless what earlier ones did."""
         pairs = [(kept.suspicion, kept.remedy) for kept in self.kept if kept.remedy is not None and kept.trial]
-        if len(pairs) < 2 or self.laboratory.left <= 0:
+        if len(pairs) < 2:
             return
         chosen = [(suspicion, remedy) for suspicion, remedy in pairs if remedy is not None]
         before = self.kept
         self.kept = [kept for kept in before if (kept.suspicion, kept.remedy) not in pairs]
-        bench = Bench(self.laboratory, exam, self.remedies, self._horizon(exam, len(chosen)))
-        whole = bench.against_control(edits(chosen))
-        if whole.accepted:
+        bench = self._bench(exam, self._horizon(exam, len(chosen)))
+        whole = bench.against_control(edits(chosen)) if bench.affords(edits(chosen)) else None
+        if whole is not None and whole.accepted:
             self._minimal(bench, chosen, whole)
         else:
             self.kept = before
@@ -412,7 +416,7 @@ class _Doctor:
         trial = None
         for remedy in suspicion.remedies:
             for bench in benches:
-                if self.laboratory.left <= 0:
+                if not bench.affords([remedy]):
                     break
                 trial = bench.against_control([remedy], every_seed=suspicion.proof and bench is benches[-1])
                 if self._won(benches, bench, trial) and bench.holds(trial, [remedy]):
@@ -446,13 +450,18 @@ class _Doctor:
         self.kept.append(_Kept(suspicion, remedy, trial))
 
     def _outcome(self, exam: Examination) -> Outcome:
-        if self.kept:
+        reference = exam.reference.score
+        nothing = self._level < _LEARNS and reference is not None and reference < _LEARNS
+        if any(kept.trial is not None or kept.suspicion.proof for kept in self.kept) or (self.kept and not nothing):
             return "faulty"
-        reached, reference = self._level, exam.reference.score
-        if reached < _LEARNS:
-            return "limit_of_data" if reference is not None and reference < _LEARNS else "undecided"
-        # What a classical learner gets a sound network gets about as well.
-        return "undecided" if reference is not None and reached < reference - _BEHIND else "healthy"
+        if self._is_healthy(exam):
+            return "healthy"
+        return "limit_of_data" if nothing else "undecided"
+
+    def _is_healthy(self, exam: Examination) -> bool:
+        """Whether it learns, and about as well as a classical learner: what one gets a sound network gets too."""
+        reference = exam.reference.score
+        return self._level >= _LEARNS and (reference is None or self._level >= reference - _BEHIND)
 
     def _written(self, verdict: Outcome) -> Report:
         findings = [_finding(kept) for kept in sorted(self.kept, key=_rank)]
@@ -493,8 +502,6 @@ def _finding(kept: _Kept) -> Finding:
     else:
         steep = _TRIED[0] * suspicion.strength - _TRIED[1]
         confidence = min(_PROVEN, max(0.3, steep)) if helped else _UNTRIED * suspicion.strength
-        if helped and trial is not None and len(trial.seeds) < len(SEEDS):
-            confidence -= _FEWER
     return Finding(
         suspicion.cause,
         suspicion.severity,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fogline.run import Run
 
 _WORTH_SAYING = 0.5
+_NOTHING_LEARNED = 0.97
 _IMPROVES = 0.15  # of all that was gained came in the last third
 _MUCH_LEFT = 0.3
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
@@ -34,13 +35,15 @@ Numbers = NDArray[np.float64]
 def diagnose_record(run: Run) -> Report:
     """The report on a finished or watched run, from its record alone."""
     findings = tuple(findings_of_record(run))
-    judgement = run.judgement
+    judgement, left = run.judgement, run.info.get("loss_over_constant")
     verdict: Outcome = "undecided"
     if findings:
         verdict = "faulty"
-    elif judgement is not None and judgement.verdict in _FINE:
+    elif judgement is not None and judgement.verdict in _FINE and (left is None or left < _NOTHING_LEARNED):
         verdict = "healthy"
     notes = ["nothing was run: give the task, run.diagnose(task), to have the remedies tried against a control"]
+    if left is not None and left >= _NOTHING_LEARNED:
+        notes.append("the loss ends no lower than that of the best answer that does not look at the inputs")
     if judgement is None:
         notes.append("the run goes on, or was not judged")
     return Report(verdict, findings, notes=tuple(notes))

@@ -18,6 +18,7 @@ from fogline.doctor.yardstick import Yardstick
 
 _MOST_ROWS, _MOST_FEATURES, _MOST_TOKENS = 4000, 2000, 2000
 _NEIGHBOURS = 5
+_FOLDS = 5
 _PENALTY = 1e-2
 
 
@@ -105,6 +106,34 @@ def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tupl
     guessed = predict(other[first], wanted[first], other[second], case.yardstick)
     within = case.yardstick(guessed, wanted[second], _AsIs())
     return across, within
+
+
+def out_of_fold(case: Case, learner: str, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What a classical learner says of rows that it did not learn from.
+
+    Args:
+        learner: one of those of :func:`refer`.
+        rows: positions in the training data, (n,).
+
+    Returns:
+        Its outputs for these rows, (n, k), each by a learner of the other four fifths, and for the task's held-out
+        data, (m, k), by the mean of the five; None where there is none, or none that can be read.
+    """
+    inputs = features(case.train.inputs)
+    other = None if case.valid is None else features(case.valid.inputs)
+    if inputs is None or other is None or other.shape[1] != inputs.shape[1]:
+        return None
+    inputs, targets, other = inputs[rows], case.train.targets[rows], other[:_MOST_ROWS]
+    fold = torch.arange(len(rows)) % _FOLDS
+    inside, outside = [], []
+    for k in range(_FOLDS):
+        left_out = inputs[fold == k]
+        asked = torch.cat([left_out, other])
+        said = _LEARNERS[learner](inputs[fold != k], targets[fold != k], asked, case.yardstick)
+        inside.append(said[: len(left_out)])
+        outside.append(said[len(left_out) :])
+    order = torch.cat([(fold == k).nonzero().flatten() for k in range(_FOLDS)]).argsort()
+    return torch.cat(inside)[order], torch.stack(outside).mean(0)
 
 
 def features(inputs: Any) -> Tensor | None:

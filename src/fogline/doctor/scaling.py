@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _MOST_NUMBERS = 4_000_000
 """That statistics are taken of, from spaced rows: enough for any deviation, and little memory."""
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_LARGE, _SMALL, _UNEVEN = 5.0, 0.03, 10.0
+"""First weights are drawn for inputs of size one, which leaves a factor of 5 to spare (pixels from 0 to 1 are 0.3);
+columns whose sizes differ 10 times make the slopes along them differ 100 times."""
 _FARTHEST = 10.0
 """No value may lie further out after scaling: a column that is nearly always the same and seldom another must not."""
 
@@ -87,6 +91,65 @@ def scales_of(inputs: Tensor, first: nn.Module | None) -> Scales:
         shape,
         counted,
     )
+
+
+@dataclass(frozen=True)
+class InputExcess:
+    """How far inputs are from what first weights are made for.
+
+    Attributes:
+        times: beyond what does no harm; at most 1 where all is well.
+        overall: root mean square of all of them.
+        uneven: size of the largest group against the spread of a middle one.
+    """
+
+    times: float
+    overall: float
+    uneven: float
+
+
+def input_excess(scales: Scales) -> InputExcess:
+    """Of inputs with these statistics."""
+    if not bool(scales.counted.any()):
+        return InputExcess(0.0, math.nan, math.nan)
+    sizes, deviations = scales.size[scales.counted], scales.deviation[scales.counted]
+    largest, middle = float(sizes.max()), float(deviations.median())
+    overall, uneven = float(sizes.square().mean().sqrt()), largest / middle
+    times = max(overall / _LARGE, _SMALL / largest, uneven / _UNEVEN)
+    return InputExcess(times if math.isfinite(times) else 0.0, overall, uneven)
+
+
+@dataclass(frozen=True)
+class TargetExcess:
+    """How far numbers to predict are from the outputs of first weights.
+
+    Attributes:
+        times: beyond what does no harm; at most 1 where all is well.
+        mean, deviation: of each column of targets; a column that does not vary has deviation 1.
+        away: distance of the outputs' mean, in deviations of the targets, in the worst column.
+        wide: spread of the outputs against that of the targets.
+    """
+
+    times: float
+    mean: Tensor
+    deviation: Tensor
+    away: float
+    wide: float
+
+
+def target_excess(targets: Tensor, outputs: Tensor) -> TargetExcess | None:
+    """Of targets and outputs in columns, (n, k) and (m, k), all finite; None where no target varies."""
+    mean, deviation = targets.mean(0), targets.std(0, correction=0)
+    varies = deviation > 1e-9 * targets.abs().amax(0)
+    if not bool(varies.any()):
+        return None
+    away = float(((outputs.mean(0) - mean).abs() / deviation)[varies].max())
+    wide = float((outputs.std(0, correction=0) / deviation)[varies].max())
+    times = max(away / 5, 0.02 / max(wide, 1e-30), wide / 10)
+    largest = max(float(deviation[varies].max()), float(mean[varies].abs().max()))
+    if largest < _LARGE and float(deviation[varies].min()) > _SMALL:
+        times = min(times, 1.0)
+    return TargetExcess(times, mean, torch.where(varies, deviation, torch.ones_like(deviation)), away, wide)
 
 
 def _dimension(inputs: Tensor, first: nn.Module | None) -> int | None:

@@ -16,6 +16,8 @@ _UNIT_BY_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR", "ReduceLROnPlateau")
 """Their numbers are epochs by custom; those of the others are steps as often."""
 _COLLAPSED = 1e-3
 _FEWEST = 20
+_HUNDREDTH = 0.0101
+_EARLY = 0.2
 
 
 class ScheduleLook:
@@ -114,17 +116,23 @@ class ScheduleLook:
     def _nothing_left(self, step: int, rates: NDArray[np.float64]) -> Iterator[Finding]:
         """Most of a run at next to no rate: a schedule of the whole run has half of it above a hundredth.
 
-        Where an epoch is a single batch the two units are one.
+        Milestones that all lie in the first fifth of the run are as telling. Where an epoch is a single batch the two
+        units are one; where nothing was scored it is not known what an epoch is.
         """
         known = rates[rates >= 0]
-        if not self._by_batch(step) or not 1 < self.epochs < step / 2 or not len(known):
+        if not self._by_batch(step) or step < _FEWEST or self.epochs >= step / 2 or not len(known):
             return
-        share = float((known < 0.01 * known.max()).mean())
-        if share > 0.5:
-            yield told.schedule_unit(
-                0.75,
-                Evidence("share of the steps below a hundredth of the largest learning rate", share, 0.0, step),
-                f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate is all but "
-                "zero for most of the run.",
-                "call scheduler.step() once an epoch",
-            )
+        share = float((known <= _HUNDREDTH * known.max()).mean())
+        milestones = getattr(self.scheduler, "milestones", None)
+        last = max(milestones, default=step) if milestones else step
+        if share <= 0.5 and last >= _EARLY * step:
+            return
+        yield told.schedule_unit(
+            0.75 if self.epochs > 1 else 0.6,
+            Evidence("share of the steps at a hundredth of the largest learning rate, or less", share, 0.0, step)
+            if share > 0.5
+            else Evidence("last milestone, of so many calls", f"{last} of {step + 1}", "in the second half", step),
+            f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate has come down "
+            "all the way near the start of the run.",
+            "call scheduler.step() once an epoch",
+        )

@@ -6,8 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from fogline.data.source import leaves
 from fogline.doctor.examination import Examination
 from fogline.doctor.trial import WORTH, Observation
 from fogline.recipe import Recipe
@@ -57,7 +60,7 @@ def standing(exam: Examination) -> Standing:
     seen = exam.observed
     assert seen is not None
     reference = exam.reference.score
-    rows = max(2, len(exam.case.held) if exam.case.valid is None else _rows_of_valid(exam))
+    rows = max(2.0, _rows_that_count(exam))
     score = max(seen.score, _kept(seen))
     spread = max(1 - score * score, 1 / rows)
     goal = _goal(exam) if reference is None else max(0.0, reference)
@@ -73,11 +76,21 @@ def _goal(exam: Examination) -> float:
     return _GOAL_OF_FEW if exam.program.rows < _FEW else _GOAL_UNKNOWN
 
 
-def _rows_of_valid(exam: Examination) -> int:
-    from fogline.data.source import leaves
+def _rows_that_count(exam: Examination) -> float:
+    """How many held-out rows the score rests on: all, or for labels as many as a balanced set would need to have.
 
-    assert exam.case.valid is not None
-    return len(leaves(exam.case.valid.inputs)[0])
+    Recall is averaged over the classes, so its variance is the mean of 1 / n over the classes, over their number: a
+    class of one row alone makes it as uncertain as a handful of rows would.
+    """
+    targets = exam.program.held[1] if exam.case.supervised else None
+    if not isinstance(targets, Tensor) or exam.case.yardstick.work == "other":
+        return float(len(leaves(exam.program.held)[0]))
+    labels = exam.case.yardstick.labels(targets)
+    if labels is None:
+        return float(len(targets))
+    counts = torch.bincount(labels).double()
+    counts = counts[counts > 0]
+    return len(counts) ** 2 / float((1 / counts).sum())
 
 
 def _kept(seen: Observation) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fogline.doctor.finding import Evidence, Finding, Remedy, Severity
 from fogline.doctor.graphs import Pairing
 from fogline.doctor.naming import Named
+from fogline.doctor.scaling import InputExcess, TargetExcess
 
 _MUCH_LONGER = 4  # a rate within three times of the best is none that hurts
 
@@ -191,6 +193,43 @@ def not_finite_later(step: int, layers: Sequence[str]) -> Finding:
         severity="fatal",
         advice="skip steps whose gradient is not finite; torch.autograd.set_detect_anomaly(True) names the operation",
     )
+
+
+def unscaled_input(step: int, excess: InputExcess) -> Finding:
+    return _finding(
+        "unscaled_input",
+        _by_excess(excess.times),
+        Evidence("root mean square of the inputs", excess.overall, 1.0, 0),
+        "The loop hardly learned anything, and its inputs are not scaled: they are far from the size of about one that "
+        "first weights are made for, or their columns differ in size. The loss is then steep along large columns and "
+        "flat along small ones, and no learning rate suits both.",
+        Remedy(
+            "standardise the inputs",
+            "mean, std = X.mean(0), X.std(0).clamp_min(1e-8)  # of the training data\nX = (X - mean) / std",
+        ),
+        more=(Evidence("size of the largest column against the spread of a middle one", excess.uneven, "about 1", 0),),
+    )
+
+
+def unscaled_target(step: int, excess: TargetExcess) -> Finding:
+    mean, deviation = float(excess.mean[0]), float(excess.deviation[0])
+    return _finding(
+        "unscaled_target",
+        _by_excess(excess.times),
+        Evidence("mean and deviation of the targets", f"{mean:.3g}, {deviation:.3g}", "0, 1", 0),
+        "The loop hardly learned anything, and the numbers to predict are not scaled: they are far from what a network "
+        "with first weights puts out. Either the steps are far too short to get there, or the errors are so large that "
+        "the gradients are too long for this learning rate.",
+        Remedy("scale the targets", "y = (y - mean) / std\nprediction = model(x) * std + mean"),
+        more=(
+            Evidence("distance of the first outputs from their mean, in deviations", excess.away, "a few", 0),
+            Evidence("spread of the first outputs against that of the targets", excess.wide, "about 1", 0),
+        ),
+    )
+
+
+def _by_excess(times: float) -> float:
+    return min(0.85, 0.5 + 0.2 * math.log10(times))
 
 
 def pairing(found: Pairing, line: str) -> Finding:

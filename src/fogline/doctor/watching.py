@@ -30,6 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from fogline.doctor import told
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
+from fogline.doctor.first_batch import FirstBatch, look
 from fogline.doctor.graphs import read_pairing
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
@@ -74,6 +75,7 @@ class Inspector:
     Attributes:
         looking: whether the first steps are still going on.
         told: causes that were told.
+        first: what the first batch showed.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Inspector:
         self._given: tuple[Any, Any] | None = None
         self._output: Tensor | None = None
         self._paired = False
+        self.first: FirstBatch | None = None
         self._named_nan = False
         self._schedule = ScheduleLook(scheduler, optimizer)
         self._idle = _idle_parameters(model, optimizer, left_out)
@@ -140,8 +143,12 @@ class Inspector:
         if output.numel() == 1:
             factors = self._step.factors
             output.register_hook(Hook(lambda gradient: factors.append(gradient.detach())))  # type: ignore[no-untyped-call]
-        if not self._paired and len(args) == 2 and all(isinstance(a, Tensor) for a in args):
+        if len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
+            return
+        if not self._paired:
             self._pair(step, output, args[0], args[1])
+        elif self.first is not None:
+            self.first = self.first.and_also(self.loss_fn, args[1])
 
     def logged(self, step: int, loss: Any) -> None:
         """A loss was logged; its graph can be read also after backward()."""
@@ -208,15 +215,19 @@ class Inspector:
         if skips >= _SKIPS and skips > 0.1 * (step + skips):
             self._say(step, told.scale_collapse(step, skips))
 
-    def finish(self, step: int, rates: NDArray[np.float64], not_finite: Sequence[int]) -> None:
+    def finish(
+        self, step: int, losses: NDArray[np.float64], rates: NDArray[np.float64], not_finite: Sequence[int]
+    ) -> None:
         """The loop is over after so many steps.
 
         Args:
-            rates: learning rates of the recorded steps.
+            losses, rates: of the recorded steps.
             not_finite: numbers of the steps that were not.
         """
         self.remove()
         for finding in self._schedule.at_the_end(step - 1, rates) if step else ():
+            self._say(step - 1, finding)
+        for finding in self.first.explains(step - 1, losses) if self.first is not None and step else ():
             self._say(step - 1, finding)
         if len(not_finite) and not {"nan_source", "nan_in_data"} & self.told:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
@@ -356,6 +367,8 @@ class Inspector:
 
     def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> None:
         self._paired, self._output = True, None
+        given = self._given[0] if self._given is not None else ()
+        self.first = look(self.model, self.loss_fn, given, outputs, targets)
         line = calling_line()
         for found in read_pairing(loss, outputs, targets):
             self._say(step, told.pairing(found, line))

@@ -90,6 +90,17 @@ class Yardstick:
     def name(self) -> str:
         return NAMES[self.work]
 
+    def labels(self, targets: Tensor) -> Tensor | None:
+        """The class of each row, (n,) int64; None where targets are no labels, or some are none."""
+        if self.work == "one_hot":
+            return targets.argmax(1)
+        if self.work not in ("classes", "binary") or targets.numel() != len(targets):
+            return None
+        flat = targets.reshape(-1)
+        if self.work == "binary":
+            return (flat > sum(self.values) / 2).long()
+        return flat.long() if bool((flat >= 0).all()) else None
+
     def __call__(self, outputs: Any, targets: Tensor, loss: Any) -> float:
         """The score of a batch of outputs; -1 where they cannot be read or are not finite.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from fogline.doctor.case import taken
@@ -26,13 +28,10 @@ def only(rows: Rows, index: Tensor) -> Rows:
     return Rows(taken(rows.inputs, index), taken(rows.targets, index), ids)
 
 
-def classes_of(exam: Examination, targets: Tensor) -> Tensor | None:
-    stick = exam.case.yardstick
-    if stick.work == "classes" and targets.numel() == len(targets):
-        flat = targets.reshape(-1)
-        return flat.long() if bool((flat >= 0).all()) else None
-    if stick.work == "one_hot":
-        return targets.argmax(1)
-    if stick.work == "binary" and targets.numel() == len(targets):
-        return (targets.reshape(-1) > sum(stick.values) / 2).long()
-    return None
+def error_of(rows: int, classes: int) -> float:
+    """A generous standard error of a score on so many rows.
+
+    An accuracy has at most 0.5 / sqrt(n), and the score stretches it by 1 / (1 - 1 / classes); half as much again for
+    classes that are not equally common. The share of variance explained has about 1 / sqrt(n), more with long tails.
+    """
+    return (0.75 / (1 - 1 / classes) if classes > 1 else 1.5) / math.sqrt(max(1, rows))

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import leaves
-from fogline.doctor.causes.data.common import classes_of, kept_at, only, pair_of
+from fogline.doctor.causes.data.common import error_of, kept_at, only, pair_of
+from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
-from fogline.doctor.reference import features
+from fogline.doctor.reference import features, out_of_fold
+from fogline.doctor.standing import standing
 
 _FEWEST = 50
 """Rows below which a share or a score says too little."""
@@ -33,7 +35,7 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
         return None
     possible = max(seen.within_valid, seen.valid_score)
     error = math.hypot(error_of(rows, classes), error_of(others // 2, classes))
-    if possible - seen.score < max(3 * error, 0.25) or seen.score > 0.5 * possible:
+    if possible - seen.score < max(3 * error, 0.25) or seen.score > _SOMETHING * possible:
         return None
     return Suspicion(
         "shuffled_labels",
@@ -51,15 +53,37 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
     )
 
 
-def error_of(rows: int, classes: int) -> float:
-    """A generous standard error of a score on so many rows.
+def unrelated_labels(exam: Examination) -> Suspicion | None:
+    """Targets that have nothing to do with their rows, held out or not, as far as any learner can tell.
 
-    An accuracy has at most 0.5 / sqrt(n), and the score stretches it by 1 / (1 - 1 / classes); half as much again for
-    classes that are not equally common. The share of variance explained has about 1 / sqrt(n), more with long tails.
+    That the data can do no better is one answer; that targets were mixed up before they were split is the other, and
+    the rows cannot tell which.
     """
-    return (0.75 / (1 - 1 / classes) if classes > 1 else 1.5) / math.sqrt(max(1, rows))
+    pair, seen, observed = pair_of(exam), exam.reference, exam.observed
+    if pair is None or seen.score is None or seen.rows is None or observed is None or observed.error:
+        return None
+    rows = len(seen.rows) // 5
+    noise = min(0.1, 2 * error_of(rows, exam.case.yardstick.classes))
+    scores = [seen.score, standing(exam).score] + ([] if seen.within_valid is None else [seen.within_valid])
+    if rows < _FEWEST // 2 or max(scores) > noise or observed.train_score < -noise:
+        return None
+    return Suspicion(
+        "shuffled_labels",
+        0.6,
+        (
+            Evidence(f"score of {seen.learner} on rows it did not see", seen.score, "well above 0"),
+            Evidence("score of the network on held-out rows", standing(exam).score, "well above 0"),
+        ),
+        "Neither the network nor a classical learner gets anything from the inputs that holds for other rows. Either "
+        "the inputs do not determine the targets, or inputs and targets were shuffled, sorted, filtered or joined "
+        "apart from each other before they were split.",
+        severity="fatal",
+        advice="Look at a few rows by eye: does each target belong to its input?",
+    )
 
 
+_SOMETHING = 0.15
+"""Of what is possible: targets that carry more than this are wrong in part."""
 _BEYOND_OVERLAP = 0.45
 """Classes that overlap (two or three normal distributions, from one column up, however close) leave at most two fifths
 of such rows with another label: what is that mixed has no inside."""
@@ -74,8 +98,11 @@ def label_noise(exam: Examination) -> Suspicion | None:
     pair, seen = pair_of(exam), exam.reference
     if pair is None or seen.agreement is None or seen.guesses is None or seen.rows is None or kept_at(exam, "labels"):
         return None
+    contradicted = _worse_than_held_out(exam)
+    if contradicted is not None:
+        return contradicted
     ids = seen.rows
-    labels = classes_of(exam, exam.case.train.targets[ids])
+    labels = exam.case.yardstick.labels(exam.case.train.targets[ids])
     if labels is None or len(ids) < 2 * _FEWEST:
         return None
     if float((seen.guesses != labels).double().mean()) < 0.03:
@@ -111,6 +138,69 @@ def label_noise(exam: Examination) -> Suspicion | None:
         proof=least > _BEYOND_OVERLAP,
         advice="Look at the rows listed by eye before anything is dropped.",
     )
+
+
+def _worse_than_held_out(exam: Examination) -> Suspicion | None:
+    """Training labels that a classical learner contradicts more often than it does held-out ones.
+
+    Where inputs do not determine the label, or the learner is no good, both are contradicted alike.
+    """
+    seen, held = exam.reference, exam.case.valid
+    if held is None or seen.score is None or seen.valid_score is None or seen.rows is None:
+        return None
+    ids = seen.rows
+    labels, others = exam.case.yardstick.labels(exam.case.train.targets[ids]), exam.case.yardstick.labels(held.targets)
+    if labels is None or others is None or seen.valid_score - seen.score < 0.05 or train_valid_mismatch(exam):
+        return None
+    said = out_of_fold(exam.case, seen.learner, ids)
+    if said is None:
+        return None
+    ours, theirs = (_by_class(outputs, exam) for outputs in said)
+    guesses = ours.argmax(1)
+    inside, error = _contradicted(guesses, labels)
+    outside, other_error = _contradicted(theirs.argmax(1), others[: len(theirs)])
+    share, error = inside - outside, math.hypot(error, other_error)
+    if share < max(0.05, 3 * error):
+        return None
+    margin = ours.amax(1) - ours.gather(1, labels[:, None])[:, 0]
+    doubtful = margin.argsort(descending=True)[: round(share * len(ids))]
+    doubtful = doubtful[guesses[doubtful] != labels[doubtful]]
+    names = ids[doubtful]
+    return Suspicion(
+        "label_noise",
+        min(0.8, 0.5 + share),
+        (
+            Evidence(
+                f"share of training labels that {seen.learner} contradicts", inside, f"{outside:.2g}, as held out"
+            ),
+            Evidence("rows whose label is likely wrong", len(names), 0),
+            Evidence("the first of them", ", ".join(str(k) for k in sorted(names.tolist())[:5])),
+        ),
+        f"What {seen.learner} learns from the other training rows contradicts {inside:.0%} of the training labels, and "
+        f"only {outside:.0%} of the held-out ones: about {share:.0%} of the training labels are wrong.",
+        (_relabelled(exam, names, guesses[doubtful]), _unlabelled(names)),
+        proof=share > max(0.1, 4 * error),
+        advice="Look at the rows listed by eye before anything is dropped.",
+    )
+
+
+def _by_class(outputs: Tensor, exam: Examination) -> Tensor:
+    """One column a class."""
+    if outputs.shape[1] > 1:
+        return outputs
+    low, high = exam.case.yardstick.values
+    share = (outputs - low) / (high - low)
+    return torch.cat([1 - share, share], 1)
+
+
+def _contradicted(guesses: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Share of labels that are not what was guessed, averaged over the classes that have rows enough; and its error."""
+    wrong = (guesses != labels).double()
+    shares = [wrong[labels == k] for k in torch.unique(labels).tolist() if int((labels == k).sum()) >= 3]
+    if not shares:
+        return 0.0, math.inf
+    variance = sum(max(float(s.mean() * (1 - s.mean())), 1 / len(s)) / len(s) for s in shares)
+    return sum(float(s.mean()) for s in shares) / len(shares), math.sqrt(variance) / len(shares)
 
 
 def _deep(exam: Examination, ids: Tensor, guesses: Tensor) -> tuple[Tensor, Tensor]:

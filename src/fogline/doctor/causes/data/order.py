@@ -14,7 +14,7 @@ from fogline.data.source import cast, leaves, map_tree
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import taken
-from fogline.doctor.causes.data.common import classes_of, kept_at, only, pair_of
+from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.heads import FAILURES
@@ -106,7 +106,7 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
     pair, observed = pair_of(exam), exam.observed
     if pair is None or observed is None or observed.start is None or kept_at(exam, "balance"):
         return None
-    labels = classes_of(exam, pair[1])
+    labels = exam.case.yardstick.labels(pair[1])
     if labels is None or len(labels) < 20:
         return None
     counts = torch.bincount(labels).double()
@@ -123,6 +123,8 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
     if found is None:
         return None
     recall, usual, error = found
+    if usual - recall < _MUCH:
+        return None  # rare, but learned
     # Seen in the trained model itself; whether weights mend it is another question.
     surely = usual - recall > max(_MUCH, 4 * error)
     weights = torch.where(present, counts.sum() / (present.sum() * counts.clamp_min(1)), torch.zeros_like(counts))
@@ -153,7 +155,7 @@ def _looked_at(exam: Examination) -> list[tuple[Any, Tensor]]:
 
 def _gap(exam: Examination, inputs: Any, targets: Tensor, rare: Tensor) -> tuple[float, float, float] | None:
     """Recall of the rare classes and of the others, where the first is clearly below; and the standard error."""
-    labels, guessed = classes_of(exam, targets), _guessed(exam, inputs)
+    labels, guessed = exam.case.yardstick.labels(targets), _guessed(exam, inputs)
     if labels is None or guessed is None or len(guessed) != len(labels) or int(labels.max()) >= len(rare):
         return None
     is_rare = rare[labels]
@@ -215,7 +217,7 @@ def _weighted(name: str, weights: Tensor, code: str) -> Remedy:
 
 def _repeated(exam: Examination) -> Remedy:
     def edit(rows: Rows) -> Rows:
-        labels = classes_of(exam, rows.targets)
+        labels = exam.case.yardstick.labels(rows.targets)
         if labels is None:
             return rows
         counts = torch.bincount(labels)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fogline.data.source import leaves
-from fogline.doctor.causes.data.common import kept_at, only, pair_of
-from fogline.doctor.causes.data.labels import error_of
+from fogline.doctor.causes.data.common import error_of, kept_at, only, pair_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import features, refer

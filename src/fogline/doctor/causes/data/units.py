@@ -18,15 +18,13 @@ from fogline.doctor.scaling import (
     Scales,
     as_received,
     first_layer,
+    input_excess,
     scaled_loss,
     scaled_outputs,
     scales_of,
+    target_excess,
 )
 from fogline.doctor.surgery import Wrapped
-
-_LARGE, _SMALL, _UNEVEN = 5.0, 0.03, 10.0
-"""First weights are drawn for inputs of size one, which leaves a factor of 5 to spare (pixels from 0 to 1 are 0.3);
-columns whose sizes differ 10 times make the slopes along them differ 100 times."""
 
 
 def unscaled_input(exam: Examination) -> Suspicion | None:
@@ -46,20 +44,15 @@ def unscaled_input(exam: Examination) -> Suspicion | None:
     if not isinstance(given, Tensor) or not as_received(given, first):
         return None
     scales = scales_of(inputs, None if first is None else first.module)
-    if not bool(scales.counted.any()):
-        return None
-    sizes, deviations = scales.size[scales.counted], scales.deviation[scales.counted]
-    largest, middle = float(sizes.max()), float(deviations.median())
-    overall, uneven = float(sizes.square().mean().sqrt()), largest / middle
-    excess = max(overall / _LARGE, _SMALL / largest, uneven / _UNEVEN)
-    if not excess > 1 or not math.isfinite(excess):
+    excess = input_excess(scales)
+    if not excess.times > 1:
         return None
     return Suspicion(
         "unscaled_input",
-        min(0.9, 0.35 + 0.25 * math.log10(excess)),
+        min(0.9, 0.35 + 0.25 * math.log10(excess.times)),
         (
-            Evidence("root mean square of the inputs", overall, 1.0),
-            Evidence("size of the largest column against the spread of a middle one", uneven, "about 1"),
+            Evidence("root mean square of the inputs", excess.overall, 1.0),
+            Evidence("size of the largest column against the spread of a middle one", excess.uneven, "about 1"),
             _worst(exam, scales),
         ),
         "The inputs are not scaled: they are far from the size of about one that first weights are made for, or their "
@@ -110,27 +103,19 @@ def unscaled_target(exam: Examination) -> Suspicion | None:
     columns = columns[torch.isfinite(columns).all(1)]
     if len(columns) < 2 or columns.shape[1] > 64:
         return None
-    mean, deviation = columns.mean(0), columns.std(0, correction=0)
-    varies = deviation > 1e-9 * columns.abs().amax(0)
-    if not bool(varies.any()):
-        return None
     found = outputs.detach().double().reshape(len(outputs), -1)
-    if not bool(torch.isfinite(found).all()):
+    excess = target_excess(columns, found) if bool(torch.isfinite(found).all()) else None
+    if excess is None or not excess.times > 1:
         return None
-    away = float(((found.mean(0) - mean).abs() / deviation)[varies].max())
-    wide = float((found.std(0, correction=0) / deviation)[varies].max())
-    far = max(away / 5, 0.02 / max(wide, 1e-30), wide / 10)
-    near_one = float(deviation[varies].max()) < _LARGE and float(mean[varies].abs().max()) < _LARGE
-    if far <= 1 or (near_one and float(deviation[varies].min()) > _SMALL):
-        return None
-    remedy = _target_scaled(exam, mean, torch.where(varies, deviation, torch.ones_like(deviation)), columns)
+    mean, deviation = excess.mean, excess.deviation
+    remedy = _target_scaled(exam, mean, deviation, columns)
     return Suspicion(
         "unscaled_target",
-        min(0.9, 0.35 + 0.25 * math.log10(far)),
+        min(0.9, 0.35 + 0.25 * math.log10(excess.times)),
         (
             Evidence("mean and deviation of the targets", f"{float(mean[0]):.3g}, {float(deviation[0]):.3g}", "0, 1"),
-            Evidence("distance of the first outputs from the targets' mean, in their deviations", away, "a few"),
-            Evidence("spread of the first outputs against that of the targets", wide, "about 1"),
+            Evidence("distance of the first outputs from the targets' mean, in their deviations", excess.away, "a few"),
+            Evidence("spread of the first outputs against that of the targets", excess.wide, "about 1"),
         ),
         "The numbers to predict are not scaled: they are far from what a network with first weights puts out. Either "
         "the "
