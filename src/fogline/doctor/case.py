@@ -86,16 +86,29 @@ class Case:
 
     @cached_property
     def batch(self) -> Batch:
-        """The first rows in the order of a shuffled epoch, as many as a batch has (at most 512)."""
-        size = len(leaves(self.train.inputs)[0])
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(self.recipe.seed))
-        index = order[: min(self.batch_size, 512)]
-        return self.rows(index)
+        """A batch of the training rows: see :func:`some_batch`."""
+        return self.rows(some_batch(self.train.inputs, self.train.targets, self.batch_size, self.yardstick))
 
     def rows(self, index: Tensor) -> Batch:
         """Training rows as a batch: a pair, or the tree of ``on_batch`` work."""
         inputs = taken(self.train.inputs, index)
         return (inputs, taken(self.train.targets, index)) if self.supervised else inputs
+
+
+def some_batch(inputs: Any, targets: Any, size: int, yardstick: Yardstick) -> Tensor:
+    """Positions of the first rows in the order of a shuffled epoch, as many as a batch has (at most 512).
+
+    Where their labels are all the same and others are not, the last row is the first of those: by one class alone
+    nobody can tell what a loss wants.
+    """
+    order = torch.randperm(len(leaves(inputs)[0]), generator=torch.Generator().manual_seed(0))
+    index = order[: min(size, 512)].clone()
+    labels = yardstick.labels(targets)
+    if labels is not None and len(index) > 1:
+        others = order[labels[order] != labels[index[0]]]
+        if len(others) and bool((labels[index] == labels[index[0]]).all()):
+            index[-1] = others[0]
+    return index
 
 
 def taken(tree: Batch, index: Tensor) -> Batch:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from fogline.data.source import Batch
 from fogline.doctor.anatomy import Anatomy, dissect
-from fogline.doctor.case import Case, Program, program
+from fogline.doctor.case import Case, Program, program, some_batch, taken
 from fogline.doctor.finding import Remedy
 from fogline.doctor.reference import Reference, refer
 from fogline.doctor.trial import Observation, planned_steps
@@ -40,16 +41,20 @@ class Examination:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The program on its first batch, with first weights."""
-        size = min(self.case.batch_size, self.program.rows, 512)
-        return dissect(self.program.new_model(self.case.recipe.seed), self.program.loss, _shuffled(self.program, size))
+        return dissect(self.program.new_model(self.case.recipe.seed), self.program.loss, self._batch)
 
     @cached_property
     def trained_anatomy(self) -> Anatomy | None:
         """The same with the weights that the observed descent ended with."""
         if self.observed is None or self.observed.start is None:
             return None
-        size = min(self.case.batch_size, self.program.rows, 512)
-        return dissect(self.observed.start.objective.model, self.program.loss, _shuffled(self.program, size))
+        return dissect(self.observed.start.objective.model, self.program.loss, self._batch)
+
+    @property
+    def _batch(self) -> Batch:
+        case, rows = self.case, self.program.train
+        inputs, targets = rows if case.supervised else (rows, None)
+        return taken(rows, some_batch(inputs, targets, case.batch_size, case.yardstick))
 
     @cached_property
     def reference(self) -> Reference:
@@ -63,12 +68,3 @@ class Examination:
     def planned(self) -> int:
         """Steps of the whole run."""
         return planned_steps(self.program.recipe, self.case)
-
-
-def _shuffled(variant: Program, size: int) -> Any:
-    import torch
-
-    from fogline.doctor.case import taken
-
-    order = torch.randperm(variant.rows, generator=torch.Generator().manual_seed(0))[:size]
-    return taken(variant.train, order)

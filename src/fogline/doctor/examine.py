@@ -309,7 +309,9 @@ class _Doctor:
                     return False
                 trial = bench.against_control(edits(group))
                 if self._won(benches, bench, trial) and bench.holds(trial, edits(group)):
-                    self._minimal(bench, group, trial)
+                    # In a short trial whatever learns faster seems needed: parts are left out in a long one.
+                    longest = benches[-1] if len(group) > 1 and benches[-1].affords(edits(group)) else bench
+                    self._minimal(longest, group, longest.against_control(edits(group), every_seed=True))
                     return True
             if self._does_well(exam):
                 return False

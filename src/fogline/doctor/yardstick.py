@@ -90,11 +90,13 @@ class Yardstick:
     def name(self) -> str:
         return NAMES[self.work]
 
-    def labels(self, targets: Tensor) -> Tensor | None:
+    def labels(self, targets: Any) -> Tensor | None:
         """The class of each row, (n,) int64; None where targets are no labels, or some are none."""
+        if not isinstance(targets, Tensor) or self.work not in ("classes", "binary", "one_hot"):
+            return None
         if self.work == "one_hot":
             return targets.argmax(1)
-        if self.work not in ("classes", "binary") or targets.numel() != len(targets):
+        if targets.numel() != len(targets):
             return None
         flat = targets.reshape(-1)
         if self.work == "binary":

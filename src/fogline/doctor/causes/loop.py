@@ -21,10 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fogline.data.source import cast, leaves
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
-from fogline.doctor.anatomy import CPU
+from fogline.doctor.anatomy import CPU, Anatomy
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RECIPE, WRAP, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import Wrapped, frozen_as_drawn, hidden_modules, replaced
+from fogline.doctor.surgery import Wrapped, as_drawn, frozen_as_drawn, hidden_modules, replaced
 from fogline.doctor.trial import FAILURES
 from fogline.doctor.uncut import EvaluatesWithoutDropout, Uncut, Within, within
 
@@ -182,11 +182,17 @@ def detached_graph(exam: Examination) -> Suspicion | None:
         + ": something between them and the loss cuts the graph"
         + (f" ({cuts}). Without the cut the gradient reaches them." if cuts else ". Nothing there can be learned."),
         () if cure is None else cure.remedies,
-        proof=whole,
+        proof=whole or _as_drawn(anatomy, without),
         blocks=whole,
         severity="fatal" if whole else "serious",
         advice=advice,
     )
+
+
+def _as_drawn(anatomy: Anatomy, without: list[str]) -> bool:
+    """Whether the weights that stay as they are were never trained: nobody means to keep those."""
+    owners = [name.rpartition(".")[0] for name in without if name.endswith("weight")]
+    return bool(owners) and all(as_drawn(anatomy.model.get_submodule(name)) for name in owners)
 
 
 def _no_graph(error: str) -> bool:

@@ -20,6 +20,7 @@ from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, S
 from fogline.doctor.heads import FAILURES
 
 _MUCH = 0.3  # of the rows of rare classes
+_LEARNABLE = 0.1  # what a classical learner gets where inputs and labels have to do with each other
 
 
 def unshuffled_data(exam: Examination) -> Suspicion | None:
@@ -126,7 +127,8 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
     if usual - recall < _MUCH:
         return None  # rare, but learned
     # Seen in the trained model itself; whether weights mend it is another question.
-    surely = usual - recall > max(_MUCH, 4 * error)
+    learnable = exam.reference.score is None or exam.reference.score > _LEARNABLE
+    surely = usual - recall > max(_MUCH, 4 * error) and learnable
     weights = torch.where(present, counts.sum() / (present.sum() * counts.clamp_min(1)), torch.zeros_like(counts))
     ratio = common / float(counts[present].min())
     return Suspicion(
