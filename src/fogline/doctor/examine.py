@@ -218,7 +218,10 @@ class _Doctor:
         return exam
 
     def _verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:
-        """Try what was supposed: all together, since faults hide one another; where that fails, one after another."""
+        """Try what was supposed: what leaves no doubt first, and the rest only where that was of no avail.
+
+        Else the rest is looked for again in what was mended: most symptoms are of another fault's making.
+        """
         supposed = [s for s in supposed if s.cause not in self._kept_causes]
         if self._as_good_as_it_gets(exam):
             for suspicion in supposed:
@@ -232,18 +235,23 @@ class _Doctor:
         for suspicion in later:
             if not suspicion.proof:
                 self._reject(suspicion, None, "not tried: others were more likely")
-        if pool:
-            steps = self._horizon(exam, len(pool))
-            if self._as_good_as_it_gets(exam):  # only that the remedies of proofs do no harm is to be seen
-                steps = max(_SHORTEST, steps // 4)
-            before = len(self.kept)
-            if not self._together(exam, pool, steps):
-                self._one_by_one(exam, pool, steps)
-            if len(self.kept) == before and not self._does_well(exam):
-                self._in_the_long_run(exam, compatible(pool)[:1], steps)
+        for group in ([s for s in pool if s.proof], [s for s in pool if not s.proof]):
+            if group and exam.kept == self.remedies:
+                self._try(exam, group)
         for suspicion in rest:
             if suspicion.proof or exam.kept == self.remedies:  # else it is looked for again in what was mended
                 self._said(exam, suspicion)
+
+    def _try(self, exam: Examination, pool: list[Suspicion]) -> None:
+        """All together, since faults hide one another; where that fails, one after another."""
+        steps = self._horizon(exam, len(pool))
+        if self._as_good_as_it_gets(exam):  # only that the remedies of proofs do no harm is to be seen
+            steps = max(_SHORTEST, steps // 4)
+        before = len(self.kept)
+        if not self._together(exam, pool, steps):
+            self._one_by_one(exam, pool, steps)
+        if len(self.kept) == before and not self._does_well(exam):
+            self._in_the_long_run(exam, compatible(pool)[:1], steps)
 
     def _said(self, exam: Examination, suspicion: Suspicion) -> None:
         """A cause that no trial of the same length can show: it is said where the program falls short."""
