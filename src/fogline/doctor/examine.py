@@ -30,7 +30,7 @@ from fogline.doctor.bench import (
 from fogline.doctor.case import CPU, Case, open_case
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import Finding, Remedy, Suspicion, Trial
+from fogline.doctor.finding import CAUSES, Finding, Remedy, Suspicion, Trial
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Rejected, Report
 from fogline.doctor.trial import FAILURES, SEEDS, Laboratory, planned_steps
@@ -525,7 +525,11 @@ def _finding(kept: _Kept) -> Finding:
 
 
 def _rank(kept: _Kept) -> tuple[float, ...]:
-    """What keeps a program from running first, then what leaves no doubt, then what gains most."""
+    """What keeps a program from running first, then what leaves no doubt, then what gains most.
+
+    Of equals, a step that is too long or too short comes last: something else may have made it so.
+    """
     suspicion, trial = kept.suspicion, kept.trial
     effect = trial.effect if trial is not None else 0.0
-    return not suspicion.blocks, not suspicion.proof, not kept.proven, -round(effect, 1), -suspicion.strength
+    of_step = suspicion.cause in CAUSES["step"]
+    return not suspicion.blocks, not suspicion.proof, not kept.proven, -round(effect, 1), of_step, -suspicion.strength

@@ -351,7 +351,7 @@ def saddle(exam: Examination) -> Suspicion | None:
     adaptive = Remedy(
         "use adamw, its learning rate measured",
         'fogline.Recipe(optimizer="adamw", lr="auto")',
-        on_recipe=lambda recipe: recipe.replace(optimizer="adamw", lr="auto", options={}, weight_decay=None),
+        on_recipe=lambda recipe: recipe.replace(optimizer="adamw", lr="auto", options={}),
         place="rate",
         order=RATE,
     )

@@ -47,7 +47,7 @@ def _with_adamw() -> Remedy:
     return Remedy(
         "use adamw, its learning rate measured",
         'fogline.Recipe(optimizer="adamw", lr="auto")',
-        on_recipe=lambda recipe: recipe.replace(optimizer="adamw", lr="auto", options={}, weight_decay=None),
+        on_recipe=lambda recipe: recipe.replace(optimizer="adamw", lr="auto", options={}),
         place="rate",
         order=RATE,
     )

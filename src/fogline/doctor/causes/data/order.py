@@ -20,7 +20,6 @@ from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, S
 from fogline.doctor.heads import FAILURES
 
 _MUCH = 0.3  # of the rows of rare classes
-_LEARNABLE = 0.1  # what a classical learner gets where inputs and labels have to do with each other
 
 
 def unshuffled_data(exam: Examination) -> Suspicion | None:
@@ -123,12 +122,9 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
     )
     if found is None:
         return None
-    recall, usual, error = found
+    recall, usual, _ = found
     if usual - recall < _MUCH:
         return None  # rare, but learned
-    # Seen in the trained model itself; whether weights mend it is another question.
-    learnable = exam.reference.score is None or exam.reference.score > _LEARNABLE
-    surely = usual - recall > max(_MUCH, 4 * error) and learnable
     weights = torch.where(present, counts.sum() / (present.sum() * counts.clamp_min(1)), torch.zeros_like(counts))
     ratio = common / float(counts[present].min())
     return Suspicion(
@@ -142,7 +138,6 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
         "them: "
         "ignoring a rare class costs the loss next to nothing. Weights make each class count the same.",
         tuple(_balanced(exam, weights.float(), counts)),
-        proof=surely,
     )
 
 
