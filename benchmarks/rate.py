@@ -22,7 +22,7 @@ from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
 
-from rate_parts import constant, grid, peers, report, tasks  # noqa: E402
+from rate_parts import constant, grid, peers, report, tasks, verified  # noqa: E402
 
 QUICK = {"evaluation": ("sensors", "mixture"), "calibration": ("wine", "radial")}
 SEEDS = {"quick": 1, "reduced": 1, "full": 3}
@@ -67,7 +67,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*peers.FINDERS, *peers.METHODS]
+    names = [*peers.FINDERS, verified.NAME, *peers.METHODS]
     parser.add_argument("--set", choices=("evaluation", "calibration"), default="evaluation", help="which problems")
     parser.add_argument("--quick", action="store_true", help="two tasks, one optimizer, one seed: about a minute")
     parser.add_argument("--full", action="store_true", help="all tasks, all optimizers, three seeds")
@@ -119,8 +119,9 @@ def _planned(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
 
 
 def _planned_constant(arguments: argparse.Namespace) -> list[Job]:
+    finders = () if arguments.grid_only else ("fogline", "default")
     return [
-        Job(arguments.set, name, optimizer, seed, (), constant.folder(arguments.cache), False, "constant")
+        Job(arguments.set, name, optimizer, seed, finders, constant.folder(arguments.cache), False, "constant")
         for name in arguments.tasks or tasks.CONSTANT[arguments.set]
         for optimizer in constant.OPTIMIZERS
         for seed in range(constant.SEEDS)
@@ -146,12 +147,17 @@ def work(job: Job) -> str:
     ready = grid.Ready.of(tasks.problems(job.which)[job.task], job.optimizer, job.seed, job.schedule)
     cell = grid.Cell.open(ready, job.cache)
     grid.fill_grid(ready, cell)
-    if job.schedule == "constant":
-        constant.ask(ready, cell)
     cell.write(job.cache)
+    if job.schedule == "constant":
+        if job.finders:
+            constant.ask(ready, cell)
+            cell.write(job.cache)
+        return _line(cell)
     for name in peers.FINDERS:
         if name in job.finders and _wanted(name, job, ready, cell):
             _ask(name, ready, cell)
+    if verified.NAME in job.finders and (verified.NAME not in cell.others or not job.reuse):
+        cell.others[verified.NAME] = verified.run(ready, cell)
     for name, (optimizer, _) in peers.METHODS.items():
         if name in job.finders and optimizer == job.optimizer and name not in cell.others:
             try:

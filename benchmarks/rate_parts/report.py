@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import timing
-from rate_parts import peers
+from rate_parts import peers, verified
 from rate_parts.grid import Cell, Trained
 from rate_parts.tasks import Problem
 
@@ -20,6 +20,7 @@ NEAR = 0.02
 _DRAWS = 4000
 _LABELS = {
     "fogline": "**Fogline**",
+    "verified": "**Fogline**, verified a tenth into the run",
     "fastai_minimum": "fastai, `minimum`",
     "fastai_valley": "fastai, `valley`",
     "torch_lr_finder": "torch-lr-finder",
@@ -85,7 +86,8 @@ def scores_of(name: str, cells: Iterable[Cell]) -> list[dict[str, Any]]:
         where = {"task": cell.task, "optimizer": cell.optimizer, "seed": cell.seed, "planned": cell.steps}
         if name in cell.others:
             run = cell.others[name]
-            told = {"rate": None, "cost_steps": 0, "note": _note(run.loss)}
+            cost = verified.cost(cell) if name == verified.NAME else 0
+            told = {"rate": None, "cost_steps": cost, "note": _note(run.loss)}
             rows.append(where | told | {"regret": cell.regret(run.loss), "kept_regret": kept_regret(cell, run)})
         elif name in cell.proposals:
             rows.append(where | _scored(cell, cell.proposals[name]))
@@ -202,6 +204,8 @@ def _finder_notes(cells: Sequence[Cell], finders: Sequence[str]) -> str:
     ]
     if rules - {"find_lr"}:
         lines.append(f"Fogline's row is that of {', '.join(f'`{rule}`' for rule in sorted(rules) if rule)}.")
+    if any(verified.NAME in cell.others for cell in cells):
+        lines.append(verified.moved(cells))
     absent = {name: why for cell in cells for name, why in cell.absent.items() if name in finders}
     lines += [f"{_LABELS[name]} was not there: {why}." for name, why in sorted(absent.items())]
     return "\n\n".join(lines)

@@ -597,8 +597,8 @@ REDUCED = {
 CONSTANT = {
     "evaluation": ("sensors", "tiles", "mixture", "waves", "textures", "continuation", "skipgram", "valley"),
     "calibration": (
-        "wine", "iris", "teacher", "radial", "counts", "spirals", "friedman", "linear", "logistic", "mlp_digits", "ratings",
-        "quadratic",
+        "wine", "iris", "teacher", "radial", "counts", "spirals", "friedman", "linear", "logistic", "mlp_digits",
+        "ratings", "quadratic",
     ),
 }  # fmt: skip
 """Those of the cells whose schedule never lowers the rate."""
