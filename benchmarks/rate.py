@@ -57,7 +57,13 @@ def main() -> None:
     if arguments.schedule == "constant":
         print("\n" + constant.section({arguments.set: cells}))
         return
-    page, numbers = report.make(cells, tasks.problems(arguments.set), arguments.finders, left_out, arguments.set)
+    steady = {}
+    if arguments.set == "evaluation":
+        steady = {which: constant.cells(arguments.cache, names) for which, names in tasks.CONSTANT.items()}
+    page, numbers = report.make(
+        cells, tasks.problems(arguments.set), arguments.finders, left_out, arguments.set, [constant.section(steady)]
+    )
+    numbers["constant"] = {which: constant.summary(found) for which, found in steady.items()}
     print("\n" + page)
     if arguments.write:
         name = "rate" if arguments.set == "evaluation" else f"rate-{arguments.set}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import timing
@@ -18,6 +19,7 @@ from rate_parts.grid import Cell, Ready, cell_path
 
 SHARES = (1.0, 0.5, 0.25)
 OPTIMIZERS, SEEDS = ("momentum", "adamw"), 2
+_DEFAULT = "default"
 
 
 def folder(cache: Path) -> Path:
@@ -30,7 +32,7 @@ def ask(ready: Ready, cell: Cell) -> None:
     for share in SHARES:
         with patch.object(find, "NEVER_LOWERED", share):
             cell.proposals[_name(share)] = peers.propose("fogline", ready, cell)
-    cell.proposals["default"] = peers.propose("default", ready, cell)
+    cell.proposals[_DEFAULT] = peers.propose(_DEFAULT, ready, cell)
     for proposal in cell.proposals.values():
         if proposal["rate"] is not None:
             cell.at(ready, proposal["rate"])
@@ -48,14 +50,14 @@ def cells(cache: Path, tasks: Sequence[str]) -> list[Cell]:
 
 
 def section(found: Mapping[str, Sequence[Cell]]) -> str:
-    """A table for each set, and what was chosen."""
-    parts = ["## Runs whose rate is never lowered", _INTRODUCTION]
+    """A table for each set that has cells with every proposal; empty where none has."""
+    parts = []
     for which, filled in found.items():
-        if not filled:
-            continue
-        tasks = ", ".join(dict.fromkeys(cell.task for cell in filled))
-        parts += [f"{which.capitalize()} set, {len(filled)} cells: {tasks}.", _table(filled)]
-    return "\n\n".join(parts) if len(parts) > 2 else ""
+        asked = [cell for cell in filled if {*map(_name, SHARES), _DEFAULT} <= set(cell.proposals)]
+        if asked:
+            tasks = ", ".join(dict.fromkeys(cell.task for cell in asked))
+            parts += [f"{which.capitalize()} set, {len(asked)} cells: {tasks}.", _table(asked)]
+    return "\n\n".join(["## Runs whose rate is never lowered", _INTRODUCTION, *parts]) if parts else ""
 
 
 _INTRODUCTION = (
@@ -66,23 +68,27 @@ _INTRODUCTION = (
 )
 
 
+def summary(filled: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
+    """By share, and for the rate everybody starts from: a row a cell."""
+    return {name: report.scores_of(name, filled) for name in [*map(_name, SHARES), _DEFAULT]}
+
+
 def _table(filled: Sequence[Cell]) -> str:
     rows = []
-    for name in [*map(_name, SHARES), "default"]:
-        scores = report.scores_of(name, filled)
+    for name, scores in summary(filled).items():
         regrets, kept = ([row[key] for row in scores] for key in ("regret", "kept_regret"))
         by = [[row["regret"] for row in scores if row["optimizer"] == optimizer] for optimizer in OPTIMIZERS]
+        low, high = report.bootstrap(scores)
         rows.append(
             [
-                name if name != "default" else "SGD 0.01, AdamW 1e-3", f"{statistics.fmean(regrets):.3f}",
-                f"{statistics.median(regrets):.3f}", f"{max(regrets):.2f}",
+                name if name != _DEFAULT else "SGD 0.01, AdamW 1e-3", f"{statistics.fmean(regrets):.3f}",
+                f"{low:.3f} to {high:.3f}", f"{statistics.median(regrets):.3f}", f"{max(regrets):.2f}",
                 f"{sum(regret > report.FAILED for regret in regrets)} of {len(regrets)}",
-                f"{statistics.fmean(kept):.3f}", f"{max(kept):.2f}",
-                *(f"{statistics.fmean(part):.3f}" if part else "-" for part in by),
+                f"{statistics.fmean(kept):.3f}", f"{max(kept):.2f}", *(f"{statistics.fmean(part):.3f}" for part in by),
             ]
         )  # fmt: skip
-    header = ["share", "mean regret", "median", "worst", "failures", "kept: mean regret", "kept: worst", *OPTIMIZERS]
-    return timing.table(header, rows)
+    header = ["share", "mean regret", "95 %", "median", "worst", "failures", "kept: mean regret", "kept: worst"]
+    return timing.table([*header, *OPTIMIZERS], rows)
 
 
 def _name(share: float) -> str:

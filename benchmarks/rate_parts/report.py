@@ -34,8 +34,9 @@ _LABELS = {
     "dadapt_sgd": "D-Adaptation SGD (whole optimizer)",
 }
 _SCORED_BEFORE = (
-    "This set had been scored once before, when the race had no rungs. What came of it chose no constant and no rule: "
-    "the rungs were measured on the calibration set (`docs/LOG.md`), and the budgets of these tasks buy one rung."
+    "This set had been scored twice before: when the race had no rungs, and when it had them and only runs of 2,000 "
+    "steps and more were verified. What came of that chose no constant and no rule: those are of the calibration set "
+    "(`docs/LOG.md`)."
 )
 _PACKAGES = (
     "torch", "numpy", "fastai", "torch-lr-finder", "lightning", "optuna", "prodigyopt", "schedulefree", "dadaptation",
@@ -44,13 +45,18 @@ _PACKAGES = (
 
 
 def make(
-    cells: Sequence[Cell], problems: Mapping[str, Problem], finders: Sequence[str], left_out: Sequence[str], which: str
+    cells: Sequence[Cell],
+    problems: Mapping[str, Problem],
+    finders: Sequence[str],
+    left_out: Sequence[str],
+    which: str,
+    sections: Sequence[str] = (),
 ) -> tuple[str, dict[str, Any]]:
-    """The page and the numbers behind it."""
+    """The page and the numbers behind it; ``sections`` are of other cells."""
     scores = {name: found for name in finders if (found := scores_of(name, cells))}
     ranked = sorted(scores, key=lambda name: _mean(row["regret"] for row in scores[name]))
     stamped = timing.stamp(_PACKAGES)
-    sections = [
+    parts = [
         f"# Learning-rate finders: {which} set",
         _introduction(cells, problems, left_out),
         _SCORED_BEFORE if which == "evaluation" else "",
@@ -62,6 +68,7 @@ def make(
         _coverage(scores.get("fogline", []), cells),
         "## Time to a good model, probing included",
         _time_table(cells),
+        *sections,
         "## Failures",
         _failures(scores, ranked),
         "## What was measured",
@@ -76,7 +83,7 @@ def make(
         "scores": scores,
         "cells": [_plain(cell) for cell in cells],
     }
-    return "\n\n".join(section for section in sections if section) + "\n", numbers
+    return "\n\n".join(part for part in parts if part) + "\n", numbers
 
 
 def scores_of(name: str, cells: Iterable[Cell]) -> list[dict[str, Any]]:

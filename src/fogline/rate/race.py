@@ -5,8 +5,8 @@ between them are paired: the noise they share cancels. While the winner is at an
 beyond it.
 
 The whole field runs for as long as the budget allows. Successive halving (Jamieson and Talwalkar, 2016,
-arXiv:1502.07943) was tried in its place and behind it and had the same or a higher regret at every budget, since a
-probe that was annealed cannot go on and begins anew (docs/LOG.md).
+arXiv:1502.07943) was tried in its place and behind it and did not pay: a probe that was annealed cannot go on, so the
+better half begins anew (docs/LOG.md).
 """
 
 from __future__ import annotations
