@@ -595,7 +595,7 @@ REDUCED = {
 }
 """The tasks of a run that is not ``--full``: those with the cheapest steps."""
 CONSTANT = {
-    "evaluation": ("sensors", "tiles", "mixture", "waves", "textures", "continuation", "skipgram", "valley"),
+    "evaluation": ("sensors", "tiles", "mixture", "waves", "skipgram", "valley"),
     "calibration": (
         "wine", "iris", "teacher", "radial", "counts", "spirals", "friedman", "linear", "logistic", "mlp_digits",
         "ratings", "quadratic",
