@@ -102,9 +102,9 @@ def find_lr(
     of the winner's rate times ``(T / N) ** 0.2``, for a race of T steps and a run of N, and of 1/20 of the lowest rate
     that is too high to gain anything. A run whose schedule never lowers the rate gets half of that.
 
-    All rates see the same order of the data; where the race has 240 steps or more (runs of about 6,000) small models try
-    each of them on two orders. The first weights are always the run's own. Halving the field on the way was tried and
-    did not pay (docs/LOG.md).
+    All rates see the same order of the data; where the race has 240 steps or more (runs of about 6,000) small models
+    try each of them on two orders. The first weights are always the run's own. Halving the field on the way was tried
+    and did not pay (docs/LOG.md).
 
     A sixth of the budget is kept for the run itself: a tenth of the way into it, :func:`fogline.fit` verifies the rate
     against a third and three times of it from the state it has then (not where the training data is a stream, which
