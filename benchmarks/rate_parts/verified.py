@@ -65,7 +65,9 @@ def moved(cells: Sequence[Cell]) -> str:
     where = ", ".join(
         f"{cell.task}/{cell.optimizer}/{cell.seed} ({'down' if _lowered(cell) else 'up'})" for cell in other
     )
-    return f"Verifying moved the rate in {len(other)} of {len(asked)} cells" + (f": {where}." if where else ".")
+    said = "Fogline, verified, is the run that `fit` makes at the rate it measures, without guard or best weights. "
+    said += f"Verifying moved the rate in {len(other)} of {len(asked)} cells"
+    return said + (f": {where}." if where else ".")
 
 
 def _lowered(cell: Cell) -> bool:
