@@ -42,7 +42,8 @@ BELOW_CLIFF, LEAST_BELOW_CLIFF = 20.0, 12.0
 """The cliff is the lowest rate above the winner at which nothing is gained; a longer descent falls off it earlier."""
 NEVER_LOWERED = 0.5
 """Of the value, for a run whose schedule does not lower the rate: the mean rate of a descent that is annealed, as the
-probes are, is half of its highest."""
+probes are, is half of its highest. On the calibration tasks at a constant rate the mean regret is .030 with half, .089
+with all and .042 with a quarter (benchmarks/rate.py --schedule constant)."""
 _LOW, _HIGH = 1e-6, 10.0
 _SWEEP_STEPS = 12
 _BELOW_EDGE, _ABOVE_LOWEST = 0.3, 1.5  # where a race is won, from the edge and from the sweep's lowest loss
