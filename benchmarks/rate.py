@@ -22,7 +22,7 @@ from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
 
-from rate_parts import grid, peers, report, tasks  # noqa: E402
+from rate_parts import constant, grid, peers, report, tasks, verified  # noqa: E402
 
 QUICK = {"evaluation": ("sensors", "mixture"), "calibration": ("wine", "radial")}
 SEEDS = {"quick": 1, "reduced": 1, "full": 3}
@@ -39,6 +39,7 @@ class Job:
     finders: tuple[str, ...]
     cache: Path
     reuse: bool
+    schedule: str
 
 
 def main() -> None:
@@ -53,7 +54,16 @@ def main() -> None:
     cells = [grid.Cell.read(grid.cell_path(job.cache, job.task, job.optimizer, job.seed)) for job in jobs]
     if arguments.grid_only:
         return
-    page, numbers = report.make(cells, tasks.problems(arguments.set), arguments.finders, left_out, arguments.set)
+    if arguments.schedule == "constant":
+        print("\n" + constant.section({arguments.set: cells}))
+        return
+    steady = {}
+    if arguments.set == "evaluation":
+        steady = {which: constant.cells(arguments.cache, names) for which, names in tasks.CONSTANT.items()}
+    page, numbers = report.make(
+        cells, tasks.problems(arguments.set), arguments.finders, left_out, arguments.set, [constant.section(steady)]
+    )
+    numbers["constant"] = {which: constant.summary(found) for which, found in steady.items()}
     print("\n" + page)
     if arguments.write:
         name = "rate" if arguments.set == "evaluation" else f"rate-{arguments.set}"
@@ -63,10 +73,14 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*peers.FINDERS, *peers.METHODS]
+    names = [*peers.FINDERS, verified.NAME, *peers.METHODS]
     parser.add_argument("--set", choices=("evaluation", "calibration"), default="evaluation", help="which problems")
     parser.add_argument("--quick", action="store_true", help="two tasks, one optimizer, one seed: about a minute")
     parser.add_argument("--full", action="store_true", help="all tasks, all optimizers, three seeds")
+    parser.add_argument(
+        "--schedule", choices=("linear", "constant"), default="linear",
+        help="constant: the cells of runs whose rate is never lowered, for a section of the page",
+    )  # fmt: skip
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="these problems only")
     parser.add_argument("--optimizers", nargs="+", choices=grid.OPTIMIZERS, help="these optimizers only")
     parser.add_argument("--seeds", type=int, help="how many seeds, from 0")
@@ -81,6 +95,8 @@ def _arguments() -> argparse.Namespace:
 
 def _planned(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
     """The cells to fill, and what is left out."""
+    if arguments.schedule == "constant":
+        return _planned_constant(arguments), []
     size = "quick" if arguments.quick else "full" if arguments.full else "reduced"
     problems, left_out = tasks.problems(arguments.set), tasks.missing(arguments.set)
     reduced = {"quick": QUICK[arguments.set], "reduced": tasks.REDUCED[arguments.set], "full": tuple(problems)}[size]
@@ -99,13 +115,23 @@ def _planned(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
         )
     finders = () if arguments.grid_only else tuple(arguments.finders)
     jobs = [
-        Job(arguments.set, name, optimizer, seed, finders, arguments.cache, arguments.reuse)
+        Job(arguments.set, name, optimizer, seed, finders, arguments.cache, arguments.reuse, "linear")
         for seed in range(seeds)
         for name in chosen
         for optimizer in optimizers
         if grid.applies(problems[name], optimizer)
     ]
     return jobs, left_out
+
+
+def _planned_constant(arguments: argparse.Namespace) -> list[Job]:
+    finders = () if arguments.grid_only else ("fogline", "default")
+    return [
+        Job(arguments.set, name, optimizer, seed, finders, constant.folder(arguments.cache), False, "constant")
+        for name in arguments.tasks or tasks.CONSTANT[arguments.set]
+        for optimizer in constant.OPTIMIZERS
+        for seed in range(constant.SEEDS)
+    ]
 
 
 def _worked(jobs: list[Job], processes: int) -> Iterator[str]:
@@ -124,13 +150,20 @@ def _prepare() -> None:
 
 def work(job: Job) -> str:
     """Fill one cell; says in a line what came out."""
-    ready = grid.Ready.of(tasks.problems(job.which)[job.task], job.optimizer, job.seed)
+    ready = grid.Ready.of(tasks.problems(job.which)[job.task], job.optimizer, job.seed, job.schedule)
     cell = grid.Cell.open(ready, job.cache)
     grid.fill_grid(ready, cell)
     cell.write(job.cache)
+    if job.schedule == "constant":
+        if job.finders:
+            constant.ask(ready, cell)
+            cell.write(job.cache)
+        return _line(cell)
     for name in peers.FINDERS:
         if name in job.finders and _wanted(name, job, ready, cell):
             _ask(name, ready, cell)
+    if verified.NAME in job.finders and (verified.NAME not in cell.others or not job.reuse):
+        cell.others[verified.NAME] = verified.run(ready, cell)
     for name, (optimizer, _) in peers.METHODS.items():
         if name in job.finders and optimizer == job.optimizer and name not in cell.others:
             try:

@@ -1,8 +1,8 @@
 """Training at one rate, a grid of rates, and the file in which a cell's runs are kept.
 
 A cell is a task, an optimizer and a seed. Every run of a cell has the same first weights, batches, number of steps and
-schedule (linear to zero after 5 % of warm-up); only the rate differs. It is scored by the held-out loss of its last
-weights.
+schedule (linear to zero after 5 % of warm-up, or constant from the first step); only the rate differs. It is scored by
+the held-out loss of its last weights.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class Ready:
     scorer: Scorer
 
     @classmethod
-    def of(cls, problem: Problem, optimizer: str, seed: int) -> Ready:
+    def of(cls, problem: Problem, optimizer: str, seed: int, schedule: str = "linear") -> Ready:
         """Make the data and the first weights."""
         task = problem.make(seed)
         recipe = fogline.Recipe(
-            optimizer=optimizer, batch_size=problem.batch_size, duration=f"{problem.steps}st", schedule="linear",
-            warmup=WARMUP, seed=seed, step="eager", device="cpu",
+            optimizer=optimizer, batch_size=problem.batch_size, duration=f"{problem.steps}st", schedule=schedule,
+            warmup=WARMUP if schedule == "linear" else 0.0, seed=seed, step="eager", device="cpu",
         )  # fmt: skip
         start = begin(task, recipe)
         assert start.opened.valid is not None
@@ -136,7 +136,7 @@ def train(
     objective.model.train()
     made = optimizer(objective.model) if optimizer else ready.make_optimizer(objective.model, rate)
     stepper = EagerStep(Machine(objective, made, torch.device("cpu"), seed=ready.seed), ready.batches)
-    at = multiplier or curve("linear", total, warmup=WARMUP)
+    at = multiplier or curve(str(ready.recipe.schedule), total, warmup=float(ready.recipe.warmup))
     found = Trained(rate, math.inf, [], 0.0, 0.0, 0)
 
     def look() -> float:

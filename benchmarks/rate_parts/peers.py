@@ -28,6 +28,7 @@ from fogline.descent.optimizers import spec_of
 from fogline.descent.schedules import curve
 from fogline.descent.scoring import refresh_statistics
 from overhead_parts.trainers import make_torchvision_importable
+from rate_parts import verified
 from rate_parts.grid import RANGES, WARMUP, Cell, Ready, Trained, train
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
@@ -191,8 +192,9 @@ def lightning(ready: Ready, _: Cell) -> Proposal:
 
 
 def trial_steps(ready: Ready, cell: Cell) -> int:
-    """Steps of one of Optuna's trials, so that all of them cost what Fogline's finder cost."""
-    cost = cell.proposals.get("fogline", {}).get("cost_steps") or SHARE * ready.problem.steps
+    """Steps of one of Optuna's trials, so that all of them cost what finding and verifying cost Fogline."""
+    known = cell.proposals.get("fogline", {}).get("cost_steps")
+    cost = verified.cost(cell) if known else SHARE * ready.problem.steps
     return max(1, round(cost / TRIALS))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import timing
-from rate_parts import peers
+from rate_parts import peers, verified
 from rate_parts.grid import Cell, Trained
 from rate_parts.tasks import Problem
 
@@ -20,6 +20,7 @@ NEAR = 0.02
 _DRAWS = 4000
 _LABELS = {
     "fogline": "**Fogline**",
+    "verified": "**Fogline**, verified a tenth into the run",
     "fastai_minimum": "fastai, `minimum`",
     "fastai_valley": "fastai, `valley`",
     "torch_lr_finder": "torch-lr-finder",
@@ -33,8 +34,9 @@ _LABELS = {
     "dadapt_sgd": "D-Adaptation SGD (whole optimizer)",
 }
 _SCORED_BEFORE = (
-    "This set had been scored once before, when the race had no rungs. What came of it chose no constant and no rule: "
-    "the rungs were measured on the calibration set (`docs/LOG.md`), and the budgets of these tasks buy one rung."
+    "This set had been scored twice before: when the race had no rungs, and when it had them and only runs of 2,000 "
+    "steps and more were verified. What came of that chose no constant and no rule: those are of the calibration set "
+    "(`docs/LOG.md`)."
 )
 _PACKAGES = (
     "torch", "numpy", "fastai", "torch-lr-finder", "lightning", "optuna", "prodigyopt", "schedulefree", "dadaptation",
@@ -43,13 +45,18 @@ _PACKAGES = (
 
 
 def make(
-    cells: Sequence[Cell], problems: Mapping[str, Problem], finders: Sequence[str], left_out: Sequence[str], which: str
+    cells: Sequence[Cell],
+    problems: Mapping[str, Problem],
+    finders: Sequence[str],
+    left_out: Sequence[str],
+    which: str,
+    sections: Sequence[str] = (),
 ) -> tuple[str, dict[str, Any]]:
-    """The page and the numbers behind it."""
+    """The page and the numbers behind it; ``sections`` are of other cells."""
     scores = {name: found for name in finders if (found := scores_of(name, cells))}
     ranked = sorted(scores, key=lambda name: _mean(row["regret"] for row in scores[name]))
     stamped = timing.stamp(_PACKAGES)
-    sections = [
+    parts = [
         f"# Learning-rate finders: {which} set",
         _introduction(cells, problems, left_out),
         _SCORED_BEFORE if which == "evaluation" else "",
@@ -61,6 +68,7 @@ def make(
         _coverage(scores.get("fogline", []), cells),
         "## Time to a good model, probing included",
         _time_table(cells),
+        *sections,
         "## Failures",
         _failures(scores, ranked),
         "## What was measured",
@@ -75,7 +83,7 @@ def make(
         "scores": scores,
         "cells": [_plain(cell) for cell in cells],
     }
-    return "\n\n".join(section for section in sections if section) + "\n", numbers
+    return "\n\n".join(part for part in parts if part) + "\n", numbers
 
 
 def scores_of(name: str, cells: Iterable[Cell]) -> list[dict[str, Any]]:
@@ -85,7 +93,8 @@ def scores_of(name: str, cells: Iterable[Cell]) -> list[dict[str, Any]]:
         where = {"task": cell.task, "optimizer": cell.optimizer, "seed": cell.seed, "planned": cell.steps}
         if name in cell.others:
             run = cell.others[name]
-            told = {"rate": None, "cost_steps": 0, "note": _note(run.loss)}
+            cost = verified.cost(cell) if name == verified.NAME else 0
+            told = {"rate": None, "cost_steps": cost, "note": _note(run.loss)}
             rows.append(where | told | {"regret": cell.regret(run.loss), "kept_regret": kept_regret(cell, run)})
         elif name in cell.proposals:
             rows.append(where | _scored(cell, cell.proposals[name]))
@@ -202,6 +211,8 @@ def _finder_notes(cells: Sequence[Cell], finders: Sequence[str]) -> str:
     ]
     if rules - {"find_lr"}:
         lines.append(f"Fogline's row is that of {', '.join(f'`{rule}`' for rule in sorted(rules) if rule)}.")
+    if any(verified.NAME in cell.others for cell in cells):
+        lines.append(verified.moved(cells))
     absent = {name: why for cell in cells for name, why in cell.absent.items() if name in finders}
     lines += [f"{_LABELS[name]} was not there: {why}." for name, why in sorted(absent.items())]
     return "\n\n".join(lines)

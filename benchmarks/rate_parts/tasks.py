@@ -594,6 +594,14 @@ REDUCED = {
     "calibration": ("wine", "iris", "teacher", "radial", "counts", "spirals"),
 }
 """The tasks of a run that is not ``--full``: those with the cheapest steps."""
+CONSTANT = {
+    "evaluation": ("sensors", "tiles", "mixture", "waves", "skipgram", "valley"),
+    "calibration": (
+        "wine", "iris", "teacher", "radial", "counts", "spirals", "friedman", "linear", "logistic", "mlp_digits",
+        "ratings", "quadratic",
+    ),
+}  # fmt: skip
+"""Those of the cells whose schedule never lowers the rate."""
 
 
 def problems(which: str) -> dict[str, Problem]:

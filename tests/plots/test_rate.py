@@ -58,22 +58,6 @@ def test_each_curve_has_the_colour_of_its_point_and_lost_ones_end() -> None:
     assert figure.layout.yaxis2.range[1] < 2
 
 
-def test_the_shorter_probes_of_earlier_rungs_are_faint_and_wide_enough_to_be_seen() -> None:
-    earlier = [
-        {"rate": 1e-5, "steps": 2, "score": 0.99, "losses": [1.0, 0.99]},
-        {"rate": 100.0, "steps": 2, "score": None, "losses": [1.0, None]},
-    ]
-    figure = rate_figure(0.05, (0.0025, 1.0), evidence_with(earlier=earlier))
-    shorter = traces(figure)["shorter"]
-    assert list(shorter.x) == [1e-5, 100.0]
-    assert list(shorter.y) == [0.99, figure.layout.yaxis.range[1]]
-    assert list(shorter.customdata) == ["rate 1e-05, 2 steps: 0.99", "rate 100, 2 steps: lost"]
-    assert list(traces(figure)["1e-05, 2 steps"].x) == [1, 2]
-    low, high = (10**edge for edge in figure.layout.xaxis.range)
-    assert low < 1e-5
-    assert high > 100
-
-
 @pytest.mark.parametrize(("dark", "colours"), [(False, LIGHT), (True, DARK)])
 def test_the_colours_are_those_of_the_look(dark: bool, colours: Any) -> None:
     figure = rate_figure(0.05, (0.0025, 1.0), race_evidence(), dark=dark)

@@ -74,11 +74,21 @@ def test_the_rate_descends_and_keeps_to_its_budget(optimizer: str, tmp_path: Pat
     assert after < 0.1 * before
 
 
-def test_a_longer_run_has_a_larger_budget_and_says_so() -> None:
-    rate = found(task(), duration="3000st")
-    assert 60 < rate.cost_steps <= 150
-    assert rate.evidence["verify_steps"] is not None
-    assert found(task()).evidence["verify_steps"] is None
+def test_every_budget_keeps_a_sixth_to_verify_and_a_longer_run_has_a_larger_one() -> None:
+    for duration, budget in (("100st", 60), ("600st", 60), ("3000st", 150)):
+        rate = found(task(), duration=duration)
+        assert rate.evidence["verify_steps"] >= 3
+        assert rate.cost_steps + rate.evidence["verify_cost"] <= budget + 1  # both are rounded up
+    assert rate.cost_steps > 60
+
+
+def test_the_rate_may_not_be_raised_near_what_gained_nothing() -> None:
+    rate = found(task())
+    race = rate.evidence["race"]
+    useless = [
+        r for r, score in zip(race["rates"], race["scores"], strict=True) if score is None or score > race["before"]
+    ]
+    assert rate.value < rate.evidence["highest"] <= min(useless) / 6
 
 
 def test_a_large_budget_tries_each_rate_on_two_orders_of_the_data() -> None:
@@ -89,15 +99,6 @@ def test_a_large_budget_tries_each_rate_on_two_orders_of_the_data() -> None:
     assert twice.value == found(task(), duration="9000st").value
 
 
-def test_a_budget_for_longer_probes_is_used_for_them_and_told() -> None:
-    rate = found(task(), duration="30000st")
-    race = json.loads(json.dumps(rate.evidence, allow_nan=False))["race"]
-    assert race["steps"] > 64
-    assert {probe["steps"] for probe in race["earlier"]} == {64, 128}
-    assert all(len(probe["losses"]) == probe["steps"] for probe in race["earlier"])
-    assert rate.cost_steps <= 1500
-
-
 def test_the_evidence_is_json_and_holds_every_probe() -> None:
     rate = found(task())
     kept = json.loads(json.dumps(rate.evidence, allow_nan=False))
@@ -105,7 +106,6 @@ def test_the_evidence_is_json_and_holds_every_probe() -> None:
     assert len(race["rates"]) == len(race["scores"]) == len(race["losses"])
     assert all(len(losses) == race["steps"] for losses in race["losses"])
     assert race["rates"] == sorted(race["rates"])
-    assert race["earlier"] == []
     assert "winner" in kept["rule"]
     assert str(rate.cost_steps) in str(rate)
 
@@ -278,6 +278,7 @@ class Flow(IterableDataset[tuple[Tensor, Tensor]]):
 def test_data_from_elsewhere(data: Any, held_out: bool) -> None:
     rate = found(Task(seeded(perceptron), mean_squares(), data, data if held_out else None))
     assert rate.interval[0] < rate.value < rate.interval[1]
+    assert (rate.evidence["verify_steps"] is None) == isinstance(data, Flow)
 
 
 def test_held_out_rows_may_be_sorted() -> None:

@@ -1,8 +1,9 @@
-"""The race: who runs, for how long, and what is kept of the shorter rungs."""
+"""The race: who runs, for how long, and whether the best may lie beyond the field."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import pytest
 import torch
@@ -25,10 +26,9 @@ def course(*, small: bool = True, draws: int = 1) -> Course:
     return Course(Objective(nn.Linear(4, 1), nn.MSELoss()), batches, recipe, held_out, small, draws, lambda: None)
 
 
-def raced(probes: Sequence[tuple[float, float]], earlier: Sequence[float] = ()) -> Race:
+def raced(probes: Sequence[tuple[float, float]]) -> Race:
     made = [Probe(rate, [1.0, 1.0], [score]) for rate, score in probes]
-    before = [Probe(rate, [1.0], [1.0]) for rate in earlier]
-    return Race(made, 2, before, 10.0, [1.0], together=True, why="", cost=0.0)
+    return Race(made, 2, 10.0, [1.0], together=True, why="", cost=0.0)
 
 
 @pytest.mark.parametrize("small", [True, False])
@@ -38,31 +38,18 @@ def test_every_race_keeps_to_its_budget(small: bool, budget: int) -> None:
         found = race(course(small=small, draws=draws), 0.01, budget)
         assert found.cost <= budget
         assert found.together == small
-        assert small or not found.earlier
         assert all(len(probe.losses) == found.steps for probe in found.probes)
 
 
-def test_while_the_budget_lasts_the_better_half_goes_on_for_twice_as_long() -> None:
-    found = race(course(), 0.01, 1500)
-    assert found.steps == 4 * LENGTHS[-1]
-    lengths = [len(probe.losses) for probe in found.earlier]
-    assert lengths == [LENGTHS[-1]] * TOGETHER + [2 * LENGTHS[-1]] * (TOGETHER // 2)
-    field, half = found.earlier[:TOGETHER], found.earlier[TOGETHER:]
-    assert min(field, key=lambda probe: probe.score).rate in [probe.rate for probe in half]
-    assert min(half, key=lambda probe: probe.score).rate in [probe.rate for probe in found.probes]
-    assert found.best.score < 0.1 * found.first
+def test_a_field_has_the_longest_probes_that_the_budget_pays_for() -> None:
+    lengths = [race(course(), 0.01, budget).steps for budget in (60, 120, 200, 400, 1500)]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1] == LENGTHS[-1]
+    assert len(race(course(), 0.01, 400).probes) >= TOGETHER
 
 
-def test_a_small_budget_has_one_rung() -> None:
-    found = race(course(), 0.01, 200)
-    assert found.earlier == []
-    assert found.steps in LENGTHS
-
-
-def test_an_end_is_open_only_where_no_rate_beyond_it_was_tried() -> None:
-    falling = [(0.1, 0.9), (1.0, 0.5)]
-    assert raced(falling).open_end == "upper"
-    assert raced(falling, earlier=[0.1, 1.0]).open_end == "upper"
-    assert raced(falling, earlier=[1.0, 10.0]).open_end is None
-    assert raced(falling, earlier=[1.0, 10.0]).won_at == "upper"
-    assert raced([(0.1, 0.4), (1.0, 0.5)], earlier=[0.01]).open_end is None
+@pytest.mark.parametrize(
+    ("scores", "end"), [((0.9, 0.5), "upper"), ((0.4, 0.5), "lower"), ((0.9, 0.4, 0.5), None), ((inf, inf), "lower")]
+)
+def test_an_end_is_open_where_it_is_the_best_of_the_field(scores: tuple[float, ...], end: str | None) -> None:
+    assert raced([(10.0**k, score) for k, score in enumerate(scores)]).open_end == end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from fogline.data.source import InMemory
 from fogline.descent.batches import Batches
 from fogline.descent.objective import Objective
 from fogline.descent.population import InTurn
+from fogline.descent.step import Machine
 from fogline.rate import find
 from fogline.rate.bracket import Sweep, sweep
+from fogline.rate.verify import Verification
 from programs.problems import again, final_bits, recipe
 
 
@@ -110,6 +113,47 @@ def test_verifying_leaves_the_state_as_it_was(tmp_path: Path) -> None:
         assert final_bits(cut) == final_bits(whole.folder)
 
 
-def test_a_small_budget_has_no_room_for_it(tmp_path: Path) -> None:
-    run = fogline.fit(task(), measured(duration="300st"), runs=tmp_path)
-    assert verified(run) == []
+@pytest.mark.parametrize("duration", ["60st", "300st"])
+def test_every_run_is_verified_once(duration: str, tmp_path: Path) -> None:
+    run = fogline.fit(task(), measured(duration=duration), runs=tmp_path)
+    ((step, message),) = verified(run)
+    assert step == int(duration[:-2]) // 10
+    assert message.startswith("learning rate kept")
+
+
+def quadratic(curvature: float, top: float, *, first: float, highest: float = math.inf) -> tuple[float, str]:
+    """The verification of gradient descent on ``curvature / 2 * w ** 2`` from w = 1, where the loss is half of that."""
+    x = torch.ones(64, 1)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return curvature / 2 * (outputs - targets).square().mean()
+
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    batches = Batches(InMemory((x, 0 * x)), 8)
+    machine = Machine(Objective(model, loss), torch.optim.SGD(model.parameters(), lr=top), torch.device("cpu"), seed=0)
+    held_out = [(x[:8], 0 * x[:8]), (x[8:16], 0 * x[8:16])]
+    answer = Verification(0, 4, held_out, first, highest).look(machine, batches, top, top)
+    assert model.weight.item() == 1.0
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("rate", "first", "highest", "factor"),
+    [
+        (0.5, 1.0, math.inf, 1.0),  # three times would overshoot: |1 - 1.5| after the first step, against 0.5
+        (0.02, 1.0, math.inf, 3.0),  # steps only add up
+        (0.02, 1.0, 0.05, 1.0),  # the race saw that no rate beyond 0.05 is safe
+        (6.0, 0.4, math.inf, 1 / 3),  # beyond 2 / curvature, and above the first loss
+        (6.0, 0.6, math.inf, 1.0),  # the loss rises, but much was gained before
+    ],
+)
+def test_a_quadratic_decides_as_its_curvature_says(rate: float, first: float, highest: float, factor: float) -> None:
+    found, _ = quadratic(1.0, rate, first=first, highest=highest)
+    assert found == pytest.approx(factor)
+
+
+def test_the_unit_of_the_loss_changes_nothing() -> None:
+    for unit in (1e-6, 1e6):
+        assert quadratic(unit, 0.02 / unit, first=unit)[0] == 3.0
+        assert quadratic(unit, 6.0 / unit, first=0.4 * unit)[0] == pytest.approx(1 / 3)

@@ -62,8 +62,6 @@ def _facts(rate: Rate) -> list[tuple[str, str]]:
     if (race := evidence.get("race")) is not None:
         form = "together in one program" if race["together"] else "one after another"
         words = f"{len(race['rates'])} rates for {number(race['steps'])} steps each, {form}"
-        if earlier := race.get("earlier"):
-            words = f"{len(earlier)} shorter probes, then {words}"
         facts.append(("race", f"{words}: {race['why']}"))
     return [*facts, *(("warning", words) for words in rate.warnings)]
 

@@ -28,7 +28,7 @@ def rate_figure(
     """The race: the held-out loss behind each probe by its learning rate, and below it their training losses.
 
     A probe's point has the colour of its curve. Probes that were lost, or ended far above the loss before, stand at
-    the top edge. Those of rungs before the last, which were shorter, are faint.
+    the top edge.
 
     Args:
         value: the rate that was chosen.
@@ -46,12 +46,10 @@ def rate_figure(
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.2)
     upper = _vertical(race["scores"], race["before"], ceiling(race["before"], race["scores"]))
     _add_choice(figure, value, interval, upper["edges"], colours)
-    _add_earlier(figure, race, upper["edges"][1], colours)
     _add_scores(figure, race, upper["edges"], colours)
     lower = _add_curves(figure, race, colours)
     framed(figure, title, "held-out loss", dark=dark, height=620, **upper["axis"])
-    tried = [*race["rates"], *(probe["rate"] for probe in race.get("earlier", ()))]
-    low, high = min(*tried, interval[0]) / 1.5, max(*tried, interval[1]) * 1.5
+    low, high = min(*race["rates"], interval[0]) / 1.5, max(*race["rates"], interval[1]) * 1.5
     across = {**logarithmic(low, high, most=5), "range": [np.log10(low), np.log10(high)]}
     figure.update_layout(
         xaxis=axis("learning rate", colours, standoff=6, **across),
@@ -138,41 +136,6 @@ def _add_choice(
         line={"color": colours.third, "width": 2},
         hovertemplate=f"chosen: {value:.3g}<extra></extra>",
     )
-
-
-def _add_earlier(figure: go.Figure, race: Mapping[str, Any], top: float, colours: Palette) -> None:
-    """The probes of earlier rungs: their held-out losses, and their curves below."""
-    earlier = race.get("earlier", ())
-    if not earlier:
-        return
-    faint = translucent(colours.faint, 0.5)
-    figure.add_scatter(
-        x=[probe["rate"] for probe in earlier],
-        y=[top if probe["score"] is None else min(probe["score"], top) for probe in earlier],
-        name="shorter",
-        mode="markers",
-        marker={"color": faint, "size": 7, "symbol": "circle-open"},
-        customdata=[_described(probe) for probe in earlier],
-        hovertemplate="%{customdata}<extra></extra>",
-        cliponaxis=False,
-    )
-    for probe in earlier:
-        figure.add_scatter(
-            x=list(range(1, probe["steps"] + 1)),
-            y=probe["losses"],
-            name=f"{probe['rate']:.3g}, {probe['steps']} steps",
-            mode="lines",
-            line={"color": faint, "width": 1},
-            hovertemplate=f"rate {probe['rate']:.3g}: %{{y:.4g}}<extra></extra>",
-            showlegend=False,
-            row=2,
-            col=1,
-        )
-
-
-def _described(probe: Mapping[str, Any]) -> str:
-    score = "lost" if probe["score"] is None else f"{probe['score']:.4g}"
-    return f"rate {probe['rate']:.3g}, {probe['steps']} steps: {score}"
 
 
 def _add_scores(figure: go.Figure, race: Mapping[str, Any], edges: tuple[float, float], colours: Palette) -> None:

@@ -1,13 +1,12 @@
 """The race: a few learning rates descend side by side for a few steps, annealed to zero, and are compared held-out.
 
 All members begin with the run's own first weights, see the same batches and are scored on the same rows, so differences
-between them are paired: the noise they share cancels. Where many step in one program and the budget has room behind the
-longest probes, the better half of the field races once more, for twice as long, and so on (successive halving; Jamieson
-and Talwalkar, 2016, arXiv:1502.07943); each probe is annealed to zero within its own length, so that all begin anew.
-While the winner is at an end of the last rung, that is extended beyond it.
+between them are paired: the noise they share cancels. While the winner is at an end of the field, that is extended
+beyond it.
 
-With a smaller budget, or in turn, the whole field runs for as long as the budget allows: halving it had the higher
-regret (docs/LOG.md).
+The whole field runs for as long as the budget allows. Successive halving (Jamieson and Talwalkar, 2016,
+arXiv:1502.07943) was tried in its place and behind it and did not pay: a probe that was annealed cannot go on, so the
+better half begins anew (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ from fogline.descent.schedules import curve
 from fogline.recipe import Recipe
 
 TOGETHER, IN_TURN = 12, 3
-"""Rates in the field at first."""
+"""Rates in the field."""
 RATIO_TOGETHER, RATIO_IN_TURN = 10 ** (1 / 3), 10**0.5
 """Between neighbours: many members in one program cost little more than a few, in turn each costs the same."""
 USUAL_COST = 3.0
 """Of a step of a large field in one program, in steps of one member, for a model so small that calling costs most."""
 LENGTHS = (10, 12, 16, 24, 32, 48, 64)
 """Steps of a probe of the field: fewer tell too little (benchmarks/rate.py)."""
-_FEWEST = 3  # rates in a rung
 _WARMUP = 0.1
 _EXTENSIONS = 4
 _TRIED = 3  # steps, to find out whether members can step in one program, and again to time a step of one
@@ -64,9 +62,8 @@ class Race:
     """What came of it.
 
     Attributes:
-        probes: of the last rung, in the order of their rates.
+        probes: in the order of their rates.
         steps: of each of them.
-        earlier: probes of the rungs before, which were shorter; the better half of each goes on.
         ratio: between neighbouring rates.
         before: held-out loss of the first weights, on each of the common batches.
         together: whether the members stepped in one program, and ``why``.
@@ -76,7 +73,6 @@ class Race:
 
     probes: list[Probe]
     steps: int
-    earlier: list[Probe]
     ratio: float
     before: list[float]
     together: bool
@@ -85,19 +81,12 @@ class Race:
     times_one: float | None = None
 
     @property
-    def won_at(self) -> str | None:
-        """The end of the last rung that is best of it, "lower" or "upper"; None where the best lies inside."""
+    def open_end(self) -> str | None:
+        """The end of the field that is best of it, "lower" or "upper"; None where the best lies inside."""
         best = self.best
         if not math.isfinite(best.score) or best is self.probes[0]:
             return "lower"
         return "upper" if best is self.probes[-1] else None
-
-    @property
-    def open_end(self) -> str | None:
-        """The same, where no rate beyond it was tried in a rung before."""
-        end, low, high = self.won_at, self.probes[0].rate, self.probes[-1].rate
-        known = [probe for probe in self.earlier if (probe.rate < low if end == "lower" else probe.rate > high)]
-        return None if known else end
 
     @property
     def best(self) -> Probe:
@@ -185,47 +174,36 @@ def race(course: Course, centre: float, budget: float) -> Race:
         budget: in steps of one member.
     """
     plan = _planned(course, budget - course.scoring)
-    size = plan.rungs[0].size
-    rates = [centre * plan.ratio ** (k - size // 2) for k in range(size)]
+    rates = [centre * plan.ratio ** (k - plan.size // 2) for k in range(plan.size)]
     before = course.score() * (course.draws if plan.together else 1)
-    earlier: list[Probe] = []
-    probes, seconds = course.heat(rates, plan.rungs[0].steps, plan.together)
-    for rung in plan.rungs[1:]:
-        earlier += probes
-        probes, _ = course.heat(_around_the_best(probes, rung.size), rung.steps, plan.together)
-    cost = course.scoring + plan.tried + sum(plan.cost(rung, course) for rung in plan.rungs)
-    found = Race(probes, plan.rungs[-1].steps, earlier, plan.ratio, before, plan.together, plan.why, cost)
+    probes, seconds = course.heat(rates, plan.steps, plan.together)
+    cost = course.scoring + plan.tried + plan.cost(plan.size, course)
+    found = Race(probes, plan.steps, plan.ratio, before, plan.together, plan.why, cost)
     if plan.together:
         found.times_one = seconds / course.single()
-        members = size * course.draws
+        members = plan.size * course.draws
         found.why = f"a step of {members} members in one program took {found.times_one:.1f} times as long as of one"
     _extend(course, plan, found, budget - cost)
     return found
 
 
 @dataclass(frozen=True)
-class Rung:
-    """So many neighbouring rates, for so many steps each."""
-
-    size: int
-    steps: int
-
-
-@dataclass(frozen=True)
 class _Plan:
-    """Who races, rung by rung, at rates that are ``ratio`` apart.
+    """Who races: ``size`` rates that are ``ratio`` apart, for ``steps`` steps.
 
     ``why`` they do not step together, and ``tried``, the steps that finding it out and timing them takes.
     """
 
     together: bool
     ratio: float
-    rungs: list[Rung]
+    size: int
+    steps: int
     why: str
     tried: float
 
-    def cost(self, rung: Rung, course: Course) -> float:
-        return _price(rung.size, course, self.together) * (rung.steps + course.scoring)
+    def cost(self, size: int, course: Course) -> float:
+        """Of so many rates."""
+        return _price(size, course, self.together) * (self.steps + course.scoring)
 
 
 def _price(size: int, course: Course, together: bool) -> float:
@@ -242,45 +220,25 @@ def _planned(course: Course, budget: float) -> _Plan:
         left = budget - 2 * tried
         steps = _length(left / _price(TOGETHER, course, together=True) - course.scoring)
         if why is None and steps is not None:
-            rungs = _rungs(course, Rung(TOGETHER, steps), left)
-            return _Plan(True, RATIO_TOGETHER, rungs, "", 2 * tried)
+            return _Plan(True, RATIO_TOGETHER, TOGETHER, steps, "", 2 * tried)
         why = why or "the budget is too small for many at once"
     left = budget - tried
     size = max(2, min(IN_TURN, int(left / (LENGTHS[0] + course.scoring))))
     steps = _length(left / (size + 1) - course.scoring) or LENGTHS[0]  # with room for one more
     assert why is not None
-    return _Plan(False, RATIO_IN_TURN, [Rung(size, steps)], why, tried)
-
-
-def _rungs(course: Course, field: Rung, left: float) -> list[Rung]:
-    """The field, and behind the longest probes its better half for twice as long, and so on while the budget lasts."""
-    rungs = [field]
-    while rungs[-1].steps >= LENGTHS[-1] and rungs[-1].size > _FEWEST:
-        left -= _price(rungs[-1].size, course, together=True) * (rungs[-1].steps + course.scoring)
-        better = Rung(rungs[-1].size // 2, 2 * rungs[-1].steps)
-        if _price(better.size, course, together=True) * (better.steps + course.scoring) > left:
-            break
-        rungs.append(better)
-    return rungs
-
-
-def _around_the_best(probes: Sequence[Probe], size: int) -> list[float]:
-    """Neighbouring rates with the best of all in their middle, or as near to it as the field allows."""
-    best = min(range(len(probes)), key=lambda k: probes[k].score)
-    first = max(0, min(best - size // 2, len(probes) - size))
-    return [probe.rate for probe in probes[first : first + size]]
+    return _Plan(False, RATIO_IN_TURN, size, steps, why, tried)
 
 
 def _extend(course: Course, plan: _Plan, found: Race, left: float) -> None:
     """Go on beyond an end that wins, while the budget lasts."""
-    more = Rung(TOGETHER // 2 if found.together else 1, found.steps)
-    cost = plan.cost(more, course)
+    size = TOGETHER // 2 if found.together else 1
+    cost = plan.cost(size, course)
     for _ in range(_EXTENSIONS):
-        end, left = found.won_at, left - cost
+        end, left = found.open_end, left - cost
         if end is None or left < 0:
             return
         outermost, factor = (found.probes[0], 1 / found.ratio) if end == "lower" else (found.probes[-1], found.ratio)
-        rates = [outermost.rate * factor ** (k + 1) for k in range(more.size)]
+        rates = [outermost.rate * factor ** (k + 1) for k in range(size)]
         beyond, _ = course.heat(rates, found.steps, found.together)
         found.probes = sorted([*found.probes, *beyond], key=lambda probe: probe.rate)
         found.cost += cost
