@@ -327,6 +327,31 @@ def test_wrong_labels_far_from_any_border(*, one_hot: bool) -> None:
     assert mended(given, found, 1).program.rows < given.program.rows
 
 
+@pytest.mark.parametrize("share", [0.15, 0.3])
+def test_labels_that_are_contradicted_more_often_than_held_out_ones(share: float) -> None:
+    X, y = labels(600)
+    draws = torch.Generator().manual_seed(2)
+    wrong = torch.rand(600, generator=draws) < share
+    other = (y + torch.randint(1, 3, (600,), generator=draws)) % 3
+    given = classification((X, torch.where(wrong, other, y)), labels(200, seed=3))
+    found = data.label_noise(given)
+    assert found is not None
+    assert found.proof
+    relabelled = mended(given, found).program.train[1]
+    assert int((relabelled != y).sum()) < 0.5 * int(wrong.sum())
+
+
+def test_labels_that_are_contradicted_alike_are_not_wrong() -> None:
+    """Where the inputs do not determine the label, held-out rows say so as well."""
+
+    def vague(count: int, seed: int) -> Pair:
+        draws = torch.Generator().manual_seed(seed)
+        X = torch.randn(count, 4, generator=draws)
+        return X, (X[:, 0] + torch.randn(count, generator=draws) > 0).long()
+
+    assert data.label_noise(classification(vague(600, 0), vague(300, 1))) is None
+
+
 @pytest.mark.parametrize("apart", [0.3, 0.6, 1.0, 2.0])
 def test_classes_that_overlap_are_not_wrong(apart: float) -> None:
     draws = torch.Generator().manual_seed(0)

@@ -195,3 +195,69 @@ def test_a_run_is_healed_before_it_begins_and_resumed_as_such(tmp_path: Path) ->
     assert not any(isinstance(module, nn.Softmax) for module in longer.model.modules())
     with pytest.raises(ValueError, match="healed from"):
         fogline.resume(run.folder, task(), duration="40ep", progress=False)
+
+
+# -- what the report promises ------------------------------------------------------------------------------------------
+
+
+def faulty_programs() -> list[tuple[fogline.Task, fogline.Recipe]]:
+    X, y = spirals()
+    far = fogline.Task(network(), nn.CrossEntropyLoss(), (X * 300 + 1000, y))
+    return [
+        (task(nn.Softmax(dim=1)), RECIPE),
+        (task(nn.Softmax(dim=1)), RECIPE.replace(lr=1e-5)),
+        (far, RECIPE.replace(optimizer="momentum")),
+        (task(), RECIPE.replace(lr=30.0, optimizer="sgd")),
+    ]
+
+
+@pytest.mark.parametrize("budget", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("which", range(4))
+def test_every_trial_that_counts_is_over_three_seeds(which: int, budget: float) -> None:
+    report = fogline.diagnose(*faulty_programs()[which], budget)
+    trials = [finding.trial for finding in report.findings if finding.trial is not None]
+    assert all(len(trial.seeds) == len(SEEDS) for trial in trials if trial.accepted)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_every_part_of_a_patch_was_left_out_once_or_leaves_no_doubt(which: int) -> None:
+    report = fogline.diagnose(*faulty_programs()[which])
+    assert report.findings
+    several = [finding for finding in report.findings if finding.remedy is not None]
+    for finding in several:
+        assert finding.trial is not None
+        assert finding.trial.intervention == finding.remedy.title  # type: ignore[union-attr]
+
+
+def test_symptoms_that_another_fault_made_are_not_mended() -> None:
+    """A sigmoid under a loss that applies its own makes the slope so small that the rate seems too low."""
+    X, y = spirals(900)
+    rare = torch.randperm(900, generator=torch.Generator().manual_seed(0))
+    keep = torch.cat([rare[y[rare] == 0], rare[y[rare] == 1][:50]])
+    model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1), nn.Sigmoid())
+    report = fogline.diagnose(
+        model, (X[keep], y[keep, None].float()), loss=nn.BCEWithLogitsLoss(), optimizer="adam", lr=1e-3, batch_size=16,
+        duration="60ep",
+    )  # fmt: skip
+    assert [finding.cause for finding in report.findings] == ["output_activation"]
+
+
+def test_labels_that_have_nothing_to_do_with_their_rows() -> None:
+    """No row can tell useless inputs from targets that were mixed up: both answers are given."""
+    X, _ = spirals(600)
+    y = torch.randint(0, 2, (600,), generator=torch.Generator().manual_seed(1))
+    report = fogline.diagnose(fogline.Task(network(), nn.CrossEntropyLoss(), (X, y)), RECIPE)
+    assert report.verdict == "limit_of_data"
+    assert [(finding.cause, finding.trial) for finding in report.findings] == [("shuffled_labels", None)]
+    assert report.findings[0].confidence < 0.5
+    assert report.remedies == ()
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("adam", 1e-3), ("momentum", 0.05)])
+def test_what_might_still_learn_faster_is_not_faulty(optimizer: str, lr: float) -> None:
+    X, y = spirals(900)
+    report = fogline.diagnose(
+        nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2)),
+        (X, y), loss=nn.CrossEntropyLoss(), optimizer=optimizer, lr=lr, batch_size=32, duration="80ep",
+    )  # fmt: skip
+    assert (report.verdict, report.findings) == ("healthy", ())

@@ -14,7 +14,6 @@ from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import features, out_of_fold
-from fogline.doctor.standing import standing
 
 _FEWEST = 50
 """Rows below which a share or a score says too little."""
@@ -64,15 +63,15 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
         return None
     rows = len(seen.rows) // 5
     noise = min(0.1, 2 * error_of(rows, exam.case.yardstick.classes))
-    scores = [seen.score, standing(exam).score] + ([] if seen.within_valid is None else [seen.within_valid])
-    if rows < _FEWEST // 2 or max(scores) > noise or observed.train_score < -noise:
+    scores = [seen.score, observed.score] + ([] if seen.within_valid is None else [seen.within_valid])
+    if rows < _FEWEST // 2 or max(scores) > noise:
         return None
     return Suspicion(
         "shuffled_labels",
         0.6,
         (
             Evidence(f"score of {seen.learner} on rows it did not see", seen.score, "well above 0"),
-            Evidence("score of the network on held-out rows", standing(exam).score, "well above 0"),
+            Evidence("score of the network on held-out rows", observed.score, "well above 0"),
         ),
         "Neither the network nor a classical learner gets anything from the inputs that holds for other rows. Either "
         "the inputs do not determine the targets, or inputs and targets were shuffled, sorted, filtered or joined "
