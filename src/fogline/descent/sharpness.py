@@ -31,8 +31,8 @@ from fogline.record.probes import Budget
 
 MOST_PARAMETERS = 50_000_000
 """A direction of this size is kept in memory; of larger models the sharpness is not measured."""
-_FIRST_PRODUCTS = 4
-_FIRST_GUESS = 2.0 * (1 + _FIRST_PRODUCTS)  # steps that the first measurement takes, at most
+_FIRST_PRODUCTS = 2
+_FIRST_GUESS = 1.0 + _FIRST_PRODUCTS  # steps that the first measurement takes
 _LENGTH = 1e-3  # of the way along a direction, against the weights
 
 
@@ -52,10 +52,16 @@ class Sharpness:
         self.machine, self.spec, self.budget = machine, spec, budget
         self.cost = self._spent = 0.0
         self._direction: list[Tensor] | None = None
+        self._looked = 0, math.inf  # step and time
+        self._quickest = math.inf  # seconds of a step
 
-    def affords(self, step_seconds: float) -> bool:
-        """Whether it may measure now, where a step takes so long; what it saves up for, other probes leave alone."""
-        cost, allowed = self.cost or _FIRST_GUESS * step_seconds, self.budget.allowed()
+    def affords(self, step: int) -> bool:
+        """Whether it may measure before this step; what it saves up for, other probes leave alone."""
+        (before, then), now = self._looked, time.perf_counter()
+        if step > before:
+            self._looked = step, now
+            self._quickest = min(self._quickest, max(0.0, now - then) / (step - before) or math.inf)
+        cost, allowed = self.cost or _FIRST_GUESS * self._quickest, self.budget.allowed()
         entitled = self._spent + cost <= allowed / 2
         self.budget.saved = cost if entitled else 0.0
         return entitled and self.budget.spent + cost <= allowed

@@ -33,8 +33,9 @@ CAPTIONS = {
     "lanes: events, what was found and when, the verdict. Words under the pointer say more.",
     "lr": "Learning rate by step.",
     "gradient": "Gradient norm, faint as it came and bold smoothed, and the size of an update against the weights.",
-    "limits": "How far the steps go, as a share of what the optimizer can bear: above 1 the steps swing wider each time. "
-    "Hovering at the limit while the loss falls is healthy: the slopes steepen until the steps just fit.",
+    "limits": "Sharpness: how steeply the loss bends for the steps of the optimizer, as a share of what it can bear. "
+    "Hovering at the limit while the loss falls is healthy: slopes steepen until the steps just fit. Reach of a step: 0 "
+    "leaves the slope as it was, a half ends at the bottom of the line, 1 where the far wall is as steep as the near one.",
     "layers": "The layers by probed step, from the first of the model down to the last; the menu chooses what is shown.",
     "confusion": "Held-out examples by their class and the class they were taken for, by the weights that were kept. "
     "The colour is the share of the class.",
