@@ -76,9 +76,10 @@ class Run:
 
     @property
     def steps(self) -> Table:
-        """Signals by step: loss, lr, grad_norm and, where probed, update_norm, update_ratio, step_cosine, overshoot, sharpness.
+        """Signals by step: loss, lr, grad_norm.
 
-        ``sharpness`` is a share of what the optimizer can bear: 1 is its limit.
+        Where probed also update_norm, update_ratio, step_cosine, overshoot and sharpness, which is a share of what the
+        optimizer can bear: 1 is its limit.
         """
         return read_table(self.folder, "steps")
 

@@ -270,19 +270,29 @@ def show(run: RunArgument, runs: RunsOption = Path("runs")) -> None:
 
 @app.command()
 def report(
-    run: RunArgument,
+    run: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run folders, or names of runs in --runs.", autocompletion=run_names),
+    ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="RUN/report.html if not given.")
+        Path | None,
+        typer.Option(
+            "-o", "--out", "--output", metavar="FILE", help="RUN/report.html if not given; DIR/report.html for several."
+        ),
     ] = None,
+    show_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Write one self-contained HTML file with verdict, curves, recipe and events."""
+    """Write one self-contained HTML file with verdict, findings, figures, recipe and events; several runs compared."""
     with told_plainly():
-        folder = find_run(run, runs)
+        folders = [find_run(name, runs) for name in run]
         from fogline.plots.report import write_report
         from fogline.run import Run
 
-        typer.echo(write_report(Run.open(folder), output or folder / "report.html"))
+        path = output or (folders[0] if len(folders) == 1 else runs) / "report.html"
+        typer.echo(write_report([Run.open(folder) for folder in folders], path))
+        if show_it:
+            typer.launch(path.resolve().as_uri())
 
 
 @app.command()

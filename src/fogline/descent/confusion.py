@@ -43,9 +43,7 @@ class Confusion:
         return [(k // classes, k % classes, int(counts[k])) for k in counts.nonzero().flatten().tolist()]
 
 
-def predictions(
-    loss: Any, outputs: Any, targets: Any, *, labels: bool = False
-) -> tuple[Tensor, Tensor, int] | None:
+def predictions(loss: Any, outputs: Any, targets: Any, *, labels: bool = False) -> tuple[Tensor, Tensor, int] | None:
     """The classes that were expected and predicted, flat, and how many classes there are; None where there are none.
 
     Args:

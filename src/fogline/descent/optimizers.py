@@ -188,7 +188,7 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def stability_limit(edge: str, momentum: float) -> float:
-    """The largest ``lr * curvature`` at which the steps on a quadratic do not grow, by the kind of `OptimizerSpec.edge`.
+    """The largest ``lr * curvature`` at which steps on a quadratic do not grow, by the kind of `OptimizerSpec.edge`.
 
     Cohen et al., 2021, arXiv:2103.00065; 2022, arXiv:2207.14484, for Adam on the preconditioned Hessian.
 

@@ -29,9 +29,7 @@ class Scorer:
         self.source = source.to(device) if isinstance(source, InMemory) and device.type != "cpu" else source
         self.metrics, self.batch_size, self.device = dict(metrics), batch_size, device
 
-    def __call__(
-        self, objective: Objective, seen: Callable[[Any, Any], None] | None = None
-    ) -> dict[str, float]:
+    def __call__(self, objective: Objective, seen: Callable[[Any, Any], None] | None = None) -> dict[str, float]:
         """The mean loss under ``"loss"`` and each metric under its name.
 
         Args:
@@ -54,9 +52,7 @@ class Scorer:
             raise ValueError("expected held-out data with examples, received none")
         return {name: value.item() / total for name, value in sums.items()}
 
-    def _values(
-        self, objective: Objective, batch: Batch, seen: Callable[[Any, Any], None] | None
-    ) -> dict[str, Tensor]:
+    def _values(self, objective: Objective, batch: Batch, seen: Callable[[Any, Any], None] | None) -> dict[str, Tensor]:
         outputs, loss = objective.with_outputs(batch)
         values = {"loss": loss.detach()}
         if objective.supervised:

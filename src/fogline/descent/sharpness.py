@@ -77,14 +77,13 @@ class Sharpness:
         started = time.perf_counter()
         machine, products = self.machine, 1 if self._direction else _FIRST_PRODUCTS
         buffers = [buffer.clone() for buffer in machine.buffers]
-        weights = [p.detach().clone() for p in machine.parameters]
+        live = [p.detach() for p in machine.parameters]
+        weights = [value.clone() for value in live]
         try:
-            value = self._iterated(step, batch, rate, weights, products)
+            value = self._iterated(step, batch, rate, live, products)
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(machine.parameters, weights)
-                for buffer, old in zip(machine.buffers, buffers, strict=True):
-                    buffer.copy_(old)
+            for now, before in zip([*live, *machine.buffers], [*weights, *buffers], strict=True):
+                now.copy_(before)
         seconds = time.perf_counter() - started
         self.cost = seconds * 2 / (1 + products)  # of the next one, which takes two gradients
         self._spent += seconds
@@ -93,7 +92,9 @@ class Sharpness:
         self.budget.probing += seconds
         return value
 
-    def _iterated(self, step: int, batch: Batch, rate: float, weights: list[Tensor], products: int) -> float | None:
+    def _iterated(self, step: int, batch: Batch, rate: float, live: list[Tensor], products: int) -> float | None:
+        """Power iteration; ``live`` are the weights themselves."""
+        weights = [value.clone() for value in live]
         here = self._gradients(step, batch)
         metric = _metric(self.machine.optimizer, self.spec, rate, self.machine.parameters, here)
         if metric is None:
@@ -108,11 +109,9 @@ class Sharpness:
                 self._direction = None
                 return None
             along = list(torch._foreach_mul(direction, reach / length))
-            with torch.no_grad():
-                torch._foreach_add_(self.machine.parameters, along)
+            torch._foreach_add_(live, along)
             bent = list(torch._foreach_sub(self._gradients(step, batch), here))
-            with torch.no_grad():
-                torch._foreach_copy_(self.machine.parameters, weights)
+            torch._foreach_copy_(live, weights)
             turned = list(torch._foreach_div(bent, metric))
             value = math.sqrt(_product(bent, turned) / _product(list(torch._foreach_mul(along, metric)), along))
             direction = turned
@@ -166,7 +165,8 @@ def _preconditioner(
         moment = torch.maximum(state["max_exp_avg_sq"], moment)
     correction = 1 - second ** (float(state["step"]) + 1)
     floor = group["eps"] + torch.finfo(moment.dtype).tiny
-    return ((moment / correction).sqrt() + floor) * stability_limit("preconditioned", first)
+    preconditioner: Tensor = ((moment / correction).sqrt() + floor) * stability_limit("preconditioned", first)
+    return preconditioner
 
 
 def _product(a: list[Tensor], b: list[Tensor]) -> float:

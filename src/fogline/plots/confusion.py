@@ -115,7 +115,10 @@ def _most_confused(table: Table, names: list[str], title: str, dark: bool) -> go
         y=rows,
         orientation="h",
         marker={"color": translucent(colours.second, 0.4)},
-        customdata=[f"{escape(p)}: {c:,} of {int(of_class[t]):,}" for p, c, t in zip(pairs, count[most], target[most], strict=True)],
+        customdata=[
+            f"{escape(p)}: {c:,} of {int(of_class[t]):,}"
+            for p, c, t in zip(pairs, count[most], target[most], strict=True)
+        ],
         hovertemplate="%{customdata}<extra></extra>",
         name="confused",
     )

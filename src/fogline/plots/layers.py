@@ -51,6 +51,7 @@ def layers_figure(run: Run, *, dark: bool = False) -> go.Figure:
         )
     row = 20 if len(names) <= 20 else 13
     ticks = {"tickmode": "array", "tickvals": labels, "tickfont": {"size": 12 if row > 13 else 10}, "ticks": ""}
+    across = {"range": [0, steps[-1]]} if len(steps) > 1 else {"tickmode": "array", "tickvals": steps}
     framed(
         figure, "Layers", "", dark=dark, height=150 + max(5, len(names)) * row, autorange="reversed", type="category"
     )
@@ -59,7 +60,7 @@ def layers_figure(run: Run, *, dark: bool = False) -> go.Figure:
         hovermode="closest",
         margin={"l": 8, "r": 8, "t": 84, "b": 48},
         updatemenus=[_menu(shown)],
-        xaxis={"showgrid": False, "rangemode": "normal", "range": [0, steps[-1]] if len(steps) > 1 else None},
+        xaxis={"showgrid": False, "rangemode": "normal", **across},
         yaxis={"showgrid": False, **ticks},
     )
     return figure

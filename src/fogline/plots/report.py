@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from plotly.offline import get_plotlyjs
 
-from fogline.plots import CAPTIONS, FIGURES, figures_of
+from fogline.plots import CAPTIONS, FIGURES, compare_figure, figures_of
+from fogline.plots.cards import SEVERITIES, finding_card
 from fogline.words import moment, number, span, verdict_name, verdict_sentence
 
 if TYPE_CHECKING:
@@ -44,11 +45,37 @@ def write_report(run: Run | Sequence[Run], path: str | Path, *, title: str = "")
     if not runs:
         raise ValueError("expected at least one run to report, received none")
     figures: list[dict[str, Any]] = []
-    sections = "\n".join(_section(each, index, figures) for index, each in enumerate(runs))
+    sections = _compared(runs, figures) if len(runs) > 1 else ""
+    sections += "\n".join(_section(each, index, figures) for index, each in enumerate(runs))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_page(title or ", ".join(each.name for each in runs), sections, figures), encoding="utf-8")
     return path
+
+
+def _compared(runs: Sequence[Run], figures: list[dict[str, Any]]) -> str:
+    """Several runs together: where each is in the file, what it came to, in what the recipes differ, the losses."""
+    infos = [run.info for run in runs]
+    recipes = [info.get("recipe") or {} for info in infos]
+    scores = [info.get("scores") or {} for info in infos]
+    rows = [["verdict", *(verdict_name(info.get("verdict")) for info in infos)]]
+    rows += [[f"held-out {name}", *(_plain(kept.get(name, "")) for kept in scores)] for name in _names(scores, "step")]
+    for name in _names(recipes):
+        values = [_plain(recipe.get(name, "")) for recipe in recipes]
+        rows += [[name, *values]] if len(set(values)) > 1 else []
+    columns = ["", *(run.name for run in runs)]
+    links = "".join(f'<li><a href="#run-{k}">{escape(run.name)}</a></li>' for k, run in enumerate(runs))
+    looks = _both_looks("figure-compare", compare_figure(runs), compare_figure(runs, dark=True))
+    figures.append(looks)
+    return (
+        f'<nav aria-label="Runs"><ul>{links}</ul></nav>{_table("Where they differ", columns, rows)}'
+        f'<div class="figures">{_captioned("figure-compare", CAPTIONS["compare"])}</div>'
+    )
+
+
+def _names(values: Sequence[Mapping[str, Any]], *but: str) -> list[str]:
+    """The keys of all of them, each once."""
+    return [name for name in dict.fromkeys(name for each in values for name in each) if name not in but]
 
 
 def write_figure(make: Callable[..., go.Figure], path: Path, *, title: str, caption: str) -> Path:
@@ -160,7 +187,7 @@ def _figures(run: Run, index: int, figures: list[dict[str, Any]]) -> str:
         identifier = f"figure-{index}-{name}"
         figures.append(_both_looks(identifier, FIGURES[name](run), FIGURES[name](run, dark=True)))
         parts.append(_captioned(identifier, CAPTIONS[name]))
-    return f'<h3>Curves</h3>\n<div class="figures">{"".join(parts)}</div>'
+    return f'<h3>Figures</h3>\n<div class="figures">{"".join(parts)}</div>'
 
 
 def _captioned(identifier: str, caption: str) -> str:
@@ -211,17 +238,10 @@ def _why(decision: Mapping[str, Any]) -> str:
 
 
 def _findings(run: Run) -> str:
-    """Faults that were seen while it ran: what, how sure, why, and what to do."""
-    rows = []
-    for row in run.findings:
-        found = json.loads(row["data"])
-        remedy = found.get("remedy") or {}
-        todo = remedy.get("title") or found.get("advice") or ""
-        sure = f"{row['severity']}, {row['confidence']:.0%} sure"
-        rows.append([number(int(row["step"])), str(row["cause"]), sure, found["explanation"], todo])
-    return (
-        _table("Findings", ["step", "cause", "how bad, how sure", "what happens", "what to do"], rows) if rows else ""
-    )
+    """Faults that were seen while it ran, the gravest first."""
+    rows = sorted(run.findings, key=lambda row: (SEVERITIES.index(row["severity"]), -row["confidence"], row["step"]))
+    cards = "".join(finding_card(json.loads(row["data"]), step=int(row["step"])) for row in rows)
+    return f'<h3>Findings</h3><div class="findings">{cards}</div>' if cards else ""
 
 
 def _events(run: Run) -> str:

@@ -132,7 +132,8 @@ def _severity_colour(severity: str, colours: Palette) -> str:
 def _told(row: Mapping[str, Any]) -> str:
     """What stands under the pointer: the cause, why, what was seen and what to do."""
     found = json.loads(row["data"])
-    head = f"<b>{escape(str(row['cause']))}</b> at step {int(row['step'])}, {row['severity']}, {row['confidence']:.0%} sure"
+    sure = f"{row['severity']}, {row['confidence']:.0%} sure"
+    head = f"<b>{escape(str(row['cause']))}</b> at step {int(row['step'])}<br>{sure}"
     lines = [head, _wrapped(str(found.get("explanation", "")))]
     lines += [_wrapped(f"seen: {evidence_text(item)}") for item in (found.get("evidence") or [])[:_EVIDENCE]]
     todo = (found.get("remedy") or {}).get("title") or found.get("advice")
