@@ -57,6 +57,8 @@ def _matrix(matrix: NDArray[np.float64], names: list[str], title: str, dark: boo
     shares = np.divide(matrix, rows, out=np.zeros_like(matrix), where=rows > 0)
     labels = [_cut(name) for name in names]
     labels = labels if len(set(labels)) == len(labels) else [f"{k}: {name}"[:_NAME] for k, name in enumerate(labels)]
+    angle = _angle(labels)
+    labels = [escape(label) for label in labels]
     few = len(names) <= _MOST_WORDS
     words = [[f"{int(value):,}" if value else "" for value in row] for row in matrix]
     figure = go.Figure()
@@ -83,7 +85,7 @@ def _matrix(matrix: NDArray[np.float64], names: list[str], title: str, dark: boo
         showlegend=False,
         hovermode="closest",
         margin={"l": 8, "r": 8, "t": 48, "b": 56},
-        xaxis={**axis("taken for", colours, standoff=6), **every, "rangemode": "normal", "tickangle": _angle(labels)},
+        xaxis={**axis("taken for", colours, standoff=6), **every, "rangemode": "normal", "tickangle": angle},
         yaxis={**every, "ticks": ""},
     )
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def layers_figure(run: Run, *, dark: bool = False) -> go.Figure:
     if not len(table):
         return empty("Layers", "No probe has looked at the layers.", dark=dark)
     steps, names, maps = layer_maps(table)
-    labels = shortened(names)
+    labels = [escape(label) for label in shortened(names)]
     shown = [name for name, values in maps.items() if np.isfinite(values).any()]
     figure = go.Figure()
     for name in shown:
