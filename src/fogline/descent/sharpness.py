@@ -26,7 +26,7 @@ from fogline.data.source import Batch
 from fogline.descent.batches import rows_of, split
 from fogline.descent.optimizers import OptimizerSpec, stability_limit
 from fogline.descent.randomness import PROBE, seed_step
-from fogline.descent.step import Machine
+from fogline.descent.step import Machine, out_of_memory
 from fogline.record.probes import Budget
 
 MOST_PARAMETERS = 50_000_000
@@ -54,6 +54,7 @@ class Sharpness:
         self._direction: list[Tensor] | None = None
         self._looked = 0, math.inf  # step and time
         self._quickest = math.inf  # seconds of a step
+        self._gave_up = False
 
     def affords(self, step: int) -> bool:
         """Whether it may measure before this step; what it saves up for, other probes leave alone."""
@@ -62,7 +63,7 @@ class Sharpness:
             self._looked = step, now
             self._quickest = min(self._quickest, max(0.0, now - then) / (step - before) or math.inf)
         cost, allowed = self.cost or _FIRST_GUESS * self._quickest, self.budget.allowed()
-        entitled = self._spent + cost <= allowed / 2
+        entitled = self._spent + cost <= allowed / 2 and not self._gave_up
         self.budget.saved = cost if entitled else 0.0
         return entitled and self.budget.spent + cost <= allowed
 
@@ -81,6 +82,10 @@ class Sharpness:
         weights = [value.clone() for value in live]
         try:
             value = self._iterated(step, batch, rate, live, products)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            value, self._gave_up = None, True  # what fits a step need not fit a step and a measurement
         finally:
             for now, before in zip([*live, *machine.buffers], [*weights, *buffers], strict=True):
                 now.copy_(before)

@@ -226,10 +226,11 @@ def read_table(
         raise FileNotFoundError(f"expected a run folder with a run.sqlite, found none in {folder}")
     wanted = {column: _COLUMNS[name][column] for column in columns or _COLUMNS[name]}
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
-        there = [column for column in _columns_there(connection, name) if column in wanted]
-        if not there:
+        known = _columns_there(connection, name)
+        there = [column for column in known if column in wanted]
+        if not there or (filled is not None and filled not in known):
             return Table({column: np.array([], dtype=_TYPES[kind]) for column, kind in wanted.items()})
-        only = f"where {filled} is not null" if filled in there else ""
+        only = "" if filled is None else f"where {filled} is not null"
         cursor = connection.execute(f"select {', '.join(there)} from {name} {only} order by {order}")
         blocks = [_block(rows, [wanted[column] for column in there]) for rows in iter(partial(_some, cursor), [])]
     parts = list(zip(*blocks, strict=True)) if blocks else [[np.array([], dtype=_TYPES[wanted[c]])] for c in there]
