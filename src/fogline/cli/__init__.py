@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,6 +190,7 @@ def doctor(
     budget: Annotated[float, typer.Option(metavar="TIMES", help="Spend at most this many times the run itself.")] = 1.0,
     fix: Annotated[bool, typer.Option("--fix", help="Train the remedied program as a new run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    report: ReportOption = None,
     target: TargetOption = None,
     valid: ValidOption = None,
     recipe: RecipeOption = None,
@@ -224,6 +226,10 @@ def doctor(
             fix=fix,
         )
         print_report(found, as_json=as_json)
+        if report is not None:
+            written = found.html(report)
+            if not as_json:
+                typer.echo(f"report: {written}")
         if mended is not None and not as_json:
             from fogline.cli.showing import print_ending
 
@@ -291,8 +297,8 @@ def report(
 
         path = output or (folders[0] if len(folders) == 1 else runs) / "report.html"
         typer.echo(write_report([Run.open(folder) for folder in folders], path))
-        if show_it:
-            typer.launch(path.resolve().as_uri())
+        if show_it and not webbrowser.open(path.resolve().as_uri()):
+            typer.echo("no browser was found here", err=True)
 
 
 @app.command()

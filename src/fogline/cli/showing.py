@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fogline.cli.chart import chart
-from fogline.cli.saying import say
+from fogline.cli.saying import encodable, say
 from fogline.record.store import Table, read_info, read_table
 from fogline.words import moment, number, scores_text, verdict_name, verdict_sentence
 
@@ -38,10 +38,10 @@ def print_run(folder: Path) -> None:
     info = read_info(folder)
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
     steps = read_table(folder, "steps", columns=("step", "loss"))
-    for line in (_heading(folder, info), *textwrap.wrap(verdict_sentence(info.get("verdict")), width), ""):
+    for line in (_heading(folder, info), _filled(verdict_sentence(info.get("verdict")), width), ""):
         say(line)
     for line in _facts(info, steps):
-        say(textwrap.fill(line, width, subsequent_indent=" " * 8))
+        say(_filled(line, width, subsequent_indent=" " * 8))
     findings = read_table(folder, "findings", "id")
     say("\ntraining loss by step")
     _print_loss(steps, findings, width)
@@ -107,10 +107,10 @@ def _print_findings(findings: Table, width: int) -> None:
     for row in findings:
         found = json.loads(row["data"])
         head = f"  step {int(row['step'])}  {row['cause']} ({row['severity']}, {row['confidence']:.0%} sure)"
-        say(textwrap.fill(f"{head}: {found['explanation']}", width, subsequent_indent="    "))
+        say(_filled(f"{head}: {found['explanation']}", width, subsequent_indent="    "))
         remedy = (found.get("remedy") or {}).get("title") or found.get("advice")
         if remedy:
-            say(textwrap.fill(f"remedy: {remedy}", width, initial_indent="    ", subsequent_indent="      "))
+            say(_filled(f"remedy: {remedy}", width, initial_indent="    ", subsequent_indent="      "))
 
 
 def _print_events(events: Table, width: int) -> None:
@@ -122,7 +122,13 @@ def _print_events(events: Table, width: int) -> None:
         say(f"  ... {len(rows) - EVENTS_SHOWN} earlier ones are in the report")
     for row in rows[-EVENTS_SHOWN:]:
         line = f"  step {int(row['step'])}  {row['kind']}: {row['message']}"
-        say(textwrap.fill(line, width, subsequent_indent="    "))
+        say(_filled(line, width, subsequent_indent="    "))
+
+
+def _filled(text: str, width: int, initial_indent: str = "", subsequent_indent: str = "") -> str:
+    """Wrapped after its characters are those that the terminal knows: one may become several."""
+    known = encodable(text, sys.stdout.encoding or "ascii")
+    return textwrap.fill(known, width, initial_indent=initial_indent, subsequent_indent=subsequent_indent)
 
 
 def knows_unicode() -> bool:

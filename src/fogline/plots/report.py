@@ -49,7 +49,7 @@ def write_report(run: Run | Sequence[Run], path: str | Path, *, title: str = "")
     sections += "\n".join(_section(each, index, figures) for index, each in enumerate(runs))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(title or ", ".join(each.name for each in runs), sections, figures), encoding="utf-8")
+    path.write_text(page(title or ", ".join(each.name for each in runs), sections, figures), encoding="utf-8")
     return path
 
 
@@ -65,11 +65,11 @@ def _compared(runs: Sequence[Run], figures: list[dict[str, Any]]) -> str:
         rows += [[name, *values]] if len(set(values)) > 1 else []
     columns = ["", *(run.name for run in runs)]
     links = "".join(f'<li><a href="#run-{k}">{escape(run.name)}</a></li>' for k, run in enumerate(runs))
-    looks = _both_looks("figure-compare", compare_figure(runs), compare_figure(runs, dark=True))
+    looks = looks_of("figure-compare", compare_figure(runs), compare_figure(runs, dark=True))
     figures.append(looks)
     return (
-        f'<nav aria-label="Runs"><ul>{links}</ul></nav>{_table("Where they differ", columns, rows)}'
-        f'<div class="figures">{_captioned("figure-compare", CAPTIONS["compare"])}</div>'
+        f'<nav aria-label="Runs"><ul>{links}</ul></nav>{table("Where they differ", columns, rows)}'
+        f'<div class="figures">{captioned("figure-compare", CAPTIONS["compare"])}</div>'
     )
 
 
@@ -87,14 +87,14 @@ def write_figure(make: Callable[..., go.Figure], path: Path, *, title: str, capt
         title: the heading.
         caption: what is to be seen.
     """
-    section = f'<div class="figures">{_captioned("figure-0", caption)}</div>'
+    section = f'<div class="figures">{captioned("figure-0", caption)}</div>'
     path.parent.mkdir(parents=True, exist_ok=True)
-    look = _both_looks("figure-0", make(dark=False), make(dark=True))
-    path.write_text(_page(title, section, [look]), encoding="utf-8")
+    look = looks_of("figure-0", make(dark=False), make(dark=True))
+    path.write_text(page(title, section, [look]), encoding="utf-8")
     return path
 
 
-def _page(title: str, sections: str, figures: list[dict[str, Any]]) -> str:
+def page(title: str, sections: str, figures: list[dict[str, Any]]) -> str:
     # "<" is written as an escape so that no text of a run can end the script element.
     data = json.dumps(figures).replace("<", "\\u003c")
     return f"""<!DOCTYPE html>
@@ -166,16 +166,16 @@ def _verdict(verdict: Mapping[str, Any] | None) -> str:
 
 
 def _scores(run: Run, info: Mapping[str, Any]) -> str:
-    table, kept = run.scores, info.get("scores") or {}
+    scores, kept = run.scores, info.get("scores") or {}
     rows = []
-    for split, name in dict.fromkeys(zip(table["split"], table["name"], strict=True)):
-        values = table["value"][(table["split"] == split) & (table["name"] == name)]
+    for split, name in dict.fromkeys(zip(scores["split"], scores["name"], strict=True)):
+        values = scores["value"][(scores["split"] == split) & (scores["name"] == name)]
         best = kept.get(name) if split == "valid" else values[-1]
         course = [number(values[0]), number(values[-1])] if len(values) > 1 else ["", ""]
         rows.append([f"{_SPLITS.get(split, split)} {name}", *course, number(best)])
     if not rows:
         rows = [[f"held-out {name}", "", "", number(value)] for name, value in kept.items() if name != "step"]
-    return _table("Scores", ["score", "first", "last", "weights kept"], rows, numbers=True) if rows else ""
+    return table("Scores", ["score", "first", "last", "weights kept"], rows, numbers=True) if rows else ""
 
 
 _SPLITS = {"valid": "held-out", "train": "training"}
@@ -185,12 +185,12 @@ def _figures(run: Run, index: int, figures: list[dict[str, Any]]) -> str:
     parts = []
     for name in figures_of(run):
         identifier = f"figure-{index}-{name}"
-        figures.append(_both_looks(identifier, FIGURES[name](run), FIGURES[name](run, dark=True)))
-        parts.append(_captioned(identifier, CAPTIONS[name]))
+        figures.append(looks_of(identifier, FIGURES[name](run), FIGURES[name](run, dark=True)))
+        parts.append(captioned(identifier, CAPTIONS[name]))
     return f'<h3>Figures</h3>\n<div class="figures">{"".join(parts)}</div>'
 
 
-def _captioned(identifier: str, caption: str) -> str:
+def captioned(identifier: str, caption: str) -> str:
     words = escape(caption)
     return (
         f'<figure><div id="{identifier}" role="img" aria-label="{words}"></div>'
@@ -198,7 +198,7 @@ def _captioned(identifier: str, caption: str) -> str:
     )
 
 
-def _both_looks(identifier: str, light: go.Figure, dark: go.Figure) -> dict[str, Any]:
+def looks_of(identifier: str, light: go.Figure, dark: go.Figure) -> dict[str, Any]:
     """The data once, and what differs between the two looks: the colours of the traces and the layout."""
     looks = {name: json.loads(figure.to_json()) for name, figure in (("light", light), ("dark", dark))}
     data = looks["light"]["data"]
@@ -225,8 +225,8 @@ def _recipe(info: Mapping[str, Any]) -> str:
             decided.append([name, _plain(asked.get(name, "")), _plain(value), _why(decision)])
         else:
             left[name] = value
-    table = _table("Recipe", ["field", "asked", "used", "why"], decided) if decided else ""
-    return table + _details("Recipe: as it was given" if decided else "Recipe", left)
+    choices = table("Recipe", ["field", "asked", "used", "why"], decided) if decided else ""
+    return choices + _details("Recipe: as it was given" if decided else "Recipe", left)
 
 
 def _why(decision: Mapping[str, Any]) -> str:
@@ -250,7 +250,7 @@ def _events(run: Run) -> str:
         for row in run.events
         if row["kind"] != "finding"
     ]
-    return _table("Events", ["step", "kind", "message"], rows) if rows else ""
+    return table("Events", ["step", "kind", "message"], rows) if rows else ""
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def _details(heading: str, values: Mapping[str, Any]) -> str:
     if not values:
         return ""
     rows = [[key, _plain(value)] for key, value in values.items()]
-    return f"<details><summary>{escape(heading)}</summary>{_table('', ['what', 'value'], rows)}</details>"
+    return f"<details><summary>{escape(heading)}</summary>{table('', ['what', 'value'], rows)}</details>"
 
 
 def _list(heading: str, items: Iterable[Any]) -> str:
@@ -275,7 +275,7 @@ def _list(heading: str, items: Iterable[Any]) -> str:
     return f"<h3>{escape(heading)}</h3><ul>{words}</ul>" if words else ""
 
 
-def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+def table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
     kind = ' class="number"' if numbers else ""
     head = "".join(f'<th scope="col"{kind if at else ""}>{escape(name)}</th>' for at, name in enumerate(columns))
     body = "".join(
