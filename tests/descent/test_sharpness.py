@@ -129,18 +129,18 @@ def test_gradient_descent_on_a_whole_data_set_comes_to_its_limit(tmp_path: Path)
     assert 0.8 < np.median(table["sharpness"][there]) < 1.2
 
 
-def test_it_waits_until_half_of_the_budget_pays_for_it() -> None:
+def test_it_waits_until_its_share_of_the_budget_pays_for_it() -> None:
     probe = sharpness(Quadratic(), "gd")
     probe.budget.started = time.perf_counter() - 1000.0  # 20 seconds are allowed
     assert not probe.affords(0)  # it is not known yet what a step takes
-    probe.cost = 9.0
+    probe.cost = 6.0
     assert probe.affords(1)
-    assert probe.budget.saved == 9.0
-    probe.budget.spent = 12.0
+    assert probe.budget.saved == 6.0
+    probe.budget.spent = 15.0
     assert not probe.affords(2)  # saving up: cheap probes leave room
     assert not probe.budget.affords(0.1)
-    probe.cost = 11.0
-    assert not probe.affords(3)  # more than its half: cheap probes need not wait for it
+    probe.cost = 7.0
+    assert not probe.affords(3)  # more than its third: cheap probes need not wait for it
     assert probe.budget.affords(0.1)
 
 

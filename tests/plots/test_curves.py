@@ -90,6 +90,7 @@ def test_ten_findings_have_lanes_of_their_own_and_say_what_to_do(tmp_path: Path)
     marks = [trace for trace in figure.data if trace.mode == "markers+text"]
     lanes = [trace.y[0] for trace in marks]
     assert len(set(lanes)) == len(lanes) == 11  # ten findings and the verdict
+    assert next(trace for trace in figure.data if trace.name == "more").text == (" and 4 less grave",)
     events = next(trace for trace in figure.data if trace.name == "events")
     assert set(events.y).isdisjoint(lanes)
     assert len(events.x) == 1  # a finding is not told twice

@@ -33,11 +33,12 @@ MOST_PARAMETERS = 50_000_000
 """A direction of this size is kept in memory; of larger models the sharpness is not measured."""
 _FIRST_PRODUCTS = 2
 _FIRST_GUESS = 1.0 + _FIRST_PRODUCTS  # steps that the first measurement takes
+_SHARE = 1 / 3  # of the budget of the signals
 _LENGTH = 1e-3  # of the way along a direction, against the weights
 
 
 class Sharpness:
-    """Measures now and then, within half of the budget of the signals.
+    """Measures now and then, within a third of the budget of the signals.
 
     Args:
         machine: what takes the steps; weights and buffers are bitwise the same afterwards.
@@ -63,7 +64,7 @@ class Sharpness:
             self._looked = step, now
             self._quickest = min(self._quickest, max(0.0, now - then) / (step - before) or math.inf)
         cost, allowed = self.cost or _FIRST_GUESS * self._quickest, self.budget.allowed()
-        entitled = self._spent + cost <= allowed / 2 and not self._gave_up
+        entitled = self._spent + cost <= _SHARE * allowed and not self._gave_up
         self.budget.saved = cost if entitled else 0.0
         return entitled and self.budget.spent + cost <= allowed
 

@@ -61,8 +61,8 @@ def _compared(runs: Sequence[Run], figures: list[dict[str, Any]]) -> str:
     rows = [["verdict", *(verdict_name(info.get("verdict")) for info in infos)]]
     rows += [[f"held-out {name}", *(_plain(kept.get(name, "")) for kept in scores)] for name in _names(scores, "step")]
     for name in _names(recipes):
-        values = [_plain(recipe.get(name, "")) for recipe in recipes]
-        rows += [[name, *values]] if len(set(values)) > 1 else []
+        if len({_plain(recipe[name]) for recipe in recipes if name in recipe}) > 1:
+            rows.append([name, *(_plain(recipe.get(name, "")) for recipe in recipes)])
     columns = ["", *(run.name for run in runs)]
     links = "".join(f'<li><a href="#run-{k}">{escape(run.name)}</a></li>' for k, run in enumerate(runs))
     looks = looks_of("figure-compare", compare_figure(runs), compare_figure(runs, dark=True))

@@ -38,10 +38,12 @@ def add_timeline(figure: go.Figure, run: Run, last: float, colours: Palette) -> 
         last: the last step.
         colours: of the look.
     """
-    findings = _chosen(list(run.findings))
+    found = list(run.findings)
+    findings = _chosen(found)
     events = [row for row in run.events if row["kind"] != "finding"]
     verdict = run.info.get("verdict")
-    lanes = bool(events) + len(findings) + (verdict is not None)
+    left_out = len(found) - len(findings)
+    lanes = bool(events) + len(findings) + bool(left_out) + (verdict is not None)
     if not lanes:
         return 0
     lane = lanes - 1
@@ -51,6 +53,8 @@ def add_timeline(figure: go.Figure, run: Run, last: float, colours: Palette) -> 
     for row in findings:
         _add_finding(figure, row, lane, last, colours)
         lane -= 1
+    if left_out:
+        _add_words(figure, f"and {left_out} less grave", lane, colours)
     if verdict is not None:
         _add_verdict(figure, verdict, last, colours)
     figure.update_layout(
@@ -99,6 +103,21 @@ def _add_finding(figure: go.Figure, row: Mapping[str, Any], lane: int, last: flo
     )
 
 
+def _add_words(figure: go.Figure, words: str, lane: int, colours: Palette) -> None:
+    figure.add_scatter(
+        x=[0],
+        y=[lane],
+        yaxis="y2",
+        name="more",
+        mode="text",
+        text=[f" {words}"],
+        textposition="middle right",
+        textfont={"color": colours.faint, "size": 12},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
 def _add_verdict(figure: go.Figure, verdict: Mapping[str, Any], last: float, colours: Palette) -> None:
     name = verdict["name"]
     colour = colours.good if name in _GOOD else colours.bad if name in _BAD else colours.warn
@@ -120,9 +139,9 @@ def _add_verdict(figure: go.Figure, verdict: Mapping[str, Any], last: float, col
 
 
 def _thread(step: float, colour: str) -> dict[str, Any]:
-    """A thin line from the lanes up to the curve."""
+    """A thin line over the curve, above the mark."""
     line = {"color": colour, "width": 1, "dash": "dot"}
-    return {"type": "line", "x0": step, "x1": step, "xref": "x", "y0": 0, "y1": 1, "yref": "paper", "line": line}
+    return {"type": "line", "x0": step, "x1": step, "xref": "x", "y0": 0, "y1": 1, "yref": "y domain", "line": line}
 
 
 def _severity_colour(severity: str, colours: Palette) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fogline.run import Run
 
 _TITLE = "Remedies tried"
+_LINE = 26  # characters of the name of a metric that fit below the axis at 400 pixels
 
 
 def trials_figure(findings: Sequence[Mapping[str, Any]], *, dark: bool = False) -> go.Figure:
@@ -63,7 +65,7 @@ def trials_figure(findings: Sequence[Mapping[str, Any]], *, dark: bool = False) 
     framed(figure, _TITLE, "", dark=dark, height=170 + 20 * row, range=[row - 1.5, -0.8], showgrid=False)
     figure.update_layout(
         hovermode="closest",
-        xaxis=axis(str(tried[0][1]["metric"]), colours, standoff=6),
+        xaxis=axis("<br>".join(wrap(escape(str(tried[0][1]["metric"])), _LINE)), colours, standoff=6),
         yaxis={**ticks, "zeroline": False, "ticks": ""},
     )
     return figure
