@@ -92,20 +92,16 @@ def measure(repeats: int) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The table of the page."""
-    return timing.table(
-        ["figure", "seconds", "size, MB"],
-        [
-            [row["what"], f"{row['seconds']:.2f}", f"{row['megabytes']:.1f}" if "megabytes" in row else ""]
-            for row in rows
-        ],
-    )
+    sizes = [f"{row['megabytes']:.1f}" if "megabytes" in row else "" for row in rows]
+    lines = [[row["what"], f"{row['seconds']:.2f}", size] for row, size in zip(rows, sizes, strict=True)]
+    return timing.table(["figure", "seconds", "size, MB"], lines)
 
 
 PAGE = """# Figures of a long run
 
 A run of 1,000,000 steps with probes of sixty layers, made by `python benchmarks/figures.py --write` (seed 0). Median
-seconds of {repeats}, each in a process of its own, without imports. A figure is to take at most {seconds:g} s; the report,
-which holds every figure in both looks and Plotly itself, at most {megabytes:g} MB: **{answer}**.
+seconds of {repeats}, each in a process of its own, without imports. A figure is to take at most {seconds:g} s; the
+report, which holds every figure in both looks and Plotly itself, at most {megabytes:g} MB: **{answer}**.
 
 {stamp}
 
