@@ -26,7 +26,7 @@ def columns(run: Run, table: str, *names: str, filled: str | None = None) -> Tab
     return _read(run.folder, table, names, filled, _stamp(run.folder))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def _read(folder: Path, table: str, names: tuple[str, ...], filled: str | None, _: tuple[int, ...]) -> Table:
     return read_table(folder, table, _ORDERS.get(table, "step"), names, filled)
 
