@@ -10,9 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from fogline.plots.curves import Numbers, held_out_loss, loss_axis
-from fogline.plots.reading import columns
+from fogline.plots.reading import curve
 from fogline.plots.theme import Palette, axis, empty, framed, palette
-from fogline.plots.thinning import smooth, thin
+from fogline.plots.thinning import thin
 
 if TYPE_CHECKING:
     from fogline.run import Run
@@ -67,8 +67,8 @@ def compare_figure(runs: Sequence[Run], *, dark: bool = False) -> go.Figure:
 
 
 def _training_loss(run: Run) -> tuple[Numbers, Numbers]:
-    steps = columns(run, "steps", "step", "loss")
-    return steps["step"].astype(float), smooth(steps["loss"])
+    loss = curve(run, "loss")
+    return loss.middle_x, loss.middle
 
 
 def _any(curves: Sequence[tuple[Numbers, Numbers]]) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from fogline.plots.reading import columns
+from fogline.plots.reading import Curve, columns, curve
 from fogline.plots.theme import empty, framed, logarithmic, palette, translucent
 from fogline.plots.thinning import smooth, thin
 from fogline.plots.timeline import LANE, add_timeline
@@ -27,15 +27,14 @@ _PLOT = 212  # pixels of the curves above the time line
 def loss_figure(run: Run, *, dark: bool = False) -> go.Figure:
     """Training loss as it came (thinned) and smoothed, held-out loss; below it findings, events and the verdict."""
     colours = palette(dark)
-    steps = columns(run, "steps", "step", "loss")
-    x, loss = steps["step"].astype(float), steps["loss"]
+    training = curve(run, "loss")
+    x, loss, smoothed = training.x, training.y, training.middle
     verdict = run.info.get("verdict")
     title = f"Loss · {verdict_name(verdict)}" if verdict else "Loss"
     if not np.isfinite(loss).any():
         return empty(title, "No finite loss was recorded." if len(loss) else "No steps yet.", dark=dark)
     figure = go.Figure()
-    smoothed = smooth(loss)
-    _add_noisy(figure, x, loss, "training", colours.first, smoothed)
+    _add_noisy(figure, training, "training", colours.first)
     held_x, held = held_out_loss(run)
     if len(held):
         mode = "lines+markers" if len(held) <= 40 else "lines"
@@ -56,12 +55,11 @@ def loss_figure(run: Run, *, dark: bool = False) -> go.Figure:
 
 def lr_figure(run: Run, *, dark: bool = False) -> go.Figure:
     """The learning rate of every step."""
-    steps = columns(run, "steps", "step", "lr")
-    x, rate = steps["step"].astype(float), steps["lr"]
-    if not np.isfinite(rate).any():
+    rate = curve(run, "lr")
+    if not np.isfinite(rate.y).any():
         return empty("Learning rate", "No learning rate was recorded.", dark=dark)
     figure = go.Figure()
-    _add_line(figure, x, rate, "learning rate", palette(dark).first)
+    _add_line(figure, rate.x, rate.y, "learning rate", palette(dark).first)
     return framed(figure, "Learning rate", "", dark=dark, height=260, rangemode="tozero", exponentformat="power")
 
 
@@ -69,17 +67,16 @@ def gradient_figure(run: Run, *, dark: bool = False) -> go.Figure:
     """The norm of the gradient and, where probed, the size of the update against the weights; logarithmic."""
     colours = palette(dark)
     figure = go.Figure()
-    norm_x, norm = _positive(run, "grad_norm")
-    ratio_x, ratio = _positive(run, "update_ratio")
-    if not len(norm) and not len(ratio):
+    norm, (ratio_x, ratio) = _logarithms(curve(run, "grad_norm")), probed(run, "update_ratio")
+    ratio_x, ratio = ratio_x[ratio > 0], ratio[ratio > 0]
+    if not len(norm.y) and not len(ratio):
         return empty("Gradient", "No gradient was recorded.", dark=dark)
-    if len(norm):
-        # On a logarithmic axis the middle is the geometric mean.
-        _add_noisy(figure, norm_x, norm, "gradient norm", colours.first, np.exp(smooth(np.log(norm))))
+    if len(norm.y):
+        _add_noisy(figure, norm, "gradient norm", colours.first)
     if len(ratio):
         _add_line(figure, ratio_x, ratio, "update / weight", colours.third, dash="dash")
     figure.update_layout(showlegend=True)
-    every = np.concatenate([norm, ratio])
+    every = np.concatenate([norm.y, ratio])
     return framed(figure, "Gradient", "", dark=dark, height=300, **logarithmic(every.min(), every.max()))
 
 
@@ -127,19 +124,25 @@ def probed(run: Run, column: str) -> tuple[Numbers, Numbers]:
     return table["step"][there].astype(float), table[column][there]
 
 
-def _positive(run: Run, column: str) -> tuple[Numbers, Numbers]:
-    """The finite values above zero: a logarithmic axis has no place for others."""
-    x, values = probed(run, column)
-    return x[values > 0], values[values > 0]
+def _logarithms(signal: Curve) -> Curve:
+    """The values above zero, for a logarithmic axis has no place for others.
+
+    Their running mean is the geometric one; of a long run, that of the means of its groups.
+    """
+    there = np.isfinite(signal.y) & (signal.y > 0)
+    x, y = signal.x[there], signal.y[there]
+    if len(signal.middle) < len(signal.y):
+        return Curve(x, y, signal.middle_x, signal.middle)
+    return Curve(x, y, x, np.exp(smooth(np.log(y))))
 
 
-def _add_noisy(figure: go.Figure, x: Numbers, y: Numbers, name: str, colour: str, middle: Numbers) -> None:
+def _add_noisy(figure: go.Figure, signal: Curve, name: str, colour: str) -> None:
     """Draw values that jitter faintly, and their running mean over them."""
-    if len(x) < _SMOOTH_FROM:
-        _add_line(figure, x, y, name, colour)
+    if len(signal.x) < _SMOOTH_FROM:
+        _add_line(figure, signal.x, signal.y, name, colour)
         return
-    _add_line(figure, x, y, f"{name}, each step", colour, faint=True)
-    _add_line(figure, x, middle, name, colour)
+    _add_line(figure, signal.x, signal.y, f"{name}, each step", colour, faint=True)
+    _add_line(figure, signal.middle_x, signal.middle, name, colour)
 
 
 def _add_line(

@@ -239,6 +239,39 @@ def read_table(
     return Table({column: found.get(column, np.full(count, np.nan)) for column in wanted})
 
 
+def count_rows(folder: Path, table: str) -> int:
+    """How many rows a table of ``run.sqlite`` has."""
+    with closing(sqlite3.connect(f"file:{folder / 'run.sqlite'}?mode=ro", uri=True, timeout=30)) as connection:
+        found: int = connection.execute(f"select count(*) from {table}").fetchone()[0]
+    return found
+
+
+def read_groups(folder: Path, column: str, count: int) -> Table:
+    """A signal of the table ``steps`` in groups of neighbours: many times faster than row by row where they are many.
+
+    Args:
+        folder: the run folder.
+        column: the signal.
+        count: how many groups there are at most, of equal numbers of steps.
+
+    Returns:
+        For each group its ``step`` in the middle, and ``low``, ``high`` and ``mean`` of its finite values, NaN where
+        there are none.
+    """
+    # Asked range by range, SQLite walks along its index; to group by a number it computes it would sort all rows.
+    query = (
+        f"select min({column}), max({column}), avg({column}) from steps "
+        f"where step >= ? and step < ? and {column} between -9e307 and 9e307"
+    )
+    with closing(sqlite3.connect(f"file:{folder / 'run.sqlite'}?mode=ro", uri=True, timeout=30)) as connection:
+        last = connection.execute("select max(step) from steps").fetchone()[0] or 0
+        width = last // count + 1
+        starts = range(0, last + 1, width)
+        rows = [connection.execute(query, (start, start + width)).fetchone() for start in starts]
+    low, high, mean = np.array(rows, dtype=np.float64).T
+    return Table({"step": np.array(starts) + (width - 1) / 2, "low": low, "high": high, "mean": mean})
+
+
 def _some(cursor: sqlite3.Cursor) -> list[tuple[Any, ...]]:
     return cursor.fetchmany(_AT_ONCE)
 
