@@ -217,3 +217,23 @@ def test_a_report_is_opened_in_the_browser_that_is_set(tmp_path: Path) -> None:
     shown = in_a_process("report", "digits", "--open", folder=tmp_path, BROWSER=f"{browser} %s")
     assert shown.returncode == 0, shown.stderr
     assert (tmp_path / "opened").read_text().strip() == (tmp_path / "runs" / "digits" / "report.html").as_uri()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    make_run(tmp_path / "digits", events=[(at, "note", "x" * 9000) for at in range(12)])
+    command = [sys.executable, "-m", "fogline", "show", str(tmp_path / "digits")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:
+        assert shown.stdout is not None
+        assert shown.stderr is not None
+        assert shown.stdout.readline().startswith("digits: noise floor")
+        shown.stdout.close()
+        assert shown.stderr.read() == ""
+    assert shown.returncode == 0
+
+
+def test_a_long_run_is_shown_by_the_means_of_its_steps(tmp_path: Path) -> None:
+    losses = [2.0 if step % 2 else 4.0 for step in range(60_000)]
+    make_run(tmp_path / "digits", losses=losses)
+    shown = call("show", tmp_path / "digits").output
+    assert "steps   60000, last loss 2" in shown
+    assert "3.000 ┤" in shown

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from fogline.cli.chart import chart
+from fogline.cli.listing import last_step
 from fogline.cli.saying import encodable, say
-from fogline.record.store import Table, read_info, read_table
+from fogline.record.store import Table, count_rows, read_groups, read_info, read_table
 from fogline.words import moment, number, scores_text, verdict_name, verdict_sentence
 
 EVENTS_SHOWN = 12
 MARKS_SHOWN = 5
+LONG, GROUPS = 50_000, 1000
 
 
 def print_ending(folder: Path, *, err: bool = False) -> None:
@@ -37,14 +39,13 @@ def print_run(folder: Path) -> None:
     """
     info = read_info(folder)
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
-    steps = read_table(folder, "steps", columns=("step", "loss"))
     for line in (_heading(folder, info), _filled(verdict_sentence(info.get("verdict")), width), ""):
         say(line)
-    for line in _facts(info, steps):
+    for line in _facts(info, *last_step(folder)):
         say(_filled(line, width, subsequent_indent=" " * 8))
     findings = read_table(folder, "findings", "id")
     say("\ntraining loss by step")
-    _print_loss(steps, findings, width)
+    _print_loss(_losses(folder), findings, width)
     _print_findings(findings, width)
     _print_scores(read_table(folder, "scores", "step, split, name"))
     _print_events(read_table(folder, "events", "id"), width)
@@ -54,7 +55,15 @@ def _heading(folder: Path, info: dict[str, Any]) -> str:
     return f"{folder.name}: {verdict_name(info.get('verdict'))} ({moment(info.get('started'))})"
 
 
-def _facts(info: dict[str, Any], steps: Table) -> list[str]:
+def _losses(folder: Path) -> Table:
+    """The training loss by step; of a long run its means over groups of steps."""
+    if count_rows(folder, "steps") <= LONG:
+        return read_table(folder, "steps", columns=("step", "loss"))
+    groups = read_groups(folder, "loss", GROUPS)
+    return Table({"step": groups["step"], "loss": groups["mean"]})
+
+
+def _facts(info: dict[str, Any], step: int | None, loss: float | None) -> list[str]:
     task, recipe = info.get("task") or {}, info.get("recipe") or {}
     words = [str(task.get("model") or "model")]
     if task.get("parameters"):
@@ -64,9 +73,8 @@ def _facts(info: dict[str, Any], steps: Table) -> list[str]:
     lines = ["task    " + ", ".join(words)]
     named = ("optimizer", "lr", "batch_size", "duration", "schedule", "seed")
     lines.append("recipe  " + ", ".join(f"{name} {_value(recipe[name])}" for name in named if name in recipe))
-    if len(steps):
-        done = info["steps"] if info.get("verdict") else int(steps["step"][-1])
-        lines.append(f"steps   {done}, last loss {number(float(steps['loss'][-1]))}")
+    if step is not None:
+        lines.append(f"steps   {info['steps'] if info.get('verdict') else step}, last loss {number(loss)}")
     if info.get("scores"):
         lines.append(f"scores  {scores_text(info['scores'])}: held out, the weights kept")
     return lines
@@ -94,8 +102,8 @@ def _print_loss(steps: Table, findings: Table, width: int) -> None:
     if not len(steps):
         say("(no steps yet)")
         return
-    marks = [(float(row["step"]), str(row["cause"])) for row in findings][:MARKS_SHOWN]
     x = steps["step"].astype(float)
+    marks = [(max(x[0], float(row["step"])), str(row["cause"])) for row in findings][:MARKS_SHOWN]
     for line in chart(x, steps["loss"], width=width, unicode=knows_unicode(), marks=marks):
         say(line)
 
