@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -100,12 +101,17 @@ def test_text_of_a_run_is_never_markup(tmp_path: Path) -> None:
 
 
 def test_both_looks_share_their_data(tmp_path: Path) -> None:
-    page, _ = read(Run.open(make_run(tmp_path / "run")).report(tmp_path / "run.html"))
+    page, _ = read(Run.open(full_run(tmp_path / "run")).report(tmp_path / "run.html"))
     figures = re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)
     assert figures is not None
     for figure in json.loads(figures[1]):
         assert len(figure["light"]["traces"]) == len(figure["dark"]["traces"]) == len(figure["data"])
         assert figure["light"]["layout"] != figure["dark"]["layout"]
+        for name in ("light", "dark"):
+            made = FIGURES[figure["id"].removeprefix("figure-0-")](Run.open(tmp_path / "run"), dark=name == "dark")
+            together = [one | other for one, other in zip(figure["data"], figure[name]["traces"], strict=True)]
+            assert together == json.loads(made.to_json())["data"]
+            assert not any({"x", "y", "z"} & set(trace) for trace in figure[name]["traces"])
 
 
 def test_a_measured_rate_is_a_figure_with_its_warnings_in_the_recipe(tmp_path: Path) -> None:
@@ -164,6 +170,15 @@ def test_a_report_of_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", losses=[], held_out={}, verdict=None, notes=[], resolved={}, scores={})
     _, outline = read(Run.open(folder).report(tmp_path / "run.html"))
     assert "Training: no verdict yet." in " ".join(outline.text)
+
+
+def test_figures_and_reports_are_made_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from fogline.run import Run; from fogline.plots.report import write_report\n"
+        "write_report([Run.open(sys.argv[1])] * 2, sys.argv[2])\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code, full_run(tmp_path / "run"), tmp_path / "run.html"], check=True)
 
 
 def test_no_run_is_an_error(tmp_path: Path) -> None:

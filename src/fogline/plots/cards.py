@@ -12,18 +12,19 @@ SEVERITIES = ("fatal", "serious", "minor")
 _UNTRIED = "Not tried: it is said from what was seen alone."
 
 
-def finding_card(found: Mapping[str, Any], *, step: int | None = None) -> str:
+def finding_card(found: Mapping[str, Any], *, step: int | None = None, level: int = 4) -> str:
     """One finding as HTML.
 
     Args:
         found: as :meth:`fogline.doctor.finding.Finding.to_dict` gives it, and the table ``findings`` keeps it.
         step: at which it was seen, of a run.
+        level: of the heading.
     """
     severity = found["severity"] if found["severity"] in SEVERITIES else "minor"
     sure = float(found["confidence"])
     at = "" if step is None else f" · step {number(step)}"
     head = (
-        f'<h4>{escape(str(found["cause"]))}</h4><p class="faint"><span class="badge">{severity}</span> '
+        f'<h{level}>{escape(str(found["cause"]))}</h{level}><p class="faint"><span class="badge">{severity}</span> '
         f'<meter min="0" max="1" value="{sure:.2f}" aria-hidden="true"></meter> {sure:.0%} sure{at}</p>'
     )
     parts = [head, f"<p>{escape(str(found.get('explanation', '')))}</p>"]

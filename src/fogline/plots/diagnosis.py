@@ -36,7 +36,7 @@ def write_diagnosis(report: Report, path: str | Path, *, title: str = "Why does 
     tone = _TONES.get(report.verdict, "warn")
     parts = [f'<div class="verdict {tone}" role="note"><p>{escape(headline)}</p></div>']
     parts += [f"<p>{escape(line)}</p>" for line in lines]
-    cards = "".join(finding_card(finding.to_dict()) for finding in report.findings)
+    cards = "".join(finding_card(finding.to_dict(), level=3) for finding in report.findings)
     parts.append(f'<h2>Causes</h2><div class="findings">{cards}</div>' if cards else "")
     tried = any(finding.trial for finding in report.findings) or any(item.trial for item in report.rejected)
     figures = [looks_of("figure-0", tried_figure(report), tried_figure(report, dark=True))] if tried else []

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from fogline.run import Run
 
 _GOOD, _BAD = ("CONVERGED", "NOISE_FLOOR"), ("DIVERGED", "NONFINITE")
-_COLOURED = ("line", "marker", "fillcolor", "colorbar", "textfont")
 
 # The file may hold text from anywhere (labels, messages), so it may load and send nothing.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -199,19 +198,24 @@ def captioned(identifier: str, caption: str) -> str:
 
 
 def looks_of(identifier: str, light: go.Figure, dark: go.Figure) -> dict[str, Any]:
-    """The data once, and what differs between the two looks: the colours of the traces and the layout."""
+    """The data once, and what differs between the two looks: colours of the traces, and the layout."""
     looks = {name: json.loads(figure.to_json()) for name, figure in (("light", light), ("dark", dark))}
-    data = looks["light"]["data"]
-    coloured = {name: [_colours(trace) for trace in look["data"]] for name, look in looks.items()}
+    pairs = list(zip(looks["light"]["data"], looks["dark"]["data"], strict=True))
+    shared = [{key: value for key, value in one.items() if other.get(key) == value} for one, other in pairs]
     return {
         "id": identifier,
-        "data": [{key: value for key, value in trace.items() if key not in _COLOURED} for trace in data],
-        **{name: {"traces": coloured[name], "layout": looks[name]["layout"]} for name in looks},
+        "data": shared,
+        **{
+            name: {
+                "traces": [
+                    {key: value for key, value in trace.items() if key not in common}
+                    for trace, common in zip(look["data"], shared, strict=True)
+                ],
+                "layout": look["layout"],
+            }
+            for name, look in looks.items()
+        },
     }
-
-
-def _colours(trace: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: trace[key] for key in _COLOURED if key in trace}
 
 
 def _recipe(info: Mapping[str, Any]) -> str:
