@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fogline.plots import FIGURES
 from fogline.plots.reading import LONG, curve
 from fogline.plots.thinning import smooth, thin
-from fogline.record.store import Store
+from fogline.record.store import Store, Table
 from fogline.run import Run
 from run_folders import make_run, noisy_losses
 
@@ -83,6 +83,20 @@ def test_a_group_without_a_finite_value_is_a_gap(tmp_path: Path) -> None:
     found = curve(Run.open(make_run(tmp_path / "run", losses=losses)), "loss")
     assert np.isnan(found.y[-2:]).all()
     assert found.y[0] == 1.0
+
+
+class View(Run):
+    """A run that reads for itself: three rows, of which it knows the means."""
+
+    def columns(self, table: str, filled: str | None = None) -> Table:
+        assert (table, filled) == ("steps", None)
+        return Table({"step": np.arange(3), "loss": np.array([9.0, 0.0, 3.0]), "loss_mean": np.array([4.0, 4.0, 3.0])})
+
+
+def test_a_run_that_reads_for_itself_is_asked(tmp_path: Path) -> None:
+    found = curve(View(make_run(tmp_path / "run")), "loss")
+    assert found.y.tolist() == [9.0, 0.0, 3.0]
+    assert found.middle.tolist() == [4.0, 4.0, 3.0]
 
 
 def test_what_is_read_follows_the_file(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,15 @@ _GROUPS = 1000
 _ORDERS = {"scores": "step, split, name", "layers": "step, rowid", "confusion": "target, predicted"}
 
 
+@runtime_checkable
+class Reading(Protocol):
+    """A run that reads its tables itself, thinned or kept from before: the views of a program that shows many runs."""
+
+    def columns(self, table: str, filled: str | None = None) -> Table:
+        """A table by name; of ``filled`` columns only the rows that have a value. A column ``<name>_mean`` beside a
+        signal of ``steps`` holds the means that a running mean is to be made of."""
+
+
 def columns(run: Run, table: str, *names: str, filled: str | None = None) -> Table:
     """Some columns of a table of a run; read again only when its file has changed.
 
@@ -33,6 +42,8 @@ def columns(run: Run, table: str, *names: str, filled: str | None = None) -> Tab
         names: of the columns; all of them if none are named.
         filled: a column; only rows that have a value in it are read.
     """
+    if isinstance(run, Reading):
+        return run.columns(table, filled)
     return _read(run.folder, table, names, filled, _stamp(run.folder))
 
 
@@ -53,10 +64,10 @@ class Curve:
 
 def curve(run: Run, name: str) -> Curve:
     """The signal "loss", "lr" or "grad_norm" of a run."""
-    if _count(run.folder, _stamp(run.folder)) <= LONG:
+    if isinstance(run, Reading) or _count(run.folder, _stamp(run.folder)) <= LONG:
         table = columns(run, "steps", "step", name)
         x = table["step"].astype(float)
-        return Curve(x, table[name], x, smooth(table[name]))
+        return Curve(x, table[name], x, smooth(table.columns.get(f"{name}_mean", table[name])))
     groups = _groups(run.folder, name, _stamp(run.folder))
     x = groups["step"]
     y = np.stack([groups["low"], groups["high"]], axis=1).ravel()
