@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -221,11 +221,8 @@ def read_table(
     Raises:
         FileNotFoundError: the folder holds no run.
     """
-    path = folder / "run.sqlite"
-    if not path.exists():
-        raise FileNotFoundError(f"expected a run folder with a run.sqlite, found none in {folder}")
     wanted = {column: _COLUMNS[name][column] for column in columns or _COLUMNS[name]}
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
+    with _reading(folder) as connection:
         known = _columns_there(connection, name)
         there = [column for column in known if column in wanted]
         if not there or (filled is not None and filled not in known):
@@ -241,7 +238,7 @@ def read_table(
 
 def count_rows(folder: Path, table: str) -> int:
     """How many rows a table of ``run.sqlite`` has."""
-    with closing(sqlite3.connect(f"file:{folder / 'run.sqlite'}?mode=ro", uri=True, timeout=30)) as connection:
+    with _reading(folder) as connection:
         found: int = connection.execute(f"select count(*) from {table}").fetchone()[0]
     return found
 
@@ -263,13 +260,22 @@ def read_groups(folder: Path, column: str, count: int) -> Table:
         f"select min({column}), max({column}), avg({column}) from steps "
         f"where step >= ? and step < ? and {column} between -9e307 and 9e307"
     )
-    with closing(sqlite3.connect(f"file:{folder / 'run.sqlite'}?mode=ro", uri=True, timeout=30)) as connection:
+    with _reading(folder) as connection:
         last = connection.execute("select max(step) from steps").fetchone()[0] or 0
         width = last // count + 1
         starts = range(0, last + 1, width)
         rows = [connection.execute(query, (start, start + width)).fetchone() for start in starts]
     low, high, mean = np.array(rows, dtype=np.float64).T
     return Table({"step": np.array(starts) + (width - 1) / 2, "low": low, "high": high, "mean": mean})
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
+    path = folder / "run.sqlite"
+    if not path.exists():
+        raise FileNotFoundError(f"expected a run folder with a run.sqlite, found none in {folder}")
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
+        yield connection
 
 
 def _some(cursor: sqlite3.Cursor) -> list[tuple[Any, ...]]:
