@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fogline
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import build, spec_of, stability_limit, state_tensors
-from fogline.descent.sharpness import Sharpness
+from fogline.descent.sharpness import Sharpness, can_measure
 from fogline.descent.step import Machine
 from fogline.rate.curvature import edge
 from fogline.record.probes import Budget
@@ -107,7 +107,8 @@ def test_nothing_is_disturbed() -> None:
 def test_a_run_that_is_measured_has_the_bits_of_one_that_is_not(steps: str, tmp_path: Path) -> None:
     X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     task = fogline.Task(lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1)), nn.MSELoss(), (X, X[:, :1]))
-    chosen = recipe(duration="4000st", step=steps, checkpoint_every="1000000st")
+    duration = "4000st" if steps == "eager" else "60000st"  # it looks every twentieth of a second
+    chosen = recipe(duration=duration, step=steps, checkpoint_every="1000000st")
     runs = [fogline.fit(task, chosen.replace(watch=w), runs=tmp_path, name=f"{w}") for w in (0.0, 0.9)]
     assert np.isfinite(runs[1].steps["sharpness"]).any()
     assert final_bits(runs[0].folder) == final_bits(runs[1].folder)
@@ -156,6 +157,14 @@ def test_no_memory_for_it_ends_the_measuring_and_not_the_training() -> None:
     assert torch.equal(probe.machine.parameters[0].detach(), torch.ones(3, dtype=torch.float64))
     probe.budget.started, probe.budget.spent = -math.inf, 0.0
     assert not probe.affords(2)
+
+
+def test_where_rounding_would_hide_the_difference_nothing_is_measured() -> None:
+    probe = sharpness(Quadratic(), "gd")
+    assert can_measure(probe.machine, probe.spec)
+    probe.machine.objective.autocast = torch.bfloat16
+    assert not can_measure(probe.machine, probe.spec)
+    assert not can_measure(sharpness(Quadratic().bfloat16(), "gd").machine, probe.spec)
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "lbfgs"])

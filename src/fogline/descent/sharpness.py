@@ -31,6 +31,7 @@ from fogline.record.probes import Budget
 
 MOST_PARAMETERS = 50_000_000
 """A direction of this size is kept in memory; of larger models the sharpness is not measured."""
+_EXACT = (torch.float32, torch.float64)
 _FIRST_PRODUCTS = 2
 _FIRST_GUESS = 1.0 + _FIRST_PRODUCTS  # steps that the first measurement takes
 _SHARE = 1 / 3  # of the budget of the signals
@@ -53,7 +54,7 @@ class Sharpness:
         self.machine, self.spec, self.budget = machine, spec, budget
         self.cost = self._spent = 0.0
         self._direction: list[Tensor] | None = None
-        self._looked = 0, math.inf  # step and time
+        self._looked = -1, math.inf  # step and time
         self._quickest = math.inf  # seconds of a step
         self._gave_up = False
 
@@ -62,7 +63,7 @@ class Sharpness:
         (before, then), now = self._looked, time.perf_counter()
         if step > before:
             self._looked = step, now
-            self._quickest = min(self._quickest, max(0.0, now - then) / (step - before) or math.inf)
+            self._quickest = min(self._quickest, (now - then) / (step - before) if before >= 0 else math.inf)
         cost, allowed = self.cost or _FIRST_GUESS * self._quickest, self.budget.allowed()
         entitled = self._spent + cost <= _SHARE * allowed and not self._gave_up
         self.budget.saved = cost if entitled else 0.0
@@ -135,6 +136,13 @@ class Sharpness:
             found = torch.autograd.grad(loss, machine.parameters, allow_unused=True)
             total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
         return total
+
+
+def can_measure(machine: Machine, spec: OptimizerSpec) -> bool:
+    """Whether the limit is known, the model small enough, and the difference of two gradients not lost in rounding."""
+    exact = machine.objective.autocast is None and all(p.dtype in _EXACT for p in machine.parameters)
+    small = sum(p.numel() for p in machine.parameters) <= MOST_PARAMETERS
+    return spec.edge is not None and exact and small
 
 
 def _metric(

@@ -235,7 +235,7 @@ class Descent:
     def look_at_sharpness(self) -> None:
         """Measure how near the steps are to the limit of the optimizer, when the budget affords it."""
         stepper, step = self.stepper, self.step
-        if self.sharpness is None or not step or not self.sharpness.affords(step):
+        if self.sharpness is None or not self.sharpness.affords(step) or not step:
             return
         several = isinstance(stepper, CompiledStep) and stepper.chunked is not None
         batch = self.batches.at(step - 1) if several else stepper.batch
