@@ -100,3 +100,63 @@ def measured_rate(evidence: dict[str, Any] | None = None) -> dict[str, Any]:
     evidence = evidence or race_evidence()
     found = {"value": 0.05, "why": evidence["rule"], "interval": [0.0025, 1.0], "cost_steps": 40, "evidence": evidence}
     return {"lr": {**found, "warnings": ["noise: the winner's gain is uncertain"]}}
+
+
+def finding(cause: str = "double_softmax", severity: str = "serious", **changes: Any) -> dict[str, Any]:
+    """A finding as the table keeps it, with a trial over two seeds."""
+    return {
+        "cause": cause,
+        "severity": severity,
+        "confidence": 0.9,
+        "evidence": [
+            {"signal": "last operation", "value": "softmax", "expected": "logits", "step": None, "layer": "4"}
+        ],
+        "explanation": "The loss applies a second softmax.",
+        "trial": {
+            "seeds": [0, 1],
+            "without": [0.2, 0.25],
+            "with_it": [0.9, 0.92],
+            "metric": "skill",
+            "steps": 60,
+            "effect": 0.685,
+            "interval": [0.655, 0.715],
+            "accepted": True,
+        },
+        "remedy": {"title": "leave out the softmax", "patch": "del model[4]"},
+        "advice": "",
+        **changes,
+    }
+
+
+def add_findings(folder: Path, findings: Sequence[tuple[int, Mapping[str, Any]]]) -> Path:
+    """Findings at these steps, in a run that is there; returns the folder."""
+    store = Store(folder)
+    for step, found in findings:
+        store.finding(step, found, found["explanation"])
+    store.close()
+    return folder
+
+
+def add_layers(folder: Path, names: Sequence[str], steps: Sequence[int] = range(0, 100, 10)) -> Path:
+    """Rows of these layers at these steps, in a run that is there; returns the folder."""
+    store = Store(folder)
+    store.layers([(step, name, 2.0, 0.5, 0.02 * (k + 1), 1.0, 0.25) for step in steps for k, name in enumerate(names)])
+    store.close()
+    return folder
+
+
+def add_confusion(folder: Path, counts: Sequence[Sequence[int]]) -> Path:
+    """A confusion matrix, in a run that is there; returns the folder."""
+    store = Store(folder)
+    pairs = [(row, column, value) for row, values in enumerate(counts) for column, value in enumerate(values) if value]
+    store.confusion(pairs)
+    store.close()
+    return folder
+
+
+def full_run(folder: Path) -> Path:
+    """A run that has the data of every figure."""
+    make_run(folder, resolved=measured_rate(), events=[(3, "note", "a word")])
+    add_findings(folder, [(0, finding()), (120, finding("dead_units", "minor", trial=None))])
+    add_layers(folder, ["0", "2"])
+    return add_confusion(folder, [[9, 1], [2, 8]])

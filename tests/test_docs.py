@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/quickstart.md", "docs/how-to-choose.md", "docs/watch.md", "docs/doctor.md")
+NAMES = ("quickstart", "how-to-choose", "watch", "doctor", "figures")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 
 
 def blocks() -> list[tuple[str, int, str]]:

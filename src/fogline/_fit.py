@@ -12,6 +12,7 @@ from torch import nn
 
 from fogline.data.source import fingerprint
 from fogline.descent.batches import split
+from fogline.descent.confusion import Confusion
 from fogline.descent.guard import MOST as MOST_ROLLBACKS
 from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
 from fogline.descent.loop import Step, Taken, settle, steps
@@ -326,7 +327,10 @@ def _finish(run: Run, descent: Descent, info: dict[str, Any], slope: Slope | Non
         info["recipe"]["duration"] = length
         info["resolved"]["duration"] |= {"value": length}
     if descent.scorer is not None:
-        info["scores"] = descent.scorer(machine.objective) | {"step": descent.counters.best_step}
+        confusion = Confusion(machine.objective.loss, labels=info["task"]["kind"] == "classification")
+        scores = descent.scorer(machine.objective, confusion.add)
+        info["scores"] = scores | {"step": descent.counters.best_step}
+        descent.store.confusion(confusion.rows())
     _write_verdict(descent, info, _judged(run, descent, slope))
 
 

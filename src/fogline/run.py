@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fogline.errors import unknown
-from fogline.recipe import Recipe
 from fogline.record.store import Table, read_info, read_table
 from fogline.verdict import Judgement, Verdict
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fogline.doctor.report import Report
+    from fogline.recipe import Recipe
     from fogline.task import Task
 
 
@@ -72,11 +72,17 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe with every ``"auto"`` resolved."""
+        from fogline.recipe import Recipe  # it brings PyTorch, which looking at a run does not need
+
         return Recipe.from_dict(self.info["recipe"])
 
     @property
     def steps(self) -> Table:
-        """Signals by step: loss, lr, grad_norm and, where probed, update_norm, update_ratio, step_cosine, overshoot."""
+        """Signals by step: loss, lr, grad_norm.
+
+        Where probed also update_norm, update_ratio, step_cosine, overshoot and sharpness, which is a share of what the
+        optimizer can bear: 1 is its limit.
+        """
         return read_table(self.folder, "steps")
 
     @property
@@ -98,6 +104,14 @@ class Run:
     def findings(self) -> Table:
         """Faults that were seen while it ran, in the order they were; ``data`` is JSON with evidence and remedy."""
         return read_table(self.folder, "findings", "id")
+
+    @property
+    def confusion(self) -> Table:
+        """How often a class (``target``) of the held-out data was taken for which (``predicted``): ``count``.
+
+        Counted with the weights that were kept; without rows where the work is no classification.
+        """
+        return read_table(self.folder, "confusion", "target, predicted")
 
     def final_scores(self) -> dict[str, float]:
         """Held-out loss and metrics of the weights that were kept."""
@@ -148,6 +162,7 @@ class Run:
         """
         from fogline.doctor.examine import diagnose
         from fogline.doctor.record import diagnose_record
+        from fogline.recipe import Recipe
 
         task = task or self.task
         if task is None:
@@ -156,7 +171,12 @@ class Run:
         return diagnose(task, Recipe.from_dict(info.get("asked") or info["recipe"]), budget)
 
     def plot(self, name: str = "loss", *, dark: bool = False) -> Any:
-        """One figure of the run, a ``plotly.graph_objects.Figure``: loss, lr, gradient, rate.
+        """One figure of the run, a ``plotly.graph_objects.Figure``; a notebook shows it.
+
+        Args:
+            name: "loss", "lr", "gradient", "limits", "layers", "confusion", "rate"; ``fogline.plots.figures_of(run)``
+                names those that the run has the data for.
+            dark: the dark palette.
 
         Raises:
             ValueError: for an unknown figure.
@@ -168,7 +188,7 @@ class Run:
         return FIGURES[name](self, dark=dark)
 
     def report(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file with verdict, curves, recipe and events; returns its path."""
+        """Write one self-contained HTML file with verdict, findings, figures, recipe and events; returns its path."""
         from fogline.plots.report import write_report
 
         return write_report(self, Path(path))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 import fogline.cli as cli
 from fogline.recipe import Recipe
 from fogline.verdict import Verdict
-from run_folders import make_run
+from run_folders import add_findings, finding, make_run
 
 
 def call(*arguments: object) -> Result:
@@ -180,3 +180,60 @@ def test_an_error_in_the_users_code_keeps_its_traceback_and_only_that(tmp_path: 
     assert "return 1 / 0" in ended.stderr
     assert "typer" not in ended.stderr
     assert "fogline/cli" not in ended.stderr
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_show_fits_every_terminal(columns: int, encoding: str, tmp_path: Path) -> None:
+    long = "a message that goes on — and on → and on " * 5
+    folder = make_run(tmp_path / "runs" / "digits", events=[(4, "note", long)])
+    add_findings(folder, [(0, finding(explanation=long)), (60, finding("regularization_too_strong"))])
+    shown = in_a_process("show", "digits", folder=tmp_path, PYTHONIOENCODING=encoding, COLUMNS=str(columns))
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "\x1b" not in shown.stdout
+    assert "^ double_softmax" in shown.stdout
+    assert "remedy: leave out the softmax" in shown.stdout
+    assert ("→" in shown.stdout) is (encoding == "utf-8")
+
+
+def test_several_runs_go_into_one_report(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        make_run(tmp_path / name)
+    assert call("report", "first", "second", "--runs", tmp_path).output == f"{tmp_path}/report.html\n"
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="figure-compare"' in page
+    assert 'id="run-1"' in page
+    call("report", "second", "--runs", tmp_path, "--out", tmp_path / "new" / "x.html")
+    assert 'id="figure-compare"' not in (tmp_path / "new" / "x.html").read_text()
+
+
+def test_a_report_is_opened_in_the_browser_that_is_set(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "digits")
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    shown = in_a_process("report", "digits", "--open", folder=tmp_path, BROWSER=f"{browser} %s")
+    assert shown.returncode == 0, shown.stderr
+    assert (tmp_path / "opened").read_text().strip() == (tmp_path / "runs" / "digits" / "report.html").as_uri()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    make_run(tmp_path / "digits", events=[(at, "note", "x" * 9000) for at in range(12)])
+    command = [sys.executable, "-m", "fogline", "show", str(tmp_path / "digits")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:
+        assert shown.stdout is not None
+        assert shown.stderr is not None
+        assert shown.stdout.readline().startswith("digits: noise floor")
+        shown.stdout.close()
+        assert shown.stderr.read() == ""
+    assert shown.returncode == 0
+
+
+def test_a_long_run_is_shown_by_the_means_of_its_steps(tmp_path: Path) -> None:
+    losses = [2.0 if step % 2 else 4.0 for step in range(60_000)]
+    make_run(tmp_path / "digits", losses=losses)
+    shown = call("show", tmp_path / "digits").output
+    assert "steps   60000, last loss 2" in shown
+    assert "3.000 ┤" in shown

@@ -120,3 +120,18 @@ def steps_in(path: Path) -> int:
             return 0
         count: int = connection.execute("select count(*) from steps").fetchone()[0]
         return count
+
+
+def test_a_diagnosis_can_be_written_as_a_page(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(
+        "import torch\nfrom torch import nn\nimport fogline\n"
+        "X = torch.linspace(-1, 1, 64)[:, None]\n"
+        "make = lambda: nn.Sequential(nn.Linear(1, 2), nn.Softmax(dim=1))\n"
+        "task = fogline.Task(make, nn.CrossEntropyLoss(), (X, (X[:, 0] > 0).long()))\n"
+        "recipe = fogline.Recipe(optimizer='adam', lr=0.01, batch_size=16, duration='2ep')\n"
+    )
+    page = tmp_path / "new" / "doctor.html"
+    command = [sys.executable, "-m", "fogline", "doctor", "task.py", "--budget", "0", "--report", str(page)]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert f"report: {page}" in ended.stdout, ended.stderr
+    assert "double_softmax" in page.read_text(encoding="utf-8")

@@ -29,10 +29,11 @@ def quick_path() -> Iterator[Path]:
 def forked() -> Iterator[Forked]:
     """``forked("train", folder=..., kill_after=0.2)`` runs a job of ``programs.jobs`` in a process of its own."""
     tests = Path(__file__).parent.parent
+    places = os.pathsep.join(filter(None, [str(tests), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-m", "programs.server"],
         cwd=tests,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

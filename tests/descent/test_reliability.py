@@ -72,7 +72,8 @@ def test_killed_at_every_file_operation_of_a_checkpoint(forked: Forked, quick_pa
             break
         assert answer["code"] == -signal.SIGKILL, answer["errors"]
         if count % 10 == 0:
-            assert forked("train", folder=run)["code"] == 0
+            answer = forked("train", folder=run)
+            assert answer["code"] == 0, answer["errors"]
             assert final_bits(run) == final_bits(whole)
             assert [place.name for place in (run / "checkpoints").iterdir()] == ["step-00000003"]
     assert count > 40

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fogline.record.store import STEP_COLUMNS, Store, read_info, read_table, write_json
+from fogline.record.store import STEP_COLUMNS, Store, count_rows, read_groups, read_info, read_table, write_json
 
 
 def row(step: int, loss: float = 1.0) -> tuple[float | None, ...]:
@@ -98,6 +98,8 @@ def test_a_reader_does_not_stop_the_writer(tmp_path: Path) -> None:
 def test_unknown_columns_and_missing_runs_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"run\.sqlite"):
         read_table(tmp_path, "steps")
+    with pytest.raises(FileNotFoundError, match=r"run\.sqlite"):
+        count_rows(tmp_path, "steps")
     with pytest.raises(FileNotFoundError, match=r"run\.json"):
         read_info(tmp_path)
     Store(tmp_path).close()
@@ -116,3 +118,50 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
     with pytest.raises(TypeError):
         write_json(tmp_path / "run.json", {"a": 2, "b": object()})
     assert read_info(tmp_path) == {"a": 1}
+
+
+def test_a_folder_of_an_earlier_version_can_be_read_and_gone_on_with(tmp_path: Path) -> None:
+    earlier = "step integer primary key, epoch real, examples integer, seconds real, loss real, lr real, " + (
+        "grad_norm real, update_norm real, update_ratio real, step_cosine real, overshoot real"
+    )
+    with closing(sqlite3.connect(tmp_path / "run.sqlite", isolation_level=None)) as connection:
+        connection.execute(f"create table steps ({earlier})")
+        connection.execute(f"insert into steps values ({','.join('?' * 11)})", row(0))
+    table = read_table(tmp_path, "steps")
+    assert tuple(table.columns) == STEP_COLUMNS
+    assert table["loss"].tolist() == [1.0]
+    np.testing.assert_array_equal(table["sharpness"], [np.nan])
+    assert len(read_table(tmp_path, "steps", filled="sharpness")) == 0
+    assert (len(read_table(tmp_path, "confusion", "target")), len(read_table(tmp_path, "findings", "id"))) == (0, 0)
+    with closing(Store(tmp_path)) as store:
+        store.steps([row(1)])
+        store.sharpness(1, 0.5)
+    np.testing.assert_array_equal(read_table(tmp_path, "steps")["sharpness"], [np.nan, 0.5])
+
+
+def test_a_sharpness_goes_into_the_last_row_that_is_there(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        store.steps([row(0), row(4)])
+        store.sharpness(6, 0.75)
+    table = read_table(tmp_path, "steps")
+    assert table["step"].tolist() == [0, 4]
+    np.testing.assert_array_equal(table["sharpness"], [np.nan, 0.75])
+    assert read_table(tmp_path, "steps", columns=("step", "loss"), filled="sharpness")["step"].tolist() == [4]
+
+
+def test_counts_replace_those_before(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        store.confusion([(0, 0, 5), (1, 0, 2)])
+        store.confusion([(0, 0, 6)])
+    assert list(read_table(tmp_path, "confusion", "target")) == [{"target": 0, "predicted": 0, "count": 6}]
+
+
+def test_groups_are_the_extremes_and_means_of_finite_values(tmp_path: Path) -> None:
+    values = [4.0, 2.0, float("inf"), float("nan"), float("nan"), float("-inf"), 1.0]
+    with closing(Store(tmp_path)) as store:
+        store.steps([row(step, value) for step, value in enumerate(values)])
+    table = read_groups(tmp_path, "loss", count=4)
+    assert table["step"].tolist() == [0.5, 2.5, 4.5, 6.5]
+    np.testing.assert_array_equal(table["low"], [2.0, np.nan, np.nan, 1.0])
+    np.testing.assert_array_equal(table["high"], [4.0, np.nan, np.nan, 1.0])
+    np.testing.assert_array_equal(table["mean"], [3.0, np.nan, np.nan, 1.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,6 +190,7 @@ def doctor(
     budget: Annotated[float, typer.Option(metavar="TIMES", help="Spend at most this many times the run itself.")] = 1.0,
     fix: Annotated[bool, typer.Option("--fix", help="Train the remedied program as a new run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    report: ReportOption = None,
     target: TargetOption = None,
     valid: ValidOption = None,
     recipe: RecipeOption = None,
@@ -224,6 +226,10 @@ def doctor(
             fix=fix,
         )
         print_report(found, as_json=as_json)
+        if report is not None:
+            written = found.html(report)
+            if not as_json:
+                typer.echo(f"report: {written}")
         if mended is not None and not as_json:
             from fogline.cli.showing import print_ending
 
@@ -270,19 +276,29 @@ def show(run: RunArgument, runs: RunsOption = Path("runs")) -> None:
 
 @app.command()
 def report(
-    run: RunArgument,
+    run: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run folders, or names of runs in --runs.", autocompletion=run_names),
+    ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="RUN/report.html if not given.")
+        Path | None,
+        typer.Option(
+            "-o", "--out", "--output", metavar="FILE", help="RUN/report.html if not given; DIR/report.html for several."
+        ),
     ] = None,
+    show_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Write one self-contained HTML file with verdict, curves, recipe and events."""
+    """Write one self-contained HTML file with verdict, findings, figures, recipe and events; several runs compared."""
     with told_plainly():
-        folder = find_run(run, runs)
+        folders = [find_run(name, runs) for name in run]
         from fogline.plots.report import write_report
         from fogline.run import Run
 
-        typer.echo(write_report(Run.open(folder), output or folder / "report.html"))
+        path = output or (folders[0] if len(folders) == 1 else runs) / "report.html"
+        typer.echo(write_report([Run.open(folder) for folder in folders], path))
+        if show_it and not webbrowser.open(path.resolve().as_uri()):
+            typer.echo("no browser was found here", err=True)
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,7 @@ def chart(
     unicode: bool = True,
     logarithmic_x: bool = False,
     mark: float | None = None,
+    marks: Sequence[tuple[float, str]] = (),
 ) -> list[str]:
     """The lines of text of a chart of ``y`` over ``x``; each dot column shows the mean of the points in it.
 
@@ -31,6 +34,7 @@ def chart(
         unicode: braille dots; False draws asterisks for terminals that know only ASCII.
         logarithmic_x: whether equal factors of ``x`` are equally wide; it must be above 0.
         mark: a position that a further line points at, if it lies between the first and the last.
+        marks: further such positions, each with the words that stand beside it.
 
     >>> for line in chart(np.arange(4.0), np.array([3.0, 2.0, 1.0, 0.0]), width=16, height=2, unicode=False):
     ...     print(line)
@@ -58,9 +62,10 @@ def chart(
     gap = max(1, cells - len(first) - len(last))
     scale = " (logarithmic)" if logarithmic else ""
     lines.append(" " * (margin + 2) + first + f"{scale:^{gap}}" + last)
-    if mark is not None and x[0] <= mark <= x[-1]:
-        share = ((np.log(mark) if logarithmic_x else mark) - place[0]) / ((place[-1] - place[0]) or 1.0)
-        lines.append(" " * (margin + 2) + _pointer(f"{mark:.3g}", round(share * (cells - 1)), cells))
+    for at, words in [*([] if mark is None else [(mark, f"{mark:.3g}")]), *marks]:
+        if x[0] <= at <= x[-1]:
+            share = ((np.log(at) if logarithmic_x else at) - place[0]) / ((place[-1] - place[0]) or 1.0)
+            lines.append(" " * (margin + 2) + _pointer(words, round(share * (cells - 1)), cells))
     return lines
 
 

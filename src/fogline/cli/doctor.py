@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 import fogline
 from fogline.cli.listing import find_run
+from fogline.cli.saying import say
 from fogline.cli.sources import describe_source, task_and_recipe, task_from_source
 from fogline.record.store import read_info
 
@@ -75,4 +74,4 @@ def _run_folder(what: Path, runs: Path) -> Path | None:
 
 def print_report(report: Report, *, as_json: bool) -> None:
     """The page, or its twin in JSON and nothing else."""
-    typer.echo(report.to_json() if as_json else str(report))
+    say(report.to_json() if as_json else str(report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import sysconfig
 import traceback
@@ -36,6 +37,12 @@ def told_plainly() -> Iterator[None]:
         if _user_frames(error.__traceback__):
             raise
         fail(str(error))
+    except BrokenPipeError as error:
+        if _user_frames(error.__traceback__):
+            raise
+        # Whoever read has seen enough, as in `fogline show RUN | head`. Python would complain once more as it leaves.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(DONE) from None
     except OSError as error:
         if _user_frames(error.__traceback__) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

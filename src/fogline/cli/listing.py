@@ -8,8 +8,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import typer
-
+from fogline.cli.saying import say
 from fogline.errors import did_you_mean
 from fogline.words import moment, number, scores_text, verdict_name
 
@@ -50,13 +49,13 @@ def print_runs(runs: Path) -> None:
         raise FileNotFoundError(f"expected a folder of runs, found none at {runs}; `fogline train` makes one")
     rows = sorted((_row(folder) for folder in run_folders(runs)), key=lambda row: row[-1])
     if not rows:
-        typer.echo(f"no runs in {runs}")
+        say(f"no runs in {runs}")
     elif sys.stdout.isatty():
         _print_table(rows)
     else:
-        typer.echo("\t".join(COLUMNS))
+        say("\t".join(COLUMNS))
         for row in rows:
-            typer.echo("\t".join(row))
+            say("\t".join(row))
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:

@@ -120,6 +120,7 @@ def _look_around(descent: Descent, report: ProgressFunction) -> bool:
     if descent.finished():
         return False
     descent.verify_rate()
+    descent.look_at_sharpness()
     if descent.checkpoint_due():
         descent.save()
     return True

@@ -187,6 +187,24 @@ _SPECS = (
 OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
 
 
+def stability_limit(edge: str, momentum: float) -> float:
+    """The largest ``lr * curvature`` at which steps on a quadratic do not grow, by the kind of `OptimizerSpec.edge`.
+
+    Cohen et al., 2021, arXiv:2103.00065; 2022, arXiv:2207.14484, for Adam on the preconditioned Hessian.
+
+    >>> stability_limit("gradient", 0.0), stability_limit("heavy_ball", 0.9)
+    (2.0, 3.8)
+    """
+    b = momentum
+    limits = {
+        "gradient": 2.0,
+        "heavy_ball": 2 + 2 * b,
+        "nesterov": (2 + 2 * b) / (1 + 2 * b),
+        "preconditioned": (2 + 2 * b) / (1 - b),
+    }
+    return limits[edge]
+
+
 def spec_of(name: object) -> OptimizerSpec:
     """The specification of a name, or one made for an optimizer class.
 

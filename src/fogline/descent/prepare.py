@@ -27,6 +27,7 @@ from fogline.descent.optimizers import build, choose_implementation, set_lr, spe
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
 from fogline.descent.scoring import Scorer
+from fogline.descent.sharpness import Sharpness, can_measure
 from fogline.descent.state import Counters, Descent
 from fogline.descent.step import EagerStep, Machine, is_summed
 from fogline.recipe import Recipe
@@ -239,6 +240,9 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
         scorer = Scorer(start.opened.valid, start.task.metrics, size, device)
     eager = EagerStep(machine, batches, deferred=False if isinstance(start.opened.train, Stream) else None)
     descent = Descent(folder, recipe, machine, batches, eager, store, Recorder(store, budget), probe, scorer)
+    spec = spec_of(recipe.optimizer)
+    if probe is not None and can_measure(machine, spec):
+        descent.sharpness = Sharpness(machine, spec, budget)
     set_lr(optimizer, descent.rate(0))
     _find_reduction(descent)
     prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)

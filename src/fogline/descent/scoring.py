@@ -29,8 +29,12 @@ class Scorer:
         self.source = source.to(device) if isinstance(source, InMemory) and device.type != "cpu" else source
         self.metrics, self.batch_size, self.device = dict(metrics), batch_size, device
 
-    def __call__(self, objective: Objective) -> dict[str, float]:
+    def __call__(self, objective: Objective, seen: Callable[[Any, Any], None] | None = None) -> dict[str, float]:
         """The mean loss under ``"loss"`` and each metric under its name.
+
+        Args:
+            objective: what is scored.
+            seen: is given the outputs and targets of every batch of supervised work.
 
         Raises:
             StopRequested: a signal came between two batches.
@@ -42,16 +46,18 @@ class Scorer:
                 poll()
                 rows = rows_of(batch)
                 total += rows
-                for name, value in self._values(objective, batch).items():
+                for name, value in self._values(objective, batch, seen).items():
                     sums[name] = sums[name] + value.double() * rows if name in sums else value.double() * rows
         if not total:
             raise ValueError("expected held-out data with examples, received none")
         return {name: value.item() / total for name, value in sums.items()}
 
-    def _values(self, objective: Objective, batch: Batch) -> dict[str, Tensor]:
+    def _values(self, objective: Objective, batch: Batch, seen: Callable[[Any, Any], None] | None) -> dict[str, Tensor]:
         outputs, loss = objective.with_outputs(batch)
         values = {"loss": loss.detach()}
         if objective.supervised:
+            if seen is not None:
+                seen(outputs, batch[1])
             for name, metric in self.metrics.items():
                 values[name] = torch.as_tensor(metric(outputs, batch[1])).detach()
         return values

@@ -25,6 +25,7 @@ from fogline.descent.optimizers import load_state_tensors, state_scalars, state_
 from fogline.descent.randomness import REFRESH, private_randomness, seed_step
 from fogline.descent.schedules import PlateauState, update
 from fogline.descent.scoring import Scorer, normalisation_layers, refresh_statistics
+from fogline.descent.sharpness import Sharpness
 from fogline.descent.step import CompiledStep, EagerStep, Machine
 from fogline.recipe import Duration, Recipe
 from fogline.record.probes import Probe
@@ -108,6 +109,7 @@ class Descent:
             self.average = [p.detach().clone() for p in machine.parameters]
         self.guard = Guard(machine, self.average, self.length.expected) if recipe.guard is True else None
         self.verification: Verification | None = None
+        self.sharpness: Sharpness | None = None
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}
         self._since_check: list[float | Tensor] = []
@@ -229,6 +231,17 @@ class Descent:
         counters.rate_factor *= factor
         chosen = "kept" if factor == 1 else f"multiplied by {factor:.3g}"
         self.store.event(self.step, "rate_verified", f"learning rate {chosen}: {why}", {"factor": factor})
+
+    def look_at_sharpness(self) -> None:
+        """Measure how near the steps are to the limit of the optimizer, when the budget affords it."""
+        stepper, step = self.stepper, self.step
+        if self.sharpness is None or not self.sharpness.affords(step) or not step:
+            return
+        several = isinstance(stepper, CompiledStep) and stepper.chunked is not None
+        batch = self.batches.at(step - 1) if several else stepper.batch
+        value = None if batch is None else self.sharpness.measure(step, batch, self.rate(step - 1))
+        if value is not None:
+            self.recorder.sharpness(step - 1, value)
 
     # -- validation ----------------------------------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ class EagerStep:
             try:
                 return self.backward(batch)
             except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
-                if not _out_of_memory(error) or rows_of(batch) < 2 * machine.parts:
+                if not out_of_memory(error) or rows_of(batch) < 2 * machine.parts:
                     raise
             self._restore_buffers()
             machine.summed = is_summed(machine.objective, part(batch, 0, 2))
@@ -332,7 +332,8 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is what the error says."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
 

@@ -189,6 +189,10 @@ class Trial:
         mean = sum(differences) / len(differences)
         return math.sqrt(sum((d - mean) ** 2 for d in differences) / (len(differences) - 1) / len(differences))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that fit in JSON."""
+        return asdict(self) | {"effect": self.effect, "interval": list(self.interval)}
+
     def __str__(self) -> str:
         low, high = self.interval
         return (
@@ -231,10 +235,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that fit in JSON."""
-        trial = None
-        if self.trial is not None:
-            low, high = self.trial.interval
-            trial = asdict(self.trial) | {"effect": self.trial.effect, "interval": [low, high]}
+        trial = None if self.trial is None else self.trial.to_dict()
         remedy = None if self.remedy is None else {"title": self.remedy.title, "patch": self.remedy.patch}
         plain: dict[str, Any] = _jsonable(
             {

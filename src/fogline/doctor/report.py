@@ -6,6 +6,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from fogline.doctor.case import apply_to
@@ -105,8 +106,20 @@ class Report:
             "notes": list(self.notes),
         }
 
+    def plot(self, *, dark: bool = False) -> Any:
+        """The trials, seed by seed: the unchanged program against each remedy; a ``plotly.graph_objects.Figure``."""
+        from fogline.plots.diagnosis import tried_figure
+
+        return tried_figure(self, dark=dark)
+
+    def html(self, path: str | Path) -> Path:
+        """Write one self-contained HTML file with the causes, their evidence, remedies and trials; returns its path."""
+        from fogline.plots.diagnosis import write_diagnosis
+
+        return write_diagnosis(self, path)
+
     def __str__(self) -> str:
-        lines = [self._headline(), ""]
+        lines = [self.headline, ""]
         for number, finding in enumerate(self.findings, 1):
             lines += [*_paragraph(number, finding), ""]
         if self.rejected:
@@ -114,10 +127,12 @@ class Report:
             lines += [f"  - {item.cause}: {item.why}" for item in self.rejected]
             lines.append("")
         lines += [f"Note: {note}" for note in self.notes]
-        lines.append(self._cost())
+        lines.append(self.cost)
         return "\n".join(lines)
 
-    def _headline(self) -> str:
+    @property
+    def headline(self) -> str:
+        """The answer in a line, and the scores in a second one where there are any."""
         if self.verdict != "faulty":
             head = _SENTENCES[self.verdict]
         else:
@@ -133,7 +148,9 @@ class Report:
             scores.append(f"a classical learner {self.reference:.3g}")
         return head + (f"\n{self.metric[:1].upper()}{self.metric[1:]}: {', '.join(scores)}." if scores else "")
 
-    def _cost(self) -> str:
+    @property
+    def cost(self) -> str:
+        """What it cost, in a sentence."""
         if not self.planned:
             return "Looked at the record; nothing was run."
         share = self.cost_steps / self.planned

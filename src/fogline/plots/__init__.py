@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fogline.plots.curves import gradient_figure, loss_figure, lr_figure
+from fogline.plots.compare import compare_figure
+from fogline.plots.confusion import confusion_figure
+from fogline.plots.curves import gradient_figure, limits_figure, loss_figure, lr_figure, probed
+from fogline.plots.layers import layers_figure
 from fogline.plots.rate import measured, rate_figure, rate_of_run_figure
+from fogline.plots.reading import columns
+from fogline.plots.trials import findings_of, trials_figure, trials_of_run_figure
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -17,31 +22,62 @@ FIGURES: dict[str, Callable[..., go.Figure]] = {
     "loss": loss_figure,
     "lr": lr_figure,
     "gradient": gradient_figure,
+    "limits": limits_figure,
+    "layers": layers_figure,
+    "confusion": confusion_figure,
+    "trials": trials_of_run_figure,
     "rate": rate_of_run_figure,
 }
 """Figures by name; each takes ``(run, *, dark=False)``."""
 
 CAPTIONS = {
-    "loss": "Loss by step: the training loss, faint as it came and bold smoothed; the held-out loss; events as marks.",
+    "loss": "Loss by step: the training loss, faint as it came and bold smoothed, and the held-out loss. Below it, in "
+    "lanes: events, what was found and when, the verdict. Words under the pointer say more.",
     "lr": "Learning rate by step.",
     "gradient": "Gradient norm, faint as it came and bold smoothed, and the size of an update against the weights.",
+    "limits": "Sharpness: how steeply the loss bends for the steps of the optimizer, as a share of what it can bear. "
+    "Hovering at the limit while the loss falls is healthy: slopes steepen until the steps just fit. Reach of a step: "
+    "0 leaves the slope as it was, a half ends at the bottom of the line, 1 where both walls are as steep.",
+    "layers": "The layers by probed step, from the first of the model down to the last; the menu chooses what is "
+    "shown.",
+    "confusion": "Held-out examples by their class and the class they were taken for, by the weights that were kept. "
+    "The colour is the share of the class.",
+    "trials": "Remedies tried: a line for each seed, from the score of the program as it is to the score with the "
+    "remedy, on data not trained on. Further right is better.",
     "rate": "How the learning rate was measured: the held-out loss behind each probe by its rate, and the training "
     "loss of the probes, each in the colour of its rate.",
+    "compare": "The held-out loss of the runs above, the training loss, smoothed, below. A run has the same colour, "
+    "dash and mark in both.",
 }
+
+_THERE: dict[str, Callable[[Run], bool]] = {
+    "limits": lambda run: any(len(probed(run, name)[0]) for name in ("overshoot", "sharpness")),
+    "layers": lambda run: len(columns(run, "layers")) > 0,
+    "confusion": lambda run: len(columns(run, "confusion")) > 0,
+    "trials": lambda run: any(found.get("trial") for found in findings_of(run)),
+    "rate": lambda run: measured(run.info) is not None,
+}
+"""Whether a run has what a figure shows; those that are not named here are always worth showing."""
 
 
 def figures_of(run: Run) -> list[str]:
-    """Names of the figures that are worth showing of a run: all, but for a rate that was given and not measured."""
-    return [name for name in FIGURES if name != "rate" or measured(run.info) is not None]
+    """Names of the figures that the run has the data for, in the order in which they are shown."""
+    return [name for name in FIGURES if name not in _THERE or _THERE[name](run)]
 
 
 __all__ = [
     "CAPTIONS",
     "FIGURES",
+    "compare_figure",
+    "confusion_figure",
     "figures_of",
     "gradient_figure",
+    "layers_figure",
+    "limits_figure",
     "loss_figure",
     "lr_figure",
     "rate_figure",
     "rate_of_run_figure",
+    "trials_figure",
+    "trials_of_run_figure",
 ]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from plotly.offline import get_plotlyjs
 
-from fogline.plots import CAPTIONS, FIGURES, figures_of
+from fogline.plots import CAPTIONS, FIGURES, compare_figure, figures_of
+from fogline.plots.cards import SEVERITIES, finding_card
 from fogline.words import moment, number, span, verdict_name, verdict_sentence
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from fogline.run import Run
 
 _GOOD, _BAD = ("CONVERGED", "NOISE_FLOOR"), ("DIVERGED", "NONFINITE")
-_COLOURED = ("line", "marker", "fillcolor")
 
 # The file may hold text from anywhere (labels, messages), so it may load and send nothing.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -44,11 +44,37 @@ def write_report(run: Run | Sequence[Run], path: str | Path, *, title: str = "")
     if not runs:
         raise ValueError("expected at least one run to report, received none")
     figures: list[dict[str, Any]] = []
-    sections = "\n".join(_section(each, index, figures) for index, each in enumerate(runs))
+    sections = _compared(runs, figures) if len(runs) > 1 else ""
+    sections += "\n".join(_section(each, index, figures) for index, each in enumerate(runs))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(title or ", ".join(each.name for each in runs), sections, figures), encoding="utf-8")
+    path.write_text(page(title or ", ".join(each.name for each in runs), sections, figures), encoding="utf-8")
     return path
+
+
+def _compared(runs: Sequence[Run], figures: list[dict[str, Any]]) -> str:
+    """Several runs together: where each is in the file, what it came to, in what the recipes differ, the losses."""
+    infos = [run.info for run in runs]
+    recipes = [info.get("recipe") or {} for info in infos]
+    scores = [info.get("scores") or {} for info in infos]
+    rows = [["verdict", *(verdict_name(info.get("verdict")) for info in infos)]]
+    rows += [[f"held-out {name}", *(_plain(kept.get(name, "")) for kept in scores)] for name in _names(scores, "step")]
+    for name in _names(recipes):
+        if len({_plain(recipe[name]) for recipe in recipes if name in recipe}) > 1:
+            rows.append([name, *(_plain(recipe.get(name, "")) for recipe in recipes)])
+    columns = ["", *(run.name for run in runs)]
+    links = "".join(f'<li><a href="#run-{k}">{escape(run.name)}</a></li>' for k, run in enumerate(runs))
+    looks = looks_of("figure-compare", compare_figure(runs), compare_figure(runs, dark=True))
+    figures.append(looks)
+    return (
+        f'<nav aria-label="Runs"><ul>{links}</ul></nav>{table("Where they differ", columns, rows)}'
+        f'<div class="figures">{captioned("figure-compare", CAPTIONS["compare"])}</div>'
+    )
+
+
+def _names(values: Sequence[Mapping[str, Any]], *but: str) -> list[str]:
+    """The keys of all of them, each once."""
+    return [name for name in dict.fromkeys(name for each in values for name in each) if name not in but]
 
 
 def write_figure(make: Callable[..., go.Figure], path: Path, *, title: str, caption: str) -> Path:
@@ -60,14 +86,14 @@ def write_figure(make: Callable[..., go.Figure], path: Path, *, title: str, capt
         title: the heading.
         caption: what is to be seen.
     """
-    section = f'<div class="figures">{_captioned("figure-0", caption)}</div>'
+    section = f'<div class="figures">{captioned("figure-0", caption)}</div>'
     path.parent.mkdir(parents=True, exist_ok=True)
-    look = _both_looks("figure-0", make(dark=False), make(dark=True))
-    path.write_text(_page(title, section, [look]), encoding="utf-8")
+    look = looks_of("figure-0", make(dark=False), make(dark=True))
+    path.write_text(page(title, section, [look]), encoding="utf-8")
     return path
 
 
-def _page(title: str, sections: str, figures: list[dict[str, Any]]) -> str:
+def page(title: str, sections: str, figures: list[dict[str, Any]]) -> str:
     # "<" is written as an escape so that no text of a run can end the script element.
     data = json.dumps(figures).replace("<", "\\u003c")
     return f"""<!DOCTYPE html>
@@ -139,16 +165,16 @@ def _verdict(verdict: Mapping[str, Any] | None) -> str:
 
 
 def _scores(run: Run, info: Mapping[str, Any]) -> str:
-    table, kept = run.scores, info.get("scores") or {}
+    scores, kept = run.scores, info.get("scores") or {}
     rows = []
-    for split, name in dict.fromkeys(zip(table["split"], table["name"], strict=True)):
-        values = table["value"][(table["split"] == split) & (table["name"] == name)]
+    for split, name in dict.fromkeys(zip(scores["split"], scores["name"], strict=True)):
+        values = scores["value"][(scores["split"] == split) & (scores["name"] == name)]
         best = kept.get(name) if split == "valid" else values[-1]
         course = [number(values[0]), number(values[-1])] if len(values) > 1 else ["", ""]
         rows.append([f"{_SPLITS.get(split, split)} {name}", *course, number(best)])
     if not rows:
         rows = [[f"held-out {name}", "", "", number(value)] for name, value in kept.items() if name != "step"]
-    return _table("Scores", ["score", "first", "last", "weights kept"], rows, numbers=True) if rows else ""
+    return table("Scores", ["score", "first", "last", "weights kept"], rows, numbers=True) if rows else ""
 
 
 _SPLITS = {"valid": "held-out", "train": "training"}
@@ -158,12 +184,12 @@ def _figures(run: Run, index: int, figures: list[dict[str, Any]]) -> str:
     parts = []
     for name in figures_of(run):
         identifier = f"figure-{index}-{name}"
-        figures.append(_both_looks(identifier, FIGURES[name](run), FIGURES[name](run, dark=True)))
-        parts.append(_captioned(identifier, CAPTIONS[name]))
-    return f'<h3>Curves</h3>\n<div class="figures">{"".join(parts)}</div>'
+        figures.append(looks_of(identifier, FIGURES[name](run), FIGURES[name](run, dark=True)))
+        parts.append(captioned(identifier, CAPTIONS[name]))
+    return f'<h3>Figures</h3>\n<div class="figures">{"".join(parts)}</div>'
 
 
-def _captioned(identifier: str, caption: str) -> str:
+def captioned(identifier: str, caption: str) -> str:
     words = escape(caption)
     return (
         f'<figure><div id="{identifier}" role="img" aria-label="{words}"></div>'
@@ -171,20 +197,25 @@ def _captioned(identifier: str, caption: str) -> str:
     )
 
 
-def _both_looks(identifier: str, light: go.Figure, dark: go.Figure) -> dict[str, Any]:
-    """The data once, and what differs between the two looks: the colours of the traces and the layout."""
+def looks_of(identifier: str, light: go.Figure, dark: go.Figure) -> dict[str, Any]:
+    """The data once, and what differs between the two looks: colours of the traces, and the layout."""
     looks = {name: json.loads(figure.to_json()) for name, figure in (("light", light), ("dark", dark))}
-    data = looks["light"]["data"]
-    coloured = {name: [_colours(trace) for trace in look["data"]] for name, look in looks.items()}
+    pairs = list(zip(looks["light"]["data"], looks["dark"]["data"], strict=True))
+    shared = [{key: value for key, value in one.items() if other.get(key) == value} for one, other in pairs]
     return {
         "id": identifier,
-        "data": [{key: value for key, value in trace.items() if key not in _COLOURED} for trace in data],
-        **{name: {"traces": coloured[name], "layout": looks[name]["layout"]} for name in looks},
+        "data": shared,
+        **{
+            name: {
+                "traces": [
+                    {key: value for key, value in trace.items() if key not in common}
+                    for trace, common in zip(look["data"], shared, strict=True)
+                ],
+                "layout": look["layout"],
+            }
+            for name, look in looks.items()
+        },
     }
-
-
-def _colours(trace: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: trace[key] for key in _COLOURED if key in trace}
 
 
 def _recipe(info: Mapping[str, Any]) -> str:
@@ -198,8 +229,8 @@ def _recipe(info: Mapping[str, Any]) -> str:
             decided.append([name, _plain(asked.get(name, "")), _plain(value), _why(decision)])
         else:
             left[name] = value
-    table = _table("Recipe", ["field", "asked", "used", "why"], decided) if decided else ""
-    return table + _details("Recipe: as it was given" if decided else "Recipe", left)
+    choices = table("Recipe", ["field", "asked", "used", "why"], decided) if decided else ""
+    return choices + _details("Recipe: as it was given" if decided else "Recipe", left)
 
 
 def _why(decision: Mapping[str, Any]) -> str:
@@ -211,17 +242,10 @@ def _why(decision: Mapping[str, Any]) -> str:
 
 
 def _findings(run: Run) -> str:
-    """Faults that were seen while it ran: what, how sure, why, and what to do."""
-    rows = []
-    for row in run.findings:
-        found = json.loads(row["data"])
-        remedy = found.get("remedy") or {}
-        todo = remedy.get("title") or found.get("advice") or ""
-        sure = f"{row['severity']}, {row['confidence']:.0%} sure"
-        rows.append([number(int(row["step"])), str(row["cause"]), sure, found["explanation"], todo])
-    return (
-        _table("Findings", ["step", "cause", "how bad, how sure", "what happens", "what to do"], rows) if rows else ""
-    )
+    """Faults that were seen while it ran, the gravest first."""
+    rows = sorted(run.findings, key=lambda row: (SEVERITIES.index(row["severity"]), -row["confidence"], row["step"]))
+    cards = "".join(finding_card(json.loads(row["data"]), step=int(row["step"])) for row in rows)
+    return f'<h3>Findings</h3><div class="findings">{cards}</div>' if cards else ""
 
 
 def _events(run: Run) -> str:
@@ -230,7 +254,7 @@ def _events(run: Run) -> str:
         for row in run.events
         if row["kind"] != "finding"
     ]
-    return _table("Events", ["step", "kind", "message"], rows) if rows else ""
+    return table("Events", ["step", "kind", "message"], rows) if rows else ""
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,7 +271,7 @@ def _details(heading: str, values: Mapping[str, Any]) -> str:
     if not values:
         return ""
     rows = [[key, _plain(value)] for key, value in values.items()]
-    return f"<details><summary>{escape(heading)}</summary>{_table('', ['what', 'value'], rows)}</details>"
+    return f"<details><summary>{escape(heading)}</summary>{table('', ['what', 'value'], rows)}</details>"
 
 
 def _list(heading: str, items: Iterable[Any]) -> str:
@@ -255,7 +279,7 @@ def _list(heading: str, items: Iterable[Any]) -> str:
     return f"<h3>{escape(heading)}</h3><ul>{words}</ul>" if words else ""
 
 
-def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+def table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
     kind = ' class="number"' if numbers else ""
     head = "".join(f'<th scope="col"{kind if at else ""}>{escape(name)}</th>' for at, name in enumerate(columns))
     body = "".join(

@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 class Palette:
     """Colours of a figure. ``first`` to ``third`` differ in lightness too, so they are told apart without colour.
 
-    ``middle`` lies between ``first`` and ``second`` on a scale from low to high.
+    ``middle`` lies between ``first`` and ``second`` on a scale from low to high. ``good``, ``warn`` and ``bad`` are
+    those of a verdict and of findings.
     """
 
     ink: str
@@ -24,10 +25,19 @@ class Palette:
     third: str
     middle: str
     page: str
+    good: str
+    warn: str
+    bad: str
 
 
-LIGHT = Palette("#1d2733", "#5c6975", "#dde3e8", "#1668b8", "#c2500c", "#2b7d4f", "#8b3f9e", "#ffffff")
-DARK = Palette("#e6ebf0", "#a3b0bc", "#343f4a", "#6cb2f7", "#ff9b57", "#7dd3a0", "#d58be0", "#14191f")
+LIGHT = Palette(
+    "#1d2733", "#5c6975", "#dde3e8", "#1668b8", "#c2500c", "#2b7d4f", "#8b3f9e", "#ffffff",
+    "#2b7d4f", "#8a5a00", "#b3261e",
+)  # fmt: skip
+DARK = Palette(
+    "#e6ebf0", "#a3b0bc", "#343f4a", "#6cb2f7", "#ff9b57", "#7dd3a0", "#d58be0", "#14191f",
+    "#7dd3a0", "#f0c060", "#ff8a80",
+)  # fmt: skip
 
 
 def palette(dark: bool) -> Palette:

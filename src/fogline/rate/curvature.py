@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fogline.data.source import Batch
 from fogline.descent.objective import Objective
-from fogline.descent.optimizers import OptimizerSpec
+from fogline.descent.optimizers import OptimizerSpec, stability_limit
 from fogline.lanczos import lanczos
 
 PRODUCTS = 5
@@ -45,13 +45,7 @@ def edge(
             return None  # an operation without a second derivative
         raise
     middle = sharpness[len(sharpness) // 2]
-    b = spec.momentum
-    limit = {
-        "gradient": 2.0,
-        "heavy_ball": 2 + 2 * b,
-        "nesterov": (2 + 2 * b) / (1 + 2 * b),
-        "preconditioned": (2 + 2 * b) / (1 - b),
-    }[spec.edge]
+    limit = stability_limit(spec.edge, spec.momentum)
     return limit / middle if 0 < middle < float("inf") else None
 
 

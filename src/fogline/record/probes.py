@@ -43,16 +43,22 @@ class Budget:
         share: the most it may cost, as a share of the time since the start.
         spent: seconds spent so far.
         probing: those of them that probes took.
+        saved: seconds that cheap probes leave for a dear one.
     """
 
     share: float
     spent: float = 0.0
     probing: float = 0.0
+    saved: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     def affords(self, seconds: float) -> bool:
         """Whether something that takes this long may be done now."""
-        return self.spent + seconds <= self.share * (time.perf_counter() - self.started)
+        return self.spent + seconds + self.saved <= self.allowed()
+
+    def allowed(self) -> float:
+        """Seconds that may have been spent by now."""
+        return self.share * (time.perf_counter() - self.started)
 
     def measured_share(self) -> float:
         """What watching has cost so far, as a share of the time."""

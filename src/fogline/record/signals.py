@@ -46,6 +46,7 @@ class Recorder:
         self._waiting = 0
         self._rows: list[Row] = []
         self._probed: dict[int, Signals] = {}
+        self._sharpness: list[tuple[int, float]] = []
         self._flushed = time.perf_counter()
         self.last = math.nan  # the loss of the last row written
 
@@ -79,6 +80,10 @@ class Recorder:
         self._probed[probed.step] = signals
         self.store.layers(probed.layers)
 
+    def sharpness(self, step: int, value: float) -> None:
+        """Keep the sharpness after a step, as a share of the optimizer's limit."""
+        self._sharpness.append((step, value))
+
     def due(self, now: float) -> bool:
         """Whether it is time to flush: half a second has passed, or many rows wait."""
         return now - self._flushed > _SECONDS or self._waiting >= _ROWS
@@ -108,6 +113,9 @@ class Recorder:
         if rows:
             self.last = math.nan if rows[-1][4] is None else rows[-1][4]
             self.store.steps(rows)
+        for step, value in self._sharpness:
+            self.store.sharpness(step, value)
+        self._sharpness = []
         self.store.flush()
         self._account(started, len(rows), collecting)
 
