@@ -10,7 +10,7 @@ Programs, rules and words are those of ``benchmarks/faults``. A program is
   the first finding, or one of the first three; a *false alarm* is a finding for a healthy program;
 - *repaired* if, over three fresh seeds, training the remedied task closes 90 % of the gap between the faulty program
   and its healthy twin on test rows, and *made worse* if it ends below the faulty program by more than two standard
-  errors and a tenth of the gap.
+  errors and a tenth of the gap, and below the healthy twin too (some faults happen to do good).
 
 The cost is the time of the diagnosis over the time of ``fit`` of the same program, both on one thread.
 """
@@ -115,7 +115,8 @@ def _repair(program: Program, report: Any, cache: Path) -> dict[str, Any]:
     gained = [after - before for after, before in zip(mended, faulty, strict=True)]
     error = statistics.stdev(gained) / len(gained) ** 0.5
     closed = statistics.fmean(gained) / gap if gap > 0 else 1.0
-    worse = statistics.fmean(gained) < -max(2 * error, WORSE * abs(gap), 0.01)
+    lost = statistics.fmean(gained) < -max(2 * error, WORSE * abs(gap), 0.01)
+    worse = lost and statistics.fmean(mended) < statistics.fmean(healthy) - 0.01
     return {
         "faulty": faulty,
         "healthy": healthy,

@@ -33,6 +33,7 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Finding, Remedy, Suspicion, Trial
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Rejected, Report
+from fogline.doctor.standing import standing
 from fogline.doctor.trial import FAILURES, SEEDS, Laboratory, planned_steps
 from fogline.task import Task
 
@@ -139,6 +140,7 @@ class _Doctor:
     control: float | None = None
     healed: float | None = None
     healed_in: int = 0
+    _benches: dict[tuple[int, tuple[Remedy, ...], int], Bench] = field(default_factory=dict)
 
     @property
     def remedies(self) -> tuple[Remedy, ...]:
@@ -235,12 +237,18 @@ class _Doctor:
         for suspicion in later:
             if not suspicion.proof:
                 self._reject(suspicion, None, "not tried: others were more likely")
-        for group in ([s for s in pool if s.proof], [s for s in pool if not s.proof]):
-            if group and exam.kept == self.remedies:
-                self._try(exam, group)
+        if pool and not self._sure_alone(exam, pool):
+            self._try(exam, pool)
         for suspicion in rest:
             if suspicion.proof or exam.kept == self.remedies:  # else it is looked for again in what was mended
                 self._said(exam, suspicion)
+
+    def _sure_alone(self, exam: Examination, pool: list[Suspicion]) -> bool:
+        """Whether the remedies of what leaves no doubt win a trial without those of what is only likely."""
+        sure = [s for s in pool if s.proof]
+        if not sure or len(sure) == len(pool):
+            return False
+        return self._wins(exam, compatible(sure), self._horizon(exam, len(pool)))
 
     def _try(self, exam: Examination, pool: list[Suspicion]) -> None:
         """All together, since faults hide one another; where that fails, one after another."""
@@ -303,7 +311,7 @@ class _Doctor:
         level, reference = self._level, exam.reference.score
         if reference is None:
             return level >= 1 - ENOUGH
-        return level >= min(1 - ENOUGH, reference + (-ENOUGH if reference > 0.5 else ENOUGH))
+        return level >= _LEARNS and level >= min(1 - ENOUGH, reference + (-ENOUGH if reference > 0.5 else ENOUGH))
 
     def _together(self, exam: Examination, pool: list[Suspicion], steps: int) -> bool:
         """All remedies at once, then with a measured rate as well: what was mended may want another one."""
@@ -311,19 +319,25 @@ class _Doctor:
         if len(chosen) < 2 and any(remedy.place == "rate" for _, remedy in chosen):
             return False
         for group in self._with_rate(exam, chosen):
-            benches = self._rungs(exam, min(steps, self._horizon(exam, len(group))))
-            for bench in benches:
-                if not bench.affords(edits(group)):
-                    return False
-                trial = bench.against_control(edits(group))
-                if self._won(benches, bench, trial) and bench.holds(trial, edits(group)):
-                    # In a short trial whatever learns faster seems needed: parts are left out in a long one.
-                    longest = benches[-1] if len(group) > 1 and benches[-1].affords(edits(group)) else bench
-                    self._minimal(longest, group, longest.against_control(edits(group), every_seed=True))
-                    return True
+            if self._wins(exam, group, min(steps, self._horizon(exam, len(group)))):
+                return True
             if self._does_well(exam):
                 return False
         return self._in_the_long_run(exam, group, steps)
+
+    def _wins(self, exam: Examination, group: list[Pair], steps: int) -> bool:
+        """Whether remedies together win a trial, a short one or a long one; what of them is needed is kept then."""
+        benches = self._rungs(exam, steps)
+        for bench in benches:
+            if not bench.affords(edits(group)):
+                return False
+            trial = bench.against_control(edits(group))
+            if self._won(benches, bench, trial) and bench.holds(trial, edits(group)):
+                # In a short trial whatever learns faster seems needed: parts are left out in a long one.
+                longest = benches[-1] if len(group) > 1 and benches[-1].affords(edits(group)) else bench
+                self._minimal(longest, group, longest.against_control(edits(group), every_seed=True))
+                return True
+        return False
 
     def _rungs(self, exam: Examination, steps: int) -> list[Bench]:
         """Benches for a short trial and a long one: where the short one is decisive the long one is saved."""
@@ -331,8 +345,12 @@ class _Doctor:
         return [self._bench(exam, length) for length in lengths]
 
     def _bench(self, exam: Examination, steps: int) -> Bench:
-        margin = PLAINLY if self._is_healthy(exam) else ENOUGH
-        return Bench(self.laboratory, exam, self.remedies, steps, margin=margin)
+        """One for each length, so that what was run there for the control is not run again."""
+        key = (id(exam), self.remedies, steps)
+        if key not in self._benches:
+            margin = max(PLAINLY if self._is_healthy(exam) else ENOUGH, standing(exam).error)
+            self._benches[key] = Bench(self.laboratory, exam, self.remedies, steps, margin=margin)
+        return self._benches[key]
 
     @staticmethod
     def _won(benches: list[Bench], bench: Bench, trial: Trial) -> bool:
