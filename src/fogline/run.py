@@ -156,7 +156,8 @@ class Run:
         return diagnose(task, Recipe.from_dict(info.get("asked") or info["recipe"]), budget)
 
     def plot(self, name: str = "loss", *, dark: bool = False) -> Any:
-        """One figure of the run, a ``plotly.graph_objects.Figure``: loss, lr, gradient, rate.
+        """One figure of the run, a ``plotly.graph_objects.Figure``: loss, lr, gradient, rate, and
+        landscape and landscape_3d where :func:`fogline.landscape` was called.
 
         Raises:
             ValueError: for an unknown figure.

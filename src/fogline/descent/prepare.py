@@ -32,6 +32,7 @@ from fogline.descent.step import EagerStep, Machine, is_summed
 from fogline.recipe import Recipe
 from fogline.record.probes import Budget, Probe, activation_statistics
 from fogline.record.signals import Recorder
+from fogline.record.snapshots import Snapshots
 from fogline.record.store import Store
 from fogline.task import OnBatch, Task
 
@@ -239,6 +240,8 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
         scorer = Scorer(start.opened.valid, start.task.metrics, size, device)
     eager = EagerStep(machine, batches, deferred=False if isinstance(start.opened.train, Stream) else None)
     descent = Descent(folder, recipe, machine, batches, eager, store, Recorder(store, budget), probe, scorer)
+    named = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad]
+    descent.snapshots = Snapshots.of(folder, [n for n, _ in named], [p for _, p in named], budget)
     set_lr(optimizer, descent.rate(0))
     _find_reduction(descent)
     prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)

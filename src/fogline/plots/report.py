@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fogline.run import Run
 
 _GOOD, _BAD = ("CONVERGED", "NOISE_FLOOR"), ("DIVERGED", "NONFINITE")
-_COLOURED = ("line", "marker", "fillcolor")
+_COLOURED = ("line", "marker", "fillcolor", "colorscale", "vertexcolor")
 
 # The file may hold text from anywhere (labels, messages), so it may load and send nothing.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
