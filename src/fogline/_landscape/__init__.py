@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
@@ -28,7 +27,7 @@ __all__ = ["SPANS", "Landscape", "Plane", "PlanePath", "Surface", "landscape"]
 
 def landscape(
     what: Run | Result | Sequence[Result] | str | Path,
-    span: Literal["path", "filter", "hessian"] = "path",
+    span: str = "path",
     *,
     task: Task | None = None,
     function: Callable[..., Tensor] | None = None,

@@ -4,8 +4,9 @@ Every way gives the loss of every place that it is asked for; the plain one, whi
 the reference of the others, and one that disagrees with it is not used.
 
 - *One at a time*: weights are written into the model's own parameters, the probe goes through whole or in parts that
-  stay in the cache, images with their channels last. The first layer is the same linear function of its weights at
-  every place, so its outputs at ``origin + a d1 + b d2`` are a combination of three that are computed once.
+  stay in the cache, images with their channels last and pooled by maxima. The first layer is the same linear function
+  of its weights at every place, so its outputs at ``origin + a d1 + b d2`` are a combination of three that are
+  computed once.
 - *Mapped*: ``vmap`` over places, for models so small that calling costs more than computing.
 """
 
@@ -96,6 +97,8 @@ class OneAtATime:
         )
         self._weights = self._origin.clone()
         self._point_parameters_at(self._weights)
+        if channels_last:
+            _pool_by_maxima(self.model)
         self._known: Known | None = None
         if known:
             self._known = Known(self, plane)
@@ -363,6 +366,25 @@ def described(size: int | None, *, channels_last: bool, known: bool) -> str:
 
 def _channels_last(leaf: Tensor) -> Tensor:
     return leaf.contiguous(memory_format=torch.channels_last) if leaf.ndim == 4 else leaf
+
+
+def _pool_by_maxima(model: nn.Module) -> None:
+    """Take the maximum of two by two pixels as that of four slices: half of the time of PyTorch's own pooling."""
+    for module in model.modules():
+        if type(module) is nn.MaxPool2d and _numbers_of(module) == ((2, 2), (2, 2), (0, 0), (1, 1)):
+            module.forward = partial(_maxima, module.forward)  # type: ignore[method-assign]
+
+
+def _numbers_of(pool: nn.MaxPool2d) -> tuple[Any, ...]:
+    asked = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    return tuple((value, value) if isinstance(value, int) else value for value in asked)
+
+
+def _maxima(otherwise: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    if images.ndim != 4 or images.shape[2] % 2 or images.shape[3] % 2:
+        return otherwise(images)
+    wide = torch.maximum(images[..., ::2], images[..., 1::2])
+    return torch.maximum(wide[:, :, ::2], wide[:, :, 1::2])
 
 
 def _numbers(losses: Sequence[Tensor]) -> list[float]:

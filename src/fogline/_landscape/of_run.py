@@ -123,8 +123,8 @@ def _ranges(plane: Plane, span: str, places: Sequence[tuple[float, float]], loss
 def around(places: Sequence[tuple[float, float]]) -> list[Range]:
     """A box around some places and a margin; neither side is much shorter than the other.
 
-    >>> around([(0.0, 0.0), (8.0, 0.0)])
-    [(-2.0, 10.0), (-2.4, 2.4)]
+    >>> around([(0.0, 0.0), (10.0, 0.0)])
+    [(-2.5, 12.5), (-3.0, 3.0)]
     """
     found = []
     for values in zip(*places, strict=True):

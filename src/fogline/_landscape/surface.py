@@ -45,7 +45,8 @@ def survey(evaluate: Evaluate, x: Numbers, y: Numbers, *, refine: bool = True) -
 
     Halving the distance of the lines, a cell gets its five new places where the second differences at one of its
     corners say that a straight line would miss them by more than ``BEND`` of the height. What counts is the height
-    above the lowest place on a logarithmic scale, so that a wall at the edge does not hide the valley.
+    above the lowest place on a logarithmic scale, so that a wall at the edge does not hide the valley. A surface all of
+    whose coarse places have one loss is flat.
 
     >>> line = np.linspace(-1, 1, 9)
     >>> flat = survey(lambda places: [a + b for a, b in places], line, line)
@@ -74,12 +75,13 @@ def survey(evaluate: Evaluate, x: Numbers, y: Numbers, *, refine: bool = True) -
 
 def _new_places(loss: Numbers, step: int) -> NDArray[np.bool_]:
     """The middles of edges and cells, of the cells that bend, among the lines of half the step."""
-    corners = _height(loss[::step, ::step])
+    corners = loss[::step, ::step]
+    visible = _visible_miss(corners)
     bends = np.zeros(corners.shape, dtype=bool)
-    for along in (corners, corners.T):
-        second = np.abs(along[:, :-2] - 2 * along[:, 1:-1] + along[:, 2:]) / 8
-        bent = ~(second <= BEND)  # also where a loss is not finite
-        target = bends if along is corners else bends.T
+    for along, scale, target in ((corners, visible, bends), (corners.T, visible.T, bends.T)):
+        with np.errstate(invalid="ignore", over="ignore"):
+            miss = np.abs(along[:, :-2] - 2 * along[:, 1:-1] + along[:, 2:]) / 8
+        bent = ~(miss <= scale[:, 1:-1])  # also where a loss is not finite
         target[:, 1:-1] |= bent
         target[:, :-2] |= bent
         target[:, 2:] |= bent
@@ -91,15 +93,19 @@ def _new_places(loss: Numbers, step: int) -> NDArray[np.bool_]:
     return wanted
 
 
-def _height(loss: Numbers) -> Numbers:
-    """Heights between 0 and 1, logarithmic above the lowest place with a hundredth of the middle height as its unit."""
+def _visible_miss(loss: Numbers) -> Numbers:
+    """What a straight line may miss each loss by: ``BEND`` of the height on a scale that is logarithmic above a unit.
+
+    The height of a loss is ``log(1 + (loss - lowest) / unit)``; what a small miss changes of it is the miss over
+    ``loss - lowest + unit``.
+    """
     finite = loss[np.isfinite(loss)]
-    if not len(finite) or finite.max() == finite.min():
-        return np.where(np.isfinite(loss), 0.0, np.nan)
-    unit = max(float(np.median(finite) - finite.min()) / 10, float(np.ptp(finite)) * 1e-6)
-    with np.errstate(over="ignore", invalid="ignore"):
-        raised = np.log1p((loss - finite.min()) / unit)
-        return np.asarray(raised / np.log1p(float(np.ptp(finite)) / unit))
+    if not len(finite) or not np.ptp(finite) > 0:
+        return np.zeros(loss.shape)
+    lowest, spread = float(finite.min()), float(np.ptp(finite))
+    unit = max(0.1 * (float(np.median(finite)) - lowest), 1e-6 * spread)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(BEND * (loss - lowest + unit) * np.log1p(spread / unit))
 
 
 def _draw_straight(loss: Numbers, known: NDArray[np.bool_], step: int) -> None:

@@ -111,7 +111,8 @@ class Snapshots:
         place = self.folder / FILE
         beside = place.with_suffix(f".{os.getpid()}.tmp")
         shapes = [list(p.shape) for p in self.parameters]
-        words = {"names": json.dumps(self.names), "shapes": json.dumps(shapes), "stride": str(self.stride)}
+        # One text, since several would come in any order, and a resumed run is to write the same bytes.
+        words = {"path": json.dumps({"names": self.names, "shapes": shapes, "stride": self.stride})}
         tensors = {"steps": torch.tensor(steps), "weights": torch.stack([kept.weights for kept in self.kept]).cpu()}
         try:
             save_file(tensors, beside, metadata=words)
@@ -141,8 +142,9 @@ def read_path(folder: Path) -> KeptPath | None:
         return None
     try:
         with safe_open(place, framework="pt") as file:
-            words, steps, weights = file.metadata(), file.get_tensor("steps"), file.get_tensor("weights")
+            words, steps, weights = file.metadata()["path"], file.get_tensor("steps"), file.get_tensor("weights")
     except (OSError, SafetensorError):
         return None
-    names, shapes = json.loads(words["names"]), json.loads(words["shapes"])
-    return KeptPath(tuple(names), tuple(map(tuple, shapes)), tuple(steps.tolist()), weights, int(words["stride"]))
+    told = json.loads(words)
+    shapes = tuple(tuple(shape) for shape in told["shapes"])
+    return KeptPath(tuple(told["names"]), shapes, tuple(steps.tolist()), weights, told["stride"])
