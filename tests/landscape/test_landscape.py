@@ -135,7 +135,7 @@ def test_a_run_that_was_not_watched_has_no_path_of_its_own(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({"span": "paht"}, "did you mean 'path'"), ({"points": 3}, "at least 5"), ({"examples": 0}, "at least 1")],
+    [({"span": "paths"}, "did you mean 'path'"), ({"points": 3}, "at least 5"), ({"examples": 0}, "at least 1")],
 )
 def test_bad_arguments_are_named(run: fogline.Run, arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -7,6 +7,7 @@ the reference of the others, and one that disagrees with it is not used.
   stay in the cache, images with their channels last and pooled by maxima. The first layer is the same linear function
   of its weights at every place, so its outputs at ``origin + a d1 + b d2`` are a combination of three that are
   computed once.
+- *Side by side*: several copies of that, each with one processor.
 - *Mapped*: ``vmap`` over places, for models so small that calling costs more than computing.
 """
 
@@ -16,7 +17,9 @@ import copy
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -27,8 +30,10 @@ from torch.func import functional_call
 from torch.nn.utils.stateless import _reparametrize_module  # functional_call without its signature
 
 from fogline._landscape.directions import Plane
-from fogline._landscape.probe import Probe, pieces
+from fogline._landscape.probe import Probe
+from fogline.data.losses import evaluated
 from fogline.data.source import Batch, map_tree
+from fogline.descent.batches import split
 
 Place = tuple[float, float]
 
@@ -48,9 +53,10 @@ _CANNOT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotI
 
 
 class Way(Protocol):
-    """One way to evaluate places."""
+    """One way to evaluate places, of which it takes ``width`` at a time."""
 
     name: str
+    width: int
 
     def losses(self, places: Sequence[Place]) -> list[float]:
         """The loss at each place."""
@@ -87,18 +93,19 @@ class OneAtATime:
     def __init__(
         self, probe: Probe, plane: Plane, *, size: int | None = None, channels_last: bool = False, known: bool = False
     ) -> None:
-        self.name = described(size, channels_last=channels_last, known=known)
+        self.name, self.width = described(size, channels_last=channels_last, known=known), 1
+        self.again = partial(OneAtATime, probe, plane, size=size, channels_last=channels_last, known=known)
         self._last = channels_last
         self.probe = replace(probe, objective=replace(probe.objective, model=copy.deepcopy(probe.objective.model)))
         batch = map_tree(_channels_last, probe.batch) if channels_last else probe.batch
-        self._pieces = pieces(batch, probe.rows, size)
+        self.parts: list[Batch] = [batch] if size is None else list(split(batch, size))
         self._origin, self._first, self._second = (
             self._laid(flat) for flat in (plane.origin, plane.first, plane.second)
         )
         self._weights = self._origin.clone()
         self._point_parameters_at(self._weights)
         if channels_last:
-            _pool_by_maxima(self.model)
+            _rearrange(self.model)
         self._known: Known | None = None
         if known:
             self._known = Known(self, plane)
@@ -106,11 +113,6 @@ class OneAtATime:
     @property
     def model(self) -> nn.Module:
         return self.probe.objective.model
-
-    @property
-    def parts(self) -> list[Batch]:
-        """The probe as it goes through."""
-        return [piece for piece, _ in self._pieces]
 
     def losses(self, places: Sequence[Place]) -> list[float]:
         found = []
@@ -131,17 +133,18 @@ class OneAtATime:
             found.append(self._loss())
         return _numbers(found)
 
-    def evaluate(self, number: int) -> Tensor:
-        """The loss of one part with the weights as they are."""
-        if self._known is not None:
-            self._known.part = number
-        return self.probe.objective(self._pieces[number][0]).detach()
-
     def _loss(self) -> Tensor:
-        if len(self._pieces) == 1:
-            return self.evaluate(0)
-        parts = [self.evaluate(k).double() * (rows / self.probe.rows) for k, (_, rows) in enumerate(self._pieces)]
-        return torch.stack(parts).sum()
+        """The loss with the weights as they are: of the whole probe, or of the outputs of its parts put together."""
+        objective = self.probe.objective
+        if len(self.parts) == 1:
+            return objective(self.parts[0]).detach()
+        outputs = []
+        for number, (inputs, _) in enumerate(self.parts):
+            if self._known is not None:
+                self._known.part = number
+            outputs.append(objective.model(inputs))
+        loss: Tensor = evaluated(objective.loss, torch.cat(outputs), self.probe.batch[1])
+        return loss.detach()
 
     def _laid(self, flat: Tensor) -> Tensor:
         """Flat weights in the order in which they lie in memory here."""
@@ -252,6 +255,39 @@ def _of_layer(way: OneAtATime, name: str, flat: Tensor, *, moved: bool) -> dict[
     return values
 
 
+class SideBySide:
+    """Copies of one way that share the places, each in a thread of its own with one processor.
+
+    On small work two processors on one place mostly wait for each other; on two places they need not.
+    """
+
+    def __init__(self, ways: Sequence[OneAtATime]) -> None:
+        self._ways, self.width = list(ways), 4 * len(ways)
+        self.name = f"{ways[0].name}, {len(ways)} side by side"
+
+    def losses(self, places: Sequence[Place]) -> list[float]:
+        size = -(-len(places) // len(self._ways))
+        shares = [places[start : start + size] for start in range(0, len(places), size)]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # threads that begin now have one each
+        try:
+            with ThreadPoolExecutor(len(shares), initializer=_as_here(torch.is_grad_enabled())) as pool:
+                found = list(pool.map(lambda way, share: way.losses(share), self._ways, shares))
+        finally:
+            torch.set_num_threads(threads)
+        return [loss for share in found for loss in share]
+
+
+def _as_here(gradients: bool) -> Callable[[], None]:
+    """Settings that belong to a thread."""
+
+    def arrange() -> None:
+        torch.set_grad_enabled(gradients)
+        torch.set_flush_denormal(True)
+
+    return arrange
+
+
 class Mapped:
     """Several places in one call, by ``vmap``."""
 
@@ -310,7 +346,13 @@ def choose(probe: Probe, plane: Plane, places: Sequence[Place]) -> Choice:
         else:
             refused[name] = f"gives the losses {found}, the plain way {wanted}"
     times = {name: min(_seconds(probe, way, places) for _ in range(_ROUNDS)) for name, way in ways.items()}
-    return Choice(ways[min(times, key=times.__getitem__)], times, refused)
+    best = ways[min(times, key=times.__getitem__)]
+    if isinstance(best, OneAtATime) and probe.device.type == "cpu" and probe.threads > 1 and probe.objective.supervised:
+        beside = SideBySide([best, *(best.again() for _ in range(probe.threads - 1))])
+        if all(agree(x, y) for x, y in zip(beside.losses(tried), wanted, strict=True)):
+            times[beside.name] = min(_seconds(probe, beside, places) for _ in range(_ROUNDS))
+            best = beside if times[beside.name] < times[best.name] else best
+    return Choice(best, times, refused)
 
 
 def agree(found: float, wanted: float) -> bool:
@@ -326,7 +368,7 @@ def agree(found: float, wanted: float) -> bool:
 
 def _others(probe: Probe, plane: Plane, *, slow: bool) -> dict[str, Callable[[], Way]]:
     images = any(isinstance(module, _IMAGE_MODULES) for module in probe.objective.model.modules())
-    whole = probe.normalised or not probe.objective.supervised  # what a part gives says nothing about the whole
+    whole = probe.normalised or not probe.objective.supervised  # the examples are looked at together
     found: dict[str, Callable[[], Way]] = {}
     for size in (None, *(() if whole else _PARTS)):
         for last in (False, True) if images else (False,):
@@ -344,7 +386,7 @@ def _others(probe: Probe, plane: Plane, *, slow: bool) -> dict[str, Callable[[],
 
 def _seconds(probe: Probe, way: Way, places: Sequence[Place]) -> float:
     """What a place takes: of a call of as many as the way takes at a time, and at least two."""
-    count = way.width if isinstance(way, Mapped) else 2
+    count = 2 if isinstance(way, OneAtATime) else way.width
     clock = time.process_time if probe.device.type == "cpu" and probe.threads == 1 else time.perf_counter
     started = clock()
     way.losses(places[:count])
@@ -368,11 +410,24 @@ def _channels_last(leaf: Tensor) -> Tensor:
     return leaf.contiguous(memory_format=torch.channels_last) if leaf.ndim == 4 else leaf
 
 
-def _pool_by_maxima(model: nn.Module) -> None:
-    """Take the maximum of two by two pixels as that of four slices: half of the time of PyTorch's own pooling."""
+def _rearrange(model: nn.Module) -> None:
+    """The same values for less: pooling by maxima of slices, half of the time of PyTorch's own; rectifiers in place
+    after a linear layer, whose outputs nobody else sees; and after a pooling instead of before it.
+    """
     for module in model.modules():
         if type(module) is nn.MaxPool2d and _numbers_of(module) == ((2, 2), (2, 2), (0, 0), (1, 1)):
             module.forward = partial(_maxima, module.forward)  # type: ignore[method-assign]
+    counts = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for chain in model.modules():
+        if type(chain) is not nn.Sequential:
+            continue
+        layers = list(chain)
+        for k, layer in enumerate(layers):
+            if k == 0 or type(layer) is not nn.ReLU or type(layers[k - 1]) not in _LINEAR or counts[id(layer)] > 1:
+                continue
+            layer.inplace = True
+            if k + 1 < len(layers) and type(layers[k + 1]) is nn.MaxPool2d:
+                chain[k], chain[k + 1] = layers[k + 1], layer
 
 
 def _numbers_of(pool: nn.MaxPool2d) -> tuple[Any, ...]:

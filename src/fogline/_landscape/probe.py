@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fogline.data.defaults import default_loss
 from fogline.data.intake import open_data
 from fogline.data.source import Batch, InMemory, Source, Stream, leaves, map_tree
-from fogline.descent.batches import part, rows_of
+from fogline.descent.batches import rows_of
 from fogline.descent.objective import Objective
 from fogline.descent.order import permuted_range
 from fogline.descent.prepare import operations_of
@@ -126,13 +126,6 @@ def _take_batch_statistics(model: nn.Module) -> bool:
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = None
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
-
-
-def pieces(batch: Batch, rows: int, size: int | None) -> list[tuple[Batch, int]]:
-    """The batch in parts of at most ``size`` rows, with how many each has; None leaves it whole."""
-    if size is None or size >= rows:
-        return [(batch, rows)]
-    return [(part(batch, at, min(at + size, rows)), min(size, rows - at)) for at in range(0, rows, size)]
 
 
 def curvature(probe: Probe) -> Callable[[Tensor], Tensor]:
