@@ -27,10 +27,10 @@ _UNIT = 1e-3  # of the height: what the logarithmic scale begins at
 _COLOURS = 9
 _MUTED = 0.25  # how far the colours of the surface go towards the page, so that paths stand out
 _TITLES = {
-    "path": "Error landscape: plane of the path",
-    "filter": "Error landscape: random directions",
-    "hessian": "Error landscape: steepest curvature",
-    "function": "Error landscape",
+    "path": "Landscape: plane of the path",
+    "filter": "Landscape: random directions",
+    "hessian": "Landscape: steepest curvature",
+    "function": "Landscape",
 }
 
 
@@ -66,7 +66,7 @@ class Scale:
         low, high = self.heights([self.low, self.high])
         at = np.linspace(low, high, count)
         losses = 10**at - self.unit + self.low if self.unit else at
-        return {"tickmode": "array", "tickvals": at.tolist(), "ticktext": [f"{loss:.3g}" for loss in losses]}
+        return {"tickmode": "array", "tickvals": at.tolist(), "ticktext": [_tick(float(loss)) for loss in losses]}
 
 
 def landscape_figure(run: Run, *, dark: bool = False) -> go.Figure:
@@ -152,7 +152,7 @@ def draw_3d(values: Values, *, dark: bool = False) -> go.Figure:
             "yaxis": {**look, "title": {"text": _short(values, 1)}},
             "zaxis": {**look, "title": {"text": "loss"}, **scale.ticks(5)},
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
-            "camera": {"eye": {"x": 1.05, "y": -1.2, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.15}},
+            "camera": {"eye": {"x": 1.3, "y": -1.45, "z": 1.05}, "center": {"x": 0, "y": 0, "z": -0.15}},
         },
         margin={"l": 0, "r": 0, "t": 44, "b": 60},
     )
@@ -337,6 +337,14 @@ def _told(path: Values) -> list[str]:
     return words
 
 
+def _tick(loss: float) -> str:
+    """
+    >>> _tick(1163.2), _tick(0.01074), _tick(2e9)
+    ('1,163', '0.0107', '2e+09')
+    """
+    return f"{loss:,.0f}" if 1000 <= abs(loss) < 1e6 else f"{loss:.3g}"
+
+
 def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4g}"
 
@@ -356,9 +364,9 @@ def _decades(losses: Numbers) -> float:
 
 
 def _title(values: Values) -> str:
-    title = _TITLES.get(values["span"], "Error landscape")
+    title = _TITLES.get(values["span"], "Landscape")
     explained = values.get("explained")
-    return title if explained is None else f"{title}, {100 * sum(explained):.0f} % of it"
+    return title if explained is None else f"{title}, {100 * sum(explained):.0f} %"
 
 
 def _label(values: Values, at: int) -> str:
