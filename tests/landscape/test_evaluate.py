@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fogline
 from fogline._landscape.directions import Plane, random_plane
-from fogline._landscape.evaluate import Mapped, OneAtATime, choose
+from fogline._landscape.evaluate import Mapped, OneAtATime, SideBySide, choose
 from fogline._landscape.probe import Probe, curvature, open_probe
 
 PLACES = [(0.0, 0.0), (0.3, -0.7), (-1.0, 0.2), (0.9, 0.2), (0.05, 1.0)]
@@ -148,6 +148,31 @@ def test_what_disagrees_with_the_plain_way_is_not_used() -> None:
         plain = OneAtATime(probe, plane).losses(grid)
         assert chosen.way.losses(grid) == pytest.approx(plain, rel=1e-5)
     assert set(chosen.seconds).isdisjoint(chosen.refused)
+
+
+def test_a_loss_that_draws_draws_the_same_at_every_place() -> None:
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return (model(batch) + torch.randn(len(batch), 1)).square().mean()
+
+    task = fogline.Task(nn.Linear(5, 1), fogline.on_batch(loss), rows()[0])
+    probe = open_probe(task, task.model, 32, 0)
+    plane = random_plane(probe.weights, probe.shapes, 5)
+    with probe.surroundings():
+        found = OneAtATime(probe, plane).losses([PLACES[1], PLACES[2], PLACES[1]])
+        assert found[0] == found[2] != found[1]
+        assert Mapped(probe, plane, 2).losses(PLACES[1:3]) == pytest.approx(found[:2], rel=1e-5)
+
+
+def test_copies_side_by_side_give_what_one_gives() -> None:
+    probe, plane = opened("residual")
+    grid = [(a / 10, b / 10) for a in range(-3, 4) for b in range(-2, 3)]
+    threads = torch.get_num_threads()
+    with probe.surroundings():
+        one = OneAtATime(probe, plane, channels_last=True)
+        beside = SideBySide([one, one.again(), one.again()])
+        assert beside.losses(grid) == pytest.approx(one.losses(grid), rel=1e-6)
+        assert beside.losses(grid[:1]) == one.losses(grid[:1])
+    assert torch.get_num_threads() == threads
 
 
 def test_normalised_models_go_through_whole() -> None:

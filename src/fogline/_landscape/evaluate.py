@@ -136,6 +136,7 @@ class OneAtATime:
     def _loss(self) -> Tensor:
         """The loss with the weights as they are: of the whole probe, or of the outputs of its parts put together."""
         objective = self.probe.objective
+        self.probe.seed_place()
         if len(self.parts) == 1:
             return objective(self.parts[0]).detach()
         outputs = []
@@ -313,6 +314,7 @@ class Mapped:
         found: list[float] = []
         for start in range(0, len(places), self.width):
             given = torch.tensor(places[start : start + self.width], dtype=self._dtype, device=self._device)
+            self.probe.seed_place()
             with warnings.catch_warnings():  # that an operation is mapped slowly: that is measured
                 warnings.simplefilter("ignore")
                 found += self._mapped(given[:, 0], given[:, 1]).detach().double().tolist()

@@ -18,7 +18,7 @@ from fogline.descent.batches import rows_of
 from fogline.descent.objective import Objective
 from fogline.descent.order import permuted_range
 from fogline.descent.prepare import operations_of
-from fogline.descent.randomness import PROBE, Surroundings, private_randomness, seed_everything
+from fogline.descent.randomness import PROBE, Surroundings, private_randomness, seed_everything, seed_step
 from fogline.task import Task
 
 _SELECTION = 1 << 40  # in the place of an epoch: no epoch of a run has this order
@@ -72,6 +72,10 @@ class Probe:
         with Surroundings(self.device, self.threads), self.objective.without_learning():
             seed_everything(self.seed, 0, PROBE, self.device)
             yield
+
+    def seed_place(self) -> None:
+        """A loss that draws, such as one of a sampled latent, draws the same at every place."""
+        seed_step(self.seed, 0, PROBE, self.device)
 
 
 def open_probe(task: Task, model: nn.Module, examples: int, seed: int) -> Probe:
@@ -138,6 +142,7 @@ def curvature(probe: Probe) -> Callable[[Tensor], Tensor]:
     sizes = [p.numel() for p in parameters]
 
     def product(vector: Tensor) -> Tensor:
+        probe.seed_place()
         directions = [v.to(p).view_as(p) for v, p in zip(torch.split(vector, sizes), parameters, strict=True)]
         with torch.enable_grad():
             gradients = torch.autograd.grad(
