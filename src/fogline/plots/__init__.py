@@ -32,9 +32,9 @@ CAPTIONS = {
     "rate": "How the learning rate was measured: the held-out loss behind each probe by its rate, and the training "
     "loss of the probes, each in the colour of its rate.",
     "landscape": "The loss over a plane through the weights, and the path of the run on it; the percentage is the "
-    "share of the path that the plane holds. Fog lies where the path was far away and where little was evaluated. Below, the "
-    "loss where the path was, and dotted at the nearest place of the plane: where they part, the plane does not show "
-    "what happened.",
+    "share of the path that the plane holds. Fog lies where the path was far away and where little was evaluated. "
+    "Below, the loss where the path was, and dotted at the nearest place of the plane: where they part, the plane "
+    "does not show what happened.",
     "landscape_3d": "The same from the side: the height is the loss, the line is the path at its own losses.",
 }
 
