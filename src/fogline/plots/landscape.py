@@ -146,13 +146,14 @@ def draw_3d(values: Values, *, dark: bool = False) -> go.Figure:
     figure.update_layout(showlegend=True)
     framed(figure, _title(values), "", dark=dark, height=560)
     look = {"gridcolor": colours.grid, "zeroline": False, "showbackground": False, "color": colours.faint, "nticks": 5}
+    look |= {"tickfont": {"size": 11}}
     figure.update_layout(
         scene={
-            "xaxis": {**look, "title": {"text": _short(values, 0)}},
-            "yaxis": {**look, "title": {"text": _short(values, 1)}},
-            "zaxis": {**look, "title": {"text": "loss"}, **scale.ticks(5)},
+            "xaxis": {**look, "title": {"text": _short(values, 0), "font": {"size": 13}}},
+            "yaxis": {**look, "title": {"text": _short(values, 1), "font": {"size": 13}}},
+            "zaxis": {**look, "title": {"text": "loss", "font": {"size": 13}}, **scale.ticks(5)},
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
-            "camera": {"eye": {"x": 1.3, "y": -1.45, "z": 1.05}, "center": {"x": 0, "y": 0, "z": -0.15}},
+            "camera": {"eye": {"x": 1.55, "y": -1.7, "z": 1.2}, "center": {"x": -0.11, "y": -0.1, "z": -0.15}},
         },
         margin={"l": 0, "r": 0, "t": 44, "b": 60},
     )
@@ -376,7 +377,7 @@ def _label(values: Values, at: int) -> str:
 def _short(values: Values, at: int) -> str:
     """A label for an axis that has little room."""
     words = _label(values, at)
-    return words if len(words) <= 12 else ("first direction", "second direction")[at]
+    return words if len(words) <= 12 else ("first", "second")[at]
 
 
 def _path_colours(values: Values, colours: Palette) -> list[str]:
