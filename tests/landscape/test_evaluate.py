@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import fogline
 from fogline._landscape.directions import Plane, random_plane
-from fogline._landscape.evaluate import Mapped, OneAtATime, SideBySide, choose
+from fogline._landscape.evaluate import Mapped, choose
+from fogline._landscape.in_turn import OneAtATime, SideBySide
 from fogline._landscape.probe import Probe, curvature, open_probe
 
 PLACES = [(0.0, 0.0), (0.3, -0.7), (-1.0, 0.2), (0.9, 0.2), (0.05, 1.0)]
@@ -80,9 +81,9 @@ CASES = {
 WAYS: dict[str, dict[str, Any]] = {
     "whole": {},
     "parts": {"size": 7},
-    "channels last": {"channels_last": True},
+    "channels last": {"last": True},
     "known": {"known": True},
-    "all": {"size": 16, "channels_last": True, "known": True},
+    "all": {"size": 16, "last": True, "known": True},
 }
 
 
@@ -168,7 +169,7 @@ def test_copies_side_by_side_give_what_one_gives() -> None:
     grid = [(a / 10, b / 10) for a in range(-3, 4) for b in range(-2, 3)]
     threads = torch.get_num_threads()
     with probe.surroundings():
-        one = OneAtATime(probe, plane, channels_last=True)
+        one = OneAtATime(probe, plane, last=True)
         beside = SideBySide([one, one.again(), one.again()])
         assert beside.losses(grid) == pytest.approx(one.losses(grid), rel=1e-6)
         assert beside.losses(grid[:1]) == one.losses(grid[:1])

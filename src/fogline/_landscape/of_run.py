@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fogline import __version__
 from fogline._landscape.directions import Plane, hessian_plane, path_plane, random_plane
-from fogline._landscape.evaluate import Choice, OneAtATime, choose
+from fogline._landscape.evaluate import Choice, choose
+from fogline._landscape.in_turn import OneAtATime
 from fogline._landscape.path import PlanePath, fog
 from fogline._landscape.probe import Probe, curvature, open_probe
 from fogline._landscape.result import Landscape
