@@ -19,7 +19,7 @@ def channels_last(leaf: Tensor) -> Tensor:
 
 
 def rearrange(model: nn.Module) -> None:
-    """The same values for less: pooling by maxima of slices, half of the time of PyTorch's own; rectifiers in place
+    """The same values for less: pooling by maxima of slices, faster than PyTorch's own; rectifiers in place
     after a linear layer, whose outputs nobody else sees; and after a pooling instead of before it.
     """
     for module in model.modules():
