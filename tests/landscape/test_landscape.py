@@ -133,6 +133,35 @@ def test_a_run_that_was_not_watched_has_no_path_of_its_own(tmp_path: Path) -> No
     assert fogline.landscape(run, "filter", points=5).path is not None
 
 
+def test_a_watched_loop_with_a_task(tmp_path: Path) -> None:
+    X, y = points()
+    model = nn.Linear(X.shape[1], 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with fogline.watch(model, optimizer, runs=tmp_path) as run:
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(X), y)
+            loss.backward()
+            optimizer.step()
+            run.log(loss)
+    task = classification(model=model)
+    seen = fogline.landscape(run, "hessian", task=task, points=9)
+    assert seen.path is not None
+    wanted = nn.functional.cross_entropy(model(X), y).item()
+    assert seen.path.loss[-1] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_run_that_was_left_early_shows_how_far_it_came(tmp_path: Path) -> None:
+    task = classification()
+    for step in fogline.descend(task, recipe(duration="100st", checkpoint_every="1000st"), runs=tmp_path, name="left"):
+        if step.number == 20:
+            break
+    seen = fogline.landscape(tmp_path / "left", task=task, points=5)
+    assert seen.path is not None
+    assert seen.path.step[:-1].tolist() == list(range(22))
+    assert np.isfinite(seen.path.loss).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [({"span": "paths"}, "did you mean 'path'"), ({"points": 3}, "at least 5"), ({"examples": 0}, "at least 1")],

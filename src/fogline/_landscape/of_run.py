@@ -37,15 +37,13 @@ def run_landscape(
 ) -> Landscape:
     """The arguments are those of :func:`fogline.landscape`; the landscape is saved in the run's folder."""
     started = time.perf_counter()
-    if task is not None and run.task is None:
-        run = Run.open(run.folder, task=task)
-    task = run.task
+    task = run.task or task
     if task is None:
         raise ValueError(
             "expected a run with its task, received one that was only opened; "
             "give it as fogline.landscape(run, task=task)"
         )
-    probe = open_probe(task, run.model, examples, seed)
+    probe = open_probe(task, Run(run.folder, task=task, model=run._model).model, examples, seed)
     steps, rows = _visited(run, probe)
     if span == "path" and len(rows) < 3:
         raise ValueError(
