@@ -158,7 +158,7 @@ def test_a_run_that_was_left_early_shows_how_far_it_came(tmp_path: Path) -> None
             break
     seen = fogline.landscape(tmp_path / "left", task=task, points=5)
     assert seen.path is not None
-    assert seen.path.step[:-1].tolist() == list(range(22))
+    assert seen.path.step[:-1].tolist() == [0, 4, 8, 12, 16, 20, 21]
     assert np.isfinite(seen.path.loss).all()
 
 

@@ -15,8 +15,8 @@ from fogline.record.snapshots import FILE, MOST, KeptPath, Snapshots, read_path
 from programs.problems import again, classification, recipe
 
 
-def snapshots(folder: Path, parameters: list[nn.Parameter]) -> Snapshots:
-    made = Snapshots.of(folder, [f"p{k}" for k in range(len(parameters))], parameters, Budget(0.02))
+def snapshots(folder: Path, parameters: list[nn.Parameter], expected: int | None = None) -> Snapshots:
+    made = Snapshots.of(folder, [f"p{k}" for k in range(len(parameters))], parameters, Budget(0.02), expected)
     assert made is not None
     return made
 
@@ -47,6 +47,13 @@ def test_they_are_evenly_spaced_and_never_many(tmp_path: Path, steps: int) -> No
     assert found.steps == tuple(range(0, steps, found.stride))
     assert MOST / 2 < len(found.steps) <= MOST or steps < MOST / 2
     assert torch.equal(found.weights, torch.tensor(found.steps).float()[:, None].expand(-1, 3))
+
+
+@pytest.mark.parametrize(("expected", "stride"), [(None, 1), (1, 1), (32, 1), (33, 2), (1000, 32), (1025, 64)])
+def test_where_the_length_is_known_there_is_room_from_the_start(
+    tmp_path: Path, expected: int | None, stride: int
+) -> None:
+    assert snapshots(tmp_path, [nn.Parameter(torch.zeros(3))], expected).stride == stride
 
 
 @pytest.mark.parametrize("stride", [1, 7, 16])
@@ -96,7 +103,7 @@ def test_a_resumed_run_keeps_the_same_snapshots_bit_for_bit(tmp_path: Path) -> N
     task, chosen = classification(), recipe(keep=1000, duration="150st")
     whole = fogline.fit(task, chosen, runs=tmp_path, name="whole")
     found = kept(whole.folder)
-    assert found.steps == tuple(range(0, 150, 4))
+    assert found.steps == tuple(range(0, 150, 8))
     for step in (1, 63, 64, 97, 150):
         folder = again(whole.folder, tmp_path / str(step), step, checkpoint_every="1000st")
         shutil.copy(whole.folder / FILE, folder)

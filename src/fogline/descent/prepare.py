@@ -241,7 +241,9 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
     eager = EagerStep(machine, batches, deferred=False if isinstance(start.opened.train, Stream) else None)
     descent = Descent(folder, recipe, machine, batches, eager, store, Recorder(store, budget), probe, scorer)
     named = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad]
-    descent.snapshots = Snapshots.of(folder, [n for n, _ in named], [p for _, p in named], budget)
+    descent.snapshots = Snapshots.of(
+        folder, [n for n, _ in named], [p for _, p in named], budget, descent.length.expected
+    )
     set_lr(optimizer, descent.rate(0))
     _find_reduction(descent)
     prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)

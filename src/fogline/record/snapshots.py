@@ -1,8 +1,9 @@
 """The way through the space of weights: snapshots of them, a bounded number however long the run grows.
 
-Kept is the first moment of every slot of ``stride`` steps. Where there would be too many the stride doubles and every
-second one goes, so that the snapshots of a run depend on its steps alone and a resumed run has the same. They lie in
-``path.safetensors`` of the run folder, written before every checkpoint.
+Kept is the first moment of every slot of ``stride`` steps, a power of two that leaves room where the length of the run
+is known. Where there would be too many the stride doubles and every second one goes, so that the snapshots of a run
+depend on its steps alone and a resumed run has the same. They lie in ``path.safetensors`` of the run folder, written
+before every checkpoint. Taking one counts as watching; writing them belongs to the checkpoint.
 """
 
 from __future__ import annotations
@@ -61,22 +62,45 @@ class Snapshots:
         following: the step from which on the next one is due.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], parameters: Sequence[nn.Parameter], budget: Budget) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        parameters: Sequence[nn.Parameter],
+        budget: Budget,
+        expected: int | None = None,
+    ) -> None:
         self.folder, self.names, self.parameters, self.budget = folder, tuple(names), list(parameters), budget
         numbers = sum(p.numel() for p in self.parameters)
         self.most = min(MOST, LARGEST // max(1, numbers))
         self.stride, self.following = 1, 0
+        while expected is not None and expected > self.stride * max(4, self.most // 2):
+            self.stride *= 2
         self.kept: list[Snapshot] = []
         self._written: list[int] | None = None
 
     @classmethod
     def of(
-        cls, folder: Path, names: Sequence[str], parameters: Sequence[nn.Parameter], budget: Budget
+        cls,
+        folder: Path,
+        names: Sequence[str],
+        parameters: Sequence[nn.Parameter],
+        budget: Budget,
+        expected: int | None = None,
     ) -> Snapshots | None:
-        """None where nothing is to be watched, or the model is too large: over 2,097,152 numbers that are trained."""
+        """Snapshots of a run, or None where there are none.
+
+        There are none where nothing is to be watched, and of models of more than 2,097,152 trained numbers.
+
+        Args:
+            folder: the run folder.
+            names, parameters: the trained ones.
+            budget: of watching.
+            expected: steps that the run will have, as far as that is known.
+        """
         if not budget.share or not parameters or not all(p.dtype.is_floating_point for p in parameters):
             return None
-        made = cls(folder, names, parameters, budget)
+        made = cls(folder, names, parameters, budget, expected)
         return made if made.most >= _FEWEST else None
 
     def take(self, step: int) -> None:
@@ -107,7 +131,6 @@ class Snapshots:
         steps = [kept.step for kept in self.kept]
         if not steps or steps == self._written:
             return
-        started = time.perf_counter()
         place = self.folder / FILE
         beside = place.with_suffix(f".{os.getpid()}.tmp")
         shapes = [list(p.shape) for p in self.parameters]
@@ -123,7 +146,6 @@ class Snapshots:
             beside.unlink(missing_ok=True)
             raise OSError(f"the path of the weights cannot be written to {place}: {error}") from error
         self._written = steps
-        self.budget.spent += time.perf_counter() - started
 
     def restore(self, step: int) -> None:
         """Go on with what the folder holds up to a step."""
