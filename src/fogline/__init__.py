@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from fogline._fit import descend as descend
     from fogline._fit import fit as fit
     from fogline._fit import resume as resume
+    from fogline._landscape import Landscape as Landscape
+    from fogline._landscape import landscape as landscape
     from fogline._minimize import minimize as minimize
     from fogline._watch import watch as watch
     from fogline.descent.interrupts import Interrupted as Interrupted
@@ -35,6 +37,7 @@ _PLACES = {
     "Duration": "recipe",
     "Finding": "doctor.finding",
     "Interrupted": "descent.interrupts",
+    "Landscape": "_landscape",
     "OPTIMIZERS": "descent.optimizers",
     "Rate": "rate.find",
     "Recipe": "recipe",
@@ -48,6 +51,7 @@ _PLACES = {
     "diagnose": "doctor.examine",
     "find_lr": "rate.find",
     "fit": "_fit",
+    "landscape": "_landscape",
     "minimize": "_minimize",
     "on_batch": "task",
     "resume": "_fit",

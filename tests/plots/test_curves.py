@@ -19,7 +19,7 @@ def words(figure) -> str:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", [name for name in FIGURES if not name.startswith("landscape")])
 def test_every_figure_of_a_run_has_its_data_and_labels(tmp_path: Path, name: str, dark: bool) -> None:
     run = Run.open(full_run(tmp_path / "run"))
     figure = FIGURES[name](run, dark=dark)
@@ -77,7 +77,7 @@ def test_events_are_marked_and_their_markup_is_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("losses", [[0.0, 0.0], [1.0], [-3.0, -4.0], [1.0, math.inf, 1e-9], [5.0] * 60])
 def test_odd_losses_can_be_drawn(tmp_path: Path, losses: list[float]) -> None:
     run = Run.open(make_run(tmp_path / "run", losses=losses, held_out={}, events=[(0, "note", "x")]))
-    for make in FIGURES.values():
+    for make in FIGURES.values():  # a landscape that was not computed has no traces
         for trace in make(run).data:
             assert np.isfinite(np.array(trace.y, dtype=float)).all()
 

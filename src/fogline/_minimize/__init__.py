@@ -126,6 +126,7 @@ def minimize(
             nfev=problem.evaluations,
             njev=problem.evaluations,
             nhev=problem.curvature_products,
+            value=problem.value,
         )
 
 

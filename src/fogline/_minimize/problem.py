@@ -74,7 +74,7 @@ class Problem:
     def evaluate(self, x: Tensor) -> Point:
         """Value and gradient at x, shape (n,)."""
         leaf = x.detach().requires_grad_()
-        value = self._value(leaf)
+        value = self.value(leaf)
         self.evaluations += 1
         fun = float(value.item())
         if not math.isfinite(fun):
@@ -90,7 +90,7 @@ class Problem:
     def curvature(self, x: Tensor) -> Product:
         """The map v -> H v at x by double backward; by central differences where there is no second derivative."""
         leaf = x.detach().requires_grad_()
-        value = self._value(leaf)
+        value = self.value(leaf)
         self.evaluations += 1
         try:
             (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
@@ -120,7 +120,8 @@ class Problem:
 
         return product
 
-    def _value(self, leaf: Tensor) -> Tensor:
+    def value(self, leaf: Tensor) -> Tensor:
+        """The value at a flat vector, shape (n,), with the graph behind it."""
         value = self.function(self.structure.restore(leaf))
         if not isinstance(value, Tensor):
             raise TypeError(

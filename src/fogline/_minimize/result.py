@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ class Result:
         nfev: evaluations of the function.
         njev: evaluations of its gradient: every evaluation takes both.
         nhev: Hessian-vector products, those of the last look for a saddle included.
+        value: the function of flat parameters, shape (n,), for :func:`fogline.landscape`; a copied or pickled result
+            has None, since functions are not to be copied.
         status: 0 converged, 1 still improving, 2 stalled, 3 diverged, 4 non-finite, 5 interrupted.
     """
 
@@ -74,6 +77,10 @@ class Result:
     nfev: int
     njev: int
     nhev: int
+    value: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "value": None}
 
     @property
     def success(self) -> bool:

@@ -275,6 +275,36 @@ def show(run: RunArgument, runs: RunsOption = Path("runs")) -> None:
 
 
 @app.command()
+def landscape(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|TASK.py",
+            help="A run folder, or the name of one in --runs; a task file is trained first.",
+            autocompletion=run_names,
+        ),
+    ],
+    span: Annotated[str, typer.Option(metavar="PLANE", help="path, filter or hessian.")] = "path",
+    points: Annotated[int, typer.Option(metavar="COUNT", help="Grid lines a side.")] = 49,
+    examples: Annotated[int, typer.Option(metavar="COUNT", help="Training examples that the loss is taken of.")] = 1024,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="Decides the examples and random directions.")] = 0,
+    task: Annotated[
+        Path | None, typer.Option("--task", metavar="TASK.py", help="The task of a run that was started from Python.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also draw it.")] = None,
+    three: Annotated[bool, typer.Option("--3d", help="Draw it from the side.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Compute the error landscape around the path of a run, and keep it in its folder."""
+    with told_plainly():
+        from fogline.cli.landscape import look, print_landscape
+
+        seen, folder = look(run, runs, task_file=task, span=span, points=points, examples=examples, seed=seed)
+        print_landscape(seen, folder, as_json=as_json, plot=plot, three=three)
+
+
+@app.command()
 def report(
     run: Annotated[
         list[str],

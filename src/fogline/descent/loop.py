@@ -73,6 +73,7 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
             if a validation is due:   score the held-out data, remember the best weights
             if a checkpoint is due:   save
             if a signal came:         stop here (the caller saves)
+            if a snapshot is due:     keep the weights
             take the next step(s):    batch -> loss -> gradient -> gate -> clip -> update -> average
             record the signals;       replay what was refused
             yield
@@ -81,7 +82,7 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
         StopRequested: a signal came; the state is that between two steps.
         OSError: the run folder cannot be written.
     """
-    recorder, stepper, probe = descent.recorder, descent.stepper, descent.probe
+    recorder, stepper, probe, snapshots = descent.recorder, descent.stepper, descent.probe, descent.snapshots
     counters, look, stop, wake, probing = descent.counters, 0, 0, 0.0, False
     while True:
         now = time.perf_counter()
@@ -91,6 +92,8 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
             look, stop, wake = descent.next_look()
             probing = probing or (probe is not None and probe.affords())
         poll()
+        if snapshots is not None and counters.step >= snapshots.following:
+            snapshots.take(counters.step)
         first, epoch = counters.step, descent.epoch()
         if probing:
             _before(descent)
@@ -222,6 +225,8 @@ def settle(descent: Descent) -> None:
         counters.step -= 1
         counters.examples -= descent.batches.rows_at(counters.step) or 0
     descent.recorder.forget(first + 1)
+    if descent.snapshots is not None:
+        descent.snapshots.forget(first)
     descent.recorder.flush()  # what waits is searched for the next refusal: this one must not be found again
     eager.release()
     _count(descent, first, Outcomes([nan], [nan], [descent.rate(first)], finite=False))

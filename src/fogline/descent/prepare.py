@@ -33,6 +33,7 @@ from fogline.descent.step import EagerStep, Machine, is_summed
 from fogline.recipe import Recipe
 from fogline.record.probes import Budget, Probe, activation_statistics
 from fogline.record.signals import Recorder
+from fogline.record.snapshots import Snapshots
 from fogline.record.store import Store
 from fogline.task import OnBatch, Task
 
@@ -243,6 +244,10 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
     spec = spec_of(recipe.optimizer)
     if probe is not None and can_measure(machine, spec):
         descent.sharpness = Sharpness(machine, spec, budget)
+    named = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad]
+    descent.snapshots = Snapshots.of(
+        folder, [n for n, _ in named], [p for _, p in named], budget, descent.length.expected
+    )
     set_lr(optimizer, descent.rate(0))
     _find_reduction(descent)
     prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)

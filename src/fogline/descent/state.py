@@ -30,6 +30,7 @@ from fogline.descent.step import CompiledStep, EagerStep, Machine
 from fogline.recipe import Duration, Recipe
 from fogline.record.probes import Probe
 from fogline.record.signals import Recorder, numbers
+from fogline.record.snapshots import Snapshots
 from fogline.record.store import Store
 
 _GUARD = "guard/"
@@ -110,6 +111,7 @@ class Descent:
         self.guard = Guard(machine, self.average, self.length.expected) if recipe.guard is True else None
         self.verification: Verification | None = None
         self.sharpness: Sharpness | None = None
+        self.snapshots: Snapshots | None = None
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}
         self._since_check: list[float | Tensor] = []
@@ -328,6 +330,8 @@ class Descent:
         """
         started = time.perf_counter()
         self.recorder.flush()
+        if self.snapshots is not None:
+            self.snapshots.save()  # first: a run that goes on from this checkpoint finds all up to it
         machine = self.machine
         model = model_tensors(machine.objective.model)
         model |= {BEST + name: value for name, value in (self.best or {}).items()}
@@ -359,6 +363,8 @@ class Descent:
         for reason in skipped:
             print(f"fogline: {reason}", file=sys.stderr)
             self.store.event(0 if found is None else found.step, "checkpoint_skipped", reason)
+        if self.snapshots is not None:
+            self.snapshots.restore(0 if found is None else found.step)
         if found is None or found.step == 0:
             self.store.rewind(0)
             return False

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fogline.plots.compare import compare_figure
 from fogline.plots.confusion import confusion_figure
 from fogline.plots.curves import gradient_figure, limits_figure, loss_figure, lr_figure, probed
+from fogline.plots.landscape import FILE as LANDSCAPE_FILE
+from fogline.plots.landscape import landscape_3d_figure, landscape_figure
 from fogline.plots.layers import layers_figure
 from fogline.plots.rate import measured, rate_figure, rate_of_run_figure
 from fogline.plots.reading import columns
@@ -27,6 +30,8 @@ FIGURES: dict[str, Callable[..., go.Figure]] = {
     "confusion": confusion_figure,
     "trials": trials_of_run_figure,
     "rate": rate_of_run_figure,
+    "landscape": landscape_figure,
+    "landscape_3d": landscape_3d_figure,
 }
 """Figures by name; each takes ``(run, *, dark=False)``."""
 
@@ -48,6 +53,11 @@ CAPTIONS = {
     "loss of the probes, each in the colour of its rate.",
     "compare": "The held-out loss of the runs above, the training loss, smoothed, below. A run has the same colour, "
     "dash and mark in both.",
+    "landscape": "The loss over a plane through the weights, and the path of the run on it; the percentage is the "
+    "share of the path that the plane holds. Fog lies where the path was far away and where little was evaluated. "
+    "Below, the loss where the path was, and dotted at the nearest place of the plane: where they part, the plane "
+    "does not show what happened.",
+    "landscape_3d": "The same from the side: the height is the loss, the line is the path at its own losses.",
 }
 
 _THERE: dict[str, Callable[[Run], bool]] = {
@@ -56,8 +66,15 @@ _THERE: dict[str, Callable[[Run], bool]] = {
     "confusion": lambda run: len(columns(run, "confusion")) > 0,
     "trials": lambda run: any(found.get("trial") for found in findings_of(run)),
     "rate": lambda run: measured(run.info) is not None,
+    "landscape": lambda run: _has_landscape(run),
+    "landscape_3d": lambda run: _has_landscape(run),
 }
 """Whether a run has what a figure shows; those that are not named here are always worth showing."""
+
+
+def _has_landscape(run: Run) -> bool:
+    folder: Path = run.folder
+    return (folder / LANDSCAPE_FILE).exists()
 
 
 def figures_of(run: Run) -> list[str]:
@@ -72,6 +89,8 @@ __all__ = [
     "confusion_figure",
     "figures_of",
     "gradient_figure",
+    "landscape_3d_figure",
+    "landscape_figure",
     "layers_figure",
     "limits_figure",
     "loss_figure",
