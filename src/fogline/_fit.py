@@ -167,6 +167,7 @@ def _completed(loop: Generator[Step, None, Run]) -> Run:
 def _new_folder(runs: str | Path, name: str | None, task: Task) -> Path:
     model = task.model
     kind = task.name or (type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "run"))
+    kind = "run" if kind == "<lambda>" else kind
     return new_folder(Path(runs), name, kind, remedy="take another name, or go on with it by fogline.resume")
 
 
