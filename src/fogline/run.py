@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fogline.errors import unknown
-from fogline.recipe import Recipe
 from fogline.record.store import Table, read_info, read_table
 from fogline.verdict import Judgement, Verdict
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fogline.doctor.report import Report
+    from fogline.recipe import Recipe
     from fogline.task import Task
 
 
@@ -72,6 +72,8 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe with every ``"auto"`` resolved."""
+        from fogline.recipe import Recipe  # it brings PyTorch, which looking at a run does not need
+
         return Recipe.from_dict(self.info["recipe"])
 
     @property
@@ -148,6 +150,7 @@ class Run:
         """
         from fogline.doctor.examine import diagnose
         from fogline.doctor.record import diagnose_record
+        from fogline.recipe import Recipe
 
         task = task or self.task
         if task is None:
