@@ -246,6 +246,22 @@ def resume(
         _close(resume_training(folder, duration), report)
 
 
+@app.command()
+def ui(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="The folder that holds the run folders, or one run folder.")
+    ] = Path("runs"),
+    port: Annotated[int, typer.Option(metavar="PORT", help="Of 127.0.0.1; a free one if it is in use.")] = 7333,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser.")] = True,
+    attached: Annotated[bool, typer.Option("--attached", hidden=True)] = False,
+) -> None:
+    """Show runs in the browser, live while they train. Only this machine can open it."""
+    from fogline.dashboard.server import serve
+
+    with told_plainly():
+        serve(folder, port=port, browser=browser, say=typer.echo, attached=attached)
+
+
 @app.command("runs")
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that holds the run folders.")] = Path(

@@ -30,7 +30,8 @@ def loss_figure(run: Run, *, dark: bool = False) -> go.Figure:
     if not np.isfinite(loss).any():
         return empty(title, "No finite loss was recorded." if len(loss) else "No steps yet.", dark=dark)
     figure = go.Figure()
-    smoothed = smooth(loss)
+    # Where a long run was thinned to its extremes, the means stand beside them.
+    smoothed = smooth(steps.columns.get("loss_mean", loss))
     _add_noisy(figure, x, loss, "training", colours.first, smoothed)
     held_x, held = _held_out_loss(run)
     if len(held):

@@ -1,0 +1,192 @@
+"""A run as it is drawn: of a long one the rows that make the picture, read from SQLite without the rest."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fogline.record.store import _TABLES, STEP_COLUMNS, Table
+from fogline.run import Run
+
+WHOLE = 4000  # so many steps are read as they are
+BUCKETS = 500
+_PROBES = 300
+_ROWS = 5000
+_SECONDS = 10.0  # a query may take
+_EXTREMES = (("min", "loss"), ("max", "loss"), ("max", "grad_norm"), ("max", "overshoot"))
+_NUMBERS = {"confidence", "value", "weight_norm", "grad_norm", "update_norm", "activation_rms", "zero_share", "seconds"}
+
+
+class View(Run):
+    """A run read once, with thinned tables; what :data:`fogline.plots.FIGURES` draw is what they would of the whole.
+
+    Args:
+        folder: of the run.
+        info: the contents of its ``run.json``.
+        thinner: keeps what was read of its steps before, for a run that goes on.
+    """
+
+    def __init__(self, folder: Path, info: dict[str, Any], thinner: Thinner | None = None) -> None:
+        super().__init__(folder)
+        self._info, self._thinner = info, thinner or Thinner()
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return self._info
+
+    @cached_property
+    def steps(self) -> Table:  # type: ignore[override]  # read once, not at every look
+        with reading(self.folder) as connection:
+            return self._thinner.read(connection)
+
+    @cached_property
+    def layers(self) -> Table:  # type: ignore[override]
+        with reading(self.folder) as connection:
+            probed = [row[0] for row in connection.execute("select distinct step from layers order by step")]
+            wanted = probed[:: -(-len(probed) // _PROBES) or 1]
+            marks = ",".join("?" * len(wanted))
+            return _table(connection.execute(f"select * from layers where step in ({marks}) order by 1, 2", wanted))
+
+    @cached_property
+    def scores(self) -> Table:  # type: ignore[override]
+        return self._rows("scores", "step, split, name")
+
+    @cached_property
+    def events(self) -> Table:  # type: ignore[override]
+        return self._rows("events", "id")
+
+    @cached_property
+    def findings(self) -> Table:  # type: ignore[override]
+        return self._rows("findings", "id")
+
+    def _rows(self, table: str, order: str) -> Table:
+        """The last rows of a table that has few."""
+        with reading(self.folder) as connection:
+            backwards = ", ".join(f"{column} desc" for column in order.split(", "))
+            newest = f"select * from {table} order by {backwards} limit {_ROWS}"
+            return _table(connection.execute(f"select * from ({newest}) order by {order}"))
+
+
+class Thinner:
+    """Reads the steps of a run: all of a short one; of a long one the lowest and highest rows of equal stretches.
+
+    A stretch that lies behind is read once, so that following a long run costs little. A row of a thinned table has in
+    ``loss_mean`` the mean loss of its stretch: what a smoothed line has to be made of.
+    """
+
+    def __init__(self) -> None:
+        self._width = self._last = 0
+        self._file: tuple[int, int] | None = None
+        self._kept: dict[int, list[tuple[Any, ...]]] = {}
+
+    def read(self, connection: sqlite3.Connection) -> Table:
+        """The table ``steps``, whole or thinned."""
+        names = [row[1] for row in connection.execute("pragma table_info(steps)")]
+        first, last = connection.execute("select min(step), max(step) from steps").fetchone()
+        if first is None or last - first < WHOLE:
+            return _completed(names, connection.execute("select * from steps order by step").fetchall())
+        self._forget(connection, last, _width(last))
+        rows: list[tuple[Any, ...]] = []
+        for bucket in range(first // self._width, last // self._width + 1):
+            if bucket not in self._kept:
+                self._kept[bucket] = _extremes(connection, bucket * self._width, (bucket + 1) * self._width)
+            rows += self._kept[bucket]
+        del self._kept[last // self._width]  # it still grows
+        rows.append((*connection.execute("select * from steps where step = ?", (last,)).fetchone(), rows[-1][-1]))
+        return _completed([*names, "loss_mean"], rows)
+
+    def _forget(self, connection: sqlite3.Connection, last: int, width: int) -> None:
+        """What was kept is void where stretches became longer, the run went back, or another has its place."""
+        place = Path(connection.execute("pragma database_list").fetchone()[2]).stat()
+        file = (place.st_dev, place.st_ino)
+        if (width, file) != (self._width, self._file) or last < self._last:
+            self._kept.clear()
+        self._width, self._last, self._file = width, last, file
+
+
+def _width(last: int) -> int:
+    """A power of two: stretches stay where they are until there are twice as many as wanted."""
+    return 1 << max(0, (last // BUCKETS).bit_length())
+
+
+def _extremes(connection: sqlite3.Connection, start: int, stop: int) -> list[tuple[Any, ...]]:
+    """The rows that stand out between two steps, by step, each with the mean loss between them.
+
+    SQLite gives, beside a single ``min`` or ``max``, the other columns of the row that has it.
+    """
+    where = "from steps where step >= ? and step < ?"
+    mean = connection.execute(f"select avg(loss) {where}", (start, stop)).fetchone()[0]
+    found: dict[int, tuple[Any, ...]] = {}
+    for function, column in _EXTREMES:
+        row = connection.execute(f"select *, {function}({column}) {where}", (start, stop)).fetchone()
+        if row[0] is not None:
+            found[row[0]] = (*row[:-1], mean)
+    return [found[step] for step in sorted(found)]
+
+
+def _completed(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Table:
+    """Columns of numbers; those that a run of an earlier version lacks are full of NaN."""
+    numbers = np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
+    found: dict[str, NDArray[Any]] = {name: numbers[:, at] for at, name in enumerate(names)}
+    found["step"] = found["step"].astype(np.int64)
+    return Table({name: np.full(len(rows), np.nan) for name in STEP_COLUMNS} | found)
+
+
+def _table(cursor: sqlite3.Cursor) -> Table:
+    names = [column[0] for column in cursor.description]
+    rows = cursor.fetchall()
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+    return Table({name: _column(name, values) for name, values in zip(names, columns, strict=True)})
+
+
+def _column(name: str, values: Sequence[Any]) -> NDArray[Any]:
+    if name in _NUMBERS:
+        return np.array(values, dtype=np.float64)
+    whole = all(isinstance(value, int) for value in values)
+    return np.array(values, dtype=np.int64 if whole else object)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The database of a run, read only, also while another process writes it; a query ends after ten seconds.
+
+    Where nothing has been recorded yet it is one of empty tables.
+
+    Raises:
+        sqlite3.Error: the file is no database of a run.
+    """
+    path = folder / "run.sqlite"
+    place = f"{path.absolute().as_uri()}?mode=ro" if path.is_file() else "file::memory:"
+    end = time.monotonic() + _SECONDS
+    with closing(sqlite3.connect(place, uri=True, timeout=5)) as connection:
+        if not path.is_file():
+            for table, columns in _TABLES.items():
+                connection.execute(f"create table {table} ({columns})")
+        connection.execute("pragma trusted_schema = off")
+        connection.set_progress_handler(lambda: time.monotonic() > end, 100_000)
+        yield connection
+
+
+def last_step(connection: sqlite3.Connection) -> tuple[int | None, float | None]:
+    """The number of the last step and its loss."""
+    row = connection.execute("select step, loss from steps order by step desc limit 1").fetchone()
+    return (None, None) if row is None else (row[0], row[1])
+
+
+def sampled_losses(connection: sqlite3.Connection, count: int = 48) -> list[float]:
+    """Losses at equal distances, for a line that is small: a look-up each."""
+    first, last = connection.execute("select min(step), max(step) from steps").fetchone()
+    if first is None:
+        return []
+    places = np.unique(np.linspace(first, last, count).astype(int)).tolist()
+    query = "select loss from steps where step >= ? order by step limit 1"
+    found = [connection.execute(query, (place,)).fetchone()[0] for place in places]
+    return [value for value in found if isinstance(value, float) and np.isfinite(value)]
