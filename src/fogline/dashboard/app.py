@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from fogline import plots
 from fogline.dashboard import assets, query, run_page, runs_page
 from fogline.dashboard.guard import Access, Guard
 from fogline.dashboard.live import live
@@ -120,7 +121,7 @@ class Dashboard:
     def compare_figure(self, request: Request) -> Response:
         names = self._chosen(request)
         views = [self.folder.view(name) for name in names]
-        return self._figure(request, "compare", names, lambda dark: FIGURES["compare"](views, dark=dark))
+        return self._figure(request, "compare", names, lambda dark: vars(plots)["compare_figure"](views, dark=dark))
 
     def _figure(self, request: Request, figure: str, names: list[str], make: Callable[[bool], Any]) -> Response:
         """The figure as JSON, kept until one of its runs writes something."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
@@ -31,7 +30,8 @@ HEADERS = {
 """On every response, whatever it is."""
 
 _SAFE = ("GET", "HEAD")
-_ENTRY = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/">
+_ENTRY = """<!DOCTYPE html><html lang="en">
+<head><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/">
 <link rel="icon" href="data:,"><title>Fogline</title></head><body><p><a href="/">Open the dashboard</a></p></body></html>"""
 _NO_KEY = "This address needs the key of the launch: open the address that `fogline ui` printed."
 
@@ -92,9 +92,8 @@ class Guard:
             return self._let_in(token[0])
         if not _same(_cookies(headers).get(self.access.cookie_name, ""), self.access.cookie):
             return PlainTextResponse(_NO_KEY, 403)
-        if scope["method"] not in _SAFE and headers.get("origin") not in [
-            f"http://{host}" for host in self.access.hosts
-        ]:
+        origins = [f"http://{host}" for host in self.access.hosts]
+        if scope["method"] not in _SAFE and headers.get("origin") not in origins:
             return PlainTextResponse("expected a request of the dashboard's own pages", 403)
         elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if elsewhere and headers.get("sec-fetch-mode") != "navigate":
@@ -110,7 +109,7 @@ class Guard:
         return answer
 
 
-def _with_headers(send: Send) -> Callable[[Message], object]:
+def _with_headers(send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)

@@ -27,7 +27,7 @@ async def _lines(watch: Watch) -> AsyncIterator[str]:
         try:
             changed, gone = await run_in_threadpool(watch.changes)
         except NoRunError:
-            changed, gone = [], [watch.only]
+            changed, gone = [], [watch.only or ""]
         if changed or gone:
             yield f"event: changed\ndata: {json.dumps({'changed': changed, 'gone': gone})}\n\n"
             quiet = 0

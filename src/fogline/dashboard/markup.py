@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,6 +13,7 @@ from fogline.dashboard.assets import VERSION, unwanted_styles
 from fogline.dashboard.runs import Summary
 from fogline.words import number, verdict_name
 
+_LOG_FROM = 20.0  # losses that span more than this factor are drawn on a logarithmic axis, as in the figures
 THEMES = ("system", "light", "dark")
 _LOGO = (
     '<svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><path class="ridge" d="M2 25 12 8l6 9 4-6 8 14z"/>'
@@ -64,7 +66,7 @@ def page(
 <main id="main" tabindex="-1">
 {body}
 </main>
-<p id="lost" class="lost" role="status" hidden>The dashboard no longer answers. Start it again with <code>fogline ui</code>.</p>
+<p id="lost" class="lost" role="status" hidden>The dashboard no longer answers: start <code>fogline ui</code> again.</p>
 </body>
 </html>
 """
@@ -99,6 +101,8 @@ def spark(losses: Sequence[float]) -> str:
     """A small line of the loss; nothing where there is none to be drawn."""
     if len(losses) < 2:
         return ""
+    if min(losses) > 0 and max(losses) > _LOG_FROM * min(losses):
+        losses = [math.log(loss) for loss in losses]
     low, high = min(losses), max(losses)
     across, span = 96 / (len(losses) - 1), (high - low) or 1.0
     points = " ".join(f"{2 + at * across:.1f},{2 + 20 * (high - loss) / span:.1f}" for at, loss in enumerate(losses))
@@ -160,10 +164,8 @@ def figure(name: str, source: str, caption: str, *, wide: bool = False) -> str:
     """
     words = escape(caption)
     kind = "figure wide" if wide else "figure"
-    return (
-        f'<figure class="{kind}" id="figure-{escape(name)}"><div class="plot" data-figure="{escape(source)}" role="img" '
-        f'aria-label="{words}"></div><figcaption>{words}</figcaption></figure>'
-    )
+    plot = f'<div class="plot" data-figure="{escape(source)}" role="img" aria-label="{words}"></div>'
+    return f'<figure class="{kind}" id="figure-{escape(name)}">{plot}<figcaption>{words}</figcaption></figure>'
 
 
 def plain(value: Any, most: int = 400) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from fogline.dashboard.examples import epochs_table
-from fogline.dashboard.findings import cards, timeline
+from fogline.dashboard.findings import cards
 from fogline.dashboard.markup import (
     address,
     ago,
@@ -42,13 +42,13 @@ def overview(view: View, summary: Summary) -> str:
     figures = "".join(
         _placed(view, name, wide=at == 0 or (at == len(names) - 1 and at % 2 == 1)) for at, name in enumerate(names)
     )
-    late = ("recipe", "events", "details")
+    early = ("state", "findings")
     return (
         _top(view.name, "")
         + f'<div data-live="{address(view.name, "live")}" data-parts="{address(view.name, "parts")}">'
-        + "".join(html for key, html in parts.items() if key not in late)
+        + "".join(parts[key] for key in early)
         + f'<section class="figures" aria-label="Curves">{figures}</section>'
-        + "".join(parts[key] for key in late)
+        + "".join(html for key, html in parts.items() if key not in early)
         + _sql(view)
         + "</div>"
     )
@@ -59,7 +59,6 @@ def overview_parts(view: View, summary: Summary) -> dict[str, str]:
     info = view.info
     return {
         "state": _state(summary, info),
-        "timeline": section("timeline", "Time line", timeline(view, summary)),
         "findings": section("findings", "Findings", cards(view)),
         "scores": section("scores", "Held-out scores", _scores(view, info)),
         "recipe": section("recipe", "Recipe", _recipe(info)),
@@ -83,7 +82,8 @@ def _top(name: str, here: str) -> str:
         f'<a href="{address(name, part) if part else address(name)}"{current(part == here)}>{words}</a>'
         for part, words in pages
     )
-    return f'<p class="crumb"><a href="/">Runs</a></p><h1>{escape(name)}</h1><nav class="tabs" aria-label="Of this run">{links}</nav>'
+    crumb = '<p class="crumb"><a href="/">Runs</a></p>'
+    return f'{crumb}<h1>{escape(name)}</h1><nav class="tabs" aria-label="Of this run">{links}</nav>'
 
 
 def _state(summary: Summary, info: Mapping[str, Any]) -> str:
@@ -91,10 +91,12 @@ def _state(summary: Summary, info: Mapping[str, Any]) -> str:
     facts = "".join(f"<div><dt>{words}</dt><dd>{value}</dd></div>" for words, value in _facts(summary, info))
     stop = ""
     if summary.alive and not summary.stopping:
-        stop = f'<button type="button" class="button stop" data-post="{address(summary.name, "stop")}">Stop gently</button>'
+        place = address(summary.name, "stop")
+        stop = f'<button type="button" class="button stop" data-post="{place}">Stop gently</button>'
+    words = f'{badge(summary)}<p aria-live="polite">{escape(_sentence(summary))}</p>{stop}'
     return (
-        f'<section id="state" data-part class="state {summary.state}" aria-label="State"><div class="says">{badge(summary)}'
-        f'<p aria-live="polite">{escape(_sentence(summary))}</p>{stop}</div><dl class="facts">{facts}</dl></section>'
+        f'<section id="state" data-part class="state {summary.state}" aria-label="State">'
+        f'<div class="says">{words}</div><dl class="facts">{facts}</dl></section>'
     )
 
 
@@ -104,6 +106,8 @@ def _sentence(summary: Summary) -> str:
         return str(summary.verdict.get("message") or "The verdict says nothing.")
     if summary.stopping and summary.alive:
         return "Asked to stop: it saves at its next step and ends. A loop of your own ends where it asks run.stopping."
+    if not summary.alive and mapping(summary.info.get("source")).get("kind") == "watch":
+        return "No verdict and no sign of it: the loop was probably killed. What it recorded until then is here."
     if not summary.alive:
         resumes = f"fogline resume {summary.name}"
         return f"No verdict and no sign of it: it was probably killed. {resumes} goes on from its last checkpoint."
@@ -182,14 +186,14 @@ def _details(info: Mapping[str, Any]) -> str:
         "How the steps were taken": mapping(info.get("mechanics")) | mapping(info.get("watching")),
         "Versions and hardware": mapping(info.get("versions")) | mapping(info.get("hardware")),
     }
-    tables = "".join(
-        f"<details><summary>{heading}</summary>"
-        f"{rows_table(heading, ['what', 'value'], [[str(key), plain(value, 4000)] for key, value in values.items()])}</details>"
-        for heading, values in blocks.items()
-        if values
-    )
+    tables = "".join(_folded(heading, values) for heading, values in blocks.items() if values)
     when = f"<p>Started {escape(moment(started(info)))}.</p>" if started(info)[:4].isdigit() else ""
     return when + (f"<ul>{said}</ul>" if said else "") + tables
+
+
+def _folded(heading: str, values: Mapping[str, Any]) -> str:
+    rows = [[str(key), plain(value, 4000)] for key, value in values.items()]
+    return f"<details><summary>{heading}</summary>{rows_table(heading, ['what', 'value'], rows)}</details>"
 
 
 def _sql(view: View) -> str:
@@ -221,7 +225,7 @@ def rate_page(view: View) -> str:
             words = "The learning rate of this loop is its own."
         else:
             words = f"The learning rate was given: {escape(plain(rate))}."
-        todo = "Leave <code>lr</code> out and it is measured; <code>fogline lr TASK.py</code> measures it and trains nothing."
+        todo = "Leave <code>lr</code> out and it is measured; <code>fogline lr TASK.py</code> only measures it."
         return _top(view.name, "rate") + empty(words, todo)
     rows = [["chosen", plain(found.get("value"))]]
     interval = found.get("interval")

@@ -86,7 +86,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._summaries: dict[str, tuple[Stamp, Summary]] = {}
-        self._thinners: OrderedDict[str, Thinner] = OrderedDict()
+        self._thinners: OrderedDict[str, dict[str, Thinner]] = OrderedDict()
 
     def names(self) -> list[str]:
         """The runs there are."""
@@ -126,11 +126,10 @@ class Folder:
         info, problem = _read_info(folder)
         if problem:
             raise NoRunError(f"the run {name!r} cannot be shown: {problem}")
-        thinner = self._thinners.pop(name, None) or Thinner()
-        self._thinners[name] = thinner
+        thinners = self._thinners[name] = self._thinners.pop(name, {})
         while len(self._thinners) > _THINNERS:
             self._thinners.popitem(last=False)
-        return View(folder, info, thinner)
+        return View(folder, info, thinners)
 
     def summary(self, name: str) -> Summary:
         """What the table says of a run; read anew only where it has written something.

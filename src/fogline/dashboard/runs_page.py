@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from fogline.dashboard.markup import address, ago, badge, empty, figure, plain, rows_table, section, spark
 from fogline.dashboard.runs import Folder, Summary, mapping, started
+from fogline.plots import CAPTIONS
 from fogline.words import moment, number
 
 _COLUMNS = (
@@ -29,11 +30,8 @@ def runs_page(folder: Folder) -> str:
     summaries = folder.summaries()
     place = f'<p class="faint where"><code>{escape(str(folder.root))}</code></p>'
     if not summaries:
-        if not folder.root.is_dir():
-            words = "There is no such folder yet."
-        else:
-            words = "There are no runs in this folder yet."
-        todo = "Train something and it appears here by itself: <code>fogline demo</code>, or <code>fogline.fit(...)</code>."
+        words = "There are no runs in this folder yet." if folder.root.is_dir() else "There is no such folder yet."
+        todo = "Train something and it appears here: <code>fogline demo</code>, or <code>fogline.fit(...)</code>."
         return f'<h1>Runs</h1>{place}<div id="runs" data-live="/live" data-none>{empty(words, todo)}</div>'
     head = "".join(
         f'<th scope="col" class="c-{key}"><button type="button" data-sort="{key}">{words}</button></th>'
@@ -43,7 +41,8 @@ def runs_page(folder: Folder) -> str:
     return f"""<h1>Runs <span class="count" id="count">{len(summaries)}</span></h1>{place}
 <form action="/compare" id="runs" data-live="/live">
 <div class="tools">
-<input type="search" id="search" placeholder="Search by name, verdict, optimizer …" aria-label="Search the runs" autocomplete="off">
+<input type="search" id="search" placeholder="Search by name, verdict, optimizer …" aria-label="Search the runs"
+autocomplete="off">
 <button class="button" id="compare">Compare the chosen</button>
 </div>
 <p class="faint keys">Arrow keys move, Enter opens, / searches.</p>
@@ -83,7 +82,7 @@ def run_row(summary: Summary) -> str:
         f'<td class="c-score number">{escape(score_words)}</td>'
         f'<td class="c-loss number">{"" if summary.loss is None else number(summary.loss)}</td>'
         f'<td class="c-steps number">{"" if summary.steps is None else number(summary.steps)}</td>'
-        f'<td class="c-when" title="{escape("started " + moment(started(info))) if _dated(info) else ""}">{ago(summary.sign)}</td>'
+        f'<td class="c-when"{_begun(info)}>{ago(summary.sign)}</td>'
         f'<td class="c-spark">{spark(summary.losses)}</td></tr>'
     )
 
@@ -92,8 +91,8 @@ def _state_words(summary: Summary) -> str:
     return badge(summary).split(">")[1].split("<")[0]
 
 
-def _dated(info: Mapping[str, Any]) -> bool:
-    return started(info)[:4].isdigit()
+def _begun(info: Mapping[str, Any]) -> str:
+    return f' title="started {escape(moment(started(info)))}"' if started(info)[:4].isdigit() else ""
 
 
 def _score(info: Mapping[str, Any]) -> tuple[float | None, str]:
@@ -122,12 +121,7 @@ def compare_page(folder: Folder, chosen: Sequence[str]) -> str:
     )
     parts = [
         f'<ul class="chosen">{names}</ul>',
-        figure(
-            "compare",
-            f"/compare/figure?{query}",
-            "Loss by step of each run: training, smoothed, and held out.",
-            wide=True,
-        ),
+        figure("compare", f"/compare/figure?{query}", CAPTIONS["compare"], wide=True) if "compare" in CAPTIONS else "",
         section("differ", "What differs", _differences(summaries)),
         section("scores", "Final scores", _scores(summaries)),
         f'<details class="card"><summary>Choose others</summary>{_choice(folder, chosen)}</details>',
@@ -145,7 +139,8 @@ def _choice(folder: Folder, chosen: Sequence[str]) -> str:
         for name in names
     )
     return (
-        f'<form action="/compare" class="choice"><p>Choose two runs or more, at most {MOST}.</p><ul class="boxes">{boxes}</ul>'
+        f'<form action="/compare" class="choice"><p>Choose two runs or more, at most {MOST}.</p>'
+        f'<ul class="boxes">{boxes}</ul>'
         '<button class="button">Compare</button></form>'
     )
 

@@ -6,7 +6,6 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ _PROBES = 300
 _ROWS = 5000
 _SECONDS = 10.0  # a query may take
 _EXTREMES = (("min", "loss"), ("max", "loss"), ("max", "grad_norm"), ("max", "overshoot"))
+_ORDERS = {"scores": "step, split, name", "confusion": "target, predicted"}
 _NUMBERS = {"confidence", "value", "weight_norm", "grad_norm", "update_norm", "activation_rms", "zero_share", "seconds"}
 
 
@@ -31,48 +31,64 @@ class View(Run):
     Args:
         folder: of the run.
         info: the contents of its ``run.json``.
-        thinner: keeps what was read of its steps before, for a run that goes on.
+        thinners: keep what was read of its steps before, for a run that goes on.
     """
 
-    def __init__(self, folder: Path, info: dict[str, Any], thinner: Thinner | None = None) -> None:
+    def __init__(self, folder: Path, info: dict[str, Any], thinners: dict[str, Thinner] | None = None) -> None:
         super().__init__(folder)
-        self._info, self._thinner = info, thinner or Thinner()
+        self._info, self._thinners = info, {} if thinners is None else thinners
+        self._read: dict[tuple[str, str | None], Table] = {}
 
     @property
     def info(self) -> dict[str, Any]:
         return self._info
 
-    @cached_property
-    def steps(self) -> Table:  # type: ignore[override]  # read once, not at every look
-        with reading(self.folder) as connection:
-            return self._thinner.read(connection)
+    @property
+    def steps(self) -> Table:
+        return self.columns("steps")
 
-    @cached_property
-    def layers(self) -> Table:  # type: ignore[override]
-        with reading(self.folder) as connection:
+    @property
+    def layers(self) -> Table:
+        return self.columns("layers")
+
+    @property
+    def scores(self) -> Table:
+        return self.columns("scores")
+
+    @property
+    def events(self) -> Table:
+        return self.columns("events")
+
+    @property
+    def findings(self) -> Table:
+        return self.columns("findings")
+
+    def columns(self, table: str, filled: str | None = None) -> Table:
+        """A table, thinned where it is long.
+
+        Args:
+            table: its name.
+            filled: a column of ``steps``; only rows that have a value in it are wanted.
+        """
+        if (table, filled) not in self._read:
+            with reading(self.folder) as connection:
+                self._read[table, filled] = self._columns(connection, table, filled)
+        return self._read[table, filled]
+
+    def _columns(self, connection: sqlite3.Connection, table: str, filled: str | None) -> Table:
+        if table == "steps":
+            extremes = _EXTREMES if filled is None else (("min", filled), ("max", filled))
+            return self._thinners.setdefault(filled or "", Thinner(extremes, filled)).read(connection)
+        if table == "layers":
             probed = [row[0] for row in connection.execute("select distinct step from layers order by step")]
             wanted = probed[:: -(-len(probed) // _PROBES) or 1]
             marks = ",".join("?" * len(wanted))
-            return _table(connection.execute(f"select * from layers where step in ({marks}) order by 1, 2", wanted))
-
-    @cached_property
-    def scores(self) -> Table:  # type: ignore[override]
-        return self._rows("scores", "step, split, name")
-
-    @cached_property
-    def events(self) -> Table:  # type: ignore[override]
-        return self._rows("events", "id")
-
-    @cached_property
-    def findings(self) -> Table:  # type: ignore[override]
-        return self._rows("findings", "id")
-
-    def _rows(self, table: str, order: str) -> Table:
-        """The last rows of a table that has few."""
-        with reading(self.folder) as connection:
-            backwards = ", ".join(f"{column} desc" for column in order.split(", "))
-            newest = f"select * from {table} order by {backwards} limit {_ROWS}"
-            return _table(connection.execute(f"select * from ({newest}) order by {order}"))
+            return _table(
+                connection.execute(f"select * from layers where step in ({marks}) order by step, rowid", wanted)
+            )
+        newest = f"select rowid as row, * from {table} order by row desc limit {_ROWS}"
+        rows = connection.execute(f"select * from ({newest}) order by {_ORDERS.get(table, 'row')}")
+        return _table(rows, left_out=1)
 
 
 class Thinner:
@@ -80,9 +96,14 @@ class Thinner:
 
     A stretch that lies behind is read once, so that following a long run costs little. A row of a thinned table has in
     ``loss_mean`` the mean loss of its stretch: what a smoothed line has to be made of.
+
+    Args:
+        extremes: which rows of a stretch are kept, as functions and columns.
+        filled: a column; rows without a value in it are left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, extremes: Sequence[tuple[str, str]], filled: str | None = None) -> None:
+        self._extremes, self._filled = extremes, filled
         self._width = self._last = 0
         self._file: tuple[int, int] | None = None
         self._kept: dict[int, list[tuple[Any, ...]]] = {}
@@ -90,18 +111,24 @@ class Thinner:
     def read(self, connection: sqlite3.Connection) -> Table:
         """The table ``steps``, whole or thinned."""
         names = [row[1] for row in connection.execute("pragma table_info(steps)")]
+        if self._filled is not None and self._filled not in names:
+            return _completed(names, [])
         first, last = connection.execute("select min(step), max(step) from steps").fetchone()
-        if first is None or last - first < WHOLE:
-            return _completed(names, connection.execute("select * from steps order by step").fetchall())
+        there = "" if self._filled is None else f"where {self._filled} is not null"
+        if first is None or last - first < WHOLE or (there and self._few(connection)):
+            return _completed(names, connection.execute(f"select * from steps {there} order by step").fetchall())
         self._forget(connection, last, _width(last))
         rows: list[tuple[Any, ...]] = []
         for bucket in range(first // self._width, last // self._width + 1):
             if bucket not in self._kept:
-                self._kept[bucket] = _extremes(connection, bucket * self._width, (bucket + 1) * self._width)
+                self._kept[bucket] = self._stretch(connection, bucket * self._width, (bucket + 1) * self._width)
             rows += self._kept[bucket]
         del self._kept[last // self._width]  # it still grows
-        rows.append((*connection.execute("select * from steps where step = ?", (last,)).fetchone(), rows[-1][-1]))
         return _completed([*names, "loss_mean"], rows)
+
+    def _few(self, connection: sqlite3.Connection) -> bool:
+        count: int = connection.execute(f"select count({self._filled}) from steps").fetchone()[0]
+        return count < WHOLE
 
     def _forget(self, connection: sqlite3.Connection, last: int, width: int) -> None:
         """What was kept is void where stretches became longer, the run went back, or another has its place."""
@@ -111,25 +138,24 @@ class Thinner:
             self._kept.clear()
         self._width, self._last, self._file = width, last, file
 
+    def _stretch(self, connection: sqlite3.Connection, start: int, stop: int) -> list[tuple[Any, ...]]:
+        """The rows that stand out between two steps, and the last of them, each with the mean loss between them.
+
+        SQLite gives, beside a single ``min`` or ``max``, the other columns of the row that has it.
+        """
+        where = "from steps where step >= ? and step < ?" + (f" and {self._filled} is not null" if self._filled else "")
+        mean = connection.execute(f"select avg(loss) {where}", (start, stop)).fetchone()[0]
+        found: dict[int, tuple[Any, ...]] = {}
+        for function, column in (*self._extremes, ("max", "step")):
+            row = connection.execute(f"select *, {function}({column}) {where}", (start, stop)).fetchone()
+            if row[0] is not None:
+                found[row[0]] = (*row[:-1], mean)
+        return [found[step] for step in sorted(found)]
+
 
 def _width(last: int) -> int:
     """A power of two: stretches stay where they are until there are twice as many as wanted."""
     return 1 << max(0, (last // BUCKETS).bit_length())
-
-
-def _extremes(connection: sqlite3.Connection, start: int, stop: int) -> list[tuple[Any, ...]]:
-    """The rows that stand out between two steps, by step, each with the mean loss between them.
-
-    SQLite gives, beside a single ``min`` or ``max``, the other columns of the row that has it.
-    """
-    where = "from steps where step >= ? and step < ?"
-    mean = connection.execute(f"select avg(loss) {where}", (start, stop)).fetchone()[0]
-    found: dict[int, tuple[Any, ...]] = {}
-    for function, column in _EXTREMES:
-        row = connection.execute(f"select *, {function}({column}) {where}", (start, stop)).fetchone()
-        if row[0] is not None:
-            found[row[0]] = (*row[:-1], mean)
-    return [found[step] for step in sorted(found)]
 
 
 def _completed(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Table:
@@ -140,11 +166,13 @@ def _completed(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Table:
     return Table({name: np.full(len(rows), np.nan) for name in STEP_COLUMNS} | found)
 
 
-def _table(cursor: sqlite3.Cursor) -> Table:
+def _table(cursor: sqlite3.Cursor, left_out: int = 0) -> Table:
+    """The rows as columns, without the first ``left_out`` columns."""
     names = [column[0] for column in cursor.description]
     rows = cursor.fetchall()
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-    return Table({name: _column(name, values) for name, values in zip(names, columns, strict=True)})
+    pairs = list(zip(names, columns, strict=True))[left_out:]
+    return Table({name: _column(name, values) for name, values in pairs})
 
 
 def _column(name: str, values: Sequence[Any]) -> NDArray[Any]:
@@ -158,7 +186,7 @@ def _column(name: str, values: Sequence[Any]) -> NDArray[Any]:
 def reading(folder: Path) -> Iterator[sqlite3.Connection]:
     """The database of a run, read only, also while another process writes it; a query ends after ten seconds.
 
-    Where nothing has been recorded yet it is one of empty tables.
+    Tables that are not there are there without rows: nothing has been recorded yet, or by an earlier version.
 
     Raises:
         sqlite3.Error: the file is no database of a run.
@@ -167,10 +195,11 @@ def reading(folder: Path) -> Iterator[sqlite3.Connection]:
     place = f"{path.absolute().as_uri()}?mode=ro" if path.is_file() else "file::memory:"
     end = time.monotonic() + _SECONDS
     with closing(sqlite3.connect(place, uri=True, timeout=5)) as connection:
-        if not path.is_file():
-            for table, columns in _TABLES.items():
-                connection.execute(f"create table {table} ({columns})")
         connection.execute("pragma trusted_schema = off")
+        connection.execute("pragma temp_store = memory")
+        there = {row[0] for row in connection.execute("select name from sqlite_master")}
+        for table in set(_TABLES) - there:
+            connection.execute(f"create temp table {table} ({_TABLES[table]})")
         connection.set_progress_handler(lambda: time.monotonic() > end, 100_000)
         yield connection
 

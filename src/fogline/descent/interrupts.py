@@ -34,11 +34,13 @@ class Interrupted(SystemExit):
     Attributes:
         run: the run as it was saved.
         code: 128 plus the number of the signal.
+        by_signal: whether a signal asked, and not the stop file.
     """
 
     def __init__(self, run: Run, code: int) -> None:
         super().__init__(code)
         self.run = run
+        self.by_signal = _requested is not None
 
     def __str__(self) -> str:
         return f"interrupted and saved in {self.run.folder}; resume with: fogline resume {self.run.folder}"
