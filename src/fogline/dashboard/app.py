@@ -186,7 +186,9 @@ class Dashboard:
 def make_app(root: Path, access: Access) -> Guard:
     """The dashboard over a folder of runs, behind its guard."""
     handlers: Any = {NoRunError: _missing, 404: _missing} | dict.fromkeys(_UNFIT, _unreadable)
-    return Guard(Starlette(routes=Dashboard(root).routes(), exception_handlers=handlers), access)
+    app = Starlette(routes=Dashboard(root).routes(), exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return Guard(app, access)
 
 
 def _theme(request: Request) -> str:

@@ -32,7 +32,8 @@ HEADERS = {
 _SAFE = ("GET", "HEAD")
 _ENTRY = """<!DOCTYPE html><html lang="en">
 <head><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/">
-<link rel="icon" href="data:,"><title>Fogline</title></head><body><p><a href="/">Open the dashboard</a></p></body></html>"""
+<link rel="icon" href="data:,"><title>Fogline</title></head>
+<body><p><a href="/">Open the dashboard</a></p></body></html>"""
 _NO_KEY = "This address needs the key of the launch: open the address that `fogline ui` printed."
 
 
