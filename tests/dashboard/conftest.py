@@ -122,24 +122,45 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+class Visitor:
+    """Windows of a browser, one for each width and look; each keeps the files that it has loaded, but no cookies."""
+
+    def __init__(self, browser: Any) -> None:
+        self._browser, self._contexts = browser, {}
+        self.complaints: list[str] = []
+
+    def page(self, width: int, scheme: str) -> Any:
+        if (width, scheme) not in self._contexts:
+            size = {"width": width, "height": 900}
+            self._contexts[width, scheme] = self._browser.new_context(viewport=size, color_scheme=scheme)
+        context = self._contexts[width, scheme]
+        context.clear_cookies()
+        page = context.new_page()
+        page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        return page
+
+
+@pytest.fixture(scope="session")
+def visitor(chromium: Any) -> Visitor:
+    return Visitor(chromium)
+
+
 @pytest.fixture
-def visit(chromium: Any, dashboard: Served) -> Iterator[Callable[..., Any]]:
+def visit(visitor: Visitor, dashboard: Served) -> Iterator[Callable[..., Any]]:
     """``visit("/runs/a", width=390)`` opens a page; at the end nothing may have been complained of in its console."""
-    complaints: list[str] = []
-    contexts = []
+    visitor.complaints.clear()
+    pages = []
 
     def open_page(path: str, *, width: int = 1280, scheme: str = "light") -> Any:
-        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page = visitor.page(width, scheme)
+        pages.append(page)
         page.goto(dashboard.entrance)
         page.wait_for_url(f"{dashboard.base}/")
         page.goto(dashboard.base + path)
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
+    for page in pages:
+        page.close()
+    assert visitor.complaints == []

@@ -62,7 +62,10 @@ def read(served: Served, path: str) -> Outline:
 
 
 def finding(text: str = "nan_in_data", **more: object) -> dict[str, object]:
-    evidence = [{"signal": text, "value": text, "expected": text, "step": 3, "layer": text}, {"signal": "share", "value": 0.25}]
+    evidence = [
+        {"signal": text, "value": text, "expected": text, "step": 3, "layer": text},
+        {"signal": "share", "value": 0.25},
+    ]
     return {
         "cause": text, "severity": "serious", "confidence": 0.97, "explanation": text, "evidence": evidence,
         "remedy": {"title": text, "patch": text}, "trial": None, "advice": text, **more,
@@ -85,7 +88,10 @@ def nasty(dashboard: Served) -> str:
         notes=[NASTY],
         asked={NASTY: NASTY},
         recipe={NASTY: NASTY, "lr": NASTY, "optimizer": NASTY},
-        resolved={NASTY: {"value": NASTY, "why": NASTY}, "lr": measured_rate()["lr"] | {"why": NASTY, "warnings": [NASTY]}},
+        resolved={
+            NASTY: {"value": NASTY, "why": NASTY},
+            "lr": measured_rate()["lr"] | {"why": NASTY, "warnings": [NASTY]},
+        },
         scores={NASTY: 1.0},
         versions={NASTY: NASTY},
         started=NASTY,
@@ -93,7 +99,14 @@ def nasty(dashboard: Served) -> str:
     info = read_info(folder)
     info["verdict"] = {"name": NASTY, "message": NASTY, "evidence": {NASTY: NASTY}}
     (folder / "run.json").write_text(json.dumps(info))
-    trial = {"intervention": NASTY, "metric": NASTY, "effect": NASTY, "interval": [NASTY, NASTY], "seeds": [0], "steps": NASTY}
+    trial = {
+        "intervention": NASTY,
+        "metric": NASTY,
+        "effect": NASTY,
+        "interval": [NASTY, NASTY],
+        "seeds": [0],
+        "steps": NASTY,
+    }
     put_finding(folder, finding(NASTY, severity=NASTY, trial=trial))
     store = Store(folder)
     store.scores(199, NASTY, {NASTY: 1.0})
@@ -152,7 +165,9 @@ def test_a_proof_is_told_with_its_control(dashboard: Served) -> None:
     }  # fmt: skip
     put_finding(folder, finding(trial=trial))
     words = read(dashboard, "/runs/proven").words
-    assert "drop the rows helped beyond the noise of the seeds: held-out accuracy changed by 0.125 (0.1 to 0.15)" in words
+    assert (
+        "drop the rows helped beyond the noise of the seeds: held-out accuracy changed by 0.125 (0.1 to 0.15)" in words
+    )
     assert "3 seeds of 400 steps" in words
 
 
@@ -196,7 +211,10 @@ def test_examples_are_those_of_the_folder(dashboard: Served) -> None:
     assert "This run recorded no examples." in read(dashboard, "/runs/with-examples/examples").words
     (folder / "examples").mkdir()
     for epoch in range(2):
-        columns = {"loss": np.array([1.0, 3.0], dtype=np.float16) / (epoch + 1), "correct": np.array([1, 0], dtype=np.uint8)}
+        columns = {
+            "loss": np.array([1.0, 3.0], dtype=np.float16) / (epoch + 1),
+            "correct": np.array([1, 0], dtype=np.uint8),
+        }
         save_file(columns, folder / "examples" / f"epoch-{epoch:04}.safetensors")
     (folder / "examples" / "epoch-0002.safetensors").write_bytes(b"cut")
     words = read(dashboard, "/runs/with-examples/examples").words

@@ -46,7 +46,9 @@ for name in (*run_page.overview_figures(view), "rate"):
 
 
 def test_a_missing_extra_names_the_command(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['uvicorn'] = None\nfrom fogline.cli import main\nsys.argv = ['fogline', 'ui']\nmain()"
+    code = (
+        "import sys; sys.modules['uvicorn'] = None\nfrom fogline.cli import main\nsys.argv = ['fogline', 'ui']\nmain()"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 2
     assert "pip install 'fogline[dashboard]'" in ended.stderr
@@ -92,7 +94,9 @@ def test_one_run_is_shown_among_its_neighbours(tmp_path: Path) -> None:
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    ended = subprocess.run([sys.executable, "-m", "fogline", "ui", str(tmp_path / "file")], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-m", "fogline", "ui", str(tmp_path / "file")], capture_output=True, text=True
+    )
     assert ended.returncode == 2
     assert "expected a folder of runs" in ended.stderr
 
@@ -126,7 +130,9 @@ def test_train_with_ui_stops_by_the_button_and_stays_until_told(tmp_path: Path) 
 def test_train_with_ui_ends_with_a_signal(tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text(TASK)
     arguments = ["train", tmp_path / "task.py", "--runs", tmp_path / "runs", "--name", "run", "--ui", "--lr", 0.01]
-    process, line = start(*arguments, "--duration", "5000000st", "--step", "eager", cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process, line = start(
+        *arguments, "--duration", "5000000st", "--step", "eager", cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
     dashboard = served(tmp_path / "runs", line)
     folder, end = tmp_path / "runs" / "run", time.monotonic() + 120
     while not ((folder / "run.json").exists() and "mechanics" in read_info(folder)):

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ def _cell(value: Any) -> Any:
     """A value that fits in JSON."""
     if value is None or isinstance(value, bool | int):
         return value
-    if isinstance(value, float):
+    if isinstance(value, float | Decimal):
+        value = float(value)
         return value if value - value == 0 else str(value)
     text = str(value)
     return text if len(text) <= _MOST_CELL else text[: _MOST_CELL - 1] + "…"

@@ -139,16 +139,18 @@ class Thinner:
         self._width, self._last, self._file = width, last, file
 
     def _stretch(self, connection: sqlite3.Connection, start: int, stop: int) -> list[tuple[Any, ...]]:
-        """The rows that stand out between two steps, and the last of them, each with the mean loss between them.
+        """The rows that stand out between two steps, the first and the last, each with the mean loss between them.
 
         SQLite gives, beside a single ``min`` or ``max``, the other columns of the row that has it.
         """
         where = "from steps where step >= ? and step < ?" + (f" and {self._filled} is not null" if self._filled else "")
+        asked = [f"select *, {function}({column}) {where}" for function, column in self._extremes]
+        asked += [f"select *, step {where} order by step {direction} limit 1" for direction in ("asc", "desc")]
         mean = connection.execute(f"select avg(loss) {where}", (start, stop)).fetchone()[0]
         found: dict[int, tuple[Any, ...]] = {}
-        for function, column in (*self._extremes, ("max", "step")):
-            row = connection.execute(f"select *, {function}({column}) {where}", (start, stop)).fetchone()
-            if row[0] is not None:
+        for query in asked:
+            row = connection.execute(query, (start, stop)).fetchone()
+            if row is not None and row[0] is not None:
                 found[row[0]] = (*row[:-1], mean)
         return [found[step] for step in sorted(found)]
 
