@@ -71,8 +71,7 @@ def drawn(page: Any) -> int:
     return count
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 @pytest.mark.parametrize("name", PAGES)
 def test_every_page_draws_without_a_complaint_at_every_width(
     visit: Visit, seen: None, name: str, scheme: str, width: int

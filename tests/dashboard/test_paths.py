@@ -13,9 +13,10 @@ from run_folders import make_run
 
 SECRET = "a secret that lies outside"
 ESCAPES = [
-    "..", "%2e%2e", ".", "%2e", "..%2foutside", "%2e%2e%2foutside", "..%5coutside", "%2e%2e%5coutside", "....%2f%2foutside",
-    "%252e%252e%252foutside", "..%c0%afoutside", "%00", "inside%00", "inside%2f..%2f..%2foutside", "%2fetc", "~root", ".hidden",
-    "..%2foutside%00inside", "inside%2f", "link", "linked-info", "linked-steps", "file", "empty",
+    "..", "%2e%2e", ".", "%2e", "..%2foutside", "%2e%2e%2foutside", "..%5coutside", "%2e%2e%5coutside",
+    "....%2f%2foutside", "%252e%252e%252foutside", "..%c0%afoutside", "%00", "inside%00", "inside%2f..%2f..%2foutside",
+    "%2fetc", "~root", ".hidden", "..%2foutside%00inside", "inside%2f", "link", "linked-info", "linked-steps", "file",
+    "empty",
 ]  # fmt: skip
 PLACES = ["", "/parts", "/live", "/rate", "/landscape", "/examples", "/figures/loss"]
 

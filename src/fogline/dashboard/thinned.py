@@ -16,6 +16,8 @@ from fogline.record.store import _TABLES, STEP_COLUMNS, Table
 from fogline.run import Run
 
 WHOLE = 4000  # so many steps are read as they are
+_FEW = 25_000  # so many rows of a signal that was measured now and then
+_OFTEN = ("loss", "lr", "grad_norm")  # signals that nearly every step has
 BUCKETS = 500
 _PROBES = 300
 _ROWS = 5000
@@ -68,8 +70,10 @@ class View(Run):
 
         Args:
             table: its name.
-            filled: a column of ``steps``; only rows that have a value in it are wanted.
+            filled: a column of ``steps`` that few rows have a value in; others are left out.
         """
+        if table == "steps" and filled in _OFTEN:
+            filled = None
         if (table, filled) not in self._read:
             with reading(self.folder) as connection:
                 self._read[table, filled] = self._columns(connection, table, filled)
@@ -128,7 +132,7 @@ class Thinner:
 
     def _few(self, connection: sqlite3.Connection) -> bool:
         count: int = connection.execute(f"select count({self._filled}) from steps").fetchone()[0]
-        return count < WHOLE
+        return count <= _FEW
 
     def _forget(self, connection: sqlite3.Connection, last: int, width: int) -> None:
         """What was kept is void where stretches became longer, the run went back, or another has its place."""
