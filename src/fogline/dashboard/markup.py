@@ -38,7 +38,7 @@ def page(
     plotly = ""
     if figures:
         plotly = "".join(f'<meta id="{name}">' for name in unwanted_styles())
-        plotly += f'<script src="{at}/plotly.min.js" defer></script>'
+        plotly += f'<script src="{at}/plotly.min.js" id="plotly" async></script>'
     modules = "".join(f'<script type="module" src="{at}/{name}"></script>' for name in ("shell.js", *scripts))
     links = "".join(
         f'<a href="{address}"{current(words == here)}>{words}</a>'

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -24,6 +26,7 @@ _ROWS = 5000
 _SECONDS = 10.0  # a query may take
 _EXTREMES = (("min", "loss"), ("max", "loss"), ("max", "grad_norm"), ("max", "overshoot"))
 _ORDERS = {"scores": "step, split, name", "confusion": "target, predicted"}
+_ENDS = "select (select min(step) from steps), (select max(step) from steps)"  # together they would read every row
 _NUMBERS = {"confidence", "value", "weight_norm", "grad_norm", "update_norm", "activation_rms", "zero_share", "seconds"}
 
 
@@ -111,13 +114,18 @@ class Thinner:
         self._width = self._last = 0
         self._file: tuple[int, int] | None = None
         self._kept: dict[int, list[tuple[Any, ...]]] = {}
+        self._reading = threading.Lock()  # several figures of a page are asked for at once
 
     def read(self, connection: sqlite3.Connection) -> Table:
         """The table ``steps``, whole or thinned."""
+        with self._reading:
+            return self._whole_or_thinned(connection)
+
+    def _whole_or_thinned(self, connection: sqlite3.Connection) -> Table:
         names = [row[1] for row in connection.execute("pragma table_info(steps)")]
         if self._filled is not None and self._filled not in names:
             return _completed(names, [])
-        first, last = connection.execute("select min(step), max(step) from steps").fetchone()
+        first, last = connection.execute(_ENDS).fetchone()
         there = "" if self._filled is None else f"where {self._filled} is not null"
         if first is None or last - first < WHOLE or (there and self._few(connection)):
             return _completed(names, connection.execute(f"select * from steps {there} order by step").fetchall())
@@ -148,14 +156,11 @@ class Thinner:
         SQLite gives, beside a single ``min`` or ``max``, the other columns of the row that has it.
         """
         where = "from steps where step >= ? and step < ?" + (f" and {self._filled} is not null" if self._filled else "")
-        asked = [f"select *, {function}({column}) {where}" for function, column in self._extremes]
-        asked += [f"select *, step {where} order by step {direction} limit 1" for direction in ("asc", "desc")]
-        mean = connection.execute(f"select avg(loss) {where}", (start, stop)).fetchone()[0]
-        found: dict[int, tuple[Any, ...]] = {}
-        for query in asked:
-            row = connection.execute(query, (start, stop)).fetchone()
-            if row is not None and row[0] is not None:
-                found[row[0]] = (*row[:-1], mean)
+        asked = [f"select *, avg(loss), {function}({column}) {where}" for function, column in self._extremes]
+        asked += [f"select *, 0, 0 {where} order by step {direction} limit 1" for direction in ("asc", "desc")]
+        rows = [connection.execute(query, (start, stop)).fetchone() for query in asked]
+        mean = rows[0][-2]
+        found = {row[0]: (*row[:-2], mean) for row in rows if row is not None and row[0] is not None}
         return [found[step] for step in sorted(found)]
 
 
@@ -218,10 +223,12 @@ def last_step(connection: sqlite3.Connection) -> tuple[int | None, float | None]
 
 def sampled_losses(connection: sqlite3.Connection, count: int = 48) -> list[float]:
     """Losses at equal distances, for a line that is small: a look-up each."""
-    first, last = connection.execute("select min(step), max(step) from steps").fetchone()
+    first, last = connection.execute(_ENDS).fetchone()
     if first is None:
         return []
-    places = np.unique(np.linspace(first, last, count).astype(int)).tolist()
-    query = "select loss from steps where step >= ? order by step limit 1"
-    found = [connection.execute(query, (place,)).fetchone()[0] for place in places]
-    return [value for value in found if isinstance(value, float) and np.isfinite(value)]
+    places = sorted({first + at * (last - first) // (count - 1) for at in range(count)})
+    values = ",".join(["(?)"] * len(places))
+    nearest = "select loss from steps where step >= place order by step limit 1"
+    query = f"with places(place) as (values {values}) select ({nearest}) from places"
+    found = [row[0] for row in connection.execute(query, places)]
+    return [value for value in found if isinstance(value, float) and math.isfinite(value)]

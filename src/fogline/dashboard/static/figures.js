@@ -8,15 +8,23 @@ function look() {
   return theme === "dark" || (theme === "system" && dark.matches) ? "dark" : "light";
 }
 
-async function draw(place) {
+// Plotly is large: data is asked for while the browser still reads it.
+const plotly = document.getElementById("plotly");
+const ready = window.Plotly || !plotly ? Promise.resolve() : new Promise((done) => plotly.addEventListener("load", done));
+
+async function ask(place) {
   const address = place.dataset.figure;
   const response = await fetch(`${address}${address.includes("?") ? "&" : "?"}look=${look()}`);
-  const figure = await response.json();
-  if (!response.ok) {
+  return [response.ok, await response.json()];
+}
+
+async function draw(place, answer) {
+  const [ok, figure] = await answer;
+  await ready;
+  if (!ok) {
     say(place, figure.error);
     return;
   }
-  if (!window.Plotly) return;
   place.classList.remove("said");
   // Zoom and what is hidden stay as they are when new data comes.
   const layout = { ...figure.layout, uirevision: "kept", dragmode: touched.matches ? false : "zoom" };
@@ -31,7 +39,8 @@ function say(place, words) {
 }
 
 export async function draw_all() {
-  for (const place of document.querySelectorAll("[data-figure]")) await draw(place);
+  const asked = [...document.querySelectorAll("[data-figure]")].map((place) => [place, ask(place)]);
+  for (const [place, answer] of asked) await draw(place, answer);
 }
 
 window.addEventListener("look", draw_all);
