@@ -292,8 +292,8 @@ is there; the first time in a server and a browser that have read nothing yet, P
 {opens}
 
 The rows of the long run are those that the recorder writes when steps are slow enough for a row each; the dashboard
-reads of them the extremes of about 500 stretches. What is measured beside it on the same cores counts in wall times: the
-load stands in the stamp.
+reads of them the extremes of about 500 stretches. What is measured beside it on the same cores counts in wall times:
+the load stands in the stamp.
 """
 
 
