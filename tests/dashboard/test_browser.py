@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,6 +155,29 @@ def test_the_table_follows_its_runs(visit: Visit, dashboard: Served) -> None:
         file.unlink()
     folder.rmdir()
     row.wait_for(state="detached", timeout=30_000)
+
+
+def test_a_page_that_nobody_sees_rests_and_catches_up(visit: Visit, dashboard: Served) -> None:
+    gone = make_run(dashboard.runs / "gone-meanwhile")
+    page = visit("/")
+    page.locator("tr[data-run='gone-meanwhile']").wait_for()
+    page.get_by_label("Search the runs").fill("meanwhile")
+
+    def show(hidden: bool) -> None:
+        page.evaluate(
+            "(hidden) => Object.defineProperty(document, 'hidden', { value: hidden, configurable: true })", hidden
+        )
+        page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")
+
+    show(hidden=True)
+    shutil.rmtree(gone)
+    make_run(dashboard.runs / "came-meanwhile")
+    page.wait_for_timeout(2500)  # two looks of the server
+    assert page.locator("tr[data-run='came-meanwhile']").count() == 0
+    show(hidden=False)
+    page.locator("tr[data-run='came-meanwhile']").wait_for(timeout=30_000)
+    page.locator("tr[data-run='gone-meanwhile']").wait_for(state="detached", timeout=30_000)
+    assert page.get_by_label("Search the runs").input_value() == "meanwhile"
 
 
 def test_the_button_asks_the_run_to_stop(visit: Visit, dashboard: Served) -> None:

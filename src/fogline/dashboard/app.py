@@ -70,9 +70,10 @@ class Dashboard:
         return HTMLResponse(page("Runs", body, theme=_theme(request), here="Runs", scripts=["runs.js"]))
 
     def rows(self, request: Request) -> Response:
-        """Rows of the table by name, for those that have changed."""
-        names = [name for name in request.query_params.getlist("run") if name in set(self.folder.names())]
-        return JSONResponse({name: runs_page.run_row(self.folder.summary(name)) for name in names})
+        """Rows of the table by name: of those that are named, or all."""
+        names = request.query_params.getlist("run") or self.folder.names()
+        there = [summary for name in names if (summary := self.folder.found(name)) is not None]
+        return JSONResponse({each.name: runs_page.run_row(each) for each in there})
 
     def compare(self, request: Request) -> Response:
         names = self._chosen(request)
@@ -137,11 +138,11 @@ class Dashboard:
         return Response(self._drawn[key], media_type="application/json")
 
     def live_all(self, request: Request) -> Response:
-        return live(self.folder)
+        return live(self.folder, None, request.query_params.get("since", ""))
 
     def live_one(self, request: Request) -> Response:
         self.folder.path(request.path_params["name"])
-        return live(self.folder, request.path_params["name"])
+        return live(self.folder, request.path_params["name"], request.query_params.get("since", ""))
 
     def static(self, request: Request) -> Response:
         name = request.path_params["file"]

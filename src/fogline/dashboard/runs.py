@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -145,32 +146,37 @@ class Folder:
 
     def summaries(self) -> list[Summary]:
         """Of all runs, the latest first."""
-        found = [self.summary(name) for name in self.names()]
+        found = [summary for name in self.names() if (summary := self.found(name)) is not None]
         return sorted(found, key=lambda each: (started(each.info), each.name), reverse=True)
 
+    def found(self, name: str) -> Summary | None:
+        """The summary of a run; None where there is no such run, or no longer."""
+        with suppress(NoRunError):
+            return self.summary(name)
+        return None
 
-@dataclass
+
 class Watch:
-    """Which runs changed since it was asked last."""
+    """Which runs changed since it was asked last.
 
-    folder: Folder
-    only: str | None = None
+    Args:
+        folder: of the runs.
+        only: the name of the one that is looked at; all if None.
+        since: a moment in seconds since 1970; what wrote something after it counts as changed at the first question.
+    """
 
-    @cached_property
-    def _seen(self) -> dict[str, tuple[Stamp, str]]:
-        return self._now()
+    def __init__(self, folder: Folder, only: str | None = None, since: float = math.inf) -> None:
+        self.folder, self.only = folder, only
+        self._seen = {name: seen for name, (*seen, sign) in self._now().items() if sign < since}
 
-    def _now(self) -> dict[str, tuple[Stamp, str]]:
+    def _now(self) -> dict[str, tuple[Stamp, str, float]]:
         names = [self.only] if self.only else self.folder.names()
-        return {name: (self.folder.stamp(name), self.folder.summary(name).state) for name in names}
+        there = {name: summary for name in names if (summary := self.folder.found(name)) is not None}
+        return {name: (self.folder.stamp(name), each.state, each.sign) for name, each in there.items()}
 
     def changes(self) -> tuple[list[str], list[str]]:
-        """The names of the runs that are new or wrote something or fell silent, and of those that are gone.
-
-        Raises:
-            NoRunError: the one that is watched is gone.
-        """
-        before, now = self._seen, self._now()
+        """The names of the runs that are new or wrote something or fell silent, and of those that are gone."""
+        before, now = self._seen, {name: seen for name, (*seen, _) in self._now().items()}
         self._seen = now
         return [name for name in now if now[name] != before.get(name)], [name for name in before if name not in now]
 

@@ -76,13 +76,20 @@ function put(name, html) {
   if (focused) next.querySelector(focused).focus();
 }
 
+// Of some runs by their names, a few at a time; of all at once where none are named.
+function queries(names) {
+  if (!names) return [""];
+  const asked = names.map((name) => ["run", name]);
+  return Array.from({ length: Math.ceil(asked.length / 40) }, (_, at) => new URLSearchParams(asked.slice(40 * at, 40 * at + 40)));
+}
+
 async function update(changed, gone) {
-  for (const name of gone) rows.querySelector(`[data-run="${CSS.escape(name)}"]`)?.remove();
-  for (let at = 0; at < changed.length; at += 40) {
-    const query = new URLSearchParams(changed.slice(at, at + 40).map((name) => ["run", name]));
+  for (const query of queries(changed)) {
     const found = await (await fetch(`/rows?${query}`)).json();
     Object.entries(found).forEach(([name, html]) => put(name, html));
+    if (!changed) gone = [...rows.children].map((row) => row.dataset.run).filter((name) => !(name in found));
   }
+  for (const name of gone) rows.querySelector(`[data-run="${CSS.escape(name)}"]`)?.remove();
   sort();
   search();
 }
