@@ -33,6 +33,7 @@ import psutil
 
 import timing
 from fogline.record.store import Store
+from fogline.verdict import Verdict
 
 STEPS, RUNS = 1_000_000, 500
 FIRST_BYTE, MEGABYTES, OPENED = 1.0, 100.0, 2.0
@@ -194,7 +195,7 @@ def _info(name: str, steps: int) -> dict[str, Any]:
         "recipe": {"optimizer": "adamw", "lr": 0.1},
         "started": "2026-01-01T00:00:00",
         "steps": steps,
-        "verdict": {"name": "CONVERGED", "message": "Converged.", "evidence": {}},
+        "verdict": {"name": "CONVERGED", "message": str(Verdict.CONVERGED), "evidence": {}},
         "scores": {"loss": 0.3, "accuracy": 0.9},
     }
 

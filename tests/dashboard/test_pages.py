@@ -279,6 +279,15 @@ def test_a_run_that_was_killed_is_not_taken_for_training(dashboard: Served) -> N
     assert dashboard.ask("/runs/killed/stop", "POST").status == 409
 
 
+def test_every_query_that_is_offered_has_an_answer(dashboard: Served) -> None:
+    make_run(dashboard.runs / "queried", events=[(3, "note", "a word")])
+    overview = read(dashboard, "/runs/queried")
+    offered = [attributes["data-query"] for _, attributes in overview.tags if "data-query" in attributes]
+    assert len(offered) > 3
+    for query in offered:
+        assert dashboard.sql("queried", str(query)).status == 200
+
+
 def test_a_run_that_has_hardly_begun_has_a_page(dashboard: Served) -> None:
     folder = dashboard.runs / "begun"
     folder.mkdir()

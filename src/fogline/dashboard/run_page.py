@@ -28,10 +28,17 @@ _EVENTS = 200
 _OF_THEIR_OWN = {"rate": "rate", "landscape": "landscape", "landscape_3d": "landscape", "compare": ""}
 """Figures that do not stand on the overview, and the page they stand on."""
 _QUERIES = (
-    ("slowest descent", "select step, loss, lr, grad_norm from steps order by loss desc limit 20"),
-    ("held-out scores", "select name, min(value), max(value), count(*) from scores group by name"),
-    ("layers", "select layer, avg(grad_norm) as gradient, avg(zero_share) as zeros from layers group by layer"),
-    ("events", "select kind, count(*) as times, min(step) as first from events group by kind order by times desc"),
+    ("highest losses", "select step, loss, lr, grad_norm from steps order by loss desc limit 20"),
+    (
+        "epochs",
+        "select epoch::int as epoch, avg(loss) as loss, max(grad_norm) as steepest from steps group by 1 order by 1",
+    ),
+    (
+        "scores",
+        "select split, name, min(value) as lowest, max(value) as highest from scores group by 1, 2 order by 1, 2",
+    ),
+    ("layers", "select layer, avg(grad_norm) as gradient, avg(zero_share) as zeros from layers group by 1 order by 1"),
+    ("events", "select kind, count(*) as times, min(step) as first_step from events group by 1 order by 2 desc"),
 )
 
 

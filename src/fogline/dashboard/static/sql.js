@@ -23,12 +23,13 @@ function table(found) {
   box.setAttribute("aria-label", "Answer");
   const made = element("table");
   const head = element("tr");
-  found.columns.forEach((name) => head.append(element("th", name)));
+  const kinds = found.columns.map((_, at) => (found.rows.some((row) => typeof row[at] === "number") ? "number" : ""));
+  found.columns.forEach((name, at) => head.append(element("th", name, kinds[at])));
   made.append(element("thead"), element("tbody"));
   made.tHead.append(head);
   for (const row of found.rows) {
     const line = element("tr");
-    row.forEach((value) => line.append(element("td", written(value), typeof value === "number" ? "number" : "")));
+    row.forEach((value, at) => line.append(element("td", written(value), kinds[at])));
     made.tBodies[0].append(line);
   }
   box.append(made);
