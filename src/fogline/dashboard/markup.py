@@ -112,7 +112,7 @@ def spark(losses: Sequence[float]) -> str:
 def ago(seconds_since_1970: float) -> str:
     """How long ago, in one unit, with the moment itself for the script that keeps it true.
 
-    >>> ago(time.time() - 7300)[-15:]
+    >>> ago(time.time() - 7300)[-14:]
     '2 h ago</time>'
     """
     passed = max(0.0, time.time() - seconds_since_1970)
