@@ -81,11 +81,13 @@ def test_a_port_in_use_is_replaced_and_ctrl_c_ends_it(tmp_path: Path) -> None:
     process.stdout.close()
 
 
-def test_one_run_is_shown_among_its_neighbours(tmp_path: Path) -> None:
+def test_one_run_is_shown_first_and_its_neighbours_behind_it(tmp_path: Path) -> None:
     for name in ("one", "other"):
         make_run(tmp_path / name)
     process, line = start("ui", tmp_path / "one", "--no-browser", "--port", 0)
-    assert "other" in served(tmp_path, line).ask("/").text
+    dashboard = served(tmp_path, line)
+    assert 'url=/runs/one"' in dashboard.ask(f"/?token={dashboard.token}", Cookie=None).text
+    assert "other" in dashboard.ask("/").text
     process.terminate()
     process.wait(timeout=30)
     assert process.stdout is not None

@@ -32,9 +32,9 @@ HEADERS = {
 
 _SAFE = ("GET", "HEAD")
 _ENTRY = """<!DOCTYPE html><html lang="en">
-<head><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/">
+<head><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={start}">
 <link rel="icon" href="data:,"><title>Fogline</title></head>
-<body><p><a href="/">Open the dashboard</a></p></body></html>"""
+<body><p><a href="{start}">Open the dashboard</a></p></body></html>"""
 _NO_KEY = "This address needs the key of the launch: open the address that `fogline ui` printed."
 
 
@@ -44,11 +44,13 @@ class Access:
 
     Attributes:
         port: of 127.0.0.1, where the dashboard listens.
+        start: the page that comes first, as a path.
         token: stands in the address that is printed; it is exchanged for the cookie.
         cookie: the value of the cookie, which no script can read.
     """
 
     port: int
+    start: str = "/"
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     cookie: str = field(default_factory=lambda: secrets.token_urlsafe(32))
 
@@ -106,7 +108,7 @@ class Guard:
         if not _same(token, self.access.token):
             return PlainTextResponse(_NO_KEY, 403)
         # Not a redirect: on one that began at another site the browser would hold a strict cookie back.
-        answer = HTMLResponse(_ENTRY)
+        answer = HTMLResponse(_ENTRY.format(start=self.access.start))
         answer.set_cookie(self.access.cookie_name, self.access.cookie, httponly=True, samesite="strict", path="/")
         return answer
 

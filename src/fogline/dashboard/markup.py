@@ -35,7 +35,7 @@ def page(
         figures: whether Plotly is needed.
     """
     at = f"/static/{VERSION}"
-    plotly = ""
+    plotly = f'<link rel="prefetch" href="{at}/plotly.min.js" as="script">'
     if figures:
         plotly = "".join(f'<meta id="{name}">' for name in unwanted_styles())
         plotly += f'<script src="{at}/plotly.min.js" id="plotly" async></script>'

@@ -24,7 +24,7 @@ def serve(
     """Show the runs of a folder until Ctrl-C.
 
     Args:
-        runs: the folder of run folders, or one of them; it need not be there yet.
+        runs: the folder of run folders, which need not be there yet; or one of them, which is then shown first.
         port: of 127.0.0.1; a free one is taken if it is in use, or if it is 0.
         browser: open it, where there is a screen.
         say: is given each line of text.
@@ -39,13 +39,14 @@ def serve(
 
     from fogline.dashboard.app import make_app
     from fogline.dashboard.guard import Access
+    from fogline.dashboard.markup import address
 
     if runs.exists() and not runs.is_dir():
         raise NotADirectoryError(f"expected a folder of runs, received the file {runs}")
     one = runs.resolve().name if (runs / "run.json").is_file() else ""
     root = runs.resolve().parent if one else runs
     listening = _listen(port)
-    access = Access(listening.getsockname()[1])
+    access = Access(listening.getsockname()[1], start=address(one) if one else "/")
     config = uvicorn.Config(
         make_app(root, access),
         log_level="warning",
