@@ -302,7 +302,7 @@ def test_a_dashboard_that_is_gone_is_missed(chromium: Any, tmp_path: Path) -> No
     context = chromium.new_context()
     page = context.new_page()
     page.goto(served(tmp_path, line).entrance)
-    page.locator("tr[data-run='run']").wait_for()
+    page.locator("#compare[disabled]").wait_for()  # the page's scripts run
     assert page.locator("#lost").is_hidden()
     process.terminate()
     process.wait(timeout=30)

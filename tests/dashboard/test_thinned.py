@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fogline.dashboard.thinned import BUCKETS, WHOLE, Thinner, View, reading
+from fogline.dashboard.reading import reading
+from fogline.dashboard.thinned import BUCKETS, WHOLE, Thinner, View
 from fogline.plots import FIGURES
 from fogline.record.store import Store, Table, read_info, read_table
 from fogline.run import Run

@@ -1,4 +1,8 @@
-"""Which address shows what."""
+"""Which address shows what.
+
+What draws figures is imported by the first page that has some, or once the first page is out: it takes as long as all
+the rest.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,23 @@ import json
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from fogline import plots
-from fogline.dashboard import assets, query, run_page, runs_page
+from fogline.dashboard import assets, query, runs_page
 from fogline.dashboard.guard import Access, Guard
 from fogline.dashboard.live import live
 from fogline.dashboard.markup import THEMES, empty, page
 from fogline.dashboard.runs import Folder, NoRunError
 from fogline.descent.interrupts import STOP
-from fogline.plots import FIGURES
 
 _MOST_BODY = 100_000
 _DRAWN = 48
@@ -67,7 +71,8 @@ class Dashboard:
 
     def runs(self, request: Request) -> Response:
         body = runs_page.runs_page(self.folder)
-        return HTMLResponse(page("Runs", body, theme=_theme(request), here="Runs", scripts=["runs.js"]))
+        whole = page("Runs", body, theme=_theme(request), here="Runs", scripts=["runs.js"])
+        return HTMLResponse(whole, background=BackgroundTask(_prepare_figures))
 
     def rows(self, request: Request) -> Response:
         """Rows of the table by name: of those that are named, or all."""
@@ -84,6 +89,8 @@ class Dashboard:
         return HTMLResponse(whole)
 
     def overview(self, request: Request) -> Response:
+        from fogline.dashboard import run_page
+
         name = request.path_params["name"]
         body = run_page.overview(self.folder.view(name), self.folder.summary(name))
         scripts = ["figures.js", "run.js", "sql.js"]
@@ -91,19 +98,27 @@ class Dashboard:
 
     def parts(self, request: Request) -> Response:
         """The parts of the overview, for a page that is open, and the figures there are now."""
+        from fogline.dashboard import run_page
+
         name = request.path_params["name"]
         view = self.folder.view(name)
         parts = run_page.overview_parts(view, self.folder.summary(name))
         return JSONResponse({"parts": parts, "figures": run_page.overview_figures(view)})
 
     def rate(self, request: Request) -> Response:
-        return self._of_run(request, run_page.rate_page)
+        from fogline.dashboard.run_page import rate_page
+
+        return self._of_run(request, rate_page)
 
     def landscape(self, request: Request) -> Response:
-        return self._of_run(request, run_page.landscape_page)
+        from fogline.dashboard.run_page import landscape_page
+
+        return self._of_run(request, landscape_page)
 
     def examples(self, request: Request) -> Response:
-        return self._of_run(request, run_page.examples_page)
+        from fogline.dashboard.run_page import examples_page
+
+        return self._of_run(request, examples_page)
 
     def _of_run(self, request: Request, make: Page) -> Response:
         name = request.path_params["name"]
@@ -113,13 +128,18 @@ class Dashboard:
     # -- data ------------------------------------------------------------------------------------------------------
 
     def figure(self, request: Request) -> Response:
+        from fogline.dashboard.run_page import drawable
+        from fogline.plots import FIGURES
+
         name, figure = request.path_params["name"], request.path_params["figure"]
         view = self.folder.view(name)
-        if not run_page.drawable(view, figure):
+        if not drawable(view, figure):
             raise NoRunError(f"expected a figure of this run, received {figure!r}")
         return self._figure(request, figure, [name], lambda dark: FIGURES[figure](view, dark=dark))
 
     def compare_figure(self, request: Request) -> Response:
+        from fogline import plots
+
         names = self._chosen(request)
         views = [self.folder.view(name) for name in names]
         return self._figure(request, "compare", names, lambda dark: vars(plots)["compare_figure"](views, dark=dark))
@@ -190,6 +210,12 @@ def make_app(root: Path, access: Access) -> Guard:
     app = Starlette(routes=Dashboard(root).routes(), exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, access)
+
+
+def _prepare_figures() -> None:
+    """Load what draws figures before the first of them is asked for."""
+    import_module("fogline.dashboard.run_page")
+    import_module("fogline.plots.theme").empty("", "", dark=False).to_json()
 
 
 def _theme(request: Request) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-
-import plotly
 
 _KINDS = MappingProxyType({".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"})
 _OWN = files("fogline.dashboard").joinpath("static")
@@ -17,11 +17,14 @@ _OWN = files("fogline.dashboard").joinpath("static")
 
 def _places() -> dict[str, Path]:
     own = {entry.name: Path(str(entry)) for entry in _OWN.iterdir() if Path(entry.name).suffix in _KINDS}
-    return own | {"plotly.min.js": Path(plotly.__file__).parent / "package_data" / "plotly.min.js"}
+    plotly = importlib.util.find_spec("plotly")  # not imported: it takes longer than the first page
+    assert plotly is not None
+    assert plotly.origin is not None
+    return own | {"plotly.min.js": Path(plotly.origin).parent / "package_data" / "plotly.min.js"}
 
 
 def _version() -> str:
-    digest = hashlib.sha256(plotly.__version__.encode())
+    digest = hashlib.sha256(importlib.metadata.version("plotly").encode())
     for name in sorted(set(FILES) - {"plotly.min.js"}):
         digest.update(FILES[name].read_bytes())
     return digest.hexdigest()[:12]

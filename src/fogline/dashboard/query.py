@@ -99,9 +99,9 @@ def _answer(folder: Path, sql: str) -> dict[str, Any]:
 
 def _load(connection: Any, folder: Path, sql: str) -> None:
     """Copy the tables that the query names."""
-    from fogline.dashboard.thinned import reading
+    from fogline.dashboard.reading import reading
 
-    with reading(folder) as source:
+    with reading(folder, "steps", "layers", "scores", "events", "findings") as source:
         for table in _TABLES:
             columns = [
                 (row[1], _TYPES.get(row[2].lower(), "varchar")) for row in source.execute(f"pragma table_info({table})")

@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fogline.dashboard.thinned import Thinner, View, last_step, reading, sampled_losses
+from fogline.dashboard.reading import last_step, reading, sampled_losses
 from fogline.descent.interrupts import STOP
+
+if TYPE_CHECKING:
+    from fogline.dashboard.thinned import Thinner, View
 
 ALIVE = 120.0  # seconds without a sign after which a run without a verdict is no longer taken for training
 _MOST_INFO = 32 * 2**20  # bytes of a run.json
@@ -123,6 +126,8 @@ class Folder:
         Raises:
             NoRunError: there is none, or its ``run.json`` cannot be read.
         """
+        from fogline.dashboard.thinned import View
+
         folder = self.path(name)
         info, problem = _read_info(folder)
         if problem:
@@ -216,7 +221,7 @@ def _summary(folder: Path) -> Summary:
     info, problem = _read_info(folder)
     steps, loss, losses, findings = None, None, [], 0
     try:
-        with reading(folder) as connection:
+        with reading(folder, "steps", "findings") as connection:
             steps, loss = last_step(connection)
             losses = sampled_losses(connection)
             findings = connection.execute("select count(*) from findings").fetchone()[0]

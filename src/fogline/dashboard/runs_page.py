@@ -9,7 +9,6 @@ from urllib.parse import urlencode
 
 from fogline.dashboard.markup import address, ago, badge, empty, figure, plain, rows_table, section, spark
 from fogline.dashboard.runs import Folder, Summary, mapping, started
-from fogline.plots import CAPTIONS
 from fogline.words import moment, number
 
 _COLUMNS = (
@@ -112,6 +111,8 @@ def _sortable(value: float | None) -> str:
 
 def compare_page(folder: Folder, chosen: Sequence[str]) -> str:
     """Curves together, what differs in the recipes, and final scores; without a choice the runs to choose from."""
+    from fogline.plots import CAPTIONS
+
     summaries = [folder.summary(name) for name in chosen]
     if len(summaries) < 2:
         return f"<h1>Compare</h1>{_choice(folder, chosen)}"

@@ -52,6 +52,9 @@ def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        loop="asyncio",
+        http="h11",
+        ws="none",
         lifespan="off",
         timeout_graceful_shutdown=1,
     )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fogline.record.store import _TABLES, STEP_COLUMNS, Table
+from fogline.dashboard.reading import ENDS, reading
+from fogline.record.store import STEP_COLUMNS, Table
 from fogline.run import Run
 
 WHOLE = 4000  # so many steps are read as they are
@@ -23,10 +21,8 @@ _OFTEN = ("loss", "lr", "grad_norm")  # signals that nearly every step has
 BUCKETS = 500
 _PROBES = 300
 _ROWS = 5000
-_SECONDS = 10.0  # a query may take
 _EXTREMES = (("min", "loss"), ("max", "loss"), ("max", "grad_norm"), ("max", "overshoot"))
 _ORDERS = {"scores": "step, split, name", "confusion": "target, predicted"}
-_ENDS = "select (select min(step) from steps), (select max(step) from steps)"  # together they would read every row
 _NUMBERS = {"confidence", "value", "weight_norm", "grad_norm", "update_norm", "activation_rms", "zero_share", "seconds"}
 
 
@@ -78,7 +74,7 @@ class View(Run):
         if table == "steps" and filled in _OFTEN:
             filled = None
         if (table, filled) not in self._read:
-            with reading(self.folder) as connection:
+            with reading(self.folder, table) as connection:
                 self._read[table, filled] = self._columns(connection, table, filled)
         return self._read[table, filled]
 
@@ -125,7 +121,7 @@ class Thinner:
         names = [row[1] for row in connection.execute("pragma table_info(steps)")]
         if self._filled is not None and self._filled not in names:
             return _completed(names, [])
-        first, last = connection.execute(_ENDS).fetchone()
+        first, last = connection.execute(ENDS).fetchone()
         there = "" if self._filled is None else f"where {self._filled} is not null"
         if first is None or last - first < WHOLE or (there and self._few(connection)):
             return _completed(names, connection.execute(f"select * from steps {there} order by step").fetchall())
@@ -191,44 +187,3 @@ def _column(name: str, values: Sequence[Any]) -> NDArray[Any]:
         return np.array(values, dtype=np.float64)
     whole = all(isinstance(value, int) for value in values)
     return np.array(values, dtype=np.int64 if whole else object)
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[sqlite3.Connection]:
-    """The database of a run, read only, also while another process writes it; a query ends after ten seconds.
-
-    Tables that are not there are there without rows: nothing has been recorded yet, or by an earlier version.
-
-    Raises:
-        sqlite3.Error: the file is no database of a run.
-    """
-    path = folder / "run.sqlite"
-    place = f"{path.absolute().as_uri()}?mode=ro" if path.is_file() else "file::memory:"
-    end = time.monotonic() + _SECONDS
-    with closing(sqlite3.connect(place, uri=True, timeout=5)) as connection:
-        connection.execute("pragma trusted_schema = off")
-        connection.execute("pragma temp_store = memory")
-        there = {row[0] for row in connection.execute("select name from sqlite_master")}
-        for table in set(_TABLES) - there:
-            connection.execute(f"create temp table {table} ({_TABLES[table]})")
-        connection.set_progress_handler(lambda: time.monotonic() > end, 100_000)
-        yield connection
-
-
-def last_step(connection: sqlite3.Connection) -> tuple[int | None, float | None]:
-    """The number of the last step and its loss."""
-    row = connection.execute("select step, loss from steps order by step desc limit 1").fetchone()
-    return (None, None) if row is None else (row[0], row[1])
-
-
-def sampled_losses(connection: sqlite3.Connection, count: int = 48) -> list[float]:
-    """Losses at equal distances, for a line that is small: a look-up each."""
-    first, last = connection.execute(_ENDS).fetchone()
-    if first is None:
-        return []
-    places = sorted({first + at * (last - first) // (count - 1) for at in range(count)})
-    values = ",".join(["(?)"] * len(places))
-    nearest = "select loss from steps where step >= place order by step limit 1"
-    query = f"with places(place) as (values {values}) select ({nearest}) from places"
-    found = [row[0] for row in connection.execute(query, places)]
-    return [value for value in found if isinstance(value, float) and math.isfinite(value)]
