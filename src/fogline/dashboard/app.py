@@ -10,9 +10,10 @@ import json
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -27,6 +28,9 @@ from fogline.dashboard.live import live
 from fogline.dashboard.markup import THEMES, empty, page
 from fogline.dashboard.runs import Folder, NoRunError
 from fogline.descent.interrupts import STOP
+
+if TYPE_CHECKING:
+    from fogline.dashboard.thinned import View
 
 _MOST_BODY = 100_000
 _DRAWN = 48
@@ -92,9 +96,11 @@ class Dashboard:
         from fogline.dashboard import run_page
 
         name = request.path_params["name"]
-        body = run_page.overview(self.folder.view(name), self.folder.summary(name))
-        scripts = ["figures.js", "run.js", "sql.js"]
-        return HTMLResponse(page(name, body, theme=_theme(request), scripts=scripts, figures=True))
+        view = self.folder.view(name)
+        body = run_page.overview(view, self.folder.summary(name))
+        whole = page(name, body, theme=_theme(request), scripts=["figures.js", "run.js", "sql.js"], figures=True)
+        # A long run is read while the browser loads what the page names: its figures are asked for after that.
+        return HTMLResponse(whole, background=BackgroundTask(_read, view))
 
     def parts(self, request: Request) -> Response:
         """The parts of the overview, for a page that is open, and the figures there are now."""
@@ -210,6 +216,11 @@ def make_app(root: Path, access: Access) -> Guard:
     app = Starlette(routes=Dashboard(root).routes(), exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, access)
+
+
+def _read(view: View) -> None:
+    with suppress(sqlite3.Error, OSError):  # the figures say that it cannot be read
+        view.columns("steps")
 
 
 def _prepare_figures() -> None:
