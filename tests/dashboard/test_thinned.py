@@ -63,8 +63,9 @@ def test_no_spike_is_lost_and_the_ends_are_there(folder: Path) -> None:
 def test_the_means_are_those_of_the_stretches(folder: Path) -> None:
     thinned, whole = view(folder).steps, read_table(folder, "steps")
     width = 64  # 30,000 steps in at most 500 stretches of a power of two
-    means = [np.nanmean(whole["loss"][step // width * width : (step // width + 1) * width]) for step in thinned["step"]]
-    assert np.allclose(thinned["loss_mean"], means)
+    for name in ("loss", "grad_norm"):
+        stretches = [whole[name][step // width * width : (step // width + 1) * width] for step in thinned["step"]]
+        assert np.allclose(thinned[f"{name}_mean"], [np.nanmean(stretch) for stretch in stretches])
 
 
 def test_the_smoothed_loss_is_drawn_where_that_of_the_whole_run_is(folder: Path) -> None:

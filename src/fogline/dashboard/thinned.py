@@ -98,7 +98,7 @@ class Thinner:
     """Reads the steps of a run: all of a short one; of a long one the lowest and highest rows of equal stretches.
 
     A stretch that lies behind is read once, so that following a long run costs little. A row of a thinned table has in
-    ``loss_mean`` the mean loss of its stretch: what a smoothed line has to be made of.
+    ``loss_mean`` and ``grad_norm_mean`` the means of its stretch: what a smoothed line has to be made of.
 
     Args:
         extremes: which rows of a stretch are kept, as functions and columns.
@@ -132,7 +132,7 @@ class Thinner:
                 self._kept[bucket] = self._stretch(connection, bucket * self._width, (bucket + 1) * self._width)
             rows += self._kept[bucket]
         del self._kept[last // self._width]  # it still grows
-        return _completed([*names, "loss_mean"], rows)
+        return _completed([*names, "loss_mean", "grad_norm_mean"], rows)
 
     def _few(self, connection: sqlite3.Connection) -> bool:
         count: int = connection.execute(f"select count({self._filled}) from steps").fetchone()[0]
@@ -147,16 +147,18 @@ class Thinner:
         self._width, self._last, self._file = width, last, file
 
     def _stretch(self, connection: sqlite3.Connection, start: int, stop: int) -> list[tuple[Any, ...]]:
-        """The rows that stand out between two steps, the first and the last, each with the mean loss between them.
+        """The rows that stand out between two steps, the first and the last, each with the means between them.
 
         SQLite gives, beside a single ``min`` or ``max``, the other columns of the row that has it.
         """
         where = "from steps where step >= ? and step < ?" + (f" and {self._filled} is not null" if self._filled else "")
-        asked = [f"select *, avg(loss), {function}({column}) {where}" for function, column in self._extremes]
-        asked += [f"select *, 0, 0 {where} order by step {direction} limit 1" for direction in ("asc", "desc")]
+        first, *others = (f"{function}({column})" for function, column in self._extremes)
+        asked = [f"select *, avg(loss), avg(grad_norm), {first} {where}"]
+        asked += [f"select *, 0, 0, {other} {where}" for other in others]
+        asked += [f"select *, 0, 0, 0 {where} order by step {direction} limit 1" for direction in ("asc", "desc")]
         rows = [connection.execute(query, (start, stop)).fetchone() for query in asked]
-        mean = rows[0][-2]
-        found = {row[0]: (*row[:-2], mean) for row in rows if row is not None and row[0] is not None}
+        means = rows[0][-3:-1]
+        found = {row[0]: (*row[:-3], *means) for row in rows if row is not None and row[0] is not None}
         return [found[step] for step in sorted(found)]
 
 
