@@ -187,7 +187,8 @@ class Dashboard:
             return JSONResponse(
                 {"error": "expected a run that trains, received one that has ended or gives no sign"}, 409
             )
-        (folder / STOP).touch()
+        with suppress(FileExistsError):
+            (folder / STOP).open("x").close()
         return JSONResponse({"asked": True}, 202)
 
     async def sql(self, request: Request) -> Response:

@@ -113,7 +113,7 @@ class Folder:
         if not name or name.startswith(".") or "\0" in name or Path(name).name != name or "\\" in name:
             return False
         folder = self.root / name
-        inside = [folder, folder / "run.json", folder / "run.sqlite"]
+        inside = [folder, *(folder / file for file in _WATCHED)]
         return (folder / "run.json").is_file() and not any(path.is_symlink() for path in inside)
 
     def stamp(self, name: str) -> Stamp:
