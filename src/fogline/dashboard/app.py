@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,6 +51,7 @@ class Dashboard:
     def __init__(self, root: Path) -> None:
         self.folder = Folder(root)
         self._drawn: OrderedDict[tuple[Any, ...], str] = OrderedDict()
+        self._keeping = threading.Lock()  # requests are answered by several threads
 
     def routes(self) -> list[Route]:
         """Every address."""
@@ -154,14 +156,17 @@ class Dashboard:
         """The figure as JSON, kept until one of its runs writes something."""
         dark = request.query_params.get("look") == "dark"
         key = (figure, dark, *((name, self.folder.stamp(name)) for name in names))
-        if key not in self._drawn:
+        drawn = self._drawn.get(key)
+        if drawn is None:
             try:
-                self._drawn[key] = make(dark).to_json()
+                drawn = make(dark).to_json()
             except _UNFIT:
                 return JSONResponse({"error": f"this run holds something that cannot be drawn as {figure}"}, 422)
-            while len(self._drawn) > _DRAWN:
-                self._drawn.popitem(last=False)
-        return Response(self._drawn[key], media_type="application/json")
+            with self._keeping:
+                self._drawn[key] = drawn
+                while len(self._drawn) > _DRAWN:
+                    self._drawn.popitem(last=False)
+        return Response(drawn, media_type="application/json")
 
     def live_all(self, request: Request) -> Response:
         return live(self.folder, None, request.query_params.get("since", ""))

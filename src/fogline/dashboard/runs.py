@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sqlite3
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -91,6 +92,7 @@ class Folder:
         self.root = root.resolve()
         self._summaries: dict[str, tuple[Stamp, Summary]] = {}
         self._thinners: OrderedDict[str, dict[str, Thinner]] = OrderedDict()
+        self._keeping = threading.Lock()  # requests are answered by several threads
 
     def names(self) -> list[str]:
         """The runs there are."""
@@ -132,9 +134,10 @@ class Folder:
         info, problem = _read_info(folder)
         if problem:
             raise NoRunError(f"the run {name!r} cannot be shown: {problem}")
-        thinners = self._thinners[name] = self._thinners.pop(name, {})
-        while len(self._thinners) > _THINNERS:
-            self._thinners.popitem(last=False)
+        with self._keeping:
+            thinners = self._thinners[name] = self._thinners.pop(name, {})
+            while len(self._thinners) > _THINNERS:
+                self._thinners.popitem(last=False)
         return View(folder, info, thinners)
 
     def summary(self, name: str) -> Summary:
