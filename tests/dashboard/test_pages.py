@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 from dashboard.conftest import Served
 from fogline.record.store import Store, read_info
 from fogline.verdict import Verdict
-from run_folders import make_run, measured_rate
+from run_folders import make_run, measured_rate, noisy_losses
 
 NASTY = "</script><script>alert('x')</script><img src=x onerror=alert(1)>\"'><svg/onload=alert(2)>&amp;{{7*7}}"
 NAME = "a <b onclick=alert(1)>'\" & run"
@@ -198,6 +199,18 @@ def test_every_figure_of_the_run_has_its_place_and_its_data(dashboard: Served) -
             figure = dashboard.ask(f"{source}?look={look}").json()
             assert figure["data"]
             assert figure["layout"]["title"]["text"]
+
+
+def test_many_who_ask_at_once_get_the_same(dashboard: Served) -> None:
+    make_run(dashboard.runs / "asked-at-once", losses=noisy_losses(6000))
+    sources = [
+        f"/runs/asked-at-once/figures/{name}?look={look}" for name in ("loss", "lr") for look in ("light", "dark")
+    ]
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(dashboard.ask, sources * 8))
+    assert {answer.status for answer in answers} == {200}
+    for at, source in enumerate(sources):
+        assert {answer.text for answer in answers[at :: len(sources)]} == {dashboard.ask(source).text}
 
 
 @pytest.mark.parametrize(
