@@ -1,7 +1,7 @@
 """Which address shows what.
 
-What draws figures is imported by the first page that has some, or once the first page is out: it takes as long as all
-the rest.
+What draws figures is imported by the first page that has some, or when nobody has asked for one for a while: it takes
+as long as all the rest.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Dashboard:
     def runs(self, request: Request) -> Response:
         body = runs_page.runs_page(self.folder)
         whole = page("Runs", body, theme=_theme(request), here="Runs", scripts=["runs.js"])
-        return HTMLResponse(whole, background=BackgroundTask(_prepare_figures))
+        return HTMLResponse(whole)
 
     def rows(self, request: Request) -> Response:
         """Rows of the table by name: of those that are named, or all."""
@@ -224,15 +224,15 @@ def make_app(root: Path, access: Access) -> Guard:
     return Guard(app, access)
 
 
-def _read(view: View) -> None:
-    with suppress(sqlite3.Error, OSError):  # the figures say that it cannot be read
-        view.columns("steps")
-
-
-def _prepare_figures() -> None:
+def prepare_figures() -> None:
     """Load what draws figures before the first of them is asked for."""
     import_module("fogline.dashboard.run_page")
     import_module("fogline.plots.theme").empty("", "", dark=False).to_json()
+
+
+def _read(view: View) -> None:
+    with suppress(sqlite3.Error, OSError):  # the figures say that it cannot be read
+        view.columns("steps")
 
 
 def _theme(request: Request) -> str:

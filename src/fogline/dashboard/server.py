@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 PORT = 7333
+_SETTLED = 0.5  # seconds after which a start has nothing more to do
 _NEED = "the dashboard needs Starlette and Uvicorn, which are not installed; do: pip install 'fogline[dashboard]'"
 
 
@@ -37,7 +38,7 @@ def serve(
     check_installed()
     import uvicorn
 
-    from fogline.dashboard.app import make_app
+    from fogline.dashboard.app import make_app, prepare_figures
     from fogline.dashboard.guard import Access
     from fogline.dashboard.markup import address
 
@@ -61,14 +62,21 @@ def serve(
     server = uvicorn.Server(config)
     say(f"dashboard of {root}: {access.address}")
     say("only this machine can open it; Ctrl-C stops it")
+    _later(_SETTLED, prepare_figures)
     if attached:
         threading.Thread(target=_until_input_ends, args=(server,), daemon=True).start()
     if browser and _has_screen():
-        threading.Timer(0.2, webbrowser.open, [access.address]).start()
+        _later(_SETTLED / 2, webbrowser.open, access.address)
     try:
         server.run(sockets=[listening])
     except KeyboardInterrupt:
         return
+
+
+def _later(seconds: float, call: Callable[..., object], *given: object) -> None:
+    timer = threading.Timer(seconds, call, given)
+    timer.daemon = True
+    timer.start()
 
 
 def check_installed() -> None:

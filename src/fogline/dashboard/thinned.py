@@ -21,7 +21,7 @@ _OFTEN = ("loss", "lr", "grad_norm")  # signals that nearly every step has
 BUCKETS = 500
 _PROBES = 300
 _ROWS = 5000
-_EXTREMES = (("min", "loss"), ("max", "loss"), ("max", "grad_norm"), ("max", "overshoot"))
+_EXTREMES = (("min", "loss"), ("max", "loss"), ("max", "grad_norm"))
 _ORDERS = {"scores": "step, split, name", "confusion": "target, predicted"}
 _NUMBERS = {"confidence", "value", "weight_norm", "grad_norm", "update_norm", "activation_rms", "zero_share", "seconds"}
 
