@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
@@ -95,14 +94,15 @@ class Dashboard:
         return HTMLResponse(whole)
 
     def overview(self, request: Request) -> Response:
-        from fogline.dashboard import run_page
-
         name = request.path_params["name"]
         view = self.folder.view(name)
+        # A long run is read while the page is written and loaded: its figures are asked for after that.
+        threading.Thread(target=_read, args=(view,), daemon=True).start()
+        from fogline.dashboard import run_page
+
         body = run_page.overview(view, self.folder.summary(name))
-        whole = page(name, body, theme=_theme(request), scripts=["figures.js", "run.js", "sql.js"], figures=True)
-        # A long run is read while the browser loads what the page names: its figures are asked for after that.
-        return HTMLResponse(whole, background=BackgroundTask(_read, view))
+        scripts = ["figures.js", "run.js", "sql.js"]
+        return HTMLResponse(page(name, body, theme=_theme(request), scripts=scripts, figures=True))
 
     def parts(self, request: Request) -> Response:
         """The parts of the overview, for a page that is open, and the figures there are now."""
@@ -227,7 +227,7 @@ def make_app(root: Path, access: Access) -> Guard:
 def prepare_figures() -> None:
     """Load what draws figures before the first of them is asked for."""
     import_module("fogline.dashboard.run_page")
-    import_module("fogline.plots.theme").empty("", "", dark=False).to_json()
+    import_module("plotly.graph_objects").Figure().add_scatter(x=[0], y=[0]).to_json()
 
 
 def _read(view: View) -> None:
