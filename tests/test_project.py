@@ -31,6 +31,7 @@ def test_every_dependency_is_pinned() -> None:
         *PROJECT["dependencies"],
         *PROJECT["optional-dependencies"]["dev"],
         *PROJECT["optional-dependencies"]["demo"],
+        *PROJECT["optional-dependencies"]["dashboard"],
     ]
     names = {re.split(r"[<>=\[ ]", item)[0] for item in wanted} - {"fogline"}
     assert names <= set(pins())

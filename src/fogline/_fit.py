@@ -14,7 +14,7 @@ from fogline.data.source import fingerprint
 from fogline.descent.batches import split
 from fogline.descent.confusion import Confusion
 from fogline.descent.guard import MOST as MOST_ROLLBACKS
-from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
+from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals, watched_stop
 from fogline.descent.loop import Step, Taken, settle, steps
 from fogline.descent.prepare import Prepared, Start, as_asked, assemble, begin, keep_start, measure, summary
 from fogline.descent.randomness import PROBE, Surroundings, seed_everything
@@ -187,7 +187,7 @@ def _trained(
     With ``chunks`` several steps may be taken in one call, and no single step is yielded.
     """
     run = Run(folder, task=task)
-    with watched_signals():
+    with watched_signals(), watched_stop(folder):
         decided, info = _decided(asked, before), {**(before or {}), "asked": asked.to_dict()}
         if healing is not None:
             info["healed"] = healing.to_dict()

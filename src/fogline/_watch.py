@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fogline.descent.interrupts import StopFile
 from fogline.descent.optimizers import OPTIMIZERS
 from fogline.descent.stopping import judge
 from fogline.doctor.finding import Finding
@@ -139,7 +140,17 @@ class WatchedRun(Run):
         self._recorder, self._store = observer.recorder, observer.recorder.store
         assert isinstance(observer.inspector, Inspector)
         self._inspector = observer.inspector
-        self._closed = False
+        self._stop = StopFile(folder)
+        self._stopping = self._closed = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked for a stop, by the dashboard's button or a file ``stop`` in the run folder.
+
+        The loop is yours, so nothing stops by itself: ``if run.stopping: break``. Cheap enough for every step.
+        """
+        self._stopping = self._stopping or self._stop.found()
+        return self._stopping
 
     def log(
         self,
@@ -205,6 +216,7 @@ class WatchedRun(Run):
 
     def _finish(self, error: BaseException | None) -> None:
         observer, info = self._observer, self._info
+        self._stop.remove()
         if error is not None:
             self._store.event(observer.taken, *_parting(error))
         inspector = self._inspector

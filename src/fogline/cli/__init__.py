@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import webbrowser
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,6 +94,7 @@ def train(
     runs: RunsOption = Path("runs"),
     name: Annotated[str | None, typer.Option(metavar="NAME", help="The name of the run folder.")] = None,
     report: ReportOption = None,
+    ui: Annotated[bool, typer.Option("--ui", help="Show it in the browser meanwhile, and stay until Ctrl-C.")] = False,
     optimizer: OptimizerOption = None,
     lr: Annotated[Text, _recipe_option("The learning rate, or auto.", "RATE")] = None,
     batch_size: BatchSizeOption = None,
@@ -124,22 +127,34 @@ def train(
     """
     fields = {key: value for key, value in locals().items() if key not in _NOT_RECIPE}
     with told_plainly():
-        from fogline.cli.training import train as run_training
+        with _in_the_browser(runs, ui) as stay:
+            from fogline.cli.training import train as run_training
 
-        ended = run_training(
-            what,
-            target=target,
-            valid=valid,
-            recipe_file=recipe,
-            fields=fields,
-            options=option or (),
-            runs=runs,
-            name=name,
-        )
-        _close(ended, report)
+            ended = run_training(
+                what,
+                target=target,
+                valid=valid,
+                recipe_file=recipe,
+                fields=fields,
+                options=option or (),
+                runs=runs,
+                name=name,
+            )
+            code = _told(ended, report)
+            stay()
+        raise typer.Exit(code)
 
 
-_NOT_RECIPE = ("what", "target", "valid", "recipe", "runs", "name", "report", "option")
+_NOT_RECIPE = ("what", "target", "valid", "recipe", "runs", "name", "report", "ui", "option")
+
+
+def _in_the_browser(runs: Path, wanted: bool) -> AbstractContextManager[Callable[[], None]]:
+    """The dashboard while a block runs, where it is wanted; gives what waits for its end."""
+    if not wanted:
+        return nullcontext(lambda: None)
+    from fogline.dashboard.beside import beside
+
+    return beside(runs, typer.echo)
 
 
 @app.command("lr")
@@ -249,7 +264,23 @@ def resume(
         folder = find_run(run, runs)
         from fogline.cli.training import resume as resume_training
 
-        _close(resume_training(folder, duration), report)
+        raise typer.Exit(_told(resume_training(folder, duration), report))
+
+
+@app.command()
+def ui(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="The folder that holds the run folders, or one run folder.")
+    ] = Path("runs"),
+    port: Annotated[int, typer.Option(metavar="PORT", help="Of 127.0.0.1; a free one if it is in use.")] = 7333,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser.")] = True,
+    attached: Annotated[bool, typer.Option("--attached", hidden=True)] = False,
+) -> None:
+    """Show runs in the browser, live while they train. Only this machine can open it."""
+    from fogline.dashboard.server import serve
+
+    with told_plainly():
+        serve(folder, port=port, browser=browser, say=typer.echo, attached=attached)
 
 
 @app.command("runs")
@@ -343,12 +374,12 @@ def demo(
         run_demo(runs=runs, report=report or runs / "demo.html", say=typer.echo)
 
 
-def _close(run: Run, report: Path | None) -> None:
-    """Say how the run ended, write the report if one is wanted, and leave with the code of the verdict."""
+def _told(run: Run, report: Path | None) -> int:
+    """Say how the run ended, write the report if one is wanted; returns the exit code of the verdict."""
     from fogline.cli.showing import print_ending
 
     print_ending(run.folder)
     if report is not None:
         typer.echo(f"report: {run.report(report)}")
     verdict = run.verdict
-    raise typer.Exit(BAD_RUN if verdict is not None and verdict.name in ("DIVERGED", "NONFINITE") else DONE)
+    return BAD_RUN if verdict is not None and verdict.name in ("DIVERGED", "NONFINITE") else DONE

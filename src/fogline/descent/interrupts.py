@@ -1,16 +1,26 @@
-"""SIGTERM and SIGINT set a flag that the loop polls; a second Ctrl-C forces."""
+"""SIGTERM and SIGINT set a flag that the loop polls; a second Ctrl-C forces. A file in the run folder asks likewise."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fogline.run import Run
+
+STOP = "stop"
+"""The file whose appearance in a run folder asks its run to save and stop; whoever writes the run removes it.
+
+No process is signalled: a number that has gone to another process meanwhile is never touched.
+"""
+
+_EVERY = 0.25  # seconds between two looks for the file
 
 _requested: signal.Signals | None = None
 _depth = 0
@@ -24,11 +34,13 @@ class Interrupted(SystemExit):
     Attributes:
         run: the run as it was saved.
         code: 128 plus the number of the signal.
+        by_signal: whether a signal asked, and not the stop file.
     """
 
     def __init__(self, run: Run, code: int) -> None:
         super().__init__(code)
         self.run = run
+        self.by_signal = _requested is not None
 
     def __str__(self) -> str:
         return f"interrupted and saved in {self.run.folder}; resume with: fogline resume {self.run.folder}"
@@ -38,21 +50,67 @@ class StopRequested(Exception):  # noqa: N818 - not an error: a request on its w
     """Raised where the flag is polled; the loop saves and turns it into Interrupted."""
 
 
+class StopFile:
+    """The file by which a run is asked to stop, looked for now and then.
+
+    Args:
+        folder: of the run; a file that was left there before asks for nothing and is removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / STOP
+        self._next = 0.0
+        self.remove()
+
+    def found(self) -> bool:
+        """Whether it is there; most calls only read the clock."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + _EVERY
+        return self.path.exists()
+
+    def remove(self) -> None:
+        """Take it away, so that it does not ask twice."""
+        self.path.unlink(missing_ok=True)
+
+
+class _Watched(threading.local):
+    """The stop file of the run of this thread."""
+
+    file: StopFile | None = None
+
+
+_watched = _Watched()
+
+
 def poll() -> None:
-    """Raise StopRequested if a signal has come; cheap enough for every step and every probe."""
-    if _requested is not None:
+    """Raise StopRequested if a signal or the run's stop file has come; cheap enough for every step and every probe."""
+    if _requested is not None or ((file := _watched.file) is not None and file.found()):
         raise StopRequested
 
 
 def requested_code() -> int:
-    """The exit code of the signal that came."""
-    return 128 + int(_requested or signal.SIGINT)
+    """The exit code of the signal that came; that of SIGTERM where the file asked."""
+    return 128 + int(_requested or signal.SIGTERM)
 
 
 def request(number: signal.Signals = signal.SIGTERM) -> None:
     """Ask the running descent to save and stop, as the signal would."""
     global _requested
     _requested = number
+
+
+@contextmanager
+def watched_stop(folder: Path) -> Iterator[None]:
+    """Within it :func:`poll` also looks for the stop file of this run; a run within a run has its own."""
+    before, file = _watched.file, StopFile(folder)
+    _watched.file = file
+    try:
+        yield
+    finally:
+        _watched.file = before
+        file.remove()
 
 
 @contextmanager

@@ -1,0 +1,45 @@
+"""What a run recorded of its examples: the files of its ``examples/`` folder, one an epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from fogline.dashboard.markup import rows_table, section
+from fogline.words import number
+
+_EPOCHS = 200
+
+
+def epochs_table(folder: Path) -> str:
+    """The mean of each column by epoch as an HTML section; nothing where no example was recorded."""
+    if not folder.is_dir() or folder.is_symlink():
+        return ""
+    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file() and not path.is_symlink())
+    means = [(path.stem, *_means(path)) for path in files[-_EPOCHS:]]
+    if not means:
+        return ""
+    columns = list(dict.fromkeys(name for _, _, values in means for name in values))
+    rows = [
+        [stem, number(count), *(number(values[name]) if name in values else "" for name in columns)]
+        for stem, count, values in means
+    ]
+    words = "<p>The mean over all examples, epoch by epoch.</p>"
+    return section(
+        "epochs", "By epoch", words + rows_table("By epoch", ["epoch", "examples", *columns], rows, numbers=True)
+    )
+
+
+def _means(path: Path) -> tuple[int, dict[str, float]]:
+    """How many examples a file tells of, and the mean of each of its columns."""
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            columns: dict[str, NDArray[np.generic]] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return 0, {}
+    count = max((len(values) for values in columns.values() if values.ndim), default=0)
+    plain = {name: values for name, values in columns.items() if values.ndim == 1 and values.size}
+    return count, {name: float(np.asarray(values, dtype=np.float64).mean()) for name, values in plain.items()}
