@@ -39,6 +39,12 @@ def _dead() -> nn.Module:
     return model
 
 
+def _dead_and_far() -> nn.Module:
+    model = _dead()
+    nn.init.constant_(model[2].bias, 50.0)  # type: ignore[index]
+    return model
+
+
 def _deep_sigmoid() -> nn.Module:
     hidden = [layer for _ in range(12) for layer in (nn.Linear(32, 32), nn.Sigmoid())]
     return nn.Sequential(nn.Linear(8, 32), nn.Sigmoid(), *hidden, nn.Linear(32, 1))
@@ -70,6 +76,9 @@ CASES = {
     "step too small, noisy": Case(Verdict.STALLED, {**_SGD, "lr": 1e-7, "batch_size": 16, "duration": "500st"}),
     "dead units": Case(
         Verdict.STALLED, {"optimizer": "adamw", "lr": 1e-3, "batch_size": 32, "duration": "500st"}, _dead
+    ),
+    "dead units, of which the loss fell to that of a constant": Case(
+        Verdict.STALLED, {"optimizer": "sgd", "lr": 0.1, "batch_size": 32, "duration": "500st"}, _dead_and_far
     ),
     "vanishing gradient": Case(
         Verdict.STALLED, {"optimizer": "sgd", "lr": 0.01, "batch_size": 32, "duration": "500st"}, _deep_sigmoid

@@ -41,6 +41,7 @@ class Slope:
         signal: |mean gradient|^2, without the part that is noise, over the sum of both; 1 is all signal.
         dead: share of the parameters with a gradient of zero on every batch, or in a layer whose gradient is a
             millionth of that of the layer with the largest.
+        cut: no weight matrix gets any gradient while some bias does: what goes in has no bearing on what comes out.
         distance: length of the best step of the line search; 0 where none gains.
         loss: mean loss of the batches.
     """
@@ -50,6 +51,7 @@ class Slope:
     dead: float
     distance: float
     loss: float
+    cut: bool = False
 
 
 def judge(
@@ -121,7 +123,7 @@ def _by_slope(
         "best_step_over_path": far,
     }
     annealed = bool(len(rates)) and rates[-1] < 0.1 * rates.max()
-    if slope.dead > _DEAD_SHARE and gained <= noise:
+    if slope.cut or (slope.dead > _DEAD_SHARE and gained <= noise):
         return Judgement(Verdict.STALLED, evidence)  # the gradient does not reach the weights
     if share > 1 and far > _FAR:
         return Judgement(Verdict.STALLED, evidence)  # one step would go further, and gain more, than the whole run
@@ -233,7 +235,13 @@ def measure_slope(
         dead=_dead_share(sums),
         distance=length * math.sqrt(size),
         loss=float(np.mean(losses)),
+        cut=_is_cut(sums),
     )
+
+
+def _is_cut(gradients: Sequence[torch.Tensor]) -> bool:
+    matrices, biases = [g for g in gradients if g.ndim > 1], [g for g in gradients if g.ndim <= 1]
+    return bool(matrices) and not any(bool(g.any()) for g in matrices) and any(bool(g.any()) for g in biases)
 
 
 def _dead_share(gradients: Sequence[torch.Tensor]) -> float:
