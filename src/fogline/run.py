@@ -174,7 +174,8 @@ class Run:
         """One figure of the run, a ``plotly.graph_objects.Figure``; a notebook shows it.
 
         Args:
-            name: "loss", "lr", "gradient", "limits", "layers", "confusion", "rate", "landscape", "landscape_3d";
+            name: "loss", "lr", "gradient", "limits", "layers", "confusion", "data_map", "rate", "landscape",
+                "landscape_3d";
                 ``fogline.plots.figures_of(run)`` names those that the run has the data for.
             dark: the dark palette.
 

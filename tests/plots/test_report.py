@@ -196,5 +196,6 @@ def test_a_browser_draws_every_figure_without_a_complaint(tmp_path: Path) -> Non
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert not [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
     drawn = re.findall(r'id="figure-0-(\w+)"[^>]*class="[^"]*js-plotly-plot', shown.stdout)
-    assert drawn == figures_of(runs[0]) == [name for name in FIGURES if not name.startswith("landscape")]
+    left_out = {"data_map", "landscape", "landscape_3d"}  # of what these runs did not record
+    assert drawn == figures_of(runs[0]) == [name for name in FIGURES if name not in left_out]
     assert re.search(r'id="figure-compare"[^>]*class="[^"]*js-plotly-plot', shown.stdout)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fogline.plots.compare import compare_figure
 from fogline.plots.confusion import confusion_figure
 from fogline.plots.curves import gradient_figure, limits_figure, loss_figure, lr_figure, probed
+from fogline.plots.data_map import data_map_figure, example_files
 from fogline.plots.landscape import FILE as LANDSCAPE_FILE
 from fogline.plots.landscape import landscape_3d_figure, landscape_figure
 from fogline.plots.layers import layers_figure
@@ -28,6 +29,7 @@ FIGURES: dict[str, Callable[..., go.Figure]] = {
     "limits": limits_figure,
     "layers": layers_figure,
     "confusion": confusion_figure,
+    "data_map": data_map_figure,
     "trials": trials_of_run_figure,
     "rate": rate_of_run_figure,
     "landscape": landscape_figure,
@@ -47,6 +49,9 @@ CAPTIONS = {
     "shown.",
     "confusion": "Held-out examples by their class and the class they were taken for, by the weights that were kept. "
     "The colour is the share of the class.",
+    "data_map": "Every example by the confidence in its label, averaged over the epochs, and by how much that wavered. "
+    "Easy ones lie at the top left; hard ones, and wrong labels, at the bottom left; the run wavered on those to the "
+    "right.",
     "trials": "Remedies tried: a line for each seed, from the score of the program as it is to the score with the "
     "remedy, on data not trained on. Further right is better.",
     "rate": "How the learning rate was measured: the held-out loss behind each probe by its rate, and the training "
@@ -64,6 +69,7 @@ _THERE: dict[str, Callable[[Run], bool]] = {
     "limits": lambda run: any(len(probed(run, name)[0]) for name in ("overshoot", "sharpness")),
     "layers": lambda run: len(columns(run, "layers")) > 0,
     "confusion": lambda run: len(columns(run, "confusion")) > 0,
+    "data_map": lambda run: len(example_files(run)) > 1,
     "trials": lambda run: any(found.get("trial") for found in findings_of(run)),
     "rate": lambda run: measured(run.info) is not None,
     "landscape": lambda run: _has_landscape(run),
@@ -87,6 +93,7 @@ __all__ = [
     "FIGURES",
     "compare_figure",
     "confusion_figure",
+    "data_map_figure",
     "figures_of",
     "gradient_figure",
     "landscape_3d_figure",
