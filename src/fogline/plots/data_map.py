@@ -15,7 +15,6 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from fogline.plots.layers import COLOURS
 from fogline.plots.theme import empty, framed, palette
 from fogline.words import number
 
@@ -98,7 +97,7 @@ def data_map_figure(run: Run, *, dark: bool = False) -> go.Figure:
     ids = np.flatnonzero(np.isfinite(seen.confidence))
     ids = ids[:: -(-len(ids) // _MOST_POINTS)] if len(ids) else ids
     title = f"Data map · {number(int(np.isfinite(seen.confidence).sum()))} examples, {seen.epochs} epochs"
-    figure = go.Figure()
+    figure, colours = go.Figure(), palette(dark)
     figure.add_scatter(
         x=seen.variability[ids],
         y=seen.confidence[ids],
@@ -112,9 +111,9 @@ def data_map_figure(run: Run, *, dark: bool = False) -> go.Figure:
             "color": seen.correct[ids],
             "cmin": 0,
             "cmax": 1,
-            "colorscale": COLOURS,
-            "line": {"width": 0.5, "color": palette(dark).page},
-            "colorbar": {"tickformat": ".0%", "thickness": 12, "title": {"text": "right", "side": "right"}},
+            "colorscale": [[0, colours.second], [0.5, colours.middle], [1, colours.first]],
+            "line": {"width": 0.5, "color": colours.page},
+            "colorbar": {"tickformat": ".0%", "thickness": 12},
         },
         showlegend=False,
     )
