@@ -234,6 +234,7 @@ def test_symptoms_that_another_fault_made_are_not_mended() -> None:
     X, y = spirals(900)
     rare = torch.randperm(900, generator=torch.Generator().manual_seed(0))
     keep = torch.cat([rare[y[rare] == 0], rare[y[rare] == 1][:50]])
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1), nn.Sigmoid())
     report = fogline.diagnose(
         model, (X[keep], y[keep, None].float()), loss=nn.BCEWithLogitsLoss(), optimizer="adam", lr=1e-3, batch_size=16,
@@ -256,6 +257,7 @@ def test_labels_that_have_nothing_to_do_with_their_rows() -> None:
 @pytest.mark.parametrize(("optimizer", "lr"), [("adam", 1e-3), ("momentum", 0.05)])
 def test_what_might_still_learn_faster_is_not_faulty(optimizer: str, lr: float) -> None:
     X, y = spirals(900)
+    torch.manual_seed(0)
     report = fogline.diagnose(
         nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2)),
         (X, y), loss=nn.CrossEntropyLoss(), optimizer=optimizer, lr=lr, batch_size=32, duration="80ep",

@@ -29,7 +29,8 @@ class Reference:
     Attributes:
         score: on rows held out of the training data; None where the work cannot be read by them.
         valid_score: of the same learner, trained on training rows, on the task's held-out data.
-        within_valid: of the same kind of learner, trained and scored within the task's held-out data.
+        within_valid: of the same kind of learner within the task's held-out data: each fifth scored by one that learned
+            from the others.
         learner: which was better.
         agreement: for labels, the share of neighbours that have a row's own label, row by row of the training data
             (those of :attr:`rows`), each row left out of its own neighbours.
@@ -96,15 +97,15 @@ def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tupl
     other = other[:_MOST_ROWS]
     fine = torch.isfinite(other).all(1) & torch.isfinite(wanted.double().reshape(len(other), -1)).all(1)
     other, wanted = other[fine], wanted[fine]
-    if len(other) < 4:
+    if len(other) < 2 * _FOLDS:
         return None, None
     predict = _LEARNERS[learner]
     across = case.yardstick(predict(inputs, targets, other, case.yardstick), wanted, _AsIs())
     order = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))
-    half = len(order) // 2
-    first, second = order[:half], order[half:]
-    guessed = predict(other[first], wanted[first], other[second], case.yardstick)
-    within = case.yardstick(guessed, wanted[second], _AsIs())
+    other, wanted = other[order], wanted[order]
+    folds = torch.arange(len(other)) % _FOLDS
+    guessed = [predict(other[folds != k], wanted[folds != k], other[folds == k], case.yardstick) for k in range(_FOLDS)]
+    within = case.yardstick(torch.cat(guessed), torch.cat([wanted[folds == k] for k in range(_FOLDS)]), _AsIs())
     return across, within
 
 

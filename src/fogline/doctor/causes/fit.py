@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fogline.data.source import cast
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import CPU, Case
+from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.closeup import path_of, some_rows, spreads, wide
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RATE, RECIPE, Evidence, Remedy, Suspicion
@@ -37,8 +38,8 @@ def overfitting(exam: Examination) -> Suspicion | None:
         return None
     stands = standing(exam)
     curve = [(step, loss) for step, _, loss in seen.looks if math.isfinite(loss)]
-    if len(curve) < 4:
-        return None
+    if len(curve) < 4 or train_valid_mismatch(exam) is not None:
+        return None  # held-out rows of another kind say nothing of what was learned by heart
     lowest = min(loss for _, loss in curve)
     fell, rise = curve[0][1] - lowest, curve[-1][1] - lowest
     gap = stands.train_score - stands.score

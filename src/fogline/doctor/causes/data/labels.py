@@ -33,7 +33,7 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
     if rows < 20 or others < 20:
         return None
     possible = max(seen.within_valid, seen.valid_score)
-    error = math.hypot(error_of(rows, classes), error_of(others // 2, classes))
+    error = math.hypot(error_of(rows, classes), error_of(others, classes))
     if possible - seen.score < max(3 * error, 0.25) or seen.score > _SOMETHING * possible:
         return None
     return Suspicion(
