@@ -263,3 +263,19 @@ def test_what_might_still_learn_faster_is_not_faulty(optimizer: str, lr: float) 
         (X, y), loss=nn.CrossEntropyLoss(), optimizer=optimizer, lr=lr, batch_size=32, duration="80ep",
     )  # fmt: skip
     assert (report.verdict, report.findings) == ("healthy", ())
+
+
+def test_held_out_rows_with_a_class_that_was_never_learned() -> None:
+    X, y = spirals(200)
+    held = torch.randn(60, 2, generator=torch.Generator().manual_seed(5)), torch.arange(60) % 3
+    report = fogline.diagnose(
+        fogline.Task(network(), nn.CrossEntropyLoss(), (X, y), held), RECIPE.replace(duration="2ep")
+    )
+    assert report.verdict != "healthy"
+
+
+def test_one_label_for_all_that_held_out_rows_do_not_have() -> None:
+    X, y = spirals(200)
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 4))
+    given = fogline.Task(model, nn.CrossEntropyLoss(), (X, torch.ones_like(y)), (X[:60], torch.arange(60) % 4))
+    assert "constant_target" in [finding.cause for finding in fogline.diagnose(given, RECIPE).findings]

@@ -144,6 +144,8 @@ def open_case(task: Task, recipe: Recipe) -> Case:
     train = _rows(opened.train, loss)
     valid = None if opened.valid is None else _rows(opened.valid, loss)
     yardstick = Yardstick("other") if isinstance(loss, OnBatch) else Yardstick.of(train.targets, loss)
+    if valid is not None and yardstick.work == "classes":  # held-out rows may have classes that the others lack
+        yardstick = replace(yardstick, classes=max(yardstick.classes, Yardstick.of(valid.targets, loss).classes))
     in_memory = isinstance(opened.train, InMemory)
     case = Case(task, recipe, loss, train, valid, opened.facts, yardstick, refused, in_memory=in_memory)
     case.learned, case.held = _split(case)
