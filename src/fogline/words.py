@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,36 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if math.isfinite(value) else str(float(value))
+
+
+def plain(value: Any, most: int = 400, deep: int = 8) -> str:
+    """A value of a ``run.json`` in words, whatever it holds.
+
+    Args:
+        value: as JSON gave it.
+        most: characters; what is longer ends in "…".
+        deep: levels of lists and mappings in each other that are told.
+
+    >>> plain({"rates": [0.1, 0.25], "noisy": True}), plain(None), plain("a long text", 7)
+    ('rates 0.1, 0.25, noisy yes', 'none', 'a long…')
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, str):
+        words = value
+    elif deep == 0:
+        words = "…"
+    elif isinstance(value, Mapping):
+        words = ", ".join(f"{name} {plain(inner, most, deep - 1)}" for name, inner in value.items())
+    elif isinstance(value, Sequence):
+        words = ", ".join(plain(inner, most, deep - 1) for inner in value)
+    else:
+        words = str(value)
+    return (words if len(words) <= most else words[: most - 1] + "…") or "none"
 
 
 def scores_text(scores: Mapping[str, float | None]) -> str:

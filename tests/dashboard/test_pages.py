@@ -15,7 +15,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from dashboard.conftest import Served
+from fogline.plots.cards import finding_cards
 from fogline.record.store import Store, read_info
+from fogline.run import Run
 from fogline.verdict import Verdict
 from run_folders import make_run, measured_rate, noisy_losses
 
@@ -174,16 +176,25 @@ def test_a_proof_is_told_with_its_control(dashboard: Served) -> None:
         "metric": "held-out accuracy",
         "effect": 0.125,
         "interval": [0.1, 0.15],
+        "without": [0.5, 0.75, 0.625],
+        "with_it": [0.75, 0.75, 0.75],
         "seeds": [0, 1, 2],
         "steps": 400,
         "accepted": True,
     }
     put_finding(folder, finding(trial=trial))
     words = read(dashboard, "/runs/proven").words
-    assert (
-        "drop the rows helped beyond the noise of the seeds: held-out accuracy changed by 0.125 (0.1 to 0.15)" in words
-    )
-    assert "3 seeds of 400 steps" in words
+    assert "held-out accuracy 0.625 as it is, 0.75 with the remedy: effect +0.12 (between +0.1 and +0.15)" in words
+    assert "over 3 seeds of 400 steps" in words
+
+
+def test_a_finding_is_the_same_card_as_in_the_report(dashboard: Served) -> None:
+    folder = make_run(dashboard.runs / "carded")
+    for cause, severity in (("dead_units", "minor"), ("nan_in_data", "fatal"), (NASTY, NASTY)):
+        put_finding(folder, finding(cause, severity=severity))
+    cards = finding_cards(Run.open(folder).findings, level=3)
+    assert cards.count("<article") == 3
+    assert cards in dashboard.ask("/runs/carded").text
 
 
 def test_every_figure_of_the_run_has_its_place_and_its_data(dashboard: Served) -> None:

@@ -158,11 +158,11 @@ def test_findings_are_cards_with_evidence_remedy_and_proof(tmp_path: Path) -> No
     cards = [a["class"] for tag, a in outline.tags if tag == "article"]
     assert cards == ["finding serious", "finding minor", "finding minor"]  # the gravest first
     text = " ".join(" ".join(outline.text).split())
-    for said in ("double_softmax", "90% sure · step 120", "last operation of 4 softmax logits", "del model[4]", NASTY):
+    for said in ("double_softmax", "90% sure step 120", "last operation of 4 softmax logits", "del model[4]", NASTY):
         assert said in text
-    assert "Proof: skill 0.225 as it is, 0.91 with the remedy: effect +0.69 (between +0.66 and +0.71) over 2" in text
-    assert "Tried, without gain:" in text
-    assert "Not tried" in text
+    assert "Proof skill 0.225 as it is, 0.91 with the remedy: effect +0.69 (between +0.66 and +0.71) over 2" in text
+    assert "Tried, without gain" in text
+    assert "not tried. fogline doctor tries the remedy against a control." in text
     assert not [tag for tag, _ in outline.tags if tag == "img"]
 
 

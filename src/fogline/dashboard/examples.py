@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from fogline.dashboard.markup import rows_table, section
+from fogline.dashboard.markup import section
+from fogline.tables import rows_table
 from fogline.words import number
 
 _EPOCHS = 200

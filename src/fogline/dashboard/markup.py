@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from fogline.dashboard.assets import VERSION, unwanted_styles
 from fogline.dashboard.runs import Summary
-from fogline.words import number, verdict_name
+from fogline.words import verdict_name
 
 _LOG_FROM = 20.0  # losses that span more than this factor are drawn on a logarithmic axis, as in the figures
 THEMES = ("system", "light", "dark")
@@ -122,22 +122,6 @@ def ago(seconds_since_1970: float) -> str:
     return f'<time data-at="{seconds_since_1970:.0f}">{passed:.0f} s ago</time>'
 
 
-def rows_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
-    """A table of plain texts, which scrolls in its own box on a narrow screen; the first column heads each row."""
-    kind = ' class="number"' if numbers else ""
-    head = "".join(f'<th scope="col"{kind if at else ""}>{escape(name)}</th>' for at, name in enumerate(columns))
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td{kind}>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
 def section(identifier: str, heading: str, inner: str) -> str:
     """A part of a page with its heading, which a live page can replace by itself; nothing where it has no content."""
     if not inner:
@@ -166,20 +150,3 @@ def figure(name: str, source: str, caption: str, *, wide: bool = False) -> str:
     kind = "figure wide" if wide else "figure"
     plot = f'<div class="plot" data-figure="{escape(source)}" role="img" aria-label="{words}"></div>'
     return f'<figure class="{kind}" id="figure-{escape(name)}">{plot}<figcaption>{words}</figcaption></figure>'
-
-
-def plain(value: Any, most: int = 400) -> str:
-    """A value of a ``run.json`` in words."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return number(value)
-    if isinstance(value, Mapping):
-        words = ", ".join(f"{name} {plain(inner)}" for name, inner in value.items())
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        words = ", ".join(plain(inner) for inner in value)
-    else:
-        words = str(value)
-    return (words if len(words) <= most else words[: most - 1] + "…") or "none"

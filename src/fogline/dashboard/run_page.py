@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from fogline.dashboard.examples import epochs_table
-from fogline.dashboard.findings import cards
+from fogline.dashboard.findings import findings_section
 from fogline.dashboard.markup import (
     address,
     ago,
@@ -15,14 +15,13 @@ from fogline.dashboard.markup import (
     current,
     empty,
     figure,
-    plain,
-    rows_table,
     section,
 )
 from fogline.dashboard.runs import Summary, mapping, started
 from fogline.dashboard.thinned import View
 from fogline.plots import CAPTIONS, FIGURES, figures_of
-from fogline.words import moment, number, span
+from fogline.tables import rows_table
+from fogline.words import moment, number, plain, span
 
 _EVENTS = 200
 _OF_THEIR_OWN = {"rate": "rate", "landscape": "landscape", "landscape_3d": "landscape", "compare": ""}
@@ -66,7 +65,7 @@ def overview_parts(view: View, summary: Summary) -> dict[str, str]:
     info = view.info
     return {
         "state": _state(summary, info),
-        "findings": section("findings", "Findings", cards(view)),
+        "findings": findings_section(view),
         "scores": section("scores", "Held-out scores", _scores(view, info)),
         "recipe": section("recipe", "Recipe", _recipe(info)),
         "events": section("events", "Events", _events(view)),

@@ -7,9 +7,10 @@ from html import escape
 from typing import Any
 from urllib.parse import urlencode
 
-from fogline.dashboard.markup import address, ago, badge, empty, figure, plain, rows_table, section, spark
+from fogline.dashboard.markup import address, ago, badge, empty, figure, section, spark
 from fogline.dashboard.runs import Folder, Summary, mapping, started
-from fogline.words import moment, number
+from fogline.tables import rows_table
+from fogline.words import moment, number, plain
 
 _COLUMNS = (
     ("name", "run"),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from plotly.offline import get_plotlyjs
 
 from fogline.plots import CAPTIONS, FIGURES, compare_figure, figures_of
-from fogline.plots.cards import SEVERITIES, finding_card
+from fogline.plots.cards import finding_cards
+from fogline.tables import rows_table
 from fogline.words import moment, number, span, verdict_name, verdict_sentence
 
 if TYPE_CHECKING:
@@ -243,9 +244,8 @@ def _why(decision: Mapping[str, Any]) -> str:
 
 def _findings(run: Run) -> str:
     """Faults that were seen while it ran, the gravest first."""
-    rows = sorted(run.findings, key=lambda row: (SEVERITIES.index(row["severity"]), -row["confidence"], row["step"]))
-    cards = "".join(finding_card(json.loads(row["data"]), step=int(row["step"])) for row in rows)
-    return f'<h3>Findings</h3><div class="findings">{cards}</div>' if cards else ""
+    cards = finding_cards(run.findings)
+    return f"<h3>Findings</h3>{cards}" if cards else ""
 
 
 def _events(run: Run) -> str:
@@ -280,19 +280,8 @@ def _list(heading: str, items: Iterable[Any]) -> str:
 
 
 def table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
-    kind = ' class="number"' if numbers else ""
-    head = "".join(f'<th scope="col"{kind if at else ""}>{escape(name)}</th>' for at, name in enumerate(columns))
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td{kind}>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
     title = f"<h3>{escape(heading)}</h3>" if heading else ""
-    return (
-        f'{title}<div class="scroll" role="region" tabindex="0" aria-label="{escape(heading or columns[0])}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return title + rows_table(heading or columns[0], columns, rows, numbers=numbers)
 
 
 def _plain(value: Any) -> str:
