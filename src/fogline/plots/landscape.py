@@ -26,10 +26,12 @@ _STEEP = 6.0  # heights whose top is this many times the middle are drawn on a l
 _UNIT = 1e-3  # of the height: what the logarithmic scale begins at
 _COLOURS = 9
 _MUTED = 0.25  # how far the colours of the surface go towards the page, so that paths stand out
+_THROUGH = 0.8
+"""Opacity of the surface from the side: a path whose own losses lie below those of the plane is seen through it."""
 _TITLES = {
-    "path": "Landscape: plane of the path",
-    "filter": "Landscape: random directions",
-    "hessian": "Landscape: steepest curvature",
+    "path": "Plane of the path",
+    "filter": "Random directions",
+    "hessian": "Steepest curvature",
     "function": "Landscape",
 }
 
@@ -300,6 +302,7 @@ def _add_mesh(figure: go.Figure, values: Values, loss: Numbers, scale: Scale, co
         j=faces[:, 1],
         k=faces[:, 2],
         vertexcolor=colour,
+        opacity=_THROUGH,
         name="loss",
         lighting={"ambient": 0.75, "diffuse": 0.35, "specular": 0.05},
         text=[f"loss {value:.4g}" for value in loss.ravel()],
