@@ -241,6 +241,18 @@ def test_rare_classes_that_are_found() -> None:
     assert data.class_imbalance(in_motion(classification((X[use], y[use])), 400)) is None
 
 
+def test_a_class_of_so_few_rows_that_nobody_can_tell() -> None:
+    X, y = labels(300)
+    use = y != 1
+    use[(y == 1).nonzero().flatten()[:3]] = True
+    found = data.class_imbalance(in_motion(classification((X[use], y[use])), 400))
+    assert found is not None
+    assert found.of_data
+    use[(y == 1).nonzero().flatten()[:8]] = True
+    found = data.class_imbalance(in_motion(classification((X[use], y[use])), 400))
+    assert found is None or not found.of_data
+
+
 # Split
 
 
@@ -339,6 +351,35 @@ def test_labels_that_are_contradicted_more_often_than_held_out_ones(share: float
     assert found.proof
     relabelled = mended(given, found).program.train[1]
     assert int((relabelled != y).sum()) < 0.5 * int(wrong.sum())
+
+
+@pytest.mark.parametrize("kind", ["any other class", "the next class"])
+def test_labels_that_are_wrong_wherever_their_rows_are(kind: str) -> None:
+    """Held-out labels are wrong as often, so that no comparison with them tells."""
+    draws = torch.Generator().manual_seed(4)
+    y = torch.arange(1200) % 3
+    X = torch.randn(1200, 4, generator=draws) + 4 * F.one_hot(y, 4)
+    wrong = torch.rand(1200, generator=draws) < 0.3
+    away = torch.randint(1, 3, (1200,), generator=draws) if kind == "any other class" else 1
+    noisy = torch.where(wrong, (y + away) % 3, y)
+    given = classification((X[:900], noisy[:900]), (X[900:], noisy[900:]))
+    found = data.label_noise(given)
+    assert found is not None
+    assert found.proof
+    relabelled = mended(given, found).program.train[1]
+    assert int((relabelled != y[:900]).sum()) < 0.4 * int(wrong[:900].sum())
+
+
+@pytest.mark.parametrize("apart", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("rows", [600, 3000])
+def test_classes_that_overlap_are_contradicted_where_they_do(apart: float, rows: int) -> None:
+    draws = torch.Generator().manual_seed(5)
+    y = torch.randint(0, 2, (rows,), generator=draws)
+    X = torch.randn(rows, 4, generator=draws)
+    X[:, 0] += apart * (2 * y - 1)
+    half = rows // 2
+    found = data.label_noise(classification((X[:half], y[:half]), (X[half:], y[half:])))
+    assert found is None or not found.proof
 
 
 def test_labels_that_are_contradicted_alike_are_not_wrong() -> None:

@@ -167,9 +167,15 @@ class _Doctor:
             rounds.append(len(self.kept))
         if len({count for count in rounds if count}) > 1:
             self._minimal_again(exam)
-        if self._outcome(exam) == "undecided":
+        outcome = self._outcome(exam)
+        if outcome == "undecided":
             self._guess()
-        return self._written(self._outcome(exam))
+            return self._written(self._outcome(exam))
+        lacking = [pair for pair in self.doubted if pair[0].of_data]
+        if outcome == "healthy" and lacking:
+            self._say_untried(lacking)
+            return self._written("limit_of_data")
+        return self._written(outcome)
 
     def _hidden(self) -> list[Suspicion]:
         """What one batch shows of the remedied program: most programs have more than one fault."""
@@ -466,8 +472,13 @@ class _Doctor:
 
     def _guess(self) -> None:
         """A program that does not learn has a fault: what is likeliest is said, although no trial could show it."""
-        for suspicion, trial in sorted(self.doubted, key=lambda pair: -pair[0].strength)[:_GUESSES]:
-            if suspicion.strength >= _LIKELY and suspicion.cause not in self._kept_causes:
+        likely = sorted(self.doubted, key=lambda pair: -pair[0].strength)[:_GUESSES]
+        self._say_untried([pair for pair in likely if pair[0].strength >= _LIKELY])
+
+    def _say_untried(self, supposed: Sequence[tuple[Suspicion, Trial | None]]) -> None:
+        """Findings that no trial has shown."""
+        for suspicion, trial in supposed:
+            if suspicion.cause not in self._kept_causes:
                 helps = trial is not None and trial.effect > 0
                 named = trial.intervention if trial is not None else ""
                 remedy = next((r for r in suspicion.remedies if helps and r.title == named), None)

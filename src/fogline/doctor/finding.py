@@ -126,6 +126,7 @@ class Suspicion:
             Recipe can help.
         proof: the mechanism leaves no doubt: it is a finding also without a trial.
         blocks: the program cannot be trained at all until this is mended.
+        of_data: it is the data that lacks something, so that it is said where no edit helps, too.
         advice: what to do where no remedy can do it, and what to change in the code.
     """
 
@@ -136,6 +137,7 @@ class Suspicion:
     remedies: tuple[Remedy, ...] = ()
     proof: bool = False
     blocks: bool = False
+    of_data: bool = False
     severity: Severity = "serious"
     advice: str = ""
 

@@ -109,7 +109,7 @@ def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tupl
     return across, within
 
 
-def out_of_fold(case: Case, learner: str, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+def out_of_fold(case: Case, learner: str, rows: Tensor) -> tuple[Tensor, Tensor | None] | None:
     """What a classical learner says of rows that it did not learn from.
 
     Args:
@@ -118,23 +118,26 @@ def out_of_fold(case: Case, learner: str, rows: Tensor) -> tuple[Tensor, Tensor]
 
     Returns:
         Its outputs for these rows, (n, k), each by a learner of the other four fifths, and for the task's held-out
-        data, (m, k), by the mean of the five; None where there is none, or none that can be read.
+        data, (m, k), by the mean of the five, None where there is none that can be read; None where the training data
+        cannot be read.
     """
     inputs = features(case.train.inputs)
-    other = None if case.valid is None else features(case.valid.inputs)
-    if inputs is None or other is None or other.shape[1] != inputs.shape[1]:
+    if inputs is None:
         return None
-    inputs, targets, other = inputs[rows], case.train.targets[rows], other[:_MOST_ROWS]
+    other = None if case.valid is None else features(case.valid.inputs)
+    held_out = other is not None and other.shape[1] == inputs.shape[1]
+    others = other[:_MOST_ROWS] if other is not None and held_out else inputs[:0]
+    inputs, targets = inputs[rows], case.train.targets[rows]
     fold = torch.arange(len(rows)) % _FOLDS
     inside, outside = [], []
     for k in range(_FOLDS):
         left_out = inputs[fold == k]
-        asked = torch.cat([left_out, other])
+        asked = torch.cat([left_out, others])
         said = _LEARNERS[learner](inputs[fold != k], targets[fold != k], asked, case.yardstick)
         inside.append(said[: len(left_out)])
         outside.append(said[len(left_out) :])
     order = torch.cat([(fold == k).nonzero().flatten() for k in range(_FOLDS)]).argsort()
-    return torch.cat(inside)[order], torch.stack(outside).mean(0)
+    return torch.cat(inside)[order], torch.stack(outside).mean(0) if held_out else None
 
 
 def features(inputs: Any) -> Tensor | None:

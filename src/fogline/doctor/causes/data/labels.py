@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,10 @@ _SOMETHING = 0.15
 _BEYOND_OVERLAP = 0.45
 """Classes that overlap (two or three normal distributions, from one column up, however close) leave at most two fifths
 of such rows with another label: what is that mixed has no inside."""
+_KNOWN, _MANY, _OVERLAP = (0.35, 0.25), 0.2, 0.58
+"""Score of a learner that can tell two classes, or more; share of labels that is more than noise of the data; and the
+rank up to which rows do not lie on the side of the class of their label. Of two normal distributions that overlap so
+much that a learner scores 0.35 it is 0.62."""
 
 
 def label_noise(exam: Examination) -> Suspicion | None:
@@ -97,7 +101,7 @@ def label_noise(exam: Examination) -> Suspicion | None:
     pair, seen = pair_of(exam), exam.reference
     if pair is None or seen.agreement is None or seen.guesses is None or seen.rows is None or kept_at(exam, "labels"):
         return None
-    contradicted = _worse_than_held_out(exam)
+    contradicted = _contradicting(exam)
     if contradicted is not None:
         return contradicted
     ids = seen.rows
@@ -139,48 +143,126 @@ def label_noise(exam: Examination) -> Suspicion | None:
     )
 
 
-def _worse_than_held_out(exam: Examination) -> Suspicion | None:
-    """Training labels that a classical learner contradicts more often than it does held-out ones.
+def _contradicting(exam: Examination) -> Suspicion | None:
+    """Training labels that a classical learner of the other training rows contradicts, and for no good reason.
 
-    Where inputs do not determine the label, or the learner is no good, both are contradicted alike.
+    Where inputs do not determine the label, or the learner is no good, labels are contradicted as well. Then they are
+    among the held-out rows, too, and more often the nearer a row is to the class that it has for a label.
     """
-    seen, held = exam.reference, exam.case.valid
-    if held is None or seen.score is None or seen.valid_score is None or seen.rows is None:
+    seen, yardstick = exam.reference, exam.case.yardstick
+    if seen.score is None or seen.rows is None or train_valid_mismatch(exam):
         return None
     ids = seen.rows
-    labels, others = exam.case.yardstick.labels(exam.case.train.targets[ids]), exam.case.yardstick.labels(held.targets)
-    if labels is None or others is None or seen.valid_score - seen.score < 0.05 or train_valid_mismatch(exam):
+    labels = yardstick.labels(exam.case.train.targets[ids])
+    said = None if labels is None else out_of_fold(exam.case, seen.learner, ids)
+    if labels is None or said is None:
         return None
-    said = out_of_fold(exam.case, seen.learner, ids)
-    if said is None:
+    ours, theirs = _by_class(said[0], exam), None if said[1] is None else _by_class(said[1], exam)
+    found = _worse_than_held_out(exam, ours, theirs, labels) or _wherever_rows_lie(exam, ours, labels)
+    if found is None:
         return None
-    ours, theirs = (_by_class(outputs, exam) for outputs in said)
     guesses = ours.argmax(1)
-    inside, error = _contradicted(guesses, labels)
+    margin = ours.amax(1) - ours.gather(1, labels[:, None])[:, 0]
+    doubtful = margin.argsort(descending=True)[: round(found.share * len(ids))]
+    doubtful = doubtful[guesses[doubtful] != labels[doubtful]]
+    names = ids[doubtful]
+    listed = (
+        Evidence("rows whose label is likely wrong", len(names), 0),
+        Evidence("the first of them", ", ".join(str(k) for k in sorted(names.tolist())[:5])),
+    )
+    return Suspicion(
+        "label_noise",
+        min(0.8, 0.5 + found.share),
+        (*found.evidence, *listed),
+        found.explanation,
+        (_relabelled(exam, names, guesses[doubtful], proven=found.everywhere), _unlabelled(names)),
+        proof=found.proof,
+        advice="Look at the rows listed by eye before anything is dropped.",
+    )
+
+
+@dataclass(frozen=True)
+class _Wrong:
+    """What tells that a share of the labels is wrong; ``everywhere`` if held-out ones are no better."""
+
+    share: float
+    evidence: tuple[Evidence, ...]
+    explanation: str
+    proof: bool
+    everywhere: bool = False
+
+
+def _worse_than_held_out(exam: Examination, ours: Tensor, theirs: Tensor | None, labels: Tensor) -> _Wrong | None:
+    """Whether training labels are contradicted more often than held-out ones."""
+    seen, held = exam.reference, exam.case.valid
+    others = None if held is None else exam.case.yardstick.labels(held.targets)
+    if others is None or theirs is None or seen.score is None or seen.valid_score is None:
+        return None
+    if seen.valid_score - seen.score < 0.05:
+        return None
+    inside, error = _contradicted(ours.argmax(1), labels)
     outside, other_error = _contradicted(theirs.argmax(1), others[: len(theirs)])
     share, error = inside - outside, math.hypot(error, other_error)
     if share < max(0.05, 3 * error):
         return None
-    margin = ours.amax(1) - ours.gather(1, labels[:, None])[:, 0]
-    doubtful = margin.argsort(descending=True)[: round(share * len(ids))]
-    doubtful = doubtful[guesses[doubtful] != labels[doubtful]]
-    names = ids[doubtful]
-    return Suspicion(
-        "label_noise",
-        min(0.8, 0.5 + share),
-        (
-            Evidence(
-                f"share of training labels that {seen.learner} contradicts", inside, f"{outside:.2g}, as held out"
-            ),
-            Evidence("rows whose label is likely wrong", len(names), 0),
-            Evidence("the first of them", ", ".join(str(k) for k in sorted(names.tolist())[:5])),
-        ),
+    expected = f"{outside:.2g}, as held out"
+    return _Wrong(
+        share,
+        (Evidence(f"share of training labels that {seen.learner} contradicts", inside, expected),),
         f"What {seen.learner} learns from the other training rows contradicts {inside:.0%} of the training labels, and "
         f"only {outside:.0%} of the held-out ones: about {share:.0%} of the training labels are wrong.",
-        (_relabelled(exam, names, guesses[doubtful]), _unlabelled(names)),
         proof=share > max(0.1, 4 * error),
-        advice="Look at the rows listed by eye before anything is dropped.",
     )
+
+
+def _wherever_rows_lie(exam: Examination, said: Tensor, labels: Tensor) -> _Wrong | None:
+    """Whether labels are contradicted alike wherever their rows lie, as classes that overlap are not.
+
+    Two things tell. The surer the learner is the less it is contradicted by classes that overlap; labels that went
+    wrong contradict its surest answers as often. And of rows that it takes for the same class, those with another
+    label are, where classes overlap, the ones that it gives most to that label.
+    """
+    seen = exam.reference
+    best = said.topk(2, dim=1).values
+    sure = (best[:, 0] - best[:, 1]).argsort(descending=True)[: len(said) // 2]
+    outputs, labels, guesses = said[sure], labels[sure], said.argmax(1)[sure]
+    wrong = (guesses != labels).double()
+    known = _KNOWN[0] if exam.case.yardstick.classes == 2 else _KNOWN[1]
+    if seen.score is None or seen.score < known or len(sure) < 4 * _FEWEST or len(torch.unique(guesses)) < 2:
+        return None
+    share = float(wrong.mean())
+    error = math.sqrt(max(share * (1 - share), 1e-9) / len(sure))
+    # A straight line through what is contradicted, from the surest row on: its beginning, and the error of that.
+    place = torch.linspace(-0.5, 0.5, len(sure), dtype=torch.float64)
+    surest = share - 0.5 * float(place @ wrong / place.square().sum())
+    if share - 2 * error < _MANY or surest - 2 * 2 * error < max(0.5 * share, 0.75 * _MANY):
+        return None
+    ranks = torch.cat([_ranks_among(outputs[guesses == k], labels[guesses == k], k) for k in torch.unique(guesses)])
+    rank, uncertain = float(ranks.mean()), math.sqrt(1 / 12 / len(ranks))
+    if rank > 0.5 + 2 * uncertain or rank + 2 * uncertain > _OVERLAP:
+        return None
+    return _Wrong(
+        share,
+        (
+            Evidence(f"share of labels that {seen.learner} contradicts where it is sure", share, 0.0),
+            Evidence("the same where it is surest", surest, 0.0),
+            Evidence(
+                "rank of such rows among all taken for the same class, by what it gives to their label", rank, 1.0
+            ),
+        ),
+        f"Where {seen.learner} is sure, it contradicts {share:.0%} of the labels, and no fewer where it is surest. "
+        "Classes that overlap do not look like that: labels went wrong whatever their rows are, held-out ones as well.",
+        proof=True,
+        everywhere=True,
+    )
+
+
+def _ranks_among(outputs: Tensor, labels: Tensor, guess: Tensor) -> Tensor:
+    """For each row with another label than ``guess``: the share of all rows that this label gets less of, (w,)."""
+    wrong = (labels != guess).nonzero().flatten()
+    columns = outputs[:, labels[wrong]]
+    own = outputs[wrong, labels[wrong]]
+    return ((columns < own).double() + 0.5 * (columns == own).double()).mean(0)
 
 
 def _by_class(outputs: Tensor, exam: Examination) -> Tensor:
@@ -215,7 +297,8 @@ def _deep(exam: Examination, ids: Tensor, guesses: Tensor) -> tuple[Tensor, Tens
     return guesses, alike[near].all(1)
 
 
-def _relabelled(exam: Examination, names: Tensor, guesses: Tensor) -> Remedy:
+def _relabelled(exam: Examination, names: Tensor, guesses: Tensor, *, proven: bool = False) -> Remedy:
+    """``proven``: where held-out labels are wrong as well, it is enough that they do not contradict it."""
     work, values = exam.case.yardstick.work, exam.case.yardstick.values
     order = names.argsort()
     names, guesses = names[order], guesses[order]
@@ -240,7 +323,7 @@ def _relabelled(exam: Examination, names: Tensor, guesses: Tensor) -> Remedy:
         "give doubtful rows the label of the rows around them",
         code,
         on_rows=edit,
-        costs=True,
+        costs=not proven,
         place="labels",
         order=ROWS,
     )

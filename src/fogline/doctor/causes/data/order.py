@@ -20,6 +20,9 @@ from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, S
 from fogline.doctor.heads import FAILURES
 
 _MUCH = 0.3  # of the rows of rare classes
+_FEWEST_OF_A_CLASS = 5
+_FEW_CLASSES = 20  # of more, as of words, some are always rare
+_MORE_ROWS = "More rows of the rare classes, if there is a way to get them."
 
 
 def unshuffled_data(exam: Examination) -> Suspicion | None:
@@ -115,29 +118,53 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
     rare = (counts * 4 < common) & present
     if not bool(rare.any()) or int(present.sum()) < 2:
         return None
+    ratio = common / float(counts[present].min())
+    weights = torch.where(present, counts.sum() / (present.sum() * counts.clamp_min(1)), torch.zeros_like(counts))
+    remedies = tuple(_balanced(exam, weights.float(), counts))
+    relative = Evidence("rows of the most common class for one of the rarest", ratio, "about 1")
     found = max(
         (gap for gap in (_gap(exam, *rows, rare) for rows in _looked_at(exam)) if gap is not None),
         key=lambda gap: gap[1] - gap[0],
         default=None,
     )
-    if found is None:
-        return None
-    recall, usual, _ = found
-    if usual - recall < _MUCH:
-        return None  # rare, but learned
-    weights = torch.where(present, counts.sum() / (present.sum() * counts.clamp_min(1)), torch.zeros_like(counts))
-    ratio = common / float(counts[present].min())
+    if found is None or found[1] - found[0] < _MUCH:
+        return _too_few(counts, relative, remedies)  # rare, but learned, as far as can be told
+    recall, usual, error = found
     return Suspicion(
         "class_imbalance",
         min(0.9, 0.4 + 0.5 * (usual - recall)),
-        (
-            Evidence("rows of the most common class for one of the rarest", ratio, "about 1"),
-            Evidence("share of the rare classes' rows that are recognised", recall, usual),
-        ),
+        (relative, Evidence("share of the rare classes' rows that are recognised", recall, usual)),
         f"Some classes have up to {ratio:.0f} times fewer rows than the most common one, and the model does not find "
         "them: "
         "ignoring a rare class costs the loss next to nothing. Weights make each class count the same.",
-        tuple(_balanced(exam, weights.float(), counts)),
+        remedies,
+        of_data=usual - recall > max(0.5, 3 * error) or _lacking(counts) > 0,
+        advice=_MORE_ROWS,
+    )
+
+
+def _lacking(counts: Tensor) -> int:
+    """How many classes have fewer rows than a cross-validation has parts; of many classes some always do."""
+    present = counts[counts > 0]
+    if len(present) > _FEW_CLASSES or float(present.max()) < _FEW_CLASSES * float(present.min()):
+        return 0
+    return int((present < _FEWEST_OF_A_CLASS).sum())
+
+
+def _too_few(counts: Tensor, relative: Evidence, remedies: tuple[Remedy, ...]) -> Suspicion | None:
+    """Classes of which nobody can tell whether they were learned."""
+    present, lacking = counts[counts > 0], _lacking(counts)
+    if not lacking:
+        return None
+    return Suspicion(
+        "class_imbalance",
+        0.5,
+        (relative, Evidence("rows of the rarest class", int(present.min()), f"{_FEWEST_OF_A_CLASS} at least")),
+        f"{lacking} of {len(present)} classes have fewer than {_FEWEST_OF_A_CLASS} rows. Whatever is answered right of "
+        "the others, these are neither learned from so few nor can it be told whether they are.",
+        remedies,
+        of_data=True,
+        advice=_MORE_ROWS,
     )
 
 
