@@ -219,13 +219,13 @@ def _layers(change: Callable[[list[nn.Module]], list[nn.Module]]) -> Plant:
     return plant
 
 
-def _rows(change: Callable[[Pair], Pair], *, held: bool = True) -> Plant:
-    """Other rows to learn from; where ``held``, also those that are held out and the test rows."""
+def _rows(change: Callable[[Pair], Pair], *, held: bool = True, test: bool | None = None) -> Plant:
+    """Other rows to learn from; where ``held``, also those held out, and the test rows unless said otherwise."""
 
     def plant(program: Drawn, _: random.Random) -> Drawn:
         valid = program.valid if program.valid is None or not held else change(program.valid)
-        test = change(program.test) if held else program.test
-        return replace(program, train=change(program.train), valid=valid, test=test)
+        tested = change(program.test) if (held if test is None else test) else program.test
+        return replace(program, train=change(program.train), valid=valid, test=tested)
 
     return plant
 
@@ -246,6 +246,40 @@ def _wrong(pair: Pair) -> Pair:
     else:
         y[hit] = 1 - y[hit]
     return pair[0], y
+
+
+def _rare(pair: Pair) -> Pair:
+    """One row of twenty-five is left of the first class."""
+    first = pair[1].flatten() == 0
+    kept = ~first
+    kept[first.nonzero().flatten()[::25]] = True
+    return pair[0][kept], pair[1][kept]
+
+
+def _few(program: Drawn, dice: random.Random) -> Drawn:
+    """A large network on few rows, for long."""
+    X, y = program.train
+    count = dice.choice([30, 50])
+    recipe = program.recipe | {"optimizer": "adam", "lr": 1e-3, "batch_size": 16, "duration": "300ep"}
+    classes = int(y.max()) + 1 if program.kind == "labels" else 1
+    wide = _dense(X, nn.ReLU, 256, 2, False, 0.0, classes)
+    return replace(program, model=wide, train=(X[:count], y[:count]), recipe=recipe)
+
+
+def _deep(program: Drawn, _: random.Random) -> Drawn:
+    """Sigmoids one after another, each of which lets a quarter of the gradient through at most."""
+    X, y = program.train
+    classes = int(y.max()) + 1 if program.kind == "labels" else 1
+    return replace(program, model=_dense(X, nn.Sigmoid, 32, 8, False, 0.0, classes))
+
+
+def _leaked(program: Drawn, _: random.Random) -> Drawn:
+    """Half of the held-out rows are training rows, too."""
+    assert program.valid is not None
+    half = len(program.valid[0]) // 2
+    pairs = zip(program.train, program.valid, strict=True)
+    X, y = (torch.cat([learned[:half], held[half:]]) for learned, held in pairs)
+    return replace(program, valid=(X, y))
 
 
 def _mixed(pair: Pair) -> Pair:
@@ -370,6 +404,17 @@ FAULTS = (
         ("labels", "yes/no"),
         lambda p: p.valid is not None,
     ),
+    Fault(
+        "label_noise",
+        _rows(_wrong, test=False),
+        ("shuffled_labels",),
+        ("labels", "yes/no"),
+        lambda p: p.valid is not None,
+    ),
+    Fault("class_imbalance", _rows(_rare, held=False), (), ("labels", "yes/no"), lambda p: p.data != "rare"),
+    Fault("overfitting", _few, fits=lambda p: _is_dense(p) and p.data not in ("iris", "moons", "circles", "linear")),
+    Fault("vanishing_gradient", _deep, ("saturated_units", "bad_init"), fits=_is_dense),
+    Fault("duplicate_leak", _leaked, (), fits=lambda p: p.valid is not None),
     Fault("shuffled_labels", _rows(_mixed, held=False), ("label_noise", "train_valid_mismatch")),
     Fault("constant_target", _rows(lambda pair: (pair[0], torch.ones_like(pair[1])), held=False)),
     Fault("nan_in_data", _rows(_holes, held=False), ("nan_source",)),
