@@ -19,7 +19,7 @@ Outcome = Literal["healthy", "faulty", "limit_of_data", "undecided"]
 _SENTENCES = {
     "healthy": "Nothing is wrong: the program learns, and nothing that was tried does clearly better.",
     "faulty": "Something is wrong.",
-    "limit_of_data": "The data can do no better: neither this program nor any other learner finds more in the inputs.",
+    "limit_of_data": "The data holds no more: neither this program nor a classical learner gets more out of it.",
     "undecided": "It does not learn as it should, and the cause was not found within the budget.",
 }
 _WIDTH = 100

@@ -88,8 +88,8 @@ _BEYOND_OVERLAP = 0.45
 of such rows with another label: what is that mixed has no inside."""
 _KNOWN, _MANY, _OVERLAP = (0.35, 0.25), 0.2, 0.58
 """Score of a learner that can tell two classes, or more; share of labels that is more than noise of the data; and the
-rank up to which rows do not lie on the side of the class of their label. Of two normal distributions that overlap so
-much that a learner scores 0.35 it is 0.62."""
+rank, with twice its error, up to which rows do not lie on the side of the class of their label. Of two normal
+distributions that overlap so much that a learner scores 0.35 the rank is 0.57."""
 
 
 def label_noise(exam: Examination) -> Suspicion | None:
@@ -175,7 +175,7 @@ def _contradicting(exam: Examination) -> Suspicion | None:
         min(0.8, 0.5 + found.share),
         (*found.evidence, *listed),
         found.explanation,
-        (_relabelled(exam, names, guesses[doubtful], proven=found.everywhere), _unlabelled(names)),
+        (_relabelled(exam, names, guesses[doubtful]), _unlabelled(names)),
         proof=found.proof,
         advice="Look at the rows listed by eye before anything is dropped.",
     )
@@ -183,13 +183,12 @@ def _contradicting(exam: Examination) -> Suspicion | None:
 
 @dataclass(frozen=True)
 class _Wrong:
-    """What tells that a share of the labels is wrong; ``everywhere`` if held-out ones are no better."""
+    """What tells that a share of the labels is wrong."""
 
     share: float
     evidence: tuple[Evidence, ...]
     explanation: str
     proof: bool
-    everywhere: bool = False
 
 
 def _worse_than_held_out(exam: Examination, ours: Tensor, theirs: Tensor | None, labels: Tensor) -> _Wrong | None:
@@ -253,7 +252,6 @@ def _wherever_rows_lie(exam: Examination, said: Tensor, labels: Tensor) -> _Wron
         f"Where {seen.learner} is sure, it contradicts {share:.0%} of the labels, and no fewer where it is surest. "
         "Classes that overlap do not look like that: labels went wrong whatever their rows are, held-out ones as well.",
         proof=True,
-        everywhere=True,
     )
 
 
@@ -297,8 +295,7 @@ def _deep(exam: Examination, ids: Tensor, guesses: Tensor) -> tuple[Tensor, Tens
     return guesses, alike[near].all(1)
 
 
-def _relabelled(exam: Examination, names: Tensor, guesses: Tensor, *, proven: bool = False) -> Remedy:
-    """``proven``: where held-out labels are wrong as well, it is enough that they do not contradict it."""
+def _relabelled(exam: Examination, names: Tensor, guesses: Tensor) -> Remedy:
     work, values = exam.case.yardstick.work, exam.case.yardstick.values
     order = names.argsort()
     names, guesses = names[order], guesses[order]
@@ -323,7 +320,7 @@ def _relabelled(exam: Examination, names: Tensor, guesses: Tensor, *, proven: bo
         "give doubtful rows the label of the rows around them",
         code,
         on_rows=edit,
-        costs=not proven,
+        costs=True,
         place="labels",
         order=ROWS,
     )
