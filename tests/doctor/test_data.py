@@ -325,10 +325,10 @@ def test_targets_that_belong_to_other_rows(make: Callable[..., Examination]) -> 
 @pytest.mark.parametrize("one_hot", [False, True])
 def test_wrong_labels_far_from_any_border(*, one_hot: bool) -> None:
     draws = torch.Generator().manual_seed(1)
-    y = torch.arange(600) % 3
-    X = torch.randn(600, 4, generator=draws) + 4 * F.one_hot(y, 4)
-    wrong = torch.rand(600, generator=draws) < 0.3
-    noisy = torch.where(wrong, (y + torch.randint(1, 3, (600,), generator=draws)) % 3, y)
+    y = torch.arange(1200) % 3
+    X = torch.randn(1200, 4, generator=draws) + 4 * F.one_hot(y, 4)
+    wrong = torch.rand(1200, generator=draws) < 0.3
+    noisy = torch.where(wrong, (y + torch.randint(1, 3, (1200,), generator=draws)) % 3, y)
     given = classification((X, F.one_hot(noisy).float() if one_hot else noisy))
     found = data.label_noise(given)
     assert found is not None

@@ -32,18 +32,13 @@ class Reference:
         within_valid: of the same kind of learner within the task's held-out data: each fifth scored by one that learned
             from the others.
         learner: which was better.
-        agreement: for labels, the share of neighbours that have a row's own label, row by row of the training data
-            (those of :attr:`rows`), each row left out of its own neighbours.
-        guesses: the label that most neighbours have.
-        rows: positions in the training data of what ``agreement`` speaks of.
+        rows: positions in the training data of the rows they were trained and scored on.
     """
 
     score: float | None = None
     valid_score: float | None = None
     within_valid: float | None = None
     learner: str = ""
-    agreement: Tensor | None = None
-    guesses: Tensor | None = None
     rows: Tensor | None = None
 
 
@@ -71,8 +66,7 @@ def refer(case: Case) -> Reference:
     }
     learner = max(scores, key=lambda name: scores[name])
     valid_score, within = _on_valid(case, raw[learned], targets[learned], learner)
-    agreement, guesses = _neighbourhood(raw[order], targets[order], yardstick)
-    return Reference(scores[learner], valid_score, within, learner, agreement, guesses, order)
+    return Reference(scores[learner], valid_score, within, learner, order)
 
 
 def rebuilds(case: Case) -> bool:
@@ -194,19 +188,3 @@ def _neighbours(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yards
 
 
 _LEARNERS = {"ridge regression": _ridge, "nearest neighbours": _neighbours}
-
-
-def _neighbourhood(inputs: Tensor, targets: Tensor, yardstick: Yardstick) -> tuple[Tensor | None, Tensor | None]:
-    if yardstick.work not in ("classes", "one_hot", "binary") or len(inputs) < 3 * _NEIGHBOURS:
-        return None, None
-    coded = _coded(targets, yardstick)
-    if yardstick.work == "binary":
-        if coded.shape[1] > 1:
-            return None, None
-        yes = (coded > sum(yardstick.values) / 2).double()
-        coded = torch.cat([1 - yes, yes], 1)
-    scaled, _ = standardised(inputs, inputs)
-    distance = torch.cdist(scaled.float(), scaled.float())
-    distance.fill_diagonal_(float("inf"))
-    votes = coded[distance.topk(2 * _NEIGHBOURS, largest=False).indices].mean(1)
-    return (votes * coded).sum(1), votes.argmax(1)

@@ -13,7 +13,7 @@ from fogline.doctor.causes.data.common import error_of, kept_at, only, pair_of
 from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
-from fogline.doctor.reference import features, out_of_fold
+from fogline.doctor.reference import out_of_fold
 
 _FEWEST = 50
 """Rows below which a share or a score says too little."""
@@ -83,9 +83,6 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
 
 _SOMETHING = 0.15
 """Of what is possible: targets that carry more than this are wrong in part."""
-_BEYOND_OVERLAP = 0.45
-"""Classes that overlap (two or three normal distributions, from one column up, however close) leave at most two fifths
-of such rows with another label: what is that mixed has no inside."""
 _KNOWN, _MANY, _OVERLAP = (0.35, 0.25), 0.2, 0.58
 """Score of a learner that can tell two classes, or more; share of labels that is more than noise of the data; and the
 rank, with twice its error, up to which rows do not lie on the side of the class of their label. Of two normal
@@ -93,64 +90,13 @@ distributions that overlap so much that a learner scores 0.35 the rank is 0.57."
 
 
 def label_noise(exam: Examination) -> Suspicion | None:
-    """Labels that contradict what rows like theirs say, also far from the border between classes.
-
-    Where classes overlap, labels disagree near the border; wrong labels are found everywhere. So rows are counted whose
-    neighbours, and whose neighbours' neighbours, all point to one class, and that have another label.
-    """
-    pair, seen = pair_of(exam), exam.reference
-    if pair is None or seen.agreement is None or seen.guesses is None or seen.rows is None or kept_at(exam, "labels"):
-        return None
-    contradicted = _contradicting(exam)
-    if contradicted is not None:
-        return contradicted
-    ids = seen.rows
-    labels = exam.case.yardstick.labels(exam.case.train.targets[ids])
-    if labels is None or len(ids) < 2 * _FEWEST:
-        return None
-    if float((seen.guesses != labels).double().mean()) < 0.03:
-        return None
-    if (seen.score or 0.0) < 2 * error_of(len(ids) // 5, exam.case.yardstick.classes):
-        return None  # nothing is known of the labels by which they could be wrong
-    guesses, deep = _deep(exam, ids, seen.guesses)
-    wrong = guesses != labels
-    count = int(deep.sum())
-    if count < _FEWEST // 2:
-        return None
-    kinds = torch.bincount(guesses[deep]).sort(descending=True).values
-    if len(kinds) < 2 or int(kinds[1]) < max(5, count // 20):
-        return None  # one class all over: its share is all that neighbours can say
-    share = float(wrong[deep].double().mean())
-    error = math.sqrt(share * (1 - share) / count)
-    least, chance = share - 2 * error, 1 / max(2, exam.case.yardstick.classes)
-    if least < 0.1 or 1 - share < chance + 3 * error:
-        return None
-    doubtful = wrong & (seen.agreement <= 0.25)
-    names = ids[doubtful]
-    return Suspicion(
-        "label_noise",
-        min(0.8, 0.3 + share),
-        (
-            Evidence("share of rows with another label than all rows around them", share, 0.0),
-            Evidence("rows whose label is likely wrong", int(doubtful.sum()), 0),
-            Evidence("the first of them", ", ".join(str(k) for k in sorted(names.tolist())[:5])),
-        ),
-        f"About {share:.0%} of the training rows have another label than all the rows like them, also far from the "
-        "border between classes: likely these labels are wrong.",
-        (_relabelled(exam, names, guesses[doubtful]), _unlabelled(names)),
-        proof=least > _BEYOND_OVERLAP,
-        advice="Look at the rows listed by eye before anything is dropped.",
-    )
-
-
-def _contradicting(exam: Examination) -> Suspicion | None:
     """Training labels that a classical learner of the other training rows contradicts, and for no good reason.
 
     Where inputs do not determine the label, or the learner is no good, labels are contradicted as well. Then they are
     among the held-out rows, too, and more often the nearer a row is to the class that it has for a label.
     """
-    seen, yardstick = exam.reference, exam.case.yardstick
-    if seen.score is None or seen.rows is None or train_valid_mismatch(exam):
+    pair, seen, yardstick = pair_of(exam), exam.reference, exam.case.yardstick
+    if pair is None or seen.score is None or seen.rows is None or kept_at(exam, "labels") or train_valid_mismatch(exam):
         return None
     ids = seen.rows
     labels = yardstick.labels(exam.case.train.targets[ids])
@@ -280,19 +226,6 @@ def _contradicted(guesses: Tensor, labels: Tensor) -> tuple[float, float]:
         return 0.0, math.inf
     variance = sum(max(float(s.mean() * (1 - s.mean())), 1 / len(s)) / len(s) for s in shares)
     return sum(float(s.mean()) for s in shares) / len(shares), math.sqrt(variance) / len(shares)
-
-
-def _deep(exam: Examination, ids: Tensor, guesses: Tensor) -> tuple[Tensor, Tensor]:
-    """What most neighbours' guesses say of each row, and the rows whose neighbours, and theirs, all say the same."""
-    every = features(exam.case.train.inputs)
-    assert every is not None
-    rows = every[ids]
-    scale = rows.std(0, correction=0)
-    rows = ((rows - rows.mean(0)) / torch.where(scale > 0, scale, torch.ones_like(scale))).float()
-    near = torch.cdist(rows, rows).topk(min(11, len(rows)), largest=False).indices
-    guesses = nn.functional.one_hot(guesses)[near].sum(1).argmax(1)
-    alike = (guesses[near] == guesses[:, None]).all(1)
-    return guesses, alike[near].all(1)
 
 
 def _relabelled(exam: Examination, names: Tensor, guesses: Tensor) -> Remedy:
