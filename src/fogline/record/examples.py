@@ -1,0 +1,283 @@
+"""What each example did, epoch by epoch: filled in the training step, written once an epoch.
+
+The columns of a step (:mod:`fogline.record.columns`) go into a buffer on the device, at the places its examples have
+in the epoch. Steps of few rows wait until their columns can be computed together, which costs a fraction. When the
+epoch is over the buffer is copied to the host, put in the order of the examples and written by a thread of its own
+(:mod:`fogline.record.example_writer`). What is in the buffer, and what waits, belongs to the checkpoint: a resumed run
+writes the same bytes.
+
+The first 64 epochs all have a file; after that every second one of the next 64, every fourth of the next 128, and so
+on: a run of a million short epochs has about 500.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fogline.record import example_files
+from fogline.record.columns import Columns, Shown, shown_by
+from fogline.record.example_writer import Epoch, ExampleWriter
+from fogline.record.hook import Hook
+from fogline.record.store import Store
+
+if TYPE_CHECKING:
+    from fogline.data.source import Batch
+    from fogline.descent.batches import Batches
+    from fogline.descent.objective import Objective
+
+LARGEST = 1 << 28
+"""Bytes of one epoch's buffer beyond which nothing is recorded unless it is asked for: 11 million examples."""
+IN_FULL = 64
+"""Epochs that all have a file."""
+_ROWS_TOGETHER, _BYTES_TOGETHER = 4096, 1 << 20
+_LARGE = 1 << 18  # bytes of outputs whose columns are computed at once
+_FEW = 1 << 14
+_WAITING = "waiting/"
+
+
+def has_file(epoch: int) -> bool:
+    """Whether an epoch is recorded: a function of its number alone, so that a resumed run has the same files.
+
+    >>> [epoch for epoch in range(62, 70) if has_file(epoch)], sum(map(has_file, range(1_000_000)))
+    ([62, 63, 64, 66, 68], 510)
+    """
+    return epoch % (1 << (epoch // IN_FULL).bit_length()) == 0
+
+
+@dataclass
+class Waiting:
+    """Steps whose columns are still to be computed: one after another in the epoch."""
+
+    start: int = 0
+    rows: int = 0
+    nbytes: int = 0
+    shown: list[Shown] = field(default_factory=list)
+
+    def add(self, shown: Shown) -> None:
+        """One more."""
+        self.shown.append(shown)
+        self.rows += shown.rows
+        self.nbytes += shown.nbytes
+
+    @property
+    def full(self) -> bool:
+        return self.rows >= _ROWS_TOGETHER or self.nbytes >= _BYTES_TOGETHER
+
+
+class ExampleRecorder:
+    """Records the examples of a run.
+
+    Args:
+        run: the run folder.
+        columns: what is recorded, and how it is computed.
+        batches: says which examples a step sees.
+        store: is told where something cannot be recorded.
+    """
+
+    def __init__(self, run: Path, columns: Columns, batches: Batches, store: Store) -> None:
+        assert batches.examples is not None
+        assert batches.steps_per_epoch is not None
+        self.run, self.columns, self.batches, self.store = run, columns, batches, store
+        self.count, self.steps_per_epoch = batches.examples, batches.steps_per_epoch
+        self.writer = ExampleWriter(run, columns, self.count, batches.epoch_rows)
+        self.epoch = Epoch(0, self._fresh())
+        self._closed: list[Epoch] = []  # over, but perhaps to be gone back into
+        self._waiting = Waiting()
+        self._until = 0  # the step that the epoch ends before, 0 before it is known
+        self._recorded = True
+        self._step, self._shown, self._open, self._missed = 0, list[Shown](), False, False
+        self._hidden: Tensor | None = None
+        head = columns.head
+        self._hook = None if head is None else head.register_forward_pre_hook(Hook(self._keep))
+
+    # -- in the step -----------------------------------------------------------------------------------------------
+
+    def begin(self, step: int) -> None:
+        """A step begins; the first forward passes in it are those of its batch."""
+        if not self._until - self.steps_per_epoch <= step < self._until:
+            self._turn(step // self.steps_per_epoch)
+        self._step, self._open = step, self._recorded
+
+    def again(self) -> None:
+        """The batch is gone through from its beginning."""
+        self._shown = []
+
+    def loss(self, objective: Objective, batch: Batch) -> Tensor:
+        """The loss of (a part of) the batch; what the forward pass shows on the way is kept."""
+        if not self._open:
+            return objective(batch)
+        forward = objective.forward(batch)
+        self._shown.append(shown_by(forward, batch, self._hidden))
+        self._hidden = None
+        return forward.loss
+
+    def end(self) -> None:
+        """The batch has been gone through; a step may go through it again, which is not recorded."""
+        if not self._open:
+            return
+        self._open = False
+        place = self.batches.place(self._step)
+        assert place is not None
+        start = place.start
+        for shown in self._shown if self._fit(place.stop - start) else ():
+            self._wait(start, shown)
+            start += shown.rows
+        self._pass(self._step, 1)
+
+    def put(self, step: int, count: int, values: Tensor) -> None:
+        """Keep the columns of steps that a compiled program computed, shape (columns, rows), on the CPU."""
+        if not self._until - self.steps_per_epoch <= step < self._until:
+            self._turn(step // self.steps_per_epoch)
+        if not self._recorded:
+            return
+        place = self.batches.place(step)
+        assert place is not None
+        self.epoch.array[:, place.start : place.start + values.shape[1]] = values.numpy()
+        self._pass(step, count)
+
+    def _keep(self, _: nn.Module, given: tuple[Any, ...]) -> None:
+        if self._open:
+            self._hidden = given[0]
+
+    def _fit(self, rows: int) -> bool:
+        """Whether the forward passes of the step showed what is expected of its rows; said once if not."""
+        if sum(shown.rows for shown in self._shown) == rows and all(self.columns.fits(one) for one in self._shown):
+            return True
+        if not self._missed:
+            self._missed = True
+            said = "what the examples of this step did is not recorded: its outputs are not shaped as the first ones"
+            self.store.event(self._step, "examples", said)
+        return False
+
+    def _wait(self, start: int, shown: Shown) -> None:
+        waiting = self._waiting
+        if waiting.shown and not (waiting.start + waiting.rows == start and waiting.shown[-1].like(shown)):
+            self._compute()
+            waiting = self._waiting
+        if not waiting.shown:
+            waiting.start = start
+        waiting.add(shown)
+        if waiting.full or shown.nbytes >= _LARGE:
+            self._compute()
+
+    def _compute(self) -> None:
+        """The columns of what waits go into the buffer."""
+        waiting = self._waiting
+        if not waiting.shown:
+            return
+        self._waiting = Waiting()
+        with torch.no_grad():
+            values = self.columns(Shown.joined(waiting.shown))
+            self.epoch.values[:, waiting.start : waiting.start + waiting.rows] = values
+
+    def _turn(self, epoch: int) -> None:
+        """Steps of another epoch come."""
+        self._until = (epoch + 1) * self.steps_per_epoch
+        self._recorded = has_file(epoch)
+        if self._recorded and epoch != self.epoch.number:
+            self.epoch = Epoch(epoch, self._fresh())
+
+    def _pass(self, step: int, count: int) -> None:
+        """Close the epoch where the last of these steps was its last."""
+        if step + count != self._until:
+            return
+        self._compute()
+        self.epoch.step = self._until
+        if self.count <= _FEW:  # the order of these is still there from cutting the batches
+            self.epoch.ids = self.batches.epoch_rows(self.epoch.number)
+        self._closed.append(self.epoch)
+
+    def _fresh(self) -> Tensor:
+        return torch.full((self.columns.width, self.count), torch.nan, device=self.batches.device)
+
+    # -- between steps ---------------------------------------------------------------------------------------------
+
+    def back(self, step: int) -> None:
+        """Go on from this step: what was recorded of it and of later ones is dropped."""
+        self._compute()
+        epoch = step // self.steps_per_epoch
+        again = [closed for closed in (*self._closed, self.epoch) if closed.number == epoch]
+        self._closed = [closed for closed in self._closed if closed.number < epoch]
+        self._until = 0
+        place = self.batches.place(step)
+        if again and place is not None:
+            self.epoch = again[0]
+            self.epoch.values[:, place.start :] = torch.nan
+
+    def collect(self) -> None:
+        """Begin to write the epochs that are over. To be called where the host waits for the device anyway.
+
+        Raises:
+            OSError: one of those before could not be written.
+        """
+        closed, self._closed = self._closed, []
+        self.writer.write(closed)
+
+    def finish(self, step: int) -> None:
+        """At the end of the run: an epoch that it ends within has its file, too.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._partly(step):
+            waiting, epoch = self._waiting, self.epoch
+            self.epoch = replace(epoch, values=epoch.values.clone(), step=step)
+            self._compute()
+            self._closed.append(self.epoch)
+            self._waiting, self.epoch = waiting, epoch  # a run that goes on from here goes on with these
+        self.collect()
+        self.writer.drain()
+
+    def close(self) -> None:
+        """End the thread that writes, and leave the model alone."""
+        self.writer.close()
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _partly(self, step: int) -> bool:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return bool(within) and has_file(epoch) and self.epoch.number == epoch
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state(self, step: int) -> dict[str, Tensor]:
+        """What a checkpoint keeps: the columns of the epoch that is under way, and what waits.
+
+        Raises:
+            OSError: an epoch that is over could not be written.
+        """
+        self.collect()
+        self.writer.drain()
+        place = self.batches.place(step)
+        if not self._partly(step) or place is None:
+            return {}
+        waiting = self._waiting
+        computed = waiting.start if waiting.shown else place.start
+        found = {"columns": self.epoch.values[:, :computed].cpu()}
+        # How many rows are computed together moves last digits: a resumed run must take the same ones together.
+        joined = Shown.joined(waiting.shown).named() if waiting.shown else {}
+        return found | {_WAITING + name: value.cpu() for name, value in joined.items()}
+
+    def load(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Go on from a checkpoint of this step, with what :meth:`state` gave then."""
+        epoch = step // self.steps_per_epoch
+        example_files.forget(self.run, epoch)
+        self._waiting, self._closed, self._until = Waiting(), [], 0
+        self.epoch = Epoch(epoch, self._fresh())
+        if "columns" not in tensors or len(tensors["columns"]) != self.columns.width:
+            return
+        device, computed = self.batches.device, tensors["columns"].shape[1]
+        self.epoch.values[:, :computed] = tensors["columns"].to(device)
+        kept = {n.removeprefix(_WAITING): v.to(device) for n, v in tensors.items() if n.startswith(_WAITING)}
+        if kept:
+            shown = Shown(**kept)
+            self._waiting = Waiting(computed, shown.rows, shown.nbytes, [shown])
+
+    def described(self, classes: tuple[str, ...] | None) -> dict[str, Any]:
+        """What ``run.json`` says of the examples."""
+        return {"kind": self.columns.kind, "count": self.count, "classes": None if classes is None else list(classes)}
