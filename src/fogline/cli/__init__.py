@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import webbrowser
 from collections.abc import Callable
@@ -119,6 +120,11 @@ def train(
     workers: Annotated[Whole, _recipe_option("Processes that load data.", "COUNT")] = None,
     watch: Annotated[Real, _recipe_option("Share of the time that signals may cost.", "SHARE")] = None,
     device: DeviceOption = None,
+    parallel: Annotated[Text, _recipe_option("ddp or fsdp, of several processes.", "NAME")] = None,
+    processes: Annotated[int, typer.Option("--processes", metavar="N", help="Train in so many processes.")] = 1,
+    restarts: Annotated[
+        int, typer.Option("--restarts", metavar="N", help="Start them again where one ends, at most so many times.")
+    ] = 0,
 ) -> None:
     """Train a model and say how it went.
 
@@ -127,6 +133,10 @@ def train(
     """
     fields = {key: value for key, value in locals().items() if key not in _NOT_RECIPE}
     with told_plainly():
+        if processes > 1:
+            from fogline.cli.processes import train_in
+
+            raise typer.Exit(train_in(processes, restarts, ui=ui))
         with _in_the_browser(runs, ui) as stay:
             from fogline.cli.training import train as run_training
 
@@ -145,7 +155,9 @@ def train(
         raise typer.Exit(code)
 
 
-_NOT_RECIPE = ("what", "target", "valid", "recipe", "runs", "name", "report", "ui", "option")
+_NOT_RECIPE = (
+    "what", "target", "valid", "recipe", "runs", "name", "report", "ui", "option", "processes", "restarts",
+)  # fmt: skip
 
 
 def _in_the_browser(runs: Path, wanted: bool) -> AbstractContextManager[Callable[[], None]]:
@@ -378,8 +390,9 @@ def _told(run: Run, report: Path | None) -> int:
     """Say how the run ended, write the report if one is wanted; returns the exit code of the verdict."""
     from fogline.cli.showing import print_ending
 
-    print_ending(run.folder)
-    if report is not None:
-        typer.echo(f"report: {run.report(report)}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print_ending(run.folder)
+        if report is not None:
+            typer.echo(f"report: {run.report(report)}")
     verdict = run.verdict
     return BAD_RUN if verdict is not None and verdict.name in ("DIVERGED", "NONFINITE") else DONE
