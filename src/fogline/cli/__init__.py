@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the run ended diverged or non-finite, or your own code failed; 2 bad input; "
-    "74 the disk is full; 130 and 143 interrupted and saved."
+    "74 the disk is full; 75 one of several processes is gone or late; 130 and 143 interrupted and saved."
 )
 
 app = typer.Typer(
@@ -133,11 +133,15 @@ def train(
     """
     fields = {key: value for key, value in locals().items() if key not in _NOT_RECIPE}
     with told_plainly():
-        if processes > 1:
-            from fogline.cli.processes import train_in
+        launched = "TORCHELASTIC_RUN_ID" in os.environ  # this is one of the processes
+        if processes > 1 and not launched:
+            with _in_the_browser(runs, ui) as stay:
+                from fogline.cli.processes import launch
 
-            raise typer.Exit(train_in(processes, restarts, ui=ui))
-        with _in_the_browser(runs, ui) as stay:
+                code = launch(processes, restarts, sys.argv[1:])
+                stay()
+            raise typer.Exit(code)
+        with _in_the_browser(runs, ui and not launched) as stay:
             from fogline.cli.training import train as run_training
 
             ended = run_training(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fogline.descent import interrupts
 from fogline.descent.interrupts import Agreement, StopRequested
+from fogline.errors import LostError
 
 PATIENCE = "FOGLINE_PATIENCE"
 """The environment variable with the seconds that a process waits for the others before it asks where they are."""
@@ -32,10 +33,6 @@ _PrefixStore: Any = dist.distributed_c10d.PrefixStore
 _ANSWER_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 _FRAMES = 12
-
-
-class LostError(RuntimeError):
-    """The processes of a run have lost each other; the text says which is late and what it does, if that is known."""
 
 
 class World:
@@ -267,6 +264,14 @@ def _place(answer: dict[str, Any] | None) -> str:
     return f"it waits in {file}, line {line}, in {name}: {text}; its calls, the innermost last:{trail}"
 
 
+def _make_group(backend: str, patience: timedelta) -> None:
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
+    # The store outlives the processes that torchrun starts again, and so do the addresses of the last ones in it.
+    store = _PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    atexit.register(dist.destroy_process_group)
+
+
 _world: World | None = None
 
 
@@ -290,9 +295,7 @@ def joined(device: str) -> World | None:
     if made:
         if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
             return None
-        backend = "cpu:gloo,cuda:nccl" if accelerated else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=patience))
-        atexit.register(dist.destroy_process_group)
+        _make_group("cpu:gloo,cuda:nccl" if accelerated else "gloo", timedelta(seconds=patience))
     if dist.get_world_size() < 2:
         return None
     if _world is None:
