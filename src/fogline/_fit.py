@@ -259,9 +259,11 @@ def _trained(
                     _leave_unstarted(folder, info, start)
                 raise Interrupted(run, requested_code()) from None
             evidence = (info.get("resolved") or start.resolved.why).get("lr", {}).get("evidence", {})
-            prepared.descent.verification = verification(start, evidence)
-            run.attach(prepared.descent.machine.objective.model)
-            if writes:
+            in_parts = prepared.descent.sharded is not None
+            if not in_parts:
+                prepared.descent.verification = verification(start, evidence)
+                run.attach(prepared.descent.machine.objective.model)
+            if writes and not in_parts:
                 _diagnosed(prepared, start if before is None else None)
             with make_progress(progress if writes else False, folder.name) as report:
                 if healing is not None:
@@ -373,6 +375,9 @@ def _measured_end(descent: Descent) -> Slope | None:
 
 def _slope(descent: Descent) -> Slope | None:
     """By one process for all: it is small."""
+
+    if descent.sharded is not None:
+        return None  # a gradient of a model in parts goes into its parameters, and nowhere else
 
     def measured() -> Any:
         batches = _some_batches(descent)

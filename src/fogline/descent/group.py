@@ -53,6 +53,7 @@ class World:
         self._told = 0
         self._watcher = _Watcher(_PrefixStore("fogline", store.clone()), self.rank)
         self._watcher.start()
+        atexit.register(self._watcher.end)  # a thread that is in PyTorch while Python goes down takes it along
 
     @property
     def first(self) -> bool:
@@ -170,18 +171,27 @@ class World:
     # -- who is late -------------------------------------------------------------------------------------------------
 
     def _await(self, key: str, doing: str) -> None:
-        before = -1
-        while True:
-            try:
-                self._store.wait([key], timedelta(seconds=self.patience))
-                return
-            except dist.DistNetworkError as error:
-                raise self._lost(error, doing) from error
-            except dist.DistStoreError as error:
+        before, looked, asked = -1, time.monotonic(), 0.0
+        while not self._came(key, doing):
+            now = time.monotonic()
+            asked = (asked or now) if interrupts.wanted() else 0.0
+            if asked and now - asked > _ANSWER_SECONDS:
+                raise LostError(f"asked to stop at {doing}, and process 0 neither does nor says so")
+            if now - looked > self.patience:
                 answer = self._ask([0])[0]
                 if answer is None or answer["polls"] == before:
-                    raise LostError(_tell_late(doing, self.patience, {0: answer})) from error
-                before = answer["polls"]
+                    raise LostError(_tell_late(doing, self.patience, {0: answer}))
+                before, looked = answer["polls"], now
+
+    def _came(self, key: str, doing: str) -> bool:
+        """Whether something was told within half a second."""
+        try:
+            self._store.wait([key], timedelta(seconds=_LOOK_SECONDS))
+        except dist.DistNetworkError as error:
+            raise self._lost(error, doing) from error
+        except dist.DistStoreError:
+            return False
+        return True
 
     def _lost(self, error: RuntimeError, doing: str) -> LostError:
         if "timed out" not in str(error).lower():
@@ -220,10 +230,16 @@ class _Watcher(threading.Thread):
         super().__init__(name="fogline-watcher", daemon=True)
         self._store, self._rank = store, rank
         self.meetings, self.doing = 0, "the start"
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Answer no more."""
+        self._ended.set()
+        self.join(timeout=_ANSWER_SECONDS)
 
     def run(self) -> None:
-        answered, pause = 0, threading.Event()
-        while not pause.wait(_LOOK_SECONDS):
+        answered = 0
+        while not self._ended.wait(_LOOK_SECONDS):
             try:
                 asked = self._store.add(f"asked/{self._rank}", 0)
                 while answered < asked:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fogline.data.check import check_first_batch
 from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.data.intake import Opened, open_data
-from fogline.data.source import Batch, Stream, fingerprint
+from fogline.data.source import Batch, Stream, fingerprint, map_tree
 from fogline.descent import checkpoint, mechanics, parallel
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
@@ -30,6 +30,7 @@ from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
 from fogline.descent.scoring import Scorer
 from fogline.descent.share import Share
+from fogline.descent.sharded import Sharded, ShardedStep, check_shardable, implementation_on_parts, plain_name
 from fogline.descent.sharpness import Sharpness, can_measure
 from fogline.descent.state import Counters, Descent
 from fogline.descent.step import EagerStep, Machine, is_summed
@@ -130,7 +131,7 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
     device = torch.device("cpu")
     with private_randomness(device):
         seed_everything(asked.seed, 0, INITIAL, device)
-        model = _made(task, opened)
+        model = _made_without_memory(task, opened) if _only_parts(asked, world) else _made(task, opened)
     loss = task.loss if task.loss is not None else default_loss(opened.facts)
     metrics = dict(task.metrics) or ({} if isinstance(loss, OnBatch) else default_metrics(opened.facts))
     resolved = resolve_by_rule(asked, opened, model) if decided is None else Resolved(Recipe.from_dict(decided))
@@ -139,7 +140,9 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
         model = model.double()
     opened = _cast(opened, model)
     device = torch.device(recipe.device)
-    model = model.to(device)
+    spread = world is not None and recipe.parallel == "fsdp"
+    if not spread:
+        model = model.to(device)
     autocast = _TYPES.get(recipe.precision)
     objective = Objective(model, loss, autocast, device.type)
     rows = batch_rows(recipe, opened.train.size)
@@ -149,9 +152,11 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
         first = next(batches.stream(0))
         if world is not None:
             first = part(first, 0, max(2, -(-rows_of(first) // world.size)))
-        odd = check_first_batch(model, loss, first, metrics, opened.facts)
+        if spread:
+            first = map_tree(lambda leaf: leaf.cpu(), first)
+        odd = [] if _only_parts(recipe, world) else check_first_batch(model, loss, first, metrics, opened.facts)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
-    operations = operations_of(objective, first)
+    operations = 0 if spread else operations_of(objective, first)
     threads = 1 if device.type == "cpu" and operations < _SMALL_STEP else torch.get_num_threads()
     return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], operations, threads)
 
@@ -170,6 +175,7 @@ def keep_start(start: Start, folder: Path, world: World | None = None) -> None:
         _keep_start(start, model, folder)
     if world is not None:
         world.together("the first checkpoint")
+    if world is not None and start.resolved.recipe.parallel != "fsdp":
         world.spread([*model.parameters(), *model.buffers()])
 
 
@@ -206,6 +212,8 @@ def measure(start: Start, find_rate: Callable[[], Any], world: World | None = No
 def _measure(start: Start, find_rate: Callable[[], Any]) -> None:
     resolved = start.resolved
     _check_precision(start)
+    if resolved.recipe.parallel == "fsdp" and resolved.recipe.guard == "auto":
+        resolved.choose("guard", False, "a model in parts is not kept twice")
     if resolved.recipe.guard == "auto":
         measured = resolved.recipe.lr == "auto" and not spec_of(resolved.recipe.optimizer).needs_closure
         why = "the learning rate is measured" if measured else "the learning rate is yours, or the method's own"
@@ -255,6 +263,11 @@ def assemble(
         )
 
     chosen: dict[str, Any] = {"threads": start.threads, **(decided or {})}
+    sharded = None
+    if world is not None and recipe.parallel == "fsdp":
+        check_shardable(recipe)
+        sharded = Sharded(objective.model, world, device)
+        chosen["implementation"] = implementation_on_parts(recipe)
     with private_randomness(device):
         if "implementation" not in chosen:
 
@@ -264,6 +277,8 @@ def assemble(
             how, seconds = chosen_one() if world is None else world.by_first(chosen_one, "the choice of an optimizer")
             chosen |= {"implementation": how, "implementation_seconds": seconds}
     optimizer = make(objective.model, chosen["implementation"])
+    if sharded is not None:
+        sharded.use(optimizer)
     like = next(p for p in objective.model.parameters() if p.requires_grad)
     machine = Machine(
         objective,
@@ -276,20 +291,23 @@ def assemble(
         needs_closure=spec_of(recipe.optimizer).needs_closure,
     )
     writes = world is None or world.first
+    if sharded is not None:
+        machine.parameters = sharded.parts
     store = Store(folder) if writes else Discarding(folder)
     budget = Budget(recipe.watch)
-    watched = writes and recipe.watch > 0 and not machine.needs_closure
+    watched = writes and recipe.watch > 0 and not machine.needs_closure and sharded is None
     probe = _probe(start, machine, budget) if watched else None
     scorer = None
     if start.opened.valid is not None:
         size = max(batches.batch_size, _LEAST_SCORED)
-        scorer = Scorer(start.opened.valid, start.task.metrics, size, device, world)
+        scorer = Scorer(start.opened.valid, start.task.metrics, size, device, world, in_step=sharded is not None)
     eager = EagerStep(machine, batches, deferred=False if isinstance(start.opened.train, Stream) else None)
     descent = Descent(folder, recipe, machine, batches, eager, store, Recorder(store, budget), probe, scorer, world)
+    descent.sharded = sharded
     spec = spec_of(recipe.optimizer)
     if probe is not None and can_measure(machine, spec):
         descent.sharpness = Sharpness(machine, spec, budget)
-    if writes:
+    if writes and sharded is None:
         named = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad]
         descent.snapshots = Snapshots.of(
             folder, [n for n, _ in named], [p for _, p in named], budget, descent.length.expected
@@ -299,7 +317,11 @@ def assemble(
     prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)
     if world is not None:
         start.notes += parallel.obstacles(start.objective, batches, world)
-        descent.stepper = ParallelStep(machine, Share(batches, world.rank, world.size), world, deferred=eager.deferred)
+        share = Share(batches, world.rank, world.size, filled=sharded is not None)
+        if sharded is None:
+            descent.stepper = ParallelStep(machine, share, world, deferred=eager.deferred)
+        else:
+            descent.stepper = ShardedStep(machine, sharded, share, deferred=eager.deferred)
         chosen |= {"mode": "eager", "why": f"{world.size} processes send each other gradients within every step"}
         return prepared
     try:
@@ -315,8 +337,8 @@ def summary(prepared: Prepared) -> dict[str, Any]:
     opened, objective = prepared.opened, prepared.descent.machine.objective
     loss = prepared.task.loss
     return {
-        "model": type(objective.model).__name__,
-        "architecture": str(objective.model)[:20000],
+        "model": plain_name(type(objective.model).__name__),
+        "architecture": plain_name(str(objective.model))[:20000],
         "parameters": sum(p.numel() for p in objective.model.parameters()),
         "loss": getattr(loss, "__name__", type(loss).__name__),
         "metrics": list(prepared.task.metrics),
@@ -350,6 +372,19 @@ def _made(task: Task, opened: Opened) -> nn.Module:
             "pass the module itself or a function without arguments that makes one"
         )
     return model
+
+
+def _only_parts(recipe: Recipe, world: World | None) -> bool:
+    """Whether this process is to hold parts of a model alone, and never the whole."""
+    return world is not None and not world.first and recipe.parallel == "fsdp"
+
+
+def _made_without_memory(task: Task, opened: Opened) -> nn.Module:
+    """The model with the shapes of its weights and nothing in them."""
+    if isinstance(task.model, nn.Module):
+        return copy.deepcopy(task.model).to("meta")
+    with torch.device("meta"):
+        return _made(task, opened).to("meta")
 
 
 def _cast(opened: Opened, model: nn.Module) -> Opened:

@@ -27,6 +27,7 @@ class Scorer:
         batch_size: examples at a time; it does not change the result beyond rounding.
         world: the processes that score together, each its part of the batches; the sums are those of one process,
             bit for bit.
+        in_step: each of them goes through the model as often as any other.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class Scorer:
         batch_size: int,
         device: torch.device,
         world: World | None = None,
+        *,
+        in_step: bool = False,
     ) -> None:
         self.source = source.to(device) if isinstance(source, InMemory) and device.type != "cpu" else source
         self.metrics, self.batch_size, self.device = dict(metrics), batch_size, device
-        self.world = world
+        self.world, self.in_step = world, in_step
 
     def __call__(self, objective: Objective, seen: Callable[[Any, Any], None] | None = None) -> dict[str, float]:
         """The mean loss under ``"loss"`` and each metric under its name.
@@ -77,6 +80,8 @@ class Scorer:
                     world.agree("a validation")
                 poll()
                 if batch is None:
+                    if self.in_step:
+                        self._values(objective, next(self._batches()), None)
                     continue
                 rows, values = rows_of(batch), self._values(objective, batch, seen)
                 found.append((rows, {name: (value.double() * rows).item() for name, value in values.items()}))

@@ -51,6 +51,7 @@ class Share:
     batches: Batches
     rank: int
     size: int
+    filled: bool = False  # where there is no row for this process, it gets the first of the batch
 
     def stream(self, step: int) -> Iterator[Portion]:
         """The portions from a step on, without end."""
@@ -82,8 +83,12 @@ class Share:
         found = (self.batches.place(k) for k in range(step, step + steps - step % steps))
         return (place for place in found if place is not None)
 
+    def _bounds(self, rows: int) -> tuple[int, int]:
+        start, stop = share_of(rows, self.rank, self.size)
+        return (0, 1) if self.filled and start == stop else (start, stop)
+
     def _positions(self, place: Place) -> NDArray[np.int64]:
-        start, stop = share_of(place.stop - place.start, self.rank, self.size)
+        start, stop = self._bounds(place.stop - place.start)
         return np.arange(place.start + start, place.start + stop)
 
     def _index(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -121,7 +126,7 @@ class Share:
     def _streamed(self, step: int) -> Iterator[Portion]:
         for batch in self.batches.stream(step):
             rows = rows_of(batch)
-            start, stop = share_of(rows, self.rank, self.size)
+            start, stop = self._bounds(rows)
             yield Portion(part(batch, start, stop) if stop > start else None, rows)
 
 

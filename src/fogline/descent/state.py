@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fogline.data.source import Stream
-from fogline.descent import checkpoint
+from fogline.descent import checkpoint, parts
 from fogline.descent import guard as guarding
 from fogline.descent.batches import Batches
 from fogline.descent.checkpoint import BEST, Checkpoint, load_model_tensors, model_tensors
@@ -28,6 +28,7 @@ from fogline.descent.randomness import REFRESH, private_randomness, seed_step
 from fogline.descent.replica import check_alike, latest_of_all, own_buffers
 from fogline.descent.schedules import PlateauState, update
 from fogline.descent.scoring import Scorer, normalisation_layers, refresh_statistics
+from fogline.descent.sharded import Sharded
 from fogline.descent.sharpness import Sharpness
 from fogline.descent.step import CompiledStep, EagerStep, Machine
 from fogline.recipe import Duration, Recipe
@@ -118,6 +119,7 @@ class Descent:
         self.verification: Verification | None = None
         self.sharpness: Sharpness | None = None
         self.snapshots: Snapshots | None = None
+        self.sharded: Sharded | None = None
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}
         self._since_check: list[float | Tensor] = []
@@ -348,9 +350,11 @@ class Descent:
         started = self.clock()
         self.recorder.flush()
         saved = None
-        if self.world is not None:
+        if self.sharded is not None:
+            parts.save(self.folder, self._checkpoint(), self.recipe.keep, self.sharded)
+        elif self.world is not None:
             self.machine.parts = check_alike(self.world, self.machine, self.step)
-        if self.world is None or self.world.first:
+        if self.sharded is None and (self.world is None or self.world.first):
             saved = checkpoint.save(self.folder, self._checkpoint(), self.recipe.keep)
         if self.world is not None:
             self.world.agree(f"the checkpoint of step {self.step}")
@@ -425,4 +429,6 @@ class Descent:
     def _latest(self) -> tuple[Checkpoint | None, list[str]]:
         if self.world is None:
             return checkpoint.latest(self.folder)
+        if self.sharded is not None:
+            return parts.latest(self.folder, self.sharded)
         return latest_of_all(self.world, self.folder)
