@@ -29,8 +29,8 @@ from fogline.descent.parallel import ParallelStep
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
 from fogline.descent.scoring import Scorer
-from fogline.descent.share import Share
 from fogline.descent.sharded import Sharded, ShardedStep, check_shardable, implementation_on_parts, plain_name
+from fogline.descent.share import Share
 from fogline.descent.sharpness import Sharpness, can_measure
 from fogline.descent.state import Counters, Descent
 from fogline.descent.step import EagerStep, Machine, is_summed

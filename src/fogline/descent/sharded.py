@@ -9,6 +9,7 @@ sent their parts.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -131,9 +132,7 @@ class Sharded:
         if held is None or held.shape != shape:
             return torch.empty(shape, dtype=dtype)
         part = torch.empty_like(_part(held), dtype=dtype)
-        return DTensor.from_local(
-            part, self.mesh, (Shard(0),), run_check=False, shape=held.shape, stride=held.stride()
-        )
+        return DTensor.from_local(part, self.mesh, (Shard(0),), run_check=False, shape=held.shape, stride=held.stride())
 
 
 def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -212,7 +211,7 @@ class ShardedStep(ParallelStep):
         counts = own[1] > own[0]
         pieces = self._pieces(batch)
         size = -(-self.portion.rows // self.machine.parts)
-        most = -(-(-(-self.portion.rows // self.world.size)) // size)
+        most = math.ceil(math.ceil(self.portion.rows / self.world.size) / size)
         return [(piece, counts) for piece in pieces] + [(pieces[-1], False)] * (most - len(pieces))
 
     def _summed(self, total: Tensor) -> Tensor:
