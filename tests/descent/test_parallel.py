@@ -155,7 +155,6 @@ def test_a_late_process_is_named_with_the_line_it_is_in(group: Group, tmp_path: 
     assert "process 1 has not come to step " in lost
     assert "group.py, line " in lost.splitlines()[0]
     assert "in loss: time.sleep(0.1)  # the line that is late" in lost.splitlines()[0]
-    assert "fit_late" in lost
 
 
 def test_what_the_processes_cannot_share_is_refused_by_all(group: Group, tmp_path: Path) -> None:
@@ -295,7 +294,9 @@ def test_the_weighed_losses_of_shares_make_that_of_the_batch(name: str) -> None:
     weighing = Weighing.of(objective, summed=False)
     shares = [weighing.share(piece, 13) for piece in split((X, y), 5)]
     total = sum(float(weight) for _, weight in shares)
-    assert sum(loss.item() for loss, _ in shares) / total == pytest.approx(objective.value((X, y)).item(), rel=1e-6)
+    assert sum(loss.item() for loss, _ in shares) * 13 / total == pytest.approx(
+        objective.value((X, y)).item(), rel=1e-6
+    )
     assert not is_no_average(objective, (X, y))
 
 

@@ -28,7 +28,7 @@ _CLONE_NEWNET = 0x40000000
 
 
 def together(
-    folder: str, size: int, task: str, patience: float = 30.0, spaces: list[str] | None = None, **given: Any
+    folder: str, size: int, task: str, patience: float = 120.0, spaces: list[str] | None = None, **given: Any
 ) -> None:
     """Run one of the functions below in ``size`` processes; their exit codes go to ``codes.json``.
 

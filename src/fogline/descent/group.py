@@ -29,7 +29,6 @@ from fogline.errors import LostError
 PATIENCE = "FOGLINE_PATIENCE"
 """The environment variable with the seconds that a process waits for the others before it asks where they are."""
 _PATIENCE = 600.0
-_PrefixStore: Any = dist.distributed_c10d.PrefixStore
 _ANSWER_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 _FRAMES = 12
@@ -48,10 +47,10 @@ class World:
     def __init__(self, group: Any, store: Any, patience: float) -> None:
         self.rank, self.size, self.group, self.patience = dist.get_rank(), dist.get_world_size(), group, patience
         self.agreement = Agreement()
-        self._store = _PrefixStore("fogline", store)
+        self._store = _below("fogline", store)
         self._started, self._now = time.perf_counter(), 0.0
         self._told = 0
-        self._watcher = _Watcher(_PrefixStore("fogline", store.clone()), self.rank)
+        self._watcher = _Watcher(_below("fogline", store.clone()), self.rank)
         self._watcher.start()
         atexit.register(self._watcher.end)  # a thread that is in PyTorch while Python goes down takes it along
 
@@ -280,10 +279,14 @@ def _place(answer: dict[str, Any] | None) -> str:
     return f"it waits in {file}, line {line}, in {name}: {text}; its calls, the innermost last:{trail}"
 
 
+def _below(prefix: str, store: Any) -> Any:
+    return dist.distributed_c10d.PrefixStore(prefix, store)
+
+
 def _make_group(backend: str, patience: timedelta) -> None:
     store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
     # The store outlives the processes that torchrun starts again, and so do the addresses of the last ones in it.
-    store = _PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = _below(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     atexit.register(dist.destroy_process_group)
 

@@ -157,9 +157,9 @@ class Exchange:
             for view, parameter in zip(bucket.views, bucket.parameters, strict=True):
                 parameter.grad = view if kept is None or id(parameter) in kept else None
 
-    def divide(self) -> None:
-        """Divide gradients and loss by what the shares counted for in all."""
-        total = self.numbers[1].clone()
+    def divide(self, rows: int) -> None:
+        """Divide gradients and loss by what the shares counted for in all, as a part of so many rows."""
+        total = self.numbers[1] / rows
         for bucket in self.buckets:
             gradients = bucket.flat[: sum(view.numel() for view in bucket.views)]
             gradients.div_(total.to(bucket.flat.dtype))
@@ -293,7 +293,7 @@ class ParallelStep(EagerStep):
         self._tried = machine.parts
         exchange.end(self._doing, empty=not pieces)
         if self.weighing.count is not None:
-            exchange.divide()
+            exchange.divide(self.portion.rows)
         if machine.scaler is not None:
             machine.scaler.unscale_(machine.optimizer)
         return exchange.numbers[0].clone()

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as distributed
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from fogline.descent import checkpoint
@@ -36,7 +36,7 @@ def save(folder: Path, written: Checkpoint, keep: int, sharded: Sharded) -> None
     tensors = sharded.known(written.model | written.optimizer)
     try:
         writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
-        distributed.save(tensors, storage_writer=writer, process_group=world.group)
+        state_dict_saver.save(tensors, storage_writer=writer, process_group=world.group)
         mine = list(beside.glob(f"{SHARD}{world.rank + 1:05d}-*.safetensors"))
         for path in mine:
             checkpoint.sync(path)
@@ -70,7 +70,7 @@ def latest(folder: Path, sharded: Sharded) -> tuple[Checkpoint | None, list[str]
         return None, skipped
     state = checkpoint.read_state(Path(place))
     tensors = {path: sharded.room(path, *kind) for path, kind in _kinds(place).items()}
-    distributed.load(tensors, storage_reader=HuggingFaceStorageReader(place), process_group=world.group)
+    state_dict_loader.load(tensors, storage_reader=HuggingFaceStorageReader(place), process_group=world.group)
     model, engine = checkpoint.split_names(tensors)
     return Checkpoint(state.pop("step"), model, parts_of(engine), state), skipped
 
@@ -80,7 +80,7 @@ def read_whole(place: Path) -> dict[str, Tensor]:
     tensors = {path: torch.empty(shape, dtype=dtype) for path, (shape, dtype) in _kinds(str(place)).items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what is asked for
-        distributed.load(tensors, storage_reader=HuggingFaceStorageReader(str(place)), no_dist=True)
+        state_dict_loader.load(tensors, storage_reader=HuggingFaceStorageReader(str(place)), no_dist=True)
     return tensors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +30,6 @@ from fogline.descent.parallel import ParallelStep
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
 from fogline.descent.scoring import Scorer
-from fogline.descent.sharded import Sharded, ShardedStep, check_shardable, implementation_on_parts, plain_name
 from fogline.descent.share import Share
 from fogline.descent.sharpness import Sharpness, can_measure
 from fogline.descent.state import Counters, Descent
@@ -265,6 +265,8 @@ def assemble(
     chosen: dict[str, Any] = {"threads": start.threads, **(decided or {})}
     sharded = None
     if world is not None and recipe.parallel == "fsdp":
+        from fogline.descent.sharded import Sharded, check_shardable, implementation_on_parts  # half a second
+
         check_shardable(recipe)
         sharded = Sharded(objective.model, world, device)
         chosen["implementation"] = implementation_on_parts(recipe)
@@ -321,6 +323,8 @@ def assemble(
         if sharded is None:
             descent.stepper = ParallelStep(machine, share, world, deferred=eager.deferred)
         else:
+            from fogline.descent.sharded import ShardedStep
+
             descent.stepper = ShardedStep(machine, sharded, share, deferred=eager.deferred)
         chosen |= {"mode": "eager", "why": f"{world.size} processes send each other gradients within every step"}
         return prepared
@@ -350,6 +354,15 @@ def summary(prepared: Prepared) -> dict[str, Any]:
         "columns": None if opened.facts.columns is None else list(opened.facts.columns),
         "fingerprint": fingerprint(opened.train),
     }
+
+
+def plain_name(text: str) -> str:
+    """A description of a model without what FSDP calls its classes.
+
+    >>> plain_name("FSDPSequential(0: FSDPLinear)")
+    'Sequential(0: Linear)'
+    """
+    return re.sub(r"\bFSDP(?=[A-Z])", "", text)
 
 
 def operations_of(objective: Objective, batch: Batch) -> int:

@@ -10,7 +10,6 @@ sent their parts.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,7 +94,7 @@ class Sharded:
         if whole is not None:
             padded = torch.zeros(rows * self.world.size, *whole.shape[1:], dtype=whole.dtype)
             padded[: len(whole)] = whole
-            sent = list(padded.split(rows))
+            sent = list(torch.split(padded, rows))
         work = dist.scatter(got, sent, src=0, group=self.world.group, async_op=True)
         self.world.finish(work, "the spreading of the weights")
         mine.copy_(got[: len(mine)])
@@ -143,15 +142,6 @@ def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _part(tensor: Any) -> Tensor:
     part: Tensor = tensor.detach().to_local()
     return part
-
-
-def plain_name(text: str) -> str:
-    """A description of a model without what FSDP calls its classes.
-
-    >>> plain_name("FSDPSequential(0: FSDPLinear)")
-    'Sequential(0: Linear)'
-    """
-    return re.sub(r"\bFSDP(?=[A-Z])", "", text)
 
 
 def _units(model: nn.Module) -> list[nn.Module]:
@@ -221,6 +211,7 @@ class ShardedStep(ParallelStep):
         self.world.sum(told, self._doing)
         self.world.agree(self._doing)
         loss, weight, squares = told.unbind()
+        weight = weight / self.portion.rows
         if self.weighing.count is not None:
             torch._foreach_div_(gradients, weight.to(gradients[0].dtype))
             loss, squares = loss / weight, squares / weight.square()

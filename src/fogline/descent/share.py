@@ -165,14 +165,17 @@ class Weighing:
         return cls(replace(objective, loss=adding), partial(_counted, weights=weights, ignored=ignored), False)
 
     def share(self, batch: Batch, rows: int) -> tuple[Tensor, float | Tensor]:
-        """The loss of a share as it adds to that of ``rows`` rows, and what it counts for in parts of them."""
+        """The loss of a share as it adds to that of ``rows`` rows, and how many of them it counts for.
+
+        Where all counts together are not ``rows``, loss and gradient are to be divided by their part of them.
+        """
         loss = self.objective(batch)
+        own = rows_of(batch)
         if self.summed:
-            return loss, 1.0
+            return loss, own
         if self.count is None:
-            weight = rows_of(batch) / rows
-            return loss * weight, weight
-        return loss / rows, self.count(batch) / rows
+            return loss * (own / rows), own
+        return loss / rows, self.count(batch)
 
 
 def _counted(batch: Batch, *, weights: Tensor | None, ignored: int) -> Tensor:
@@ -194,7 +197,7 @@ def is_no_average(objective: Objective, batch: Batch) -> bool:
     weighing = Weighing.of(objective, summed=False)
     shares = [weighing.share(part(batch, *share_of(rows, half, 2)), rows) for half in range(2)]
     whole, total = objective.value(batch).item(), sum(float(weight) for _, weight in shares)
-    mean = sum(loss.item() for loss, _ in shares) / total if total else whole
+    mean = sum(loss.item() for loss, _ in shares) * rows / total if total else whole
     added = sum(objective.value(part(batch, *share_of(rows, half, 2))).item() for half in range(2))
     far = 1e-3 * abs(whole) + 1e-6
     return not (abs(whole - mean) <= far or abs(whole - added) <= far)

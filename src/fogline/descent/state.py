@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fogline.data.source import Stream
-from fogline.descent import checkpoint, parts
+from fogline.descent import checkpoint
 from fogline.descent import guard as guarding
 from fogline.descent.batches import Batches
 from fogline.descent.checkpoint import BEST, Checkpoint, load_model_tensors, model_tensors
@@ -28,7 +28,6 @@ from fogline.descent.randomness import REFRESH, private_randomness, seed_step
 from fogline.descent.replica import check_alike, latest_of_all, own_buffers
 from fogline.descent.schedules import PlateauState, update
 from fogline.descent.scoring import Scorer, normalisation_layers, refresh_statistics
-from fogline.descent.sharded import Sharded
 from fogline.descent.sharpness import Sharpness
 from fogline.descent.step import CompiledStep, EagerStep, Machine
 from fogline.recipe import Duration, Recipe
@@ -36,6 +35,9 @@ from fogline.record.probes import Probe
 from fogline.record.signals import Recorder, numbers
 from fogline.record.snapshots import Snapshots
 from fogline.record.store import Store
+
+if TYPE_CHECKING:
+    from fogline.descent.sharded import Sharded
 
 _GUARD = "guard/"
 _CHECKPOINT_SHARE = 0.01
@@ -351,6 +353,8 @@ class Descent:
         self.recorder.flush()
         saved = None
         if self.sharded is not None:
+            from fogline.descent import parts
+
             parts.save(self.folder, self._checkpoint(), self.recipe.keep, self.sharded)
         elif self.world is not None:
             self.machine.parts = check_alike(self.world, self.machine, self.step)
@@ -430,5 +434,7 @@ class Descent:
         if self.world is None:
             return checkpoint.latest(self.folder)
         if self.sharded is not None:
+            from fogline.descent import parts
+
             return parts.latest(self.folder, self.sharded)
         return latest_of_all(self.world, self.folder)
