@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,19 @@ from torch import nn
 
 from fogline.data.source import fingerprint
 from fogline.descent.batches import split
-from fogline.descent.confusion import Confusion
+from fogline.descent.confusion import Confusion, added_up
+from fogline.descent.group import World, joined
 from fogline.descent.guard import MOST as MOST_ROLLBACKS
-from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals, watched_stop
+from fogline.descent.interrupts import (
+    Interrupted,
+    StopRequested,
+    agreeing,
+    poll,
+    requested_code,
+    watched_signals,
+    watched_stop,
+)
+from fogline.descent.launch import begun_before, launched, same_for_all
 from fogline.descent.loop import Step, Taken, settle, steps
 from fogline.descent.prepare import Prepared, Start, as_asked, assemble, begin, keep_start, measure, summary
 from fogline.descent.randomness import PROBE, Surroundings, seed_everything
@@ -83,12 +95,16 @@ def fit(
     3.0
     """
     task, asked = as_asked(task, recipe, loss, valid, metrics, target, recipe_fields)
-    folder = _new_folder(runs, name, task)
+    world = joined(asked.device)
+    folder, before = _folder(Path(runs), name, task, world)
     healing = None
     if heal:
         healing = Healing.of(task, asked)
         task, asked = healing.task, healing.recipe
-    return _completed(_trained(task, asked, folder, progress, source, chunks=True, healing=healing))
+    if before is not None and _ended(before):
+        return Run(folder, task=task)
+    loop = _trained(task, asked, folder, progress, source, chunks=True, before=before, healing=healing, world=world)
+    return _completed(loop)
 
 
 def descend(
@@ -117,8 +133,9 @@ def descend(
     2 True
     """
     task, asked = as_asked(task, recipe, loss, valid, metrics, target, recipe_fields)
-    folder = _new_folder(runs, name, task)
-    return _trained(task, asked, folder, progress, source, chunks=False)
+    world = joined(asked.device)
+    folder, before = _folder(Path(runs), name, task, world)
+    return _trained(task, asked, folder, progress, source, chunks=False, before=before, world=world)
 
 
 def resume(
@@ -141,7 +158,8 @@ def resume(
         ValueError: the task's data is not that of the run, or the run is finished and no longer duration is given.
     """
     folder = Path(folder)
-    info = read_info(folder)
+    world = joined("auto")
+    info = read_info(folder) if world is None else world.by_first(lambda: read_info(folder), "the run to go on with")
     if task is None:
         raise TypeError(f"expected the task of the run, received None; pass resume({str(folder)!r}, task)")
     asked = Recipe.from_dict(info["asked"])
@@ -149,9 +167,10 @@ def resume(
         task = Healing.again(task, info["healed"]).task
     if duration is not None:
         asked = asked.replace(duration=str(Duration.parse(duration)))
-    elif info.get("verdict") is not None and info["verdict"]["name"] != Verdict.INTERRUPTED.name:
+    elif _ended(info):
         return Run(folder, task=task)
-    return _completed(_trained(task, asked, folder, progress, info.get("source"), chunks=True, before=info))
+    source = info.get("source")
+    return _completed(_trained(task, asked, folder, progress, source, chunks=True, before=info, world=world))
 
 
 def _completed(loop: Generator[Step, None, Run]) -> Run:
@@ -162,6 +181,27 @@ def _completed(loop: Generator[Step, None, Run]) -> Run:
     except StopIteration as end:
         run: Run = end.value
         return run
+
+
+def _ended(info: Mapping[str, Any]) -> bool:
+    return info.get("verdict") is not None and info["verdict"]["name"] != Verdict.INTERRUPTED.name
+
+
+def _folder(runs: Path, name: str | None, task: Task, world: World | None) -> tuple[Path, dict[str, Any] | None]:
+    """The folder of a new run, as process 0 chooses it, and no ``run.json``.
+
+    Where ``torchrun`` has started the processes again, it is the folder of the run that they were in, and what its
+    ``run.json`` says.
+    """
+    if world is None:
+        return _new_folder(runs, name, task), None
+
+    def choose() -> Any:
+        begun = begun_before(runs, name)
+        return [str(_new_folder(runs, name, task)), None] if begun is None else [str(begun), read_info(begun)]
+
+    folder, before = world.by_first(choose, "the run folder")
+    return Path(folder), before
 
 
 def _new_folder(runs: str | Path, name: str | None, task: Task) -> Path:
@@ -181,38 +221,51 @@ def _trained(
     chunks: bool,
     before: Mapping[str, Any] | None = None,
     healing: Healing | None = None,
+    world: World | None = None,
 ) -> Generator[Step, None, Run]:
     """Prepare, loop, judge; the generator's return value is the finished run.
 
     With ``chunks`` several steps may be taken in one call, and no single step is yielded.
     """
     run = Run(folder, task=task)
-    with watched_signals(), watched_stop(folder):
+    writes = world is None or world.first
+    with (
+        watched_signals(),
+        watched_stop(folder) if writes else nullcontext(),
+        agreeing(None if world is None else world.agreement),
+    ):
         decided, info = _decided(asked, before), {**(before or {}), "asked": asked.to_dict()}
         if healing is not None:
             info["healed"] = healing.to_dict()
-        start = begin(task, asked, decided)
+        start = begin(task, asked, decided, world)
         run.task = start.task
         _same_data(start, info)
+        if world is not None:
+            same_for_all(world, "training data", fingerprint(start.opened.train))
+            info |= launched(world)
         decided_mechanics = info.get("mechanics") if before else None
         start.threads = (decided_mechanics or {}).get("threads", start.threads)
         info |= frame(folder, asked.to_dict(), asked.device, source) | {"started": info.get("started", now())}
         with Surroundings(start.batches.device, start.threads) as surroundings:
             try:
-                if decided is None:
+                if decided is None and writes:
                     _announce(folder, info, start)
-                keep_start(start, folder)
+                keep_start(start, folder, world)
                 if decided is None:
-                    measure(start, lambda: measure_rate(start, poll))
-                prepared = assemble(start, folder, decided_mechanics, chunks=chunks)
+                    measure(start, lambda: measure_rate(start, poll), world)
+                prepared = assemble(start, folder, decided_mechanics, chunks=chunks, world=world)
             except StopRequested:
-                _leave_unstarted(folder, info, start)
+                if writes:
+                    _leave_unstarted(folder, info, start)
                 raise Interrupted(run, requested_code()) from None
             evidence = (info.get("resolved") or start.resolved.why).get("lr", {}).get("evidence", {})
-            prepared.descent.verification = verification(start, evidence)
-            run.attach(prepared.descent.machine.objective.model)
-            _diagnosed(prepared, start if before is None else None)
-            with make_progress(progress, folder.name) as report:
+            in_parts = prepared.descent.sharded is not None
+            if not in_parts:
+                prepared.descent.verification = verification(start, evidence)
+                run.attach(prepared.descent.machine.objective.model)
+            if writes and not in_parts:
+                _diagnosed(prepared, start if before is None else None)
+            with make_progress(progress if writes else False, folder.name) as report:
                 if healing is not None:
                     healing.tell(prepared.descent.store)
                 loop = _looped(run, prepared, info, report, resumed=before is not None)
@@ -272,6 +325,8 @@ def _looped(
         descent.save()
         complete = True
         _finish(run, descent, info, slope)
+        if descent.world is not None:
+            descent.world.together("the end of the run")
     except StopRequested:
         _leave(descent, info, save=not complete)
         raise Interrupted(run, requested_code()) from None
@@ -298,6 +353,8 @@ def _leave(descent: Descent, info: dict[str, Any], *, save: bool = True) -> None
     if save:
         settle(descent)
         descent.save()
+    if descent.world is not None and not descent.world.first:
+        return
     descent.store.event(descent.step, "interrupted", _STOPPED)
     _write_verdict(descent, info, Judgement(Verdict.INTERRUPTED, {"steps": descent.step}))
 
@@ -319,13 +376,27 @@ def _measured_end(descent: Descent) -> Slope | None:
     machine, model = descent.machine, descent.machine.objective.model
     seed_everything(machine.seed, descent.step, PROBE, machine.device)
     with descent.evaluation_weights():
-        batches = _some_batches(descent)
         slope = None
-        if batches and all(p.dtype.is_floating_point for p in machine.parameters):
-            slope = measure_slope(machine.objective, batches, _stride(descent), poll)
+        if all(p.dtype.is_floating_point for p in machine.parameters):
+            slope = _slope(descent)
         if descent.scorer is None or descent.best is None:
             descent.best = {k: v.detach().clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
     return slope
+
+
+def _slope(descent: Descent) -> Slope | None:
+    """By one process for all: it is small."""
+
+    if descent.sharded is not None:
+        return None  # a gradient of a model in parts goes into its parameters, and nowhere else
+
+    def measured() -> Any:
+        batches = _some_batches(descent)
+        found = measure_slope(descent.machine.objective, batches, _stride(descent), poll) if batches else None
+        return None if found is None else asdict(found)
+
+    found = measured() if descent.world is None else descent.world.by_first(measured, "the slope at the end")
+    return None if found is None else Slope(**found)
 
 
 def _finish(run: Run, descent: Descent, info: dict[str, Any], slope: Slope | None) -> None:
@@ -342,8 +413,12 @@ def _finish(run: Run, descent: Descent, info: dict[str, Any], slope: Slope | Non
         confusion = Confusion(machine.objective.loss, labels=info["task"]["kind"] == "classification")
         scores = descent.scorer(machine.objective, confusion.add)
         info["scores"] = scores | {"step": descent.counters.best_step}
-        descent.store.confusion(confusion.rows())
-    _write_verdict(descent, info, _judged(run, descent, slope))
+        rows = confusion.rows()
+        if descent.world is not None:
+            rows = added_up(descent.world.gather(rows, "the confusion of classes"))
+        descent.store.confusion(rows)
+    if descent.world is None or descent.world.first:
+        _write_verdict(descent, info, _judged(run, descent, slope))
 
 
 def _judged(run: Run, descent: Descent, slope: Slope | None) -> Judgement:

@@ -7,6 +7,10 @@ from difflib import get_close_matches
 from typing import Any
 
 
+class LostError(RuntimeError):
+    """The processes of a run have lost each other; the text says which is late and what it does, if that is known."""
+
+
 def misfit(
     expected: str, received: object, remedy: str, where: str = "", error: type[Exception] = ValueError
 ) -> Exception:

@@ -29,6 +29,7 @@ SCHEDULES = ("constant", "linear", "cosine", "one_cycle", "wsd", "plateau")
 PRECISIONS = ("auto", "float32", "float64", "bf16", "fp16")
 _TABLES = ("options", "lr_scale")  # fields that are mappings
 STEPS = ("auto", "eager", "compiled", "chunked")
+PARALLEL = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,9 @@ class Recipe:
     them by (all data but streams), an epoch of them takes at most 256 MB, and ``watch`` is not 0."""
     device: str = "auto"
     """Where to train: auto takes the accelerator if there is one."""
+    parallel: str = "ddp"
+    """Of several processes: ``"ddp"``, each holds the whole model; ``"fsdp"``, each holds a part of weights, gradients
+    and optimizer state."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -231,6 +235,8 @@ def _check(recipe: Recipe) -> None:
         raise unknown("precision", recipe.precision, PRECISIONS)
     if recipe.step not in STEPS:
         raise unknown("step mode", recipe.step, STEPS)
+    if recipe.parallel not in PARALLEL:
+        raise unknown("way of training in parallel", recipe.parallel, PARALLEL)
     if recipe.batch_size not in ("auto", "full"):
         _number("batch_size", recipe.batch_size, least=1, whole=True, also="'full' or 'auto'")
     if recipe.lr != "auto":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fogline
 from fogline import descend, fit, resume  # the page is lazy: imported here, once, and not in every job
 from programs import problems
+from programs.group import together as together  # a job, too
 
 HELD_OUT = problems.points(600, 1)  # three batches: a signal comes between two
 

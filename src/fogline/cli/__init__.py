@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import webbrowser
 from collections.abc import Callable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the run ended diverged or non-finite, or your own code failed; 2 bad input; "
-    "74 the disk is full; 130 and 143 interrupted and saved."
+    "74 the disk is full; 75 one of several processes is gone or late; 130 and 143 interrupted and saved."
 )
 
 app = typer.Typer(
@@ -119,6 +120,11 @@ def train(
     workers: Annotated[Whole, _recipe_option("Processes that load data.", "COUNT")] = None,
     watch: Annotated[Real, _recipe_option("Share of the time that signals may cost.", "SHARE")] = None,
     device: DeviceOption = None,
+    parallel: Annotated[Text, _recipe_option("ddp or fsdp, of several processes.", "NAME")] = None,
+    processes: Annotated[int, typer.Option("--processes", metavar="N", help="Train in so many processes.")] = 1,
+    restarts: Annotated[
+        int, typer.Option("--restarts", metavar="N", help="Start them again where one ends, at most so many times.")
+    ] = 0,
 ) -> None:
     """Train a model and say how it went.
 
@@ -127,7 +133,15 @@ def train(
     """
     fields = {key: value for key, value in locals().items() if key not in _NOT_RECIPE}
     with told_plainly():
-        with _in_the_browser(runs, ui) as stay:
+        launched = "TORCHELASTIC_RUN_ID" in os.environ  # this is one of the processes
+        if processes > 1 and not launched:
+            with _in_the_browser(runs, ui) as stay:
+                from fogline.cli.processes import launch
+
+                code = launch(processes, restarts, sys.argv[1:])
+                stay()
+            raise typer.Exit(code)
+        with _in_the_browser(runs, ui and not launched) as stay:
             from fogline.cli.training import train as run_training
 
             ended = run_training(
@@ -145,7 +159,9 @@ def train(
         raise typer.Exit(code)
 
 
-_NOT_RECIPE = ("what", "target", "valid", "recipe", "runs", "name", "report", "ui", "option")
+_NOT_RECIPE = (
+    "what", "target", "valid", "recipe", "runs", "name", "report", "ui", "option", "processes", "restarts",
+)  # fmt: skip
 
 
 def _in_the_browser(runs: Path, wanted: bool) -> AbstractContextManager[Callable[[], None]]:
@@ -378,8 +394,9 @@ def _told(run: Run, report: Path | None) -> int:
     """Say how the run ended, write the report if one is wanted; returns the exit code of the verdict."""
     from fogline.cli.showing import print_ending
 
-    print_ending(run.folder)
-    if report is not None:
-        typer.echo(f"report: {run.report(report)}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print_ending(run.folder)
+        if report is not None:
+            typer.echo(f"report: {run.report(report)}")
     verdict = run.verdict
     return BAD_RUN if verdict is not None and verdict.name in ("DIVERGED", "NONFINITE") else DONE

@@ -14,7 +14,9 @@ from types import TracebackType
 
 import typer
 
-DONE, BAD_RUN, BAD_INPUT, DISK = 0, 1, 2, 74
+from fogline.errors import LostError
+
+DONE, BAD_RUN, BAD_INPUT, DISK, LOST = 0, 1, 2, 74, 75
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
@@ -33,6 +35,8 @@ def told_plainly() -> Iterator[None]:
         if not _is_ours(error.__traceback__):
             raise
         fail(f"{error}{_where(error.__traceback__)}")
+    except LostError as error:
+        fail(str(error), LOST)
     except _MISPLACED as error:
         if _user_frames(error.__traceback__):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,7 @@ def _telling_how_to_resume() -> Iterator[None]:
     try:
         yield
     except fogline.Interrupted as stopped:
-        print_ending(stopped.run.folder, err=True)
-        typer.echo(f"go on with: fogline resume {stopped.run.folder}", err=True)
+        if os.environ.get("RANK", "0") == "0":
+            print_ending(stopped.run.folder, err=True)
+            typer.echo(f"go on with: fogline resume {stopped.run.folder}", err=True)
         raise

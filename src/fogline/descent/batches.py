@@ -86,7 +86,7 @@ class Batches:
         if isinstance(self.source, MapStyle):
             return self.placed(self.source.take(torch.from_numpy(rows), self.seed, place.epoch))
         assert isinstance(self.source, InMemory)
-        return self.source.take(self._index(rows))
+        return self.source.take(self.index(rows))
 
     def run(self, step: int, count: int) -> Batch | None:
         """The batches of ``count`` steps as one, rows one after another, or None where that is not ``count`` full ones.
@@ -102,14 +102,14 @@ class Batches:
             return None
         epoch, start, rows = self._block
         if epoch != place.epoch or not start <= place.start or stop > start + rows_of(rows):
-            end = min(place.start + self._block_rows(count), self.examples)
+            end = min(place.start + self.block_rows(count), self.examples)
             again = rows if self.shuffle and rows_of(rows) == end - place.start else None
             epoch, start = place.epoch, place.start
             rows = self._gather(epoch, start, end, again)
             self._block = epoch, start, rows
         return part(rows, place.start - start, stop - start)
 
-    def _block_rows(self, multiple: int) -> int:
+    def block_rows(self, multiple: int) -> int:
         """Rows of one gather: a few megabytes, a whole number of steps, and of calls of several steps."""
         assert isinstance(self.source, InMemory)
         assert self.examples is not None
@@ -129,7 +129,7 @@ class Batches:
     def _sliced(self, step: int) -> Iterator[Batch]:
         assert isinstance(self.source, InMemory)
         assert self.examples is not None
-        rows = self._block_rows(1)
+        rows = self.block_rows(1)
         place = self.place(step)
         assert place is not None
         epoch, start = place.epoch, place.start
@@ -193,9 +193,9 @@ class Batches:
         assert isinstance(self.source, InMemory)
         if not self.shuffle:
             return self.source.slice(start, stop)
-        return self.source.take(self._index(self._rows(epoch, start, stop)), into)
+        return self.source.take(self.index(self._rows(epoch, start, stop)), into)
 
-    def _index(self, rows: NDArray[np.int64]) -> Tensor:
+    def index(self, rows: NDArray[np.int64]) -> Tensor:
         """Row numbers where the data is, without the host waiting for the device."""
         index = torch.from_numpy(rows)
         if self.device.type == "cpu":

@@ -3,6 +3,9 @@
 ``checkpoints/step-00000120/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and
 ``manifest.json`` with the SHA-256 of the other three. The latest is computed, never pointed to: the highest that
 verifies. Nothing is ever unpickled.
+
+A model that is spread over processes is written by all of them, each its parts into a file of its own
+(``shard-*.safetensors``, see :mod:`fogline.descent.parts`) in the place of the first two; it is read by any number.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ from torch import Tensor, nn
 from fogline.record.store import write_json
 
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+_ENGINE = ("optimizer/", "average/", "guard/", "clipping")
 BEST = "best/"
 _BUFFER = "buffer/"
+SHARD = "shard-"
 
 
 @dataclass(frozen=True)
@@ -53,31 +58,49 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     Raises:
         OSError: it cannot be written (disk full); what was there before is untouched.
     """
-    root = folder / "checkpoints"
-    root.mkdir(exist_ok=True)
-    place = root / f"step-{checkpoint.step:08d}"
-    beside = root / f".{place.name}.{os.getpid()}.tmp"
-    _remove_leftovers(root)
+    beside = made_beside(folder, checkpoint.step)
     try:
-        beside.mkdir()
         _save_tensors(checkpoint.model, beside / "model.safetensors")
         _save_tensors(checkpoint.optimizer, beside / "optimizer.safetensors")
         write_json(beside / "state.json", {"step": checkpoint.step, **checkpoint.state})
         for name in _FILES[:2]:
-            _sync(beside / name)
-        write_json(beside / "manifest.json", {"files": {name: _digest(beside / name) for name in _FILES}})
-        _sync(beside)
-        replaced = place.with_name(f"{place.name}.old")  # still found should this be the end
-        if place.exists():
-            _remove(replaced)
-            place.rename(replaced)
-        beside.rename(place)
-        _sync(root)
-        _remove(replaced)
+            sync(beside / name)
+        digests = {name: digest(beside / name) for name in _FILES}
+        place = put_in_place(beside, digests)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
+        root = beside.parent
         raise OSError(f"the checkpoint of step {checkpoint.step} cannot be written to {root}: {error}") from error
-    _prune(root, place, keep)
+    prune(place, keep)
+    return place
+
+
+def made_beside(folder: Path, step: int) -> Path:
+    """A folder to write a checkpoint into, beside its place."""
+    root = folder / "checkpoints"
+    root.mkdir(exist_ok=True)
+    _remove_leftovers(root)
+    beside = root / f".step-{step:08d}.{os.getpid()}.tmp"
+    try:
+        beside.mkdir()
+    except OSError as error:
+        raise OSError(f"the checkpoint of step {step} cannot be written to {root}: {error}") from error
+    return beside
+
+
+def put_in_place(beside: Path, digests: Mapping[str, str]) -> Path:
+    """Give a written folder its manifest, with the SHA-256 of each file, and its name; returns where it is."""
+    root = beside.parent
+    place = root / beside.name.split(".")[1]
+    write_json(beside / "manifest.json", {"files": dict(digests)})
+    sync(beside)
+    replaced = place.with_name(f"{place.name}.old")  # still found should this be the end
+    if place.exists():
+        _remove(replaced)
+        place.rename(replaced)
+    beside.rename(place)
+    sync(root)
+    _remove(replaced)
     return place
 
 
@@ -98,11 +121,17 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The highest checkpoint that verifies, and why each higher one was skipped."""
+    place, skipped = latest_place(folder)
+    return None if place is None else _load(place), skipped
+
+
+def latest_place(folder: Path) -> tuple[Path | None, list[str]]:
+    """Where :func:`latest` lies, and why each higher one was skipped."""
     skipped: list[str] = []
     for place in _places(folder / "checkpoints"):
         reason = problem(place)
         if reason is None:
-            return _load(place), skipped
+            return place, skipped
         skipped.append(f"{place.name} skipped: {reason}")
     return None, skipped
 
@@ -116,11 +145,12 @@ def problem(place: Path) -> str | None:
         files: Mapping[str, str] = json.loads(manifest.read_text())["files"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         return "manifest.json cannot be read"
-    for name in _FILES:
+    in_parts = any(name.startswith(SHARD) for name in files)
+    for name in sorted(files) if in_parts else _FILES:
         path = place / name
         if not path.exists():
             return f"{name} is missing"
-        if files.get(name) != _digest(path):
+        if files.get(name) != digest(path):
             return f"{name} does not match its checksum"
     return None
 
@@ -140,10 +170,26 @@ def kept_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _load(place: Path) -> Checkpoint:
-    state = json.loads((place / "state.json").read_text())
-    return Checkpoint(
-        state.pop("step"), load_file(place / "model.safetensors"), load_file(place / "optimizer.safetensors"), state
-    )
+    state = read_state(place)
+    if (place / _FILES[0]).exists():
+        model, optimizer = (load_file(place / name) for name in _FILES[:2])
+    else:
+        from fogline.descent.parts import read_whole  # it brings torch.distributed.checkpoint
+
+        model, optimizer = split_names(read_whole(place))
+    return Checkpoint(state.pop("step"), model, optimizer, state)
+
+
+def read_state(place: Path) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors, its step among it."""
+    state: dict[str, Any] = json.loads((place / "state.json").read_text())
+    return state
+
+
+def split_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the model, and those of the optimizer and the engine, of a checkpoint in parts."""
+    engine = {name: value for name, value in tensors.items() if name.startswith(_ENGINE)}
+    return {name: value for name, value in tensors.items() if name not in engine}, engine
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -163,8 +209,9 @@ def _places(root: Path) -> Iterator[Path]:
     return iter(sorted(found, reverse=True))
 
 
-def _prune(root: Path, newest: Path, keep: int) -> None:
-    older = [place for place in _places(root) if place != newest]
+def prune(newest: Path, keep: int) -> None:
+    """Remove the older checkpoints but for the last ones, if the newest verifies."""
+    older = [place for place in _places(newest.parent) if place != newest]
     if len(older) < keep or problem(newest) is not None:
         return
     for place in older[max(0, keep - 1) :]:
@@ -184,12 +231,14 @@ def _remove_leftovers(root: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """See to it that a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

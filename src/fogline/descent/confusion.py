@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,6 +43,19 @@ class Confusion:
         counts = self._counts.cpu()
         classes = round(len(counts) ** 0.5)
         return [(k // classes, k % classes, int(counts[k])) for k in counts.nonzero().flatten().tolist()]
+
+
+def added_up(tables: Iterable[Iterable[Iterable[int]]]) -> list[tuple[int, int, int]]:
+    """The sum of what :meth:`Confusion.rows` gave of several parts of the data.
+
+    >>> added_up([[(0, 0, 2)], [(0, 0, 1), (0, 1, 4)]])
+    [(0, 0, 3), (0, 1, 4)]
+    """
+    counts: Counter[tuple[int, int]] = Counter()
+    for table in tables:
+        for target, predicted, count in table:
+            counts[target, predicted] += count
+    return [(target, predicted, count) for (target, predicted), count in sorted(counts.items())]
 
 
 def predictions(loss: Any, outputs: Any, targets: Any, *, labels: bool = False) -> tuple[Tensor, Tensor, int] | None:

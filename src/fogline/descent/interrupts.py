@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -75,6 +76,25 @@ class StopFile:
         self.path.unlink(missing_ok=True)
 
 
+@dataclass
+class Agreement:
+    """What several processes that train together have agreed on: all of them stop, or none does.
+
+    Attributes:
+        reached: whether all stop.
+        alone: whether this process does something without the others meanwhile, and heeds what itself was asked.
+    """
+
+    reached: bool = False
+    alone: bool = False
+
+
+agreement: Agreement | None = None
+"""Of the run that goes on in several processes, if there is one."""
+polls = 0
+"""How often :func:`poll` was called: a process in which it grows gets on."""
+
+
 class _Watched(threading.local):
     """The stop file of the run of this thread."""
 
@@ -86,8 +106,18 @@ _watched = _Watched()
 
 def poll() -> None:
     """Raise StopRequested if a signal or the run's stop file has come; cheap enough for every step and every probe."""
-    if _requested is not None or ((file := _watched.file) is not None and file.found()):
+    global polls
+    polls += 1
+    if agreement is None or agreement.alone:
+        if wanted():
+            raise StopRequested
+    elif agreement.reached:
         raise StopRequested
+
+
+def wanted() -> bool:
+    """Whether a signal, or the run's stop file, asked this process."""
+    return _requested is not None or ((file := _watched.file) is not None and file.found())
 
 
 def requested_code() -> int:
@@ -111,6 +141,17 @@ def watched_stop(folder: Path) -> Iterator[None]:
     finally:
         _watched.file = before
         file.remove()
+
+
+@contextmanager
+def agreeing(on: Agreement | None) -> Iterator[None]:
+    """Within it :func:`poll` heeds what the processes have agreed on, and not what this one was asked."""
+    global agreement
+    before, agreement = agreement, on
+    try:
+        yield
+    finally:
+        agreement = before
 
 
 @contextmanager

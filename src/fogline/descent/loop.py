@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fogline.descent.batches import rows_of
 from fogline.descent.interrupts import poll
+from fogline.descent.parallel import ParallelStep
 from fogline.descent.replay import explain_refusal
 from fogline.descent.state import Descent
 from fogline.descent.step import EagerStep, Outcomes
@@ -84,8 +84,9 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
     """
     recorder, stepper, probe, snapshots = descent.recorder, descent.stepper, descent.probe, descent.snapshots
     counters, look, stop, wake, probing = descent.counters, 0, 0, 0.0, False
+    clock = descent.clock
     while True:
-        now = time.perf_counter()
+        now = clock()
         if counters.step >= look or now >= wake:
             if not _look_around(descent, report):
                 return
@@ -139,7 +140,7 @@ def _count(descent: Descent, first: int, outcomes: Outcomes) -> None:
     """Count the steps taken, explain those that were refused, move the average of the weights."""
     counters, count = descent.counters, len(outcomes.losses)
     rows = descent.batches.rows_at(first)  # several steps in one call are full batches all
-    counters.examples += count * (rows_of(descent.stepper.batch) if rows is None else rows)
+    counters.examples += count * (descent.stepper.rows if rows is None else rows)
     counters.step += count
     descent.saw(outcomes.losses)
     if outcomes.finite is False:
@@ -207,9 +208,12 @@ def _explain(descent: Descent, step: int) -> None:
     if descent.counters.refused > _MOST_EXPLAINED:
         return
     machine, batches = descent.machine, descent.batches
-    rows = batches.rows(step)
-    batch = descent.stepper.batch if rows is None else batches.at(step)
-    found = explain_refusal(machine.objective, batch, step, machine.seed, machine.device, rows)
+    if isinstance(descent.stepper, ParallelStep):
+        found = descent.stepper.explained(step)
+    else:
+        rows = batches.rows(step)
+        batch = descent.stepper.batch if rows is None else batches.at(step)
+        found = explain_refusal(machine.objective, batch, step, machine.seed, machine.device, rows)
     descent.store.event(step, "refused", found["message"], found)
     if descent.guard is not None and found["where"] == "data":
         descent.guard.memory.bad_data = True

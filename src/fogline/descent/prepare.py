@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -16,18 +17,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from fogline.data.check import check_first_batch
 from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.data.intake import Opened, open_data
-from fogline.data.source import Batch, Stream, fingerprint
-from fogline.descent import checkpoint, mechanics
+from fogline.data.source import Batch, Stream, fingerprint, map_tree
+from fogline.descent import checkpoint, mechanics, parallel
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from fogline.descent.clipping import Clipping
 from fogline.descent.examples import choose_columns, recorder_of
+from fogline.descent.group import World
 from fogline.descent.interrupts import StopRequested
 from fogline.descent.objective import Objective, mode
 from fogline.descent.optimizers import build, choose_implementation, set_lr, spec_of
+from fogline.descent.parallel import ParallelStep
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
 from fogline.descent.scoring import Scorer
+from fogline.descent.share import Share
 from fogline.descent.sharpness import Sharpness, can_measure
 from fogline.descent.state import Counters, Descent
 from fogline.descent.step import EagerStep, Machine, is_summed
@@ -35,7 +39,7 @@ from fogline.recipe import Recipe
 from fogline.record.probes import Budget, Probe, activation_statistics
 from fogline.record.signals import Recorder
 from fogline.record.snapshots import Snapshots
-from fogline.record.store import Store
+from fogline.record.store import Discarding, Store
 from fogline.task import OnBatch, Task
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,13 +116,14 @@ def as_asked(
     return made, Recipe().replace(**fields)
 
 
-def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -> Start:
+def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, world: World | None = None) -> Start:
     """Open the data, make the model and try both on one batch, before any training time is spent.
 
     Args:
         task: as the user gave it.
         asked: as the user gave it.
         decided: the resolved recipe of a run that is resumed; nothing is decided again.
+        world: the processes of the run, if there are several; each tries its model on as many rows as it will get.
 
     Raises:
         ValueError, TypeError: whatever does not fit, with what was expected, what came and what to do.
@@ -127,7 +132,7 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -
     device = torch.device("cpu")
     with private_randomness(device):
         seed_everything(asked.seed, 0, INITIAL, device)
-        model = _made(task, opened)
+        model = _made_without_memory(task, opened) if _only_parts(asked, world) else _made(task, opened)
     loss = task.loss if task.loss is not None else default_loss(opened.facts)
     metrics = dict(task.metrics) or ({} if isinstance(loss, OnBatch) else default_metrics(opened.facts))
     resolved = resolve_by_rule(asked, opened, model) if decided is None else Resolved(Recipe.from_dict(decided))
@@ -136,7 +141,9 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -
         model = model.double()
     opened = _cast(opened, model)
     device = torch.device(recipe.device)
-    model = model.to(device)
+    spread = world is not None and recipe.parallel == "fsdp"
+    if not spread:
+        model = model.to(device)
     autocast = _TYPES.get(recipe.precision)
     objective = Objective(model, loss, autocast, device.type)
     rows = batch_rows(recipe, opened.train.size)
@@ -144,14 +151,18 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -
     with private_randomness(device):
         seed_everything(recipe.seed, 0, PROBE, device)
         first = next(batches.stream(0))
-        odd = check_first_batch(model, loss, first, metrics, opened.facts)
+        if world is not None:
+            first = part(first, 0, max(2, -(-rows_of(first) // world.size)))
+        if spread:
+            first = map_tree(lambda leaf: leaf.cpu(), first)
+        odd = [] if _only_parts(recipe, world) else check_first_batch(model, loss, first, metrics, opened.facts)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
-    operations = operations_of(objective, first)
+    operations = 0 if spread else operations_of(objective, first)
     threads = 1 if device.type == "cpu" and operations < _SMALL_STEP else torch.get_num_threads()
     return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], operations, threads)
 
 
-def keep_start(start: Start, folder: Path) -> None:
+def keep_start(start: Start, folder: Path, world: World | None = None) -> None:
     """Save the first weights as the checkpoint of step 0, or go back to those that are there.
 
     Done before anything is measured: a run that is stopped there goes on from the weights it began with, also where
@@ -161,6 +172,15 @@ def keep_start(start: Start, folder: Path) -> None:
         OSError: the run folder cannot be written.
     """
     model = start.objective.model
+    if world is None or world.first:
+        _keep_start(start, model, folder)
+    if world is not None:
+        world.together("the first checkpoint")
+    if world is not None and start.resolved.recipe.parallel != "fsdp":
+        world.spread([*model.parameters(), *model.buffers()])
+
+
+def _keep_start(start: Start, model: nn.Module, folder: Path) -> None:
     found, _ = checkpoint.latest(folder)
     if found is None:
         first = Checkpoint(0, model_tensors(model), {}, {"counters": asdict(Counters())})
@@ -169,14 +189,32 @@ def keep_start(start: Start, folder: Path) -> None:
         load_model_tensors(model, found.model)
 
 
-def measure(start: Start, find_rate: Callable[[], Any]) -> None:
+def measure(start: Start, find_rate: Callable[[], Any], world: World | None = None) -> None:
     """Resolve what is measured: precision by its self-check, the learning rate by ``find_rate``.
+
+    Of several processes one measures, on batches of all rows, and the others take what it found.
 
     Raises:
         StopRequested: a signal came meanwhile.
     """
+    if world is None:
+        _measure(start, find_rate)
+        return
+
+    def measured() -> Any:
+        _measure(start, find_rate)
+        return [start.resolved.recipe.to_dict(), start.resolved.why, start.notes]
+
+    recipe, why, start.notes = world.by_first(measured, "the measurement of the learning rate")
+    start.resolved = Resolved(Recipe.from_dict(recipe), why)
+    start.objective.autocast = _TYPES.get(start.resolved.recipe.precision)
+
+
+def _measure(start: Start, find_rate: Callable[[], Any]) -> None:
     resolved = start.resolved
     _check_precision(start)
+    if resolved.recipe.parallel == "fsdp" and resolved.recipe.guard == "auto":
+        resolved.choose("guard", False, "a model in parts is not kept twice")
     if resolved.recipe.guard == "auto":
         measured = resolved.recipe.lr == "auto" and not spec_of(resolved.recipe.optimizer).needs_closure
         why = "the learning rate is measured" if measured else "the learning rate is yours, or the method's own"
@@ -193,7 +231,14 @@ def measure(start: Start, find_rate: Callable[[], Any]) -> None:
     }
 
 
-def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = None, *, chunks: bool = True) -> Prepared:
+def assemble(
+    start: Start,
+    folder: Path,
+    decided: Mapping[str, Any] | None = None,
+    *,
+    chunks: bool = True,
+    world: World | None = None,
+) -> Prepared:
     """Build optimizer, step, recorder and scorer.
 
     Args:
@@ -201,6 +246,7 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
         folder: the run folder.
         decided: the mechanics of a run that is resumed: the same bits want the same implementation and step mode.
         chunks: whether several steps may be taken in one call.
+        world: the processes of the run, if there are several.
     """
     objective, batches = start.objective, start.batches
     examined = choose_columns(start.resolved, start.opened, objective, batches, new=decided is None)
@@ -220,10 +266,24 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
         )
 
     chosen: dict[str, Any] = {"threads": start.threads, **(decided or {})}
+    sharded = None
+    if world is not None and recipe.parallel == "fsdp":
+        from fogline.descent.sharded import Sharded, check_shardable, implementation_on_parts  # half a second
+
+        check_shardable(recipe)
+        sharded = Sharded(objective.model, world, device)
+        chosen["implementation"] = implementation_on_parts(recipe)
     with private_randomness(device):
         if "implementation" not in chosen:
-            chosen["implementation"], chosen["implementation_seconds"] = choose_implementation(make, objective.model)
+
+            def chosen_one() -> Any:
+                return choose_implementation(make, objective.model)
+
+            how, seconds = chosen_one() if world is None else world.by_first(chosen_one, "the choice of an optimizer")
+            chosen |= {"implementation": how, "implementation_seconds": seconds}
     optimizer = make(objective.model, chosen["implementation"])
+    if sharded is not None:
+        sharded.use(optimizer)
     like = next(p for p in objective.model.parameters() if p.requires_grad)
     machine = Machine(
         objective,
@@ -235,26 +295,43 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
         parts=recipe.accumulate,
         needs_closure=spec_of(recipe.optimizer).needs_closure,
     )
-    store = Store(folder)
+    writes = world is None or world.first
+    if sharded is not None:
+        machine.parameters = sharded.parts
+    store = Store(folder) if writes else Discarding(folder)
     budget = Budget(recipe.watch)
-    probe = _probe(start, machine, budget) if recipe.watch > 0 and not machine.needs_closure else None
+    watched = writes and recipe.watch > 0 and not machine.needs_closure and sharded is None
+    probe = _probe(start, machine, budget) if watched else None
     scorer = None
     if start.opened.valid is not None:
         size = max(batches.batch_size, _LEAST_SCORED)
-        scorer = Scorer(start.opened.valid, start.task.metrics, size, device)
+        scorer = Scorer(start.opened.valid, start.task.metrics, size, device, world, in_step=sharded is not None)
     eager = EagerStep(machine, batches, deferred=False if isinstance(start.opened.train, Stream) else None)
-    descent = Descent(folder, recipe, machine, batches, eager, store, Recorder(store, budget), probe, scorer)
+    descent = Descent(folder, recipe, machine, batches, eager, store, Recorder(store, budget), probe, scorer, world)
     descent.examples = eager.examples = recorder_of(folder, *examined, start.opened, batches, store)
+    descent.sharded = sharded
     spec = spec_of(recipe.optimizer)
     if probe is not None and can_measure(machine, spec):
         descent.sharpness = Sharpness(machine, spec, budget)
-    named = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad]
-    descent.snapshots = Snapshots.of(
-        folder, [n for n, _ in named], [p for _, p in named], budget, descent.length.expected
-    )
+    if writes and sharded is None:
+        named = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad]
+        descent.snapshots = Snapshots.of(
+            folder, [n for n, _ in named], [p for _, p in named], budget, descent.length.expected
+        )
     set_lr(optimizer, descent.rate(0))
     _find_reduction(descent)
     prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)
+    if world is not None:
+        start.notes += parallel.obstacles(start.objective, batches, world)
+        share = Share(batches, world.rank, world.size, filled=sharded is not None)
+        if sharded is None:
+            descent.stepper = ParallelStep(machine, share, world, deferred=eager.deferred)
+        else:
+            from fogline.descent.sharded import ShardedStep
+
+            descent.stepper = ShardedStep(machine, sharded, share, deferred=eager.deferred)
+        chosen |= {"mode": "eager", "why": f"{world.size} processes send each other gradients within every step"}
+        return prepared
     try:
         descent.stepper = mechanics.choose_step(descent, chosen, chunks=chunks)
     except StopRequested:
@@ -268,8 +345,8 @@ def summary(prepared: Prepared) -> dict[str, Any]:
     opened, objective = prepared.opened, prepared.descent.machine.objective
     loss = prepared.task.loss
     return {
-        "model": type(objective.model).__name__,
-        "architecture": str(objective.model)[:20000],
+        "model": plain_name(type(objective.model).__name__),
+        "architecture": plain_name(str(objective.model))[:20000],
         "parameters": sum(p.numel() for p in objective.model.parameters()),
         "loss": getattr(loss, "__name__", type(loss).__name__),
         "metrics": list(prepared.task.metrics),
@@ -281,6 +358,15 @@ def summary(prepared: Prepared) -> dict[str, Any]:
         "columns": None if opened.facts.columns is None else list(opened.facts.columns),
         "fingerprint": fingerprint(opened.train),
     }
+
+
+def plain_name(text: str) -> str:
+    """A description of a model without what FSDP calls its classes.
+
+    >>> plain_name("FSDPSequential(0: FSDPLinear)")
+    'Sequential(0: Linear)'
+    """
+    return re.sub(r"\bFSDP(?=[A-Z])", "", text)
 
 
 def operations_of(objective: Objective, batch: Batch) -> int:
@@ -303,6 +389,19 @@ def _made(task: Task, opened: Opened) -> nn.Module:
             "pass the module itself or a function without arguments that makes one"
         )
     return model
+
+
+def _only_parts(recipe: Recipe, world: World | None) -> bool:
+    """Whether this process is to hold parts of a model alone, and never the whole."""
+    return world is not None and not world.first and recipe.parallel == "fsdp"
+
+
+def _made_without_memory(task: Task, opened: Opened) -> nn.Module:
+    """The model with the shapes of its weights and nothing in them."""
+    if isinstance(task.model, nn.Module):
+        return copy.deepcopy(task.model).to("meta")
+    with torch.device("meta"):
+        return _made(task, opened).to("meta")
 
 
 def _cast(opened: Opened, model: nn.Module) -> Opened:
@@ -332,7 +431,8 @@ def _check_precision(start: Start) -> None:
 def _find_reduction(descent: Descent) -> None:
     """Micro-batches must be weighed as the loss reduces: by their share for a mean, not at all for a sum."""
     machine = descent.machine
-    if machine.parts == 1 and getattr(machine.objective.loss, "reduction", "mean") == "mean":
+    known = getattr(machine.objective.loss, "reduction", None if descent.world else "mean") == "mean"
+    if known and (machine.parts == 1 or descent.world is not None):
         return
     with private_randomness(machine.device), mode(machine.objective.model, training=False):
         batch = next(descent.batches.stream(0))

@@ -63,6 +63,17 @@ def explain_refusal(
     }
 
 
+def data_refusal(batch: Batch, step: int, rows: NDArray[Any] | None) -> dict[str, Any]:
+    """:func:`explain_refusal` as far as the data tells it, without going through the model."""
+    found = _bad_rows(leaves(batch))
+    named = [int(rows[k]) for k in found] if rows is not None else found
+    message = f"step {step} refused: loss or gradient is not finite; of a model in parts it is not told where"
+    if found:
+        message = _message(step, "data", None, named, None)
+    where = "data" if found else "loss"
+    return {"step": step, "where": where, "module": None, "rows": named, "operation": None, "message": message}
+
+
 def _first_bad_output(objective: Objective, batch: Batch) -> tuple[str | None, list[int], Tensor | None]:
     first: list[tuple[str, list[int]]] = []
     size = rows_of(batch)

@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fogline.data.source import Stream
 from fogline.descent import checkpoint
 from fogline.descent import guard as guarding
 from fogline.descent.batches import Batches
 from fogline.descent.checkpoint import BEST, Checkpoint, load_model_tensors, model_tensors
+from fogline.descent.group import World
 from fogline.descent.guard import Guard
 from fogline.descent.length import Length
 from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors, to_eval, to_train
 from fogline.descent.randomness import REFRESH, private_randomness, seed_step
+from fogline.descent.replica import check_alike, latest_of_all, own_buffers
 from fogline.descent.schedules import PlateauState, update
 from fogline.descent.scoring import Scorer, normalisation_layers, refresh_statistics
 from fogline.descent.sharpness import Sharpness
@@ -33,6 +36,9 @@ from fogline.record.probes import Probe
 from fogline.record.signals import Recorder, numbers
 from fogline.record.snapshots import Snapshots
 from fogline.record.store import Store
+
+if TYPE_CHECKING:
+    from fogline.descent.sharded import Sharded
 
 _GUARD = "guard/"
 _EXAMPLES = "examples/"
@@ -96,9 +102,12 @@ class Descent:
         recorder: Recorder,
         probe: Probe | None,
         scorer: Scorer | None,
+        world: World | None = None,
     ) -> None:
         self.folder, self.recipe, self.machine, self.batches = folder, recipe, machine, batches
         self.stepper, self.store, self.recorder, self.probe, self.scorer = stepper, store, recorder, probe, scorer
+        self.world = world
+        self.clock: Callable[[], float] = time.perf_counter if world is None else world.clock
         self.counters = Counters(parts=machine.parts)
         self.length = Length(recipe, batches.batch_size, batches.examples)
         self.every = Duration.parse(recipe.validate_every).steps(
@@ -115,11 +124,12 @@ class Descent:
         self.sharpness: Sharpness | None = None
         self.snapshots: Snapshots | None = None
         self.examples: ExampleRecorder | None = None
+        self.sharded: Sharded | None = None
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}
         self._since_check: list[float | Tensor] = []
         self.stopped_early = False
-        self._resumed_at = self._saved_at = self._validated_at = time.perf_counter()
+        self._resumed_at = self._saved_at = self._validated_at = self.clock()
         self._saved_step = 0
         self._save_cost = 0.0
 
@@ -131,7 +141,7 @@ class Descent:
 
     def elapsed(self, now: float | None = None) -> float:
         """Seconds of training so far, over all sessions; ``now`` is a reading of the clock one has already."""
-        return self.counters.seconds + (time.perf_counter() if now is None else now) - self._resumed_at
+        return self.counters.seconds + (self.clock() if now is None else now) - self._resumed_at
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -165,7 +175,7 @@ class Descent:
 
     def next_look(self) -> tuple[int, int, float]:
         """The step before which nothing is due but steps, :meth:`next_stop`, and the time before which nothing is."""
-        stop, now = self.next_stop(), time.perf_counter()
+        stop, now = self.next_stop(), self.clock()
         step = stop if self.guard is None else min(stop, self.guard.memory.following)
         wake = now + _LOOK_SECONDS
         if self.recipe.checkpoint_every != "auto":
@@ -182,12 +192,12 @@ class Descent:
             return True
         if self.every is None:
             assert self.every_seconds is not None
-            return time.perf_counter() - self._validated_at >= self.every_seconds
+            return self.clock() - self._validated_at >= self.every_seconds
         return self.step % self.every == 0
 
     def checkpoint_due(self) -> bool:
         wait = self.recipe.checkpoint_every
-        since = time.perf_counter() - self._saved_at
+        since = self.clock() - self._saved_at
         if wait == "auto":
             return since >= max(1.0, self._save_cost / _CHECKPOINT_SHARE)
         every = Duration.parse(wait)
@@ -231,7 +241,7 @@ class Descent:
         if verification is None or counters.verified or self.step != verification.step:
             return
         with private_randomness(self.machine.device):
-            factor, why = verification(self)
+            factor, why = self._by_first(lambda: verification(self), "the verification of the rate")
         counters.verified = True
         counters.rate_factor *= factor
         chosen = "kept" if factor == 1 else f"multiplied by {factor:.3g}"
@@ -243,10 +253,17 @@ class Descent:
         if self.sharpness is None or not self.sharpness.affords(step) or not step:
             return
         several = isinstance(stepper, CompiledStep) and stepper.chunked is not None
-        batch = self.batches.at(step - 1) if several else stepper.batch
+        if self.world is not None:  # the batch of all, of which this process took a share
+            batch = None if isinstance(self.batches.source, Stream) else self.batches.at(step - 1)
+        else:
+            batch = self.batches.at(step - 1) if several else stepper.batch
         value = None if batch is None else self.sharpness.measure(step, batch, self.rate(step - 1))
         if value is not None:
             self.recorder.sharpness(step - 1, value)
+
+    def _by_first(self, function: Callable[[], Any], doing: str) -> Any:
+        """What one process finds alone, for all of them."""
+        return function() if self.world is None else self.world.by_first(function, doing)
 
     # -- validation ----------------------------------------------------------------------------------------------
 
@@ -279,6 +296,8 @@ class Descent:
         """Score the held-out data; remember the best weights; decide on early stopping and the plateau."""
         assert self.scorer is not None
         counters = self.counters
+        if self.world is not None:
+            self.world.spread(own_buffers(self.machine.objective.model))
         with self.evaluation_weights():
             scores = self.scorer(self.machine.objective)
             loss = scores["loss"]
@@ -292,7 +311,9 @@ class Descent:
         if self.recipe.schedule == "plateau" and self.step:
             counters.plateau = update(counters.plateau, loss)
         counters.validated = self.step
-        self._validated_at = time.perf_counter()
+        if self.world is not None:
+            self.world.agree(f"the validation of step {self.step}")
+        self._validated_at = self.clock()
         self.scores = scores
         self.store.scores(self.step, "valid", scores)
         self._check_length(loss)
@@ -325,14 +346,30 @@ class Descent:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
-    def save(self) -> Path:
-        """Write a checkpoint of this very moment.
+    def save(self) -> Path | None:
+        """Write a checkpoint of this very moment; of several processes one does, and gives its place.
 
         Raises:
             OSError: it cannot be written; older checkpoints are untouched.
         """
-        started = time.perf_counter()
+        started = self.clock()
         self.recorder.flush()
+        saved = None
+        if self.sharded is not None:
+            from fogline.descent import parts
+
+            parts.save(self.folder, self._checkpoint(), self.recipe.keep, self.sharded)
+        elif self.world is not None:
+            self.machine.parts = check_alike(self.world, self.machine, self.step)
+        if self.sharded is None and (self.world is None or self.world.first):
+            saved = checkpoint.save(self.folder, self._checkpoint(), self.recipe.keep)
+        if self.world is not None:
+            self.world.agree(f"the checkpoint of step {self.step}")
+        self._saved_at, self._saved_step = self.clock(), self.step
+        self._save_cost = self._saved_at - started
+        return saved
+
+    def _checkpoint(self) -> Checkpoint:
         if self.snapshots is not None:
             self.snapshots.save()  # first: a run that goes on from this checkpoint finds all up to it
         machine = self.machine
@@ -357,14 +394,11 @@ class Descent:
             "last_event": self.store.last_event(),
             "since_check": numbers(self._since_check),
         }
-        saved = checkpoint.save(self.folder, Checkpoint(self.step, model, optimizer, state), self.recipe.keep)
-        self._saved_at, self._saved_step = time.perf_counter(), self.step
-        self._save_cost = self._saved_at - started
-        return saved
+        return Checkpoint(self.step, model, optimizer, state)
 
     def restore(self) -> bool:
         """Go back to the latest checkpoint that verifies; False where there is none but that of the start."""
-        found, skipped = checkpoint.latest(self.folder)
+        found, skipped = self._latest()
         for reason in skipped:
             print(f"fogline: {reason}", file=sys.stderr)
             self.store.event(0 if found is None else found.step, "checkpoint_skipped", reason)
@@ -399,8 +433,17 @@ class Descent:
         if self.guard is not None and found.state.get("guard"):
             self.guard.load(_below(found.optimizer, _GUARD), found.state["guard"])
         self.store.rewind(found.step, found.state["last_event"])
-        self._resumed_at = time.perf_counter()
+        self._resumed_at = self.clock()
         return True
+
+    def _latest(self) -> tuple[Checkpoint | None, list[str]]:
+        if self.world is None:
+            return checkpoint.latest(self.folder)
+        if self.sharded is not None:
+            from fogline.descent import parts
+
+            return parts.latest(self.folder, self.sharded)
+        return latest_of_all(self.world, self.folder)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -119,6 +119,16 @@ class EagerStep:
         self._step = bare_step(machine.optimizer)
 
     @property
+    def seed(self) -> int:
+        """What the random numbers of a step come from."""
+        return self.machine.seed
+
+    @property
+    def rows(self) -> int:
+        """Of the latest batch."""
+        return rows_of(self.batch)
+
+    @property
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self.machine.parameters if p.grad is not None]
 
@@ -135,7 +145,7 @@ class EagerStep:
     def take(self, step: int, batch: Batch, lr: float) -> Outcome:
         """One step on one batch."""
         machine = self.machine
-        seed_step(machine.seed, step, TRAIN, machine.device)
+        seed_step(self.seed, step, TRAIN, machine.device)
         set_lr(machine.optimizer, lr)
         if machine.buffers:
             torch._foreach_copy_(self._saved_buffers, machine.buffers)
@@ -301,6 +311,11 @@ class CompiledStep:
         self._stream: Iterator[Batch] | None = None
         self._next = -1
         self._rates = torch.zeros(program.chunk, dtype=program.rate_type, device=program.state[0].device)
+
+    @property
+    def rows(self) -> int:
+        """Of the latest batch."""
+        return rows_of(self.batch)
 
     def advance(self, step: int, stop: int, rates: RateFunction) -> Outcomes:
         """Take at least one step from ``step`` on and none at ``stop`` or after."""

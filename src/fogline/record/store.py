@@ -181,6 +181,38 @@ class Store:
         write_json(self.folder / "run.json", info)
 
 
+class Discarding(Store):
+    """Keeps nothing: of several processes only one writes the folder of their run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.listener = None
+        self.folder = folder
+
+    def sharpness(self, step: int, value: float) -> None:
+        return None
+
+    def confusion(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        return None
+
+    def _queue(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+        return None
+
+    def flush(self) -> None:
+        return None
+
+    def last_event(self) -> int:
+        return 0
+
+    def rewind(self, step: int, last_event: int = 0) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+    def write_info(self, info: Mapping[str, Any]) -> None:
+        return None
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write beside, sync, rename: a reader sees the old file or the new one, never a part."""
     beside = path.with_suffix(f".{os.getpid()}.tmp")
