@@ -160,6 +160,11 @@ class Recipe:
     """eager, compiled (one graph a step), chunked (several steps a call) or auto, by measurement."""
     workers: int = 0
     """Processes that load data which is not in memory."""
+    window: int | Literal["auto"] = "auto"
+    """Rows of a table read chunk by chunk that are shuffled together and kept in memory; auto: 128 MiB of them."""
+    checkpoint_activations: bool | Literal["auto"] = "auto"
+    """Whether the layers of a block are computed again on the way back instead of kept; auto: once the memory does not
+    suffice."""
     watch: float = 0.02
     """Share of the time that signals may cost."""
     device: str = "auto"
@@ -234,6 +239,11 @@ def _check(recipe: Recipe) -> None:
         _number("lr", recipe.lr, above=0, also="'auto'")
     if recipe.clip not in (None, "adaptive"):
         _number("clip", recipe.clip, above=0, also="'adaptive' or None")
+    if recipe.window != "auto":
+        _number("window", recipe.window, least=1, whole=True, also="'auto'")
+    if recipe.checkpoint_activations not in (True, False, "auto"):
+        received = f"received {recipe.checkpoint_activations!r}"
+        raise TypeError(f"checkpoint_activations: expected True, False or 'auto', {received}")
     if recipe.warmup != "auto":
         _number("warmup", recipe.warmup, least=0, also="'auto'")
     if recipe.weight_decay is not None:

@@ -20,7 +20,7 @@ Values = NDArray[Any]
 
 FILES = (".csv", ".tsv", ".parquet", ".pq")
 _DELIMITERS = ",;\t|"
-_NULLS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "?"]
+NULLS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "?"]
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,10 @@ def read(path: Path, what: str) -> Table:
     import duckdb
 
     query: tuple[str, list[Any]] = "select * from read_parquet(?)", [str(path)]
-    delimiter = _delimiter(path) if path.suffix.lower() in (".csv", ".tsv") else None
+    delimiter = delimiter_of(path) if path.suffix.lower() in (".csv", ".tsv") else None
     if delimiter:
         options = "delim=?, header=true, sample_size=-1, nullstr=?"
-        query = f"select * from read_csv(?, {options})", [str(path), delimiter, _NULLS]
+        query = f"select * from read_csv(?, {options})", [str(path), delimiter, NULLS]
     try:
         with duckdb.connect(":memory:") as connection:
             columns = connection.execute(*query).fetchnumpy()
@@ -191,7 +191,7 @@ def read(path: Path, what: str) -> Table:
     return make_table(columns, path.name, first=1)
 
 
-def _delimiter(path: Path) -> str:
+def delimiter_of(path: Path) -> str:
     """The separator of the header: a row that lacks a cell is then an error, and not a sign of another separator."""
     with path.open(encoding="utf-8", errors="replace") as file:
         header = re.sub(r'"[^"]*"', "", file.readline())

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import InitVar, dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from fogline.data.privacy import PrivateRandom, derived_seed
+
+if TYPE_CHECKING:
+    from fogline.data.streamed import Streamed
 
 _IN_NUMPY = (torch.float32, torch.float64, torch.int32, torch.int64)
 
@@ -256,7 +259,7 @@ class Stream:
         return replace(self, dtype=dtype)
 
 
-Source = InMemory | MapStyle | Stream
+Source = Union[InMemory, MapStyle, Stream, "Streamed"]
 """Each has a ``size`` (examples in one pass; None for a stream of unknown length) and ``astype(dtype)``."""
 
 _ROWS = {InMemory: 64, MapStyle: 8}  # examples that count for the fingerprint; a stream would be used up
@@ -272,6 +275,10 @@ def fingerprint(source: Source) -> str:
     >>> fingerprint(a) == fingerprint(InMemory(torch.arange(5.0))), fingerprint(a) == fingerprint(b)
     (True, False)
     """
+    named = getattr(source, "fingerprint", None)
+    if callable(named):
+        return str(named())
+    assert isinstance(source, InMemory | MapStyle | Stream)
     digest = hashlib.sha256(f"{type(source).__name__} {source.size}".encode())
     if isinstance(source, Stream):
         return digest.hexdigest()[:32]

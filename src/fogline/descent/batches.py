@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, leaves, map_tree
+from fogline.data.streamed import Streamed
 from fogline.descent.order import permuted_range
+from fogline.descent.window import Windows
 
 _BLOCK_BYTES = 4 << 20
 _BLOCK_ROWS = 1 << 14
@@ -48,6 +50,9 @@ class Batches:
             self.batch_size = min(self.batch_size, self.examples)
         self.steps_per_epoch = None if self.examples is None else -(-self.examples // self.batch_size)
         self._block: tuple[int, int, Batch] = (-1, 0, torch.empty(0))
+        self._windows: Windows | None = None
+        if isinstance(self.source, Streamed):
+            self._windows = Windows(self.source, self.batch_size, self.seed, self.shuffle, self.workers)
         if isinstance(self.source, InMemory) and self.device.type != "cpu":
             self.source = self.source.to(self.device)
 
@@ -82,6 +87,8 @@ class Batches:
         rows, place = self.rows(step), self.place(step)
         if rows is None or place is None:
             raise ValueError("expected data that can be read by position, received a stream")
+        if self._windows is not None:
+            return self.placed(self._windows.at(place.epoch, place.start, place.stop))
         if isinstance(self.source, MapStyle):
             return self.placed(self.source.take(torch.from_numpy(rows), self.seed, place.epoch))
         assert isinstance(self.source, InMemory)
@@ -122,6 +129,10 @@ class Batches:
             return self._sliced(step)
         if isinstance(self.source, MapStyle):
             return self._loaded(self.source, step)
+        if self._windows is not None:
+            place = self.place(step)
+            assert place is not None
+            return map(self.placed, self._windows.stream(place.epoch, place.start))
         assert isinstance(self.source, Stream)
         return self._streamed(self.source, step)
 
@@ -173,6 +184,8 @@ class Batches:
 
     def _rows(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         assert self.examples is not None
+        if self._windows is not None:
+            return self._windows.rows(epoch, start, stop)
         if not self.shuffle:
             return np.arange(start, stop)
         return permuted_range(self.seed, epoch, start, stop, self.examples)

@@ -17,6 +17,7 @@ from fogline.data.check import check_first_batch
 from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.data.intake import Opened, open_data
 from fogline.data.source import Batch, Stream, fingerprint
+from fogline.data.streamed import Streamed
 from fogline.descent import checkpoint, mechanics
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
@@ -133,7 +134,7 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -
     recipe = resolved.recipe
     if recipe.precision == "float64":
         model = model.double()
-    opened = _cast(opened, model)
+    opened = _cast(_windowed(opened, recipe), model)
     device = torch.device(recipe.device)
     model = model.to(device)
     autocast = _TYPES.get(recipe.precision)
@@ -306,6 +307,13 @@ def _cast(opened: Opened, model: nn.Module) -> Opened:
     wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     valid = None if opened.valid is None else opened.valid.astype(wanted)
     return replace(opened, train=opened.train.astype(wanted), valid=valid)
+
+
+def _windowed(opened: Opened, recipe: Recipe) -> Opened:
+    """A table in chunks with the window that the recipe came to."""
+    if not isinstance(opened.train, Streamed) or recipe.window == "auto":
+        return opened
+    return replace(opened, train=replace(opened.train, window=recipe.window))
 
 
 def _check_precision(start: Start) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, map_tree
+from fogline.data.source import Batch, InMemory, MapStyle, Source, map_tree
 from fogline.descent.batches import rows_of
 from fogline.descent.interrupts import poll
 from fogline.descent.objective import Objective, mode
@@ -72,7 +72,6 @@ class Scorer:
             indices = [list(range(start, min(start + size, source.size))) for start in starts]
             found: Iterator[Batch] = source.loader(indices)
         else:
-            assert isinstance(source, Stream)
             found = source.batches(size)
         for batch in found:
             yield map_tree(lambda leaf: leaf.to(self.device), batch)
