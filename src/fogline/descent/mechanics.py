@@ -68,6 +68,7 @@ def _obstacle(descent: Descent) -> str | None:
     for there, what in (
         (machine.needs_closure, "the optimizer evaluates the loss several times a step"),
         (machine.scaler is not None, "float16 gradient scaling is taken eagerly"),
+        (bool(machine.recompute), "activations are computed again on the way back"),
         (machine.parts > 1, "gradients are accumulated over micro-batches"),
         (deferred, "steps are gated on the device there"),
     ):

@@ -26,6 +26,7 @@ from fogline.descent.interrupts import StopRequested
 from fogline.descent.objective import Objective, mode
 from fogline.descent.optimizers import build, choose_implementation, set_lr, spec_of
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
+from fogline.descent.recompute import Recomputing
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
 from fogline.descent.scoring import Scorer
 from fogline.descent.sharpness import Sharpness, can_measure
@@ -231,6 +232,7 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
         clipping=None if recipe.clip is None else Clipping(recipe.clip, like),
         scaler=torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None,
         parts=recipe.accumulate,
+        recompute=None if recipe.checkpoint_activations == "auto" else recipe.checkpoint_activations,
         needs_closure=spec_of(recipe.optimizer).needs_closure,
     )
     store = Store(folder)
@@ -251,6 +253,7 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
     )
     set_lr(optimizer, descent.rate(0))
     _find_reduction(descent)
+    _check_blocks(machine)
     prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)
     try:
         descent.stepper = mechanics.choose_step(descent, chosen, chunks=chunks)
@@ -331,6 +334,16 @@ def _check_precision(start: Start) -> None:
         start.resolved.choose("precision", "float32", why)
         start.notes.append(why)
         objective.autocast = None
+
+
+def _check_blocks(machine: Machine) -> None:
+    model = machine.objective.model
+    if machine.recompute and not Recomputing(model).blocks:
+        raise ValueError(
+            "checkpoint_activations=True: expected a model with blocks in an nn.Sequential or nn.ModuleList, whose "
+            f"activations can be computed again, received {type(model).__name__} without any; put its layers into one, "
+            "or leave the field at 'auto', which takes micro-batches"
+        )
 
 
 def _find_reduction(descent: Descent) -> None:

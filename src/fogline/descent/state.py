@@ -57,6 +57,7 @@ class Counters:
     best_step: int | None = None
     waited: int = 0
     parts: int = 1
+    recompute: bool = False
     plateau: PlateauState = field(default_factory=PlateauState)
     rollbacks: int = 0
     rate_factor: float = 1.0
@@ -343,6 +344,7 @@ class Descent:
         kept, remembered = ({}, None) if self.guard is None else self.guard.state()
         optimizer |= {_GUARD + name: value for name, value in kept.items()}
         counters = {**asdict(self.counters), "seconds": self.elapsed(), "parts": machine.parts}
+        counters["recompute"] = bool(machine.recompute)
         state = {
             "counters": counters,
             "optimizer": state_scalars(machine.optimizer),
@@ -375,6 +377,7 @@ class Descent:
         patience = self.recipe.patience
         self.stopped_early = patience is not None and self.counters.waited >= patience
         machine.parts = self.counters.parts
+        machine.recompute = self.counters.recompute or machine.recompute
         load_model_tensors(machine.objective.model, found.model)
         best = {name.removeprefix(BEST): v for name, v in found.model.items() if name.startswith(BEST)}
         # Without held-out data the "best" are those that were kept at the end, and the end has moved.

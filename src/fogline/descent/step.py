@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import hypot, isfinite, nan
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from fogline.descent.graph import Program
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import init_state, load_state_tensors, set_lr, state_scalars, state_tensors
 from fogline.descent.randomness import TRAIN, seed_step
+from fogline.descent.recompute import Recomputing
 from fogline.descent.shortcuts import backward, bare_step
 
 _FEW = 16  # tensors up to which reading them one by one beats stacking them
@@ -60,6 +62,7 @@ class Machine:
         clipping: or None.
         scaler: of mixed precision with float16, or None.
         parts: micro-batches a step is made of.
+        recompute: whether activations are computed again on the way back; None: once the memory does not suffice.
         summed: the loss adds over examples instead of averaging.
         events: what happened on the way, as (step, kind, message), for the loop to write down.
     """
@@ -71,6 +74,7 @@ class Machine:
     clipping: Clipping | None = None
     scaler: torch.amp.GradScaler | None = None
     parts: int = 1
+    recompute: bool | None = False
     summed: bool = False
     needs_closure: bool = False
     events: list[tuple[int, str, str]] = field(default_factory=list)
@@ -115,6 +119,7 @@ class EagerStep:
         self._saved_buffers = [buffer.clone() for buffer in machine.buffers]
         self._has_state = False
         self._step = bare_step(machine.optimizer)
+        self._recompute: Recomputing | None = None
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -159,17 +164,37 @@ class EagerStep:
         machine = self.machine
         while True:
             try:
-                return self.backward(batch)
+                with self._recomputing() if machine.recompute else nullcontext():
+                    return self.backward(batch)
             except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
-                if not out_of_memory(error) or rows_of(batch) < 2 * machine.parts:
+                if not out_of_memory(error) or not self._can_save(batch):
                     raise
             self._restore_buffers()
-            machine.summed = is_summed(machine.objective, part(batch, 0, 2))
-            machine.parts *= 2
-            machine.events.append(
-                (step, "out_of_memory", f"out of memory: each step is now made of {machine.parts} micro-batches")
-            )
+            machine.events.append((step, "out_of_memory", f"out of memory: {self._save_memory(batch)}"))
             seed_step(machine.seed, step, TRAIN, machine.device)
+
+    def _can_save(self, batch: Batch) -> bool:
+        machine = self.machine
+        return rows_of(batch) >= 2 * machine.parts or (machine.recompute is None and self._recomputing().blocks > 0)
+
+    def _save_memory(self, batch: Batch) -> str:
+        """Take what costs least and leaves the result as it is; says what."""
+        machine = self.machine
+        statistics = has_batch_statistics(machine.objective.model)
+        few = rows_of(batch) < 2 * machine.parts
+        if machine.recompute is None and (statistics or few) and self._recomputing().blocks:
+            machine.recompute = True
+            return f"the activations of {self._recomputing().blocks} blocks are now computed again on the way back"
+        machine.summed = is_summed(machine.objective, part(batch, 0, 2))
+        machine.parts *= 2
+        said = f"each step is now made of {machine.parts} micro-batches"
+        rows = -(-rows_of(batch) // machine.parts)
+        return f"{said}; batch normalisation takes its statistics over the {rows} rows of one" if statistics else said
+
+    def _recomputing(self) -> Recomputing:
+        if self._recompute is None:
+            self._recompute = Recomputing(self.machine.objective.model)
+        return self._recompute
 
     def backward(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss of a batch into ``.grad``, in micro-batches where so set; returns the loss."""
@@ -241,7 +266,9 @@ class EagerStep:
     def _with_closure(self, batch: Batch) -> Outcome:
         machine = self.machine
         before = [p.detach().clone() for p in machine.parameters]
-        first = self.backward(batch)
+        recomputing: AbstractContextManager[None] = self._recomputing() if machine.recompute else nullcontext()
+        with recomputing:
+            first = self.backward(batch)
         value = first.item()
         size = hypot(*torch.stack(list(torch._foreach_norm(self.gradients))).tolist())
         if not (isfinite(value) and isfinite(size)):
@@ -249,7 +276,7 @@ class EagerStep:
             return Outcome(value, size, False)
 
         def closure() -> Any:
-            with torch.enable_grad():
+            with torch.enable_grad(), recomputing:
                 return self.backward(batch)
 
         machine.optimizer.step(closure)
@@ -336,6 +363,11 @@ def out_of_memory(error: RuntimeError) -> bool:
     """Whether this is what the error says."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+
+
+def has_batch_statistics(model: nn.Module) -> bool:
+    """Whether a layer computes with statistics of the batch, which micro-batches have of their own."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())
 
 
 def is_summed(objective: Objective, batch: Batch) -> bool:

@@ -1,8 +1,8 @@
 """The order of data that is read in chunks: chunks permuted, and the rows of a window of chunks permuted among them.
 
 As :mod:`fogline.descent.order`, a pure function of (seed, epoch, position): an epoch is a permutation of the chunks,
-cut into windows of as many as fit; the rows of a window are permuted by a key of its own. To go to a position one window
-has to be read, whatever lies before it.
+cut into windows of as many as fit; the rows of a window are permuted by a key of its own. To go to a position one
+window has to be read, whatever lies before it.
 """
 
 from __future__ import annotations
