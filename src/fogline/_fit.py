@@ -311,7 +311,8 @@ def _measured_end(descent: Descent) -> Slope | None:
         batches = _some_batches(descent)
         slope = None
         if batches and all(p.dtype.is_floating_point for p in machine.parameters):
-            slope = measure_slope(machine.objective, batches, _stride(descent), poll)
+            with machine.recomputing():
+                slope = measure_slope(machine.objective, batches, _stride(descent), poll)
         if descent.scorer is None or descent.best is None:
             descent.best = {k: v.detach().clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
     return slope

@@ -25,6 +25,8 @@ OPTIMIZERS = (
     "asgd", "rprop", "lbfgs", "lion", "muon", "schedule_free", "prodigy",
 )  # fmt: skip
 """Names an optimizer can be given by; what stands behind them is in :mod:`fogline.descent.optimizers`."""
+EXTRA_OPTIMIZERS = ("adamw8bit",)
+"""Names of optimizers that another package brings: ``pip install "fogline[memory]"``."""
 SCHEDULES = ("constant", "linear", "cosine", "one_cycle", "wsd", "plateau")
 PRECISIONS = ("auto", "float32", "float64", "bf16", "fp16")
 _TABLES = ("options", "lr_scale")  # fields that are mappings
@@ -115,7 +117,8 @@ class Recipe:
     """
 
     optimizer: str | type[Optimizer] = "auto"
-    """A name (``fogline.OPTIMIZERS`` lists them) or a ``torch.optim.Optimizer`` class."""
+    """A name (``fogline.OPTIMIZERS`` lists them) or a ``torch.optim.Optimizer`` class; ``"adamw8bit"`` keeps its state
+    in 8 bits, where torchao is installed."""
     lr: float | Literal["auto"] = "auto"
     """The learning rate at the top of the schedule."""
     batch_size: int | Literal["auto", "full"] = "auto"
@@ -274,8 +277,8 @@ def _check_optimizer(optimizer: object) -> None:
         return
     if not isinstance(optimizer, str):
         raise TypeError(f"expected an optimizer's name or class, received {optimizer!r}")
-    if optimizer != "auto" and optimizer not in OPTIMIZERS:
-        raise unknown("optimizer", optimizer, ["auto", *OPTIMIZERS])
+    if optimizer not in ("auto", *OPTIMIZERS, *EXTRA_OPTIMIZERS):
+        raise unknown("optimizer", optimizer, ["auto", *OPTIMIZERS, *EXTRA_OPTIMIZERS])
 
 
 def _number(

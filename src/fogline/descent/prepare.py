@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fogline.data.check import check_first_batch
 from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.data.intake import Opened, open_data
-from fogline.data.source import Batch, Stream, fingerprint
+from fogline.data.source import Batch, Facts, Stream, fingerprint
 from fogline.data.streamed import Streamed
 from fogline.descent import checkpoint, mechanics
 from fogline.descent.batches import Batches, part, rows_of
@@ -25,8 +25,8 @@ from fogline.descent.clipping import Clipping
 from fogline.descent.interrupts import StopRequested
 from fogline.descent.objective import Objective, mode
 from fogline.descent.optimizers import build, choose_implementation, set_lr, spec_of
+from fogline.descent.precision import compare
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
-from fogline.descent.recompute import Recomputing
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
 from fogline.descent.scoring import Scorer
 from fogline.descent.sharpness import Sharpness, can_measure
@@ -37,7 +37,7 @@ from fogline.record.probes import Budget, Probe, activation_statistics
 from fogline.record.signals import Recorder
 from fogline.record.snapshots import Snapshots
 from fogline.record.store import Store
-from fogline.task import OnBatch, Task
+from fogline.task import Loss, Metric, OnBatch, Task
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PROBED_ROWS = 32
@@ -145,11 +145,24 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None) -
     with private_randomness(device):
         seed_everything(recipe.seed, 0, PROBE, device)
         first = next(batches.stream(0))
-        odd = check_first_batch(model, loss, first, metrics, opened.facts)
+        first, odd = _tried(model, loss, first, metrics, opened.facts)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
     operations = operations_of(objective, first)
     threads = 1 if device.type == "cpu" and operations < _SMALL_STEP else torch.get_num_threads()
     return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], operations, threads)
+
+
+def _tried(
+    model: nn.Module, loss: Loss | OnBatch, batch: Batch, metrics: Mapping[str, Metric], facts: Facts
+) -> tuple[Batch, tuple[str, ...]]:
+    """As much of the first batch as the memory holds, and what is odd about it."""
+    while True:
+        try:
+            return batch, check_first_batch(model, loss, batch, metrics, facts)
+        except torch.OutOfMemoryError:
+            if rows_of(batch) < 2:
+                raise
+        batch = part(batch, 0, rows_of(batch) // 2)
 
 
 def keep_start(start: Start, folder: Path) -> None:
@@ -320,29 +333,31 @@ def _windowed(opened: Opened, recipe: Recipe) -> Opened:
 
 
 def _check_precision(start: Start) -> None:
-    """Mixed precision must give the loss of full precision within five percent, else it is not used."""
-    objective = start.objective
+    """Mixed precision must give the loss and the gradient of full precision, else it is not used."""
+    objective, resolved = start.objective, start.resolved
     if objective.autocast is None:
         return
-    with private_randomness(start.batches.device), mode(objective.model, training=False):
-        seed_everything(start.resolved.recipe.seed, 0, PROBE, start.batches.device)
-        batch = next(start.batches.stream(0))
-        mixed = float(objective.value(batch))
-        full = float(replace(objective, autocast=None).value(batch))
-    if not abs(mixed - full) <= 0.05 * abs(full) + 1e-3:
-        why = f"self-check failed: the first loss is {mixed:.6g}, in float32 it is {full:.6g}"
-        start.resolved.choose("precision", "float32", why)
-        start.notes.append(why)
+    with private_randomness(start.batches.device):
+        seed_everything(resolved.recipe.seed, 0, PROBE, start.batches.device)
+        found = compare(objective, next(start.batches.stream(0)))
+    if found.fault:
+        asked, why = resolved.recipe.precision, f"self-check failed: {found.fault}"
+        resolved.choose("precision", "float32", why)
+        start.notes.append(f"{asked} is not used: {why}")
         objective.autocast = None
+        return
+    resolved.choose("precision", resolved.recipe.precision, f"self-check passed: {found}")
+    if found.doubt:
+        start.notes.append(f"{resolved.recipe.precision}: {found.doubt}")
 
 
 def _check_blocks(machine: Machine) -> None:
-    model = machine.objective.model
-    if machine.recompute and not Recomputing(model).blocks:
+    if machine.recompute and not machine.blocks:
+        kind = type(machine.objective.model).__name__
         raise ValueError(
             "checkpoint_activations=True: expected a model with blocks in an nn.Sequential or nn.ModuleList, whose "
-            f"activations can be computed again, received {type(model).__name__} without any; put its layers into one, "
-            "or leave the field at 'auto', which takes micro-batches"
+            f"activations can be computed again, received {kind} without any; put its layers into one, or leave the "
+            "field at 'auto', which takes micro-batches"
         )
 
 

@@ -17,6 +17,7 @@ from fogline.descent.batches import Batches, part, rows_of, split
 from fogline.descent.clipping import Clipping
 from fogline.descent.graph import Program
 from fogline.descent.objective import Objective
+from fogline.descent.optimizer_state import live_tensors
 from fogline.descent.optimizers import init_state, load_state_tensors, set_lr, state_scalars, state_tensors
 from fogline.descent.randomness import TRAIN, seed_step
 from fogline.descent.recompute import Recomputing
@@ -80,11 +81,26 @@ class Machine:
     events: list[tuple[int, str, str]] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(init=False)
     buffers: list[Tensor] = field(init=False)
+    _recomputing: Recomputing | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         model = self.objective.model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = list(model.buffers())
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are whose activations can be computed again."""
+        return self._again().blocks
+
+    def recomputing(self) -> AbstractContextManager[None]:
+        """Within it the blocks keep their inputs only, where it is so set."""
+        return self._again() if self.recompute else nullcontext()
+
+    def _again(self) -> Recomputing:
+        if self._recomputing is None:
+            self._recomputing = Recomputing(self.objective.model)
+        return self._recomputing
 
     def copied(self) -> Machine:
         """A machine of its own on copies of model, optimizer state and clipping: what it does leaves this one alone."""
@@ -119,7 +135,6 @@ class EagerStep:
         self._saved_buffers = [buffer.clone() for buffer in machine.buffers]
         self._has_state = False
         self._step = bare_step(machine.optimizer)
-        self._recompute: Recomputing | None = None
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -164,7 +179,7 @@ class EagerStep:
         machine = self.machine
         while True:
             try:
-                with self._recomputing() if machine.recompute else nullcontext():
+                with machine.recomputing():
                     return self.backward(batch)
             except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
                 if not out_of_memory(error) or not self._can_save(batch):
@@ -175,26 +190,21 @@ class EagerStep:
 
     def _can_save(self, batch: Batch) -> bool:
         machine = self.machine
-        return rows_of(batch) >= 2 * machine.parts or (machine.recompute is None and self._recomputing().blocks > 0)
+        return rows_of(batch) >= 2 * machine.parts or (machine.recompute is None and machine.blocks > 0)
 
     def _save_memory(self, batch: Batch) -> str:
         """Take what costs least and leaves the result as it is; says what."""
         machine = self.machine
         statistics = has_batch_statistics(machine.objective.model)
         few = rows_of(batch) < 2 * machine.parts
-        if machine.recompute is None and (statistics or few) and self._recomputing().blocks:
+        if machine.recompute is None and (statistics or few) and machine.blocks:
             machine.recompute = True
-            return f"the activations of {self._recomputing().blocks} blocks are now computed again on the way back"
+            return f"the activations of {machine.blocks} blocks are now computed again on the way back"
         machine.summed = is_summed(machine.objective, part(batch, 0, 2))
         machine.parts *= 2
         said = f"each step is now made of {machine.parts} micro-batches"
         rows = -(-rows_of(batch) // machine.parts)
         return f"{said}; batch normalisation takes its statistics over the {rows} rows of one" if statistics else said
-
-    def _recomputing(self) -> Recomputing:
-        if self._recompute is None:
-            self._recompute = Recomputing(self.machine.objective.model)
-        return self._recompute
 
     def backward(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss of a batch into ``.grad``, in micro-batches where so set; returns the loss."""
@@ -249,7 +259,7 @@ class EagerStep:
         norm = torch.linalg.vector_norm(torch.stack(list(norms)))
         assert self.stuck is not None
         self.stuck |= ~(torch.isfinite(loss) & torch.isfinite(norm))
-        kept = [*machine.parameters, *_state_tensors(machine.optimizer)]
+        kept = [*machine.parameters, *live_tensors(machine.optimizer)]
         with torch.no_grad():
             if machine.clipping is not None:
                 memory = machine.clipping.memory
@@ -266,8 +276,7 @@ class EagerStep:
     def _with_closure(self, batch: Batch) -> Outcome:
         machine = self.machine
         before = [p.detach().clone() for p in machine.parameters]
-        recomputing: AbstractContextManager[None] = self._recomputing() if machine.recompute else nullcontext()
-        with recomputing:
+        with machine.recomputing():
             first = self.backward(batch)
         value = first.item()
         size = hypot(*torch.stack(list(torch._foreach_norm(self.gradients))).tolist())
@@ -276,7 +285,7 @@ class EagerStep:
             return Outcome(value, size, False)
 
         def closure() -> Any:
-            with torch.enable_grad(), recomputing:
+            with torch.enable_grad(), machine.recomputing():
                 return self.backward(batch)
 
         machine.optimizer.step(closure)
@@ -353,10 +362,6 @@ class CompiledStep:
 
     def release(self) -> None:
         self.eager.release()
-
-
-def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
 def out_of_memory(error: RuntimeError) -> bool:
