@@ -46,10 +46,19 @@ class Table:
         Raises:
             ValueError: for an unknown name, with the nearest one, and for missing values, by row.
         """
+        found = self.cells(name)
+        self.refuse_missing([name])
+        return found
+
+    def cells(self, name: str) -> Values:
+        """A column by name, of which some cells may be missing.
+
+        Raises:
+            ValueError: for an unknown name, with the nearest one.
+        """
         if name not in self.columns:
             what = "target column" if name == self.target else "column"
             raise ValueError(f"{self.origin} has no {what} {name!r}: {did_you_mean(name, self.columns)}")
-        self.refuse_missing([name])
         return self.columns[name]
 
     def named_rows(self, mask: NDArray[np.bool_]) -> str:
@@ -62,7 +71,7 @@ class Table:
         Raises:
             ValueError: naming each column with its rows.
         """
-        masks = {name: _missing(self.columns[name]) for name in names}
+        masks = {name: _missing(self.columns[name]) for name in names if not _plainly_whole(self.columns[name])}
         found = [
             f"{'target' if name == self.target else 'column'} {name!r} at rows {self.named_rows(mask)}"
             for name, mask in masks.items()
@@ -246,6 +255,11 @@ def _from_objects(cells: Values, what: str) -> Values:
         if len(cells) and all(isinstance(cell, kinds) for cell in cells):
             return np.array([convert(cell) for cell in cells], dtype)
     return cells
+
+
+def _plainly_whole(values: Values) -> bool:
+    """Whether one pass shows that nothing is missing: NaN and infinity survive a sum."""
+    return values.dtype.kind == "b" or (values.dtype.kind == "f" and bool(np.isfinite(values.sum())))
 
 
 def _missing(values: Values) -> NDArray[np.bool_]:

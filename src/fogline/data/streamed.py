@@ -85,9 +85,11 @@ class Streamed:
         if self.encoder.target is not None:
             used.append(self.encoder.target)
         table = self.chunks.read(chunk, used)
-        if self.held is not None and self.held[chunk]:
-            table = table.take(split_rows(table.rows, self.held[chunk], self.seed, chunk)[1])
-        return cast(self.encoder.tensors(table, []), self.dtype)
+        rows = cast(self.encoder.tensors(table, []), self.dtype)
+        if self.held is None or not self.held[chunk]:
+            return rows
+        kept = torch.from_numpy(split_rows(table.rows, self.held[chunk], self.seed, chunk)[1])
+        return map_tree(lambda leaf: leaf[kept], rows)
 
     def take(self, index: Tensor, seed: int = 0, epoch: int = 0) -> Batch:
         """The rows of these numbers, in this order; every chunk that holds one of them is read."""

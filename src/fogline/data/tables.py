@@ -114,12 +114,12 @@ class TableEncoder:
         """The inputs of a table; categories that the training data did not have are noted."""
         used = [column for column in self.columns if column.form != "dropped"]
         table.refuse_missing([column.name for column in used if column.name in table.columns])
-        made, place = np.empty((table.rows, len(self.names)), np.float32), 0
+        made, place = np.empty((len(self.names), table.rows), np.float32), 0  # column by column: the cache holds one
         for column in used:
             width = len(column.names)
-            made[:, place : place + width] = _encode(column, table, notes)
+            made[place : place + width] = _encode(column, table, notes).T
             place += width
-        return torch.from_numpy(made)
+        return torch.from_numpy(made).t().contiguous()
 
     def targets(self, table: Table) -> Tensor:
         """Labels (rows,) int64, or numbers (rows, 1) float32.
@@ -128,16 +128,24 @@ class TableEncoder:
             ValueError: for missing targets and for labels that training did not have, by row.
         """
         values = table.values(str(self.target))
+        if self.classes is not None and values.dtype.kind == "f":
+            distinct, values = np.unique(values, return_inverse=True)
+            return self._labels(class_names(distinct), values, table)
         where = f"target {self.target!r} of {table.origin}"
         if self.classes is None:
             if values.dtype.kind not in "fb":
                 raise misfit("numbers", "text", "correct the column", where)
             return torch.from_numpy(values.astype(np.float32))[:, None]
-        names = class_names(values)
-        labels = places(names, self.classes)
+        return self._labels(class_names(values), np.arange(len(values)), table)
+
+    def _labels(self, names: list[str], which: Rows, table: Table) -> Tensor:
+        """Labels of the rows, whose class is that of some of the names."""
+        assert self.classes is not None
+        labels = places(names, self.classes)[which]
         unseen = labels == len(self.classes)
         if unseen.any():
-            word = names[int(unseen.argmax())]
+            word = names[which[int(unseen.argmax())]]
+            where = f"target {self.target!r} of {table.origin}"
             received, remedy = f"{word!r} at rows {table.named_rows(unseen)}", did_you_mean(word, self.classes)
             raise misfit("the classes of the training data", received, remedy, where)
         return torch.from_numpy(labels).float()[:, None] if self.as_float else torch.from_numpy(labels)
@@ -246,8 +254,8 @@ def _standardised(
 
 
 def _encode(column: Column, table: Table, notes: list[str]) -> NDArray[np.float64]:
-    """The columns (rows, width) one column becomes."""
-    values = table.values(column.name)
+    """The columns (rows, width) one column becomes; none of its cells may be missing."""
+    values = table.cells(column.name)
     if not column.categories:
         return _scaled(column, _numbers_only(column, values, table))
     texts, known = _texts(values), len(column.categories)
@@ -272,6 +280,8 @@ def _scaled(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def _numbers_only(column: Column, values: Values, table: Table) -> NDArray[np.float64]:
+    if values.dtype.kind == "f" and column.form != "date":
+        return values
     numbers = _numbers(values)
     wrong = np.isnan(numbers) | ((values.dtype.kind == "M") != (column.form == "date"))
     if wrong.any():
