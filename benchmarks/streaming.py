@@ -305,8 +305,9 @@ opening, sampling 64 row groups, one pass over the target column, the first wind
 
 ## Memory
 
-One whole pass of a linear model with batches of 1024, so that it is mostly reading. The peak is that of resident memory (VmHWM), PyTorch included; with a worker process, its own peak is
-added, in which the pages that it shares with the first count again.
+One whole pass of a linear model with batches of 1024, so that it is mostly reading. The peak is that of resident memory
+(VmHWM), PyTorch included; with a worker process, its own peak is added, in which the pages that it shares with the
+first count again.
 
 {passes}
 """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fogline.data.reading import Mark
 from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, leaves, map_tree
 from fogline.data.streamed import Streamed
 from fogline.descent.order import permuted_range
@@ -18,6 +19,7 @@ from fogline.descent.window import Windows
 
 _BLOCK_BYTES = 4 << 20
 _BLOCK_ROWS = 1 << 14
+_MARKS = 4
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Batches:
             self.batch_size = min(self.batch_size, self.examples)
         self.steps_per_epoch = None if self.examples is None else -(-self.examples // self.batch_size)
         self._block: tuple[int, int, Batch] = (-1, 0, torch.empty(0))
+        self._marks: dict[int, dict[str, Any]] = {}
         self._windows: Windows | None = None
         if isinstance(self.source, Streamed):
             self._windows = Windows(self.source, self.batch_size, self.seed, self.shuffle, self.workers)
@@ -165,22 +168,40 @@ class Batches:
             epoch, start = epoch + 1, 0
 
     def _streamed(self, source: Stream, step: int) -> Iterator[Batch]:
-        epoch = 0
+        known = self._marks.get(step, {"epoch": 0, "first": 0, "read": 0, "state": None})
+        epoch, first = known["epoch"], known["first"]  # the pass, and the step that it began with
+        mark = Mark(known["read"], known["state"])
         while True:
-            start = step * self.batch_size
-            seen = 0
-            for batch in source.batches(self.batch_size, start, self.seed, epoch):
-                seen += 1
+            before = step
+            start = (step - first) * self.batch_size
+            for batch, behind in source.marked(self.batch_size, start, self.seed, epoch, mark, self.workers):
+                step += 1
+                self._remember(step, {"epoch": epoch, "first": first, **asdict(behind)})
                 yield self.placed(batch)
-            if seen == 0 and start == 0:
+            if step == before and start == 0:
                 raise ValueError("expected a stream that yields examples, received an empty one")
-            if seen == 0:
+            if step == before:
                 # The step lies in a later pass: find out how many steps one pass has.
-                passes = sum(1 for _ in source.batches(self.batch_size, 0, self.seed, epoch))
-                step -= passes
+                first += sum(1 for _ in source.batches(self.batch_size, 0, self.seed, epoch))
             else:
-                step = 0
-            epoch += 1
+                first = step
+            epoch, mark = epoch + 1, Mark()
+
+    def _remember(self, step: int, place: dict[str, Any]) -> None:
+        """Where a stream stands before a step; of the last few, since others than the run may read it too."""
+        self._marks[step] = place
+        if len(self._marks) > _MARKS:
+            del self._marks[min(self._marks)]
+
+    def position(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint keeps to find this step of a stream again; None for other data, where the step suffices."""
+        place = self._marks.get(step)
+        return None if place is None else {"step": step, **place}
+
+    def resume_at(self, place: Mapping[str, Any] | None) -> None:
+        """Take note of what :meth:`position` gave."""
+        if place is not None:
+            self._marks[place["step"]] = {key: place[key] for key in ("epoch", "first", "read", "state")}
 
     def _rows(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         assert self.examples is not None

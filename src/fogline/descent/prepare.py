@@ -326,8 +326,8 @@ def _cast(opened: Opened, model: nn.Module) -> Opened:
 
 
 def _windowed(opened: Opened, recipe: Recipe) -> Opened:
-    """A table in chunks with the window that the recipe came to."""
-    if not isinstance(opened.train, Streamed) or recipe.window == "auto":
+    """A table in chunks, or a stream, with the window that the recipe came to."""
+    if not isinstance(opened.train, Streamed | Stream) or recipe.window == "auto":
         return opened
     return replace(opened, train=replace(opened.train, window=recipe.window))
 

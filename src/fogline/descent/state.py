@@ -351,6 +351,7 @@ class Descent:
             "scaler": {} if machine.scaler is None else machine.scaler.state_dict(),
             "guard": remembered,
             "length": self.length.state(),
+            "stream": self.batches.position(self.step),
             "last_event": self.store.last_event(),
             "since_check": numbers(self._since_check),
         }
@@ -391,6 +392,7 @@ class Descent:
         if machine.scaler is not None:
             machine.scaler.load_state_dict(found.state["scaler"])
         self.length.load(found.state["length"])
+        self.batches.resume_at(found.state.get("stream"))
         self._since_check = list(found.state["since_check"])
         if self.guard is not None and found.state.get("guard"):
             kept = {n.removeprefix(_GUARD): v for n, v in found.optimizer.items() if n.startswith(_GUARD)}
