@@ -289,7 +289,7 @@ PAGE = """# Streaming
 
 Training on a folder of Parquet that is read chunk by chunk, beside the same training on rows held in memory; made by
 `python benchmarks/streaming.py --full --write`. {gigabytes} GB on disk, {rows} rows of 64 float32 columns and a class,
-row groups of 32,768 rows, windows of 128 MiB, an MLP 64-256-256-10, AdamW, batch 256, seed 0. Each measurement is a
+row groups of 32,768 rows, windows of 64 MiB, an MLP 64-256-256-10, AdamW, batch 256, seed 0. Each measurement is a
 process of its own.
 
 {stamp}

@@ -164,7 +164,7 @@ class Recipe:
     workers: int = 0
     """Processes that load data which is not in memory."""
     window: int | Literal["auto"] = "auto"
-    """Examples shuffled together and kept in memory where the data is read bit by bit; auto: 128 MiB of a table in
+    """Examples shuffled together and kept in memory where the data is read bit by bit; auto: 64 MiB of a table in
     chunks, and the order of its own for an ``IterableDataset``."""
     checkpoint_activations: bool | Literal["auto"] = "auto"
     """Whether the layers of a block are computed again on the way back instead of kept; auto: once the memory does not

@@ -22,7 +22,7 @@ IN_MEMORY_BYTES = 1 << 30
 _CSV_BYTES = 8 << 20  # of a chunk of lines
 _LONGEST_CSV_BYTES = 64 << 20  # a chunk that finds no end by then has a quote that is never closed
 _INFERRED = 8  # chunks of a CSV file from which the types of its columns are inferred
-_OPEN_FILES = 4  # Parquet files a thread keeps open: reading a footer again takes as long as a small row group
+_OPEN_FILES = 1  # Parquet files a thread keeps open: reading a footer again takes as long as a small row group
 
 
 @dataclass(frozen=True)

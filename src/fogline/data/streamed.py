@@ -22,7 +22,7 @@ from fogline.data.privacy import derived_seed
 from fogline.data.source import Batch, cast, leaves, map_tree
 from fogline.data.tables import TableEncoder
 
-WINDOW_BYTES = 128 << 20
+WINDOW_BYTES = 64 << 20
 """What the rows that are shuffled together take, unless the recipe says how many they are."""
 _FINGERPRINTED = 8  # rows whose values count
 

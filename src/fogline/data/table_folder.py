@@ -14,7 +14,7 @@ from fogline.data.tables import MOST_CLASSES, TableEncoder, class_names, read_ta
 from fogline.errors import misfit
 
 SAMPLED_CHUNKS = 64
-SAMPLED_BYTES = 64 << 20  # as numbers of 8 bytes
+SAMPLED_BYTES = 32 << 20  # as numbers of 8 bytes
 _SAMPLED_ROWS = 200_000
 _HELD_OUT = 0.2
 _FEWEST_TO_SPLIT = 5
