@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from fogline.data.privacy import PrivateRandom, derived_seed
@@ -58,7 +59,12 @@ class Pass(IterableDataset[Any]):
 
     def in_a_process(self) -> Iterator[tuple[Any, Mark]]:
         """The same batches, read ahead by a process of its own."""
-        return iter(DataLoader(self, batch_size=None, num_workers=1, prefetch_factor=4, collate_fn=_as_it_is))
+        private = torch.Generator().manual_seed(self.seed)  # else it would draw from the caller's
+        return iter(
+            DataLoader(
+                self, batch_size=None, num_workers=1, prefetch_factor=4, collate_fn=_as_it_is, generator=private
+            )
+        )
 
     def __iter__(self) -> Iterator[tuple[Any, Mark]]:
         random, reader = PrivateRandom(), _Reader(self)
@@ -66,6 +72,8 @@ class Pass(IterableDataset[Any]):
         first = self.start - self.start % self.window if self.window else self.start
         with random:
             reader.open(random)
+            if reader.position > first:  # the mark behind a last batch that was short
+                return
             reader.skip(random, first - reader.position)
         if reader.position < first:
             return

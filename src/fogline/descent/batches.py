@@ -168,6 +168,7 @@ class Batches:
             epoch, start = epoch + 1, 0
 
     def _streamed(self, source: Stream, step: int) -> Iterator[Batch]:
+        marked = step in self._marks
         known = self._marks.get(step, {"epoch": 0, "first": 0, "read": 0, "state": None})
         epoch, first = known["epoch"], known["first"]  # the pass, and the step that it began with
         mark = Mark(known["read"], known["state"])
@@ -180,12 +181,12 @@ class Batches:
                 yield self.placed(batch)
             if step == before and start == 0:
                 raise ValueError("expected a stream that yields examples, received an empty one")
-            if step == before:
+            if step == before and not marked:
                 # The step lies in a later pass: find out how many steps one pass has.
                 first += sum(1 for _ in source.batches(self.batch_size, 0, self.seed, epoch))
             else:
                 first = step
-            epoch, mark = epoch + 1, Mark()
+            epoch, mark, marked = epoch + 1, Mark(), False
 
     def _remember(self, step: int, place: dict[str, Any]) -> None:
         """Where a stream stands before a step; of the last few, since others than the run may read it too."""
