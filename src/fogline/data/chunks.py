@@ -22,6 +22,7 @@ IN_MEMORY_BYTES = 1 << 30
 _CSV_BYTES = 8 << 20  # of a chunk of lines
 _LONGEST_CSV_BYTES = 64 << 20  # a chunk that finds no end by then has a quote that is never closed
 _INFERRED = 8  # chunks of a CSV file from which the types of its columns are inferred
+_LOOKED_AT = 1_000_000  # cells of footers whose counts of missing values are read
 _OPEN_FILES = 1  # Parquet files a thread keeps open: reading a footer again takes as long as a small row group
 
 
@@ -173,10 +174,23 @@ def _open_parquet(root: Path, files: list[Path], what: str) -> Chunks:
         before = 0
         for group in range(footer.num_row_groups):
             rows = footer.row_group(group).num_rows
+            if len(chunks) * len(columns) < _LOOKED_AT:
+                _refuse_nulls(footer.row_group(group), path, before, what)
             if rows:
                 chunks.append(Chunk(number, rows, before, group))
             before += rows
     return Chunks(root, tuple(files), tuple(chunks), columns)
+
+
+def _refuse_nulls(group: Any, path: Path, before: int, what: str) -> None:
+    """Missing values that the footer counts are found before any training."""
+    for column in (group.column(place) for place in range(group.num_columns)):
+        statistics = column.statistics
+        if statistics is not None and statistics.has_null_count and statistics.null_count:
+            where = f"column {column.path_in_schema!r}, rows {before + 1} to {before + group.num_rows}"
+            received = f"{statistics.null_count} missing ones in {where}"
+            remedy = "fill them (with the column's median, or a category of their own), or drop those rows"
+            raise misfit(f"a value in every cell of {path.name}", received, remedy, what)
 
 
 def _open_csv(root: Path, files: list[Path], what: str) -> Chunks:

@@ -61,9 +61,7 @@ class Pass(IterableDataset[Any]):
         """The same batches, read ahead by a process of its own."""
         private = torch.Generator().manual_seed(self.seed)  # else it would draw from the caller's
         return iter(
-            DataLoader(
-                self, batch_size=None, num_workers=1, prefetch_factor=4, collate_fn=_as_it_is, generator=private
-            )
+            DataLoader(self, batch_size=None, num_workers=1, prefetch_factor=4, collate_fn=_as_it_is, generator=private)
         )
 
     def __iter__(self) -> Iterator[tuple[Any, Mark]]:
