@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import fogline
+from fogline.data.source import InMemory
+from fogline.descent.batches import Batches
+from fogline.descent.objective import Objective
 from fogline.descent.optimizers import build, load_state_tensors, state_scalars, state_tensors
+from fogline.descent.step import EagerStep, Machine
 
 
 @pytest.fixture
@@ -82,3 +86,19 @@ def test_the_state_comes_back_bit_by_bit() -> None:
     assert {name: value.tolist() for name, value in state_tensors(twin).items()} == {
         name: value.tolist() for name, value in kept.items()
     }
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_refused_step_leaves_its_codes_alone() -> None:
+    """As on an accelerator, where a flag on the device decides."""
+    x = torch.ones(4, 128)
+    model = nn.Linear(128, 128)
+    optimizer = build(model, "adamw8bit", 0.01)
+    machine = Machine(Objective(model, nn.MSELoss()), optimizer, torch.device("cpu"))
+    step = EagerStep(machine, Batches(InMemory((x, x)), 4), deferred=True)
+    step.take(0, (x, x), 0.01)
+    before = [value.clone() for value in (*machine.parameters, *state_tensors(optimizer).values())]
+    step.take(1, (x * torch.nan, x), 0.01)
+    after = [*machine.parameters, *state_tensors(optimizer).values()]
+    assert any(value.dtype == torch.uint8 and bool(value.any()) for value in after)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
