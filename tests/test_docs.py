@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("quickstart", "how-to-choose", "watch", "doctor", "figures", "landscape", "dashboard", "scaling")
+NAMES = (
+    "quickstart", "how-to-choose", "watch", "doctor", "figures", "landscape", "dashboard", "scaling", "streaming",
+)  # fmt: skip
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 
 

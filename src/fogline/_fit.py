@@ -378,7 +378,8 @@ def _measured_end(descent: Descent) -> Slope | None:
     with descent.evaluation_weights():
         slope = None
         if all(p.dtype.is_floating_point for p in machine.parameters):
-            slope = _slope(descent)
+            with machine.recomputing():
+                slope = _slope(descent)
         if descent.scorer is None or descent.best is None:
             descent.best = {k: v.detach().clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
     return slope

@@ -25,6 +25,8 @@ OPTIMIZERS = (
     "asgd", "rprop", "lbfgs", "lion", "muon", "schedule_free", "prodigy",
 )  # fmt: skip
 """Names an optimizer can be given by; what stands behind them is in :mod:`fogline.descent.optimizers`."""
+EXTRA_OPTIMIZERS = ("adamw8bit",)
+"""Names of optimizers that another package brings: ``pip install "fogline[memory]"``."""
 SCHEDULES = ("constant", "linear", "cosine", "one_cycle", "wsd", "plateau")
 PRECISIONS = ("auto", "float32", "float64", "bf16", "fp16")
 _TABLES = ("options", "lr_scale")  # fields that are mappings
@@ -116,7 +118,8 @@ class Recipe:
     """
 
     optimizer: str | type[Optimizer] = "auto"
-    """A name (``fogline.OPTIMIZERS`` lists them) or a ``torch.optim.Optimizer`` class."""
+    """A name (``fogline.OPTIMIZERS`` lists them) or a ``torch.optim.Optimizer`` class; ``"adamw8bit"`` keeps its state
+    in 8 bits, where torchao is installed."""
     lr: float | Literal["auto"] = "auto"
     """The learning rate at the top of the schedule."""
     batch_size: int | Literal["auto", "full"] = "auto"
@@ -161,6 +164,12 @@ class Recipe:
     """eager, compiled (one graph a step), chunked (several steps a call) or auto, by measurement."""
     workers: int = 0
     """Processes that load data which is not in memory."""
+    window: int | Literal["auto"] = "auto"
+    """Examples shuffled together and kept in memory where the data is read bit by bit; auto: 64 MiB of a table in
+    chunks, and the order of its own for an ``IterableDataset``."""
+    checkpoint_activations: bool | Literal["auto"] = "auto"
+    """Whether the layers of a block are computed again on the way back instead of kept; auto: once the memory does not
+    suffice."""
     watch: float = 0.02
     """Share of the time that signals may cost."""
     examples: bool | Literal["auto"] = "auto"
@@ -243,6 +252,11 @@ def _check(recipe: Recipe) -> None:
         _number("lr", recipe.lr, above=0, also="'auto'")
     if recipe.clip not in (None, "adaptive"):
         _number("clip", recipe.clip, above=0, also="'adaptive' or None")
+    if recipe.window != "auto":
+        _number("window", recipe.window, least=1, whole=True, also="'auto'")
+    if recipe.checkpoint_activations not in (True, False, "auto"):
+        received = f"received {recipe.checkpoint_activations!r}"
+        raise TypeError(f"checkpoint_activations: expected True, False or 'auto', {received}")
     if recipe.warmup != "auto":
         _number("warmup", recipe.warmup, least=0, also="'auto'")
     if recipe.weight_decay is not None:
@@ -275,8 +289,8 @@ def _check_optimizer(optimizer: object) -> None:
         return
     if not isinstance(optimizer, str):
         raise TypeError(f"expected an optimizer's name or class, received {optimizer!r}")
-    if optimizer != "auto" and optimizer not in OPTIMIZERS:
-        raise unknown("optimizer", optimizer, ["auto", *OPTIMIZERS])
+    if optimizer not in ("auto", *OPTIMIZERS, *EXTRA_OPTIMIZERS):
+        raise unknown("optimizer", optimizer, ["auto", *OPTIMIZERS, *EXTRA_OPTIMIZERS])
 
 
 def _number(

@@ -66,3 +66,11 @@ def test_one_row_too_many_is_an_error(tmp_path: Path) -> None:
     model.register_forward_pre_hook(lambda *_: setattr(model, "rows", 0 if model.rows == 10 else model.rows))
     with pytest.raises(torch.OutOfMemoryError):
         fogline.fit(task, fogline.Recipe(optimizer="sgd", lr=0.01, batch_size=48, duration="20st"), runs=tmp_path)
+
+
+def test_a_batch_that_never_fitted_is_taken_in_parts(tmp_path: Path) -> None:
+    recipe = fogline.Recipe(optimizer="sgd", lr=0.01, batch_size=48, duration="20st", watch=0.0, step="eager")
+    whole = fogline.fit(fogline.Task(Narrow(48), nn.MSELoss(), _data()), recipe, runs=tmp_path)
+    parts = fogline.fit(fogline.Task(Narrow(10), nn.MSELoss(), _data()), recipe, runs=tmp_path)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

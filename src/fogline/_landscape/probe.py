@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fogline.data.defaults import default_loss
 from fogline.data.intake import open_data
 from fogline.data.source import Batch, InMemory, Source, Stream, leaves, map_tree
+from fogline.data.streamed import Streamed
 from fogline.descent.batches import rows_of
 from fogline.descent.objective import Objective
 from fogline.descent.order import permuted_range
@@ -119,6 +120,8 @@ def _examples(source: Source, examples: int, seed: int) -> Batch:
         for batch in islice(source.batches(examples), 1):
             return batch
         raise ValueError("expected training data with examples, received an empty stream")
+    if isinstance(source, Streamed):
+        return source.spread(examples)
     index = torch.from_numpy(permuted_range(seed, _SELECTION, 0, min(examples, source.size), source.size))
     return source.take(index.to(leaves(source.tensors)[0].device) if isinstance(source, InMemory) else index)
 

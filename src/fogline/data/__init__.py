@@ -14,3 +14,4 @@ from fogline.data.source import MapStyle as MapStyle
 from fogline.data.source import Source as Source
 from fogline.data.source import Stream as Stream
 from fogline.data.source import fingerprint as fingerprint
+from fogline.data.streamed import Streamed as Streamed

@@ -105,7 +105,7 @@ def _stream(parts: MapStyle, task: Task, what: str) -> tuple[Stream, Facts]:
     batch = next(source.batches(2), None)
     if batch is None:
         raise ValueError(f"{what}: expected at least one example, received an empty stream")
-    note = f"the {what} stream is read in this process, not in {parts.num_workers} workers, to keep its order"
+    note = f"the {what} stream is read by one process, not in {parts.num_workers} workers, to keep its order"
     return source, replace(_facts(batch, task, what), notes=(note,) if parts.num_workers else ())
 
 

@@ -20,7 +20,7 @@ Values = NDArray[Any]
 
 FILES = (".csv", ".tsv", ".parquet", ".pq")
 _DELIMITERS = ",;\t|"
-_NULLS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "?"]
+NULLS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "?"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,19 @@ class Table:
         Raises:
             ValueError: for an unknown name, with the nearest one, and for missing values, by row.
         """
+        found = self.cells(name)
+        self.refuse_missing([name])
+        return found
+
+    def cells(self, name: str) -> Values:
+        """A column by name, of which some cells may be missing.
+
+        Raises:
+            ValueError: for an unknown name, with the nearest one.
+        """
         if name not in self.columns:
             what = "target column" if name == self.target else "column"
             raise ValueError(f"{self.origin} has no {what} {name!r}: {did_you_mean(name, self.columns)}")
-        self.refuse_missing([name])
         return self.columns[name]
 
     def named_rows(self, mask: NDArray[np.bool_]) -> str:
@@ -62,7 +71,7 @@ class Table:
         Raises:
             ValueError: naming each column with its rows.
         """
-        masks = {name: _missing(self.columns[name]) for name in names}
+        masks = {name: _missing(self.columns[name]) for name in names if not _plainly_whole(self.columns[name])}
         found = [
             f"{'target' if name == self.target else 'column'} {name!r} at rows {self.named_rows(mask)}"
             for name, mask in masks.items()
@@ -178,10 +187,10 @@ def read(path: Path, what: str) -> Table:
     import duckdb
 
     query: tuple[str, list[Any]] = "select * from read_parquet(?)", [str(path)]
-    delimiter = _delimiter(path) if path.suffix.lower() in (".csv", ".tsv") else None
+    delimiter = delimiter_of(path) if path.suffix.lower() in (".csv", ".tsv") else None
     if delimiter:
         options = "delim=?, header=true, sample_size=-1, nullstr=?"
-        query = f"select * from read_csv(?, {options})", [str(path), delimiter, _NULLS]
+        query = f"select * from read_csv(?, {options})", [str(path), delimiter, NULLS]
     try:
         with duckdb.connect(":memory:") as connection:
             columns = connection.execute(*query).fetchnumpy()
@@ -191,7 +200,7 @@ def read(path: Path, what: str) -> Table:
     return make_table(columns, path.name, first=1)
 
 
-def _delimiter(path: Path) -> str:
+def delimiter_of(path: Path) -> str:
     """The separator of the header: a row that lacks a cell is then an error, and not a sign of another separator."""
     with path.open(encoding="utf-8", errors="replace") as file:
         header = re.sub(r'"[^"]*"', "", file.readline())
@@ -246,6 +255,11 @@ def _from_objects(cells: Values, what: str) -> Values:
         if len(cells) and all(isinstance(cell, kinds) for cell in cells):
             return np.array([convert(cell) for cell in cells], dtype)
     return cells
+
+
+def _plainly_whole(values: Values) -> bool:
+    """Whether one pass shows that nothing is missing: NaN and infinity survive a sum."""
+    return values.dtype.kind == "b" or (values.dtype.kind == "f" and bool(np.isfinite(values.sum())))
 
 
 def _missing(values: Values) -> NDArray[np.bool_]:

@@ -20,7 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 IN_MEMORY_BYTES = 256 << 20
 """Images that take more than this as float32 are read from their files when they are needed."""
 
-_HELD_OUT = ("valid", "val", "validation", "test")
+HELD_OUT = ("valid", "val", "validation", "test")
 _LONGEST_SIDE = 256  # for the built-in model, whose cost grows with the area
 _MEASURED = 512  # images from which the statistics of a lazily read folder are taken
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
@@ -82,7 +82,7 @@ def open_folder(
     """
     notes: list[str] = []
     if (folder / "train").is_dir():
-        found = [folder / name for name in _HELD_OUT if (folder / name).is_dir()]
+        found = [folder / name for name in HELD_OUT if (folder / name).is_dir()]
         if valid is None and found:
             valid = found[0]
             notes.append(f"the images in {valid.name}/ are the held-out data")
@@ -95,7 +95,7 @@ def open_folder(
         notes.append(f"{len(out)} of {len(train)} images (20 % of each class) were held out for validation")
         train, held = [train[place] for place in kept], [train[place] for place in out]
     else:
-        inside = (valid / name for name in _HELD_OUT if (valid / name).is_dir() and name not in classes)
+        inside = (valid / name for name in HELD_OUT if (valid / name).is_dir() and name not in classes)
         held = _list(next(inside, valid), classes, notes)
     shape = _shape([path for path, _ in train], built_in_model, notes)
     step = 1 if _fits(train, shape) else max(1, len(train) // _MEASURED)

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from fogline.data import frames, losses
+from fogline.data.chunks import Chunks, is_streamed, open_chunks
 from fogline.data.datasets import open_source, statistics
-from fogline.data.images import ImageEncoder, open_folder
+from fogline.data.images import HELD_OUT, ImageEncoder, open_folder
 from fogline.data.source import Facts, InMemory, Source
+from fogline.data.streamed import Streamed
+from fogline.data.table_folder import open_streamed
 from fogline.data.tables import TableEncoder, hold_out, read_target
 from fogline.errors import did_you_mean, misfit, unknown
 from fogline.task import Task
@@ -48,7 +51,10 @@ def open_data(task: Task, *, seed: int = 0) -> Opened:
     (6, 'classification', 3)
     """
     train = _table_or_folder(task.train, "train", task.target)
-    valid = _table_or_folder(task.valid, "valid", train.target if isinstance(train, frames.Table) else None)
+    columns = isinstance(train, (frames.Table, Chunks))
+    valid = _table_or_folder(task.valid, "valid", task.target if columns else None)
+    if isinstance(train, Chunks):
+        return _open_chunks(train, valid, task, seed)
     if task.valid is not None and type(valid) is not type(train):
         form = "a folder of images" if isinstance(train, Path) else "data of the same form"
         form = "a frame or table file" if isinstance(train, frames.Table) else form
@@ -82,8 +88,8 @@ def load_encoder(values: dict[str, Any]) -> TableEncoder | ImageEncoder:
     return encoders[values["kind"]].from_dict(values)
 
 
-def _table_or_folder(value: Any, what: str, target: str | None) -> frames.Table | Path | None:
-    """A table, a folder, or None for data of another kind."""
+def _table_or_folder(value: Any, what: str, target: str | None) -> frames.Table | Chunks | Path | None:
+    """A table, one in chunks, a folder, or None for data of another kind."""
     if frames.is_frame(value):
         return replace(frames.from_frame(value, what), target=target)
     if isinstance(value, tuple) and len(value) == 2 and frames.is_frame(value[0]):
@@ -96,12 +102,50 @@ def _table_or_folder(value: Any, what: str, target: str | None) -> frames.Table 
         hint = did_you_mean(path.name, near)
         hint = hint if hint.startswith("did") else "check the path"
         raise ValueError(f"{what}: expected the path of a file or folder, but {path} does not exist; {hint}")
+    if is_streamed(path):
+        return open_chunks(path, what, target)
     if path.is_dir():
         return path
     if path.suffix.lower() not in frames.FILES:
         expected = f"a folder of images or a file ending in {', '.join(frames.FILES)}"
         raise misfit(expected, path.name, "convert the file, or pass a frame", what)
     return replace(frames.read(path, what), target=target)
+
+
+def _open_chunks(train: Chunks, valid: Any, task: Task, seed: int) -> Opened:
+    """A table larger than memory; what is known of it is what its sample shows."""
+    family, notes = losses.family(task.loss), list[str]()
+    if not (task.valid is None or isinstance(valid, (frames.Table, Chunks))):
+        expected = f"a table like the training data ({train.root.name})"
+        raise misfit(expected, type(task.valid).__name__, "give both in one form", "valid", TypeError)
+    if train.target is None and family != "on_batch":
+        has = f"None; {train.root.name} has {', '.join(map(repr, train.columns))}"
+        raise TypeError(f"expected target= with the column to predict, received {has}")
+    train, valid = _parted(train, valid, notes)
+    source, sample, held_out = open_streamed(train, valid is not None, family, seed, notes)
+    held: Any = held_out if valid is None else valid
+    if isinstance(valid, Chunks):
+        held = valid.read(0)
+    encoder = source.encoder
+    pairs = encoder.tensors(sample, []), None if held is None else encoder.tensors(held, notes)
+    opened = _open_pairs(*pairs, encoder, task, notes)
+    facts = opened.facts
+    if encoder.classes is not None and not encoder.as_float:
+        facts = replace(facts, outputs=max(facts.outputs, len(encoder.classes)))
+    scored = Streamed(valid, encoder) if isinstance(valid, Chunks) else opened.valid
+    return replace(opened, train=source, valid=scored, facts=facts)
+
+
+def _parted(train: Chunks, valid: Any, notes: list[str]) -> tuple[Chunks, Any]:
+    """The files below ``train/``, with those below ``valid/`` (``val/``, ``test/``) as held-out data."""
+    if not (train.root / "train").is_dir():
+        return train, valid
+    parts = {name: train.below(name) for name in HELD_OUT if (train.root / name).is_dir()}
+    found = [name for name, part in parts.items() if part.chunks]
+    if valid is None and found:
+        valid = parts[found[0]]
+        notes.append(f"the files in {found[0]}/ are the held-out data")
+    return train.below("train"), valid
 
 
 def _encoded(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import InitVar, dataclass, replace
-from itertools import islice
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from fogline.data.privacy import PrivateRandom, derived_seed
+from fogline.data.reading import Mark, Pass
+
+if TYPE_CHECKING:
+    from fogline.data.streamed import Streamed
 
 _IN_NUMPY = (torch.float32, torch.float64, torch.int32, torch.int64)
 
@@ -213,14 +217,15 @@ def _collated(source: MapStyle | Stream, examples: list[Any]) -> Batch:
 
 @dataclass(frozen=True)
 class Stream:
-    """An ``IterableDataset``: examples come in the order it gives them, and the position is a count of examples.
+    """An ``IterableDataset``: examples come in the order it gives them, or shuffled in a window of so many.
 
-    It is read in this process, because with several workers its order would depend on their number.
+    One process reads it, this one or one of its own, because with several its order would depend on their number.
     """
 
     dataset: IterableDataset[Any]
     collate: Callable[[list[Any]], Any] = default_collate
     dtype: torch.dtype | None = None
+    window: int = 0
 
     @property
     def size(self) -> int | None:
@@ -234,29 +239,21 @@ class Stream:
 
         The examples before ``start`` are read and dropped, with the random numbers they drew the first time.
         """
-        if callable(getattr(self.dataset, "set_epoch", None)):
-            self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
-        random = PrivateRandom()
-        with random:
-            random.seed(derived_seed(seed, epoch))
-            examples = iter(self.dataset)
-            skipped = sum(1 for _ in islice(examples, start))
-        if skipped < start:
-            return
-        while True:
-            with random:
-                batch = list(islice(examples, batch_size))
-                if not batch:
-                    return
-                made = _collated(self, batch)
-            yield made
+        return (batch for batch, _ in self.marked(batch_size, start, seed, epoch))
+
+    def marked(
+        self, batch_size: int, start: int, seed: int, epoch: int, mark: Mark | None = None, workers: int = 0
+    ) -> Iterator[tuple[Batch, Mark]]:
+        """The same with the mark behind each batch, from which a later pass goes on without reading all before."""
+        one = Pass(self.dataset, partial(_collated, self), batch_size, start, seed, epoch, self.window, mark or Mark())
+        return one.in_a_process() if workers else iter(one)
 
     def astype(self, dtype: torch.dtype) -> Stream:
         """The same examples with floating-point tensors of another type."""
         return replace(self, dtype=dtype)
 
 
-Source = InMemory | MapStyle | Stream
+Source = Union[InMemory, MapStyle, Stream, "Streamed"]
 """Each has a ``size`` (examples in one pass; None for a stream of unknown length) and ``astype(dtype)``."""
 
 _ROWS = {InMemory: 64, MapStyle: 8}  # examples that count for the fingerprint; a stream would be used up
@@ -272,6 +269,10 @@ def fingerprint(source: Source) -> str:
     >>> fingerprint(a) == fingerprint(InMemory(torch.arange(5.0))), fingerprint(a) == fingerprint(b)
     (True, False)
     """
+    named = getattr(source, "fingerprint", None)
+    if callable(named):
+        return str(named())
+    assert isinstance(source, InMemory | MapStyle | Stream)
     digest = hashlib.sha256(f"{type(source).__name__} {source.size}".encode())
     if isinstance(source, Stream):
         return digest.hexdigest()[:32]

@@ -24,7 +24,7 @@ MOST_CATEGORIES = 50
 """A column of text with more distinct values than this gets one column, not one each."""
 _MOST_WHOLE_CLASSES = 20  # more different whole numbers than this are quantities, unless they are exactly 0..C-1
 _ROWS_PER_CLASS = 10
-_MOST_CLASSES = 1000
+MOST_CLASSES = 1000
 _HELD_OUT = 0.2
 _FEWEST_NAMES = 10  # a column of text that differs in every row is taken for a name from this many rows on
 
@@ -114,8 +114,12 @@ class TableEncoder:
         """The inputs of a table; categories that the training data did not have are noted."""
         used = [column for column in self.columns if column.form != "dropped"]
         table.refuse_missing([column.name for column in used if column.name in table.columns])
-        parts = [_encode(column, table, notes) for column in used]
-        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+        made, place = np.empty((len(self.names), table.rows), np.float32), 0  # column by column: the cache holds one
+        for column in used:
+            width = len(column.names)
+            made[place : place + width] = _encode(column, table, notes).T
+            place += width
+        return torch.from_numpy(made).t().contiguous()
 
     def targets(self, table: Table) -> Tensor:
         """Labels (rows,) int64, or numbers (rows, 1) float32.
@@ -124,16 +128,24 @@ class TableEncoder:
             ValueError: for missing targets and for labels that training did not have, by row.
         """
         values = table.values(str(self.target))
+        if self.classes is not None and values.dtype.kind == "f":
+            distinct, values = np.unique(values, return_inverse=True)
+            return self._labels(class_names(distinct), values, table)
         where = f"target {self.target!r} of {table.origin}"
         if self.classes is None:
             if values.dtype.kind not in "fb":
                 raise misfit("numbers", "text", "correct the column", where)
             return torch.from_numpy(values.astype(np.float32))[:, None]
-        names = _class_names(values)
-        labels = places(names, self.classes)
+        return self._labels(class_names(values), np.arange(len(values)), table)
+
+    def _labels(self, names: list[str], which: Rows, table: Table) -> Tensor:
+        """Labels of the rows, whose class is that of some of the names."""
+        assert self.classes is not None
+        labels = places(names, self.classes)[which]
         unseen = labels == len(self.classes)
         if unseen.any():
-            word = names[int(unseen.argmax())]
+            word = names[which[int(unseen.argmax())]]
+            where = f"target {self.target!r} of {table.origin}"
             received, remedy = f"{word!r} at rows {table.named_rows(unseen)}", did_you_mean(word, self.classes)
             raise misfit("the classes of the training data", received, remedy, where)
         return torch.from_numpy(labels).float()[:, None] if self.as_float else torch.from_numpy(labels)
@@ -242,8 +254,8 @@ def _standardised(
 
 
 def _encode(column: Column, table: Table, notes: list[str]) -> NDArray[np.float64]:
-    """The columns (rows, width) one column becomes."""
-    values = table.values(column.name)
+    """The columns (rows, width) one column becomes; none of its cells may be missing."""
+    values = table.cells(column.name)
     if not column.categories:
         return _scaled(column, _numbers_only(column, values, table))
     texts, known = _texts(values), len(column.categories)
@@ -268,6 +280,8 @@ def _scaled(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def _numbers_only(column: Column, values: Values, table: Table) -> NDArray[np.float64]:
+    if values.dtype.kind == "f" and column.form != "date":
+        return values
     numbers = _numbers(values)
     wrong = np.isnan(numbers) | ((values.dtype.kind == "M") != (column.form == "date"))
     if wrong.any():
@@ -303,14 +317,14 @@ def _listed(names: list[str]) -> str:
 
 def _classes(table: Table, name: str, values: Values, family: Family, notes: list[str]) -> TableEncoder:
     numeric = values.dtype.kind == "f"
-    names = tuple(_class_names(np.unique(values))) if numeric else tuple(sorted(set(_class_names(values))))
+    names = tuple(class_names(np.unique(values))) if numeric else tuple(sorted(set(class_names(values))))
     where = f"target {name!r} of {table.origin}"
     if len(names) == 1:
         received = f"only {names[0]!r} in all {table.rows} rows"
         raise misfit("at least two classes", received, "add rows of another class", where)
     if family == "binary" and len(names) > 2:
         raise misfit("two classes for a binary loss", len(names), "use nn.CrossEntropyLoss()", where)
-    if len(names) == table.rows > 2 or len(names) > _MOST_CLASSES:
+    if len(names) == table.rows > 2 or len(names) > MOST_CLASSES:
         received = f"{len(names)} different values in {table.rows} rows"
         raise misfit("classes with several rows each", received, "choose another target column", where)
     hint = "; pass loss=nn.MSELoss() to treat it as a number" if numeric and family == "unknown" else ""
@@ -323,10 +337,10 @@ def _few(values: Values) -> bool:
     if len(distinct) <= _MOST_WHOLE_CLASSES:
         return 2 * len(distinct) <= len(values)
     counted = np.array_equal(distinct, np.arange(len(distinct)))
-    return counted and len(values) >= _ROWS_PER_CLASS * len(distinct) and len(distinct) <= _MOST_CLASSES
+    return counted and len(values) >= _ROWS_PER_CLASS * len(distinct) and len(distinct) <= MOST_CLASSES
 
 
-def _class_names(values: Values) -> list[str]:
+def class_names(values: Values) -> list[str]:
     """The name of each row's class: whole numbers without a decimal point, text without surrounding blanks."""
     if values.dtype.kind == "f":
         return [str(int(value)) if value == int(value) else f"{value:g}" for value in values]

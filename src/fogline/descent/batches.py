@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fogline.data.reading import Mark
 from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, leaves, map_tree
+from fogline.data.streamed import Streamed
 from fogline.descent.order import permuted_range
+from fogline.descent.window import Windows
 
 _BLOCK_BYTES = 4 << 20
 _BLOCK_ROWS = 1 << 14
+_MARKS = 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class Batches:
         self.steps_per_epoch = None if self.examples is None else -(-self.examples // self.batch_size)
         self._block: tuple[int, int, Batch] = (-1, 0, torch.empty(0))
         self._known: tuple[int, int, NDArray[np.int64]] = (-1, 0, np.empty(0, np.int64))
+        self._marks: dict[int, dict[str, Any]] = {}
+        self._windows: Windows | None = None
+        if isinstance(self.source, Streamed):
+            self._windows = Windows(self.source, self.batch_size, self.seed, self.shuffle, self.workers)
         if isinstance(self.source, InMemory) and self.device.type != "cpu":
             self.source = self.source.to(self.device)
 
@@ -83,6 +91,8 @@ class Batches:
         rows, place = self.rows(step), self.place(step)
         if rows is None or place is None:
             raise ValueError("expected data that can be read by position, received a stream")
+        if self._windows is not None:
+            return self.placed(self._windows.at(place.epoch, place.start, place.stop))
         if isinstance(self.source, MapStyle):
             return self.placed(self.source.take(torch.from_numpy(rows), self.seed, place.epoch))
         assert isinstance(self.source, InMemory)
@@ -123,6 +133,10 @@ class Batches:
             return self._sliced(step)
         if isinstance(self.source, MapStyle):
             return self._loaded(self.source, step)
+        if self._windows is not None:
+            place = self.place(step)
+            assert place is not None
+            return map(self.placed, self._windows.stream(place.epoch, place.start))
         assert isinstance(self.source, Stream)
         return self._streamed(self.source, step)
 
@@ -156,22 +170,41 @@ class Batches:
             epoch, start = epoch + 1, 0
 
     def _streamed(self, source: Stream, step: int) -> Iterator[Batch]:
-        epoch = 0
+        marked = step in self._marks
+        known = self._marks.get(step, {"epoch": 0, "first": 0, "read": 0, "state": None})
+        epoch, first = known["epoch"], known["first"]  # the pass, and the step that it began with
+        mark = Mark(known["read"], known["state"])
         while True:
-            start = step * self.batch_size
-            seen = 0
-            for batch in source.batches(self.batch_size, start, self.seed, epoch):
-                seen += 1
+            before = step
+            start = (step - first) * self.batch_size
+            for batch, behind in source.marked(self.batch_size, start, self.seed, epoch, mark, self.workers):
+                step += 1
+                self._remember(step, {"epoch": epoch, "first": first, **asdict(behind)})
                 yield self.placed(batch)
-            if seen == 0 and start == 0:
+            if step == before and start == 0:
                 raise ValueError("expected a stream that yields examples, received an empty one")
-            if seen == 0:
+            if step == before and not marked:
                 # The step lies in a later pass: find out how many steps one pass has.
-                passes = sum(1 for _ in source.batches(self.batch_size, 0, self.seed, epoch))
-                step -= passes
+                first += sum(1 for _ in source.batches(self.batch_size, 0, self.seed, epoch))
             else:
-                step = 0
-            epoch += 1
+                first = step
+            epoch, mark, marked = epoch + 1, Mark(), False
+
+    def _remember(self, step: int, place: dict[str, Any]) -> None:
+        """Where a stream stands before a step; of the last few, since others than the run may read it too."""
+        self._marks[step] = place
+        if len(self._marks) > _MARKS:
+            del self._marks[min(self._marks)]
+
+    def position(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint keeps to find this step of a stream again; None for other data, where the step suffices."""
+        place = self._marks.get(step)
+        return None if place is None else {"step": step, **place}
+
+    def resume_at(self, place: Mapping[str, Any] | None) -> None:
+        """Take note of what :meth:`position` gave."""
+        if place is not None:
+            self._marks[place["step"]] = {key: place[key] for key in ("epoch", "first", "read", "state")}
 
     def epoch_rows(self, epoch: int) -> NDArray[np.int64]:
         """Which examples an epoch sees, all of them in its order."""
@@ -181,6 +214,8 @@ class Batches:
     def _rows(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """A block is asked for whole and then in pieces: the last one is kept."""
         assert self.examples is not None
+        if self._windows is not None:
+            return self._windows.rows(epoch, start, stop)
         if not self.shuffle:
             return np.arange(start, stop)
         kept, first, rows = self._known

@@ -13,6 +13,7 @@ from fogline.data.source import InMemory
 from fogline.descent.batches import rows_of
 from fogline.descent.graph import CannotCompileError, Program, compile_steps, trace
 from fogline.descent.interrupts import poll
+from fogline.descent.optimizer_state import in_eight_bits
 from fogline.descent.randomness import TRAIN, private_randomness, seed_step
 from fogline.descent.state import Descent
 from fogline.descent.step import CompiledStep, EagerStep, Machine
@@ -68,6 +69,8 @@ def _obstacle(descent: Descent) -> str | None:
     for there, what in (
         (machine.needs_closure, "the optimizer evaluates the loss several times a step"),
         (machine.scaler is not None, "float16 gradient scaling is taken eagerly"),
+        (in_eight_bits(machine.optimizer), "the optimizer compiles its own part of the step"),
+        (bool(machine.recompute), "activations are computed again on the way back"),
         (machine.parts > 1, "gradients are accumulated over micro-batches"),
         (deferred, "steps are gated on the device there"),
     ):

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 State = dict[str, Any]
+Creator = Callable[[Tensor, Mapping[str, Any], Mapping[str, Any]], State]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state under flat names, `"layer.weight/exp_avg"`; lists get a number behind.
+    """The tensors of an optimizer's state under flat names, `"layer.weight/exp_avg"`; lists get a number behind, and
+    tensors made of others, such as those of 8 bits, the names of these (`"layer.weight/exp_avg/codes"`).
 
     The tensors are the live ones, not copies. What is not a tensor is in `state_scalars`.
 
@@ -27,7 +29,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     for name, state in _named_states(optimizer):
         for key, value in state.items():
             if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value
+                tensors |= {f"{name}/{key}{part}": inner for part, inner in _inner(value).items()}
             elif isinstance(value, list | tuple):
                 tensors |= {f"{name}/{key}/{i}": item for i, item in enumerate(value) if isinstance(item, Tensor)}
     return tensors
@@ -70,9 +72,13 @@ def load_state_tensors(
     owners = dict(_named_parameters(optimizer))
     for path, saved in tensors.items():
         name, key = _owner(path, owners)
-        if "/" not in key:
-            existing = optimizer.state.get(owners[name], {}).get(key)
+        key, _, part = key.partition("/")
+        existing = optimizer.state.get(owners[name], {}).get(key)
+        if not part:
             loaded.setdefault(name, {})[key] = _placed(saved, existing, owners[name])
+        elif isinstance(existing, Tensor):  # made of others; the parts of a list are put together below
+            getattr(existing, part).copy_(saved)
+            loaded.setdefault(name, {})[key] = existing
     for path, value in scalars.items():
         name, key = _owner(path, owners)
         loaded.setdefault(name, {})[key] = _decode(value, path, tensors, owners[name])
@@ -97,7 +103,7 @@ def init_state(optimizer: torch.optim.Optimizer) -> bool:
     if callable(own):
         own()
         return True
-    make = _CREATORS.get(type(optimizer))
+    make = _eight_bit(optimizer) if in_eight_bits(optimizer) else _CREATORS.get(type(optimizer))
     if make is None or (make is _sgd and any(g["momentum"] and g["dampening"] for g in optimizer.param_groups)):
         return False
     for group in optimizer.param_groups:
@@ -105,6 +111,34 @@ def init_state(optimizer: torch.optim.Optimizer) -> bool:
             if not optimizer.state[parameter]:
                 optimizer.state[parameter] = make(parameter, group, optimizer.defaults)
     return True
+
+
+def in_eight_bits(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is torchao's, which keeps its state in few bits and compiles its step by itself."""
+    return type(optimizer).__module__.startswith("torchao.") and hasattr(optimizer, "_new_buffer")
+
+
+def live_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The tensors of its state, those of 8 bits as what they are made of."""
+    values = (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+    return [inner for value in values for inner in _inner(value).values()]
+
+
+def _inner(value: Tensor) -> dict[str, Tensor]:
+    """What a tensor is made of by the end of its name: itself, or its parts."""
+    flatten = getattr(value, "__tensor_flatten__", None)
+    if flatten is None or isinstance(value, torch.nn.Parameter):
+        return {"": value}
+    return {f"/{name}": getattr(value, name) for name in flatten()[0]}
+
+
+def _eight_bit(optimizer: Any) -> Creator:
+    def make(parameter: Tensor, group: Mapping[str, Any], _: Mapping[str, Any]) -> State:
+        kept = {"exp_avg": True, "exp_avg_sq": False} | ({"max_exp_avg_sq": False} if group["amsgrad"] else {})
+        step: State = {"step": torch.tensor(0.0)}
+        return step | {key: optimizer._new_buffer(parameter, signed) for key, signed in kept.items()}
+
+    return make
 
 
 def _step(parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
@@ -169,7 +203,7 @@ def _zeros(parameter: Tensor, *keys: str) -> State:
     return {key: torch.zeros_like(parameter, memory_format=torch.preserve_format) for key in keys}
 
 
-_CREATORS: dict[type[torch.optim.Optimizer], Callable[[Tensor, Mapping[str, Any], Mapping[str, Any]], State]] = {
+_CREATORS: dict[type[torch.optim.Optimizer], Creator] = {
     torch.optim.SGD: _sgd,
     torch.optim.Adam: _adam,
     torch.optim.AdamW: _adam,

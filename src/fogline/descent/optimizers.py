@@ -1,5 +1,6 @@
 """Optimizers by name: PyTorch's own wherever it has one, ours (Lion, Muon, schedule-free, Prodigy) where not."""
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from fogline.descent.optimizer_state import init_state, load_state_tensors, stat
 from fogline.descent.own_optimizers import Lion, Muon, Prodigy, ScheduleFreeAdamW, to_eval, to_train
 from fogline.descent.own_optimizers.muon import muon_groups
 from fogline.errors import did_you_mean, unknown
+from fogline.recipe import EXTRA_OPTIMIZERS
 
 __all__ = [
     "OPTIMIZERS",
@@ -187,6 +189,19 @@ _SPECS = (
 OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
 
 
+def _eight_bit() -> OptimizerSpec:
+    """AdamW with both moments in blocks of 8 bits (Dettmers et al., 2022, arXiv:2110.02861), as torchao has it."""
+    try:
+        module = importlib.import_module("torchao.optim")
+    except ImportError as error:
+        raise ImportError(
+            "expected torchao, which has the optimizer 'adamw8bit', and it is not installed; "
+            "pip install \"fogline[memory]\", or take 'adamw'"
+        ) from error
+    when = "large models: a quarter of the state of adamw, in tensors of 4096 numbers and more"
+    return OptimizerSpec("adamw8bit", module.AdamW8bit, 1e-3, when, weight_decay=0.01, momentum=0.9, proportional=False)
+
+
 def stability_limit(edge: str, momentum: float) -> float:
     """The largest ``lr * curvature`` at which steps on a quadratic do not grow, by the kind of `OptimizerSpec.edge`.
 
@@ -210,6 +225,7 @@ def spec_of(name: object) -> OptimizerSpec:
 
     Raises:
         ValueError: unknown name, with the nearest known ones.
+        ImportError: the optimizer comes with a package that is not installed.
         TypeError: an optimizer instance, or something that is no optimizer at all.
 
     Example:
@@ -223,7 +239,9 @@ def spec_of(name: object) -> OptimizerSpec:
     if isinstance(name, str):
         if name in OPTIMIZERS:
             return OPTIMIZERS[name]
-        raise unknown("optimizer", name, OPTIMIZERS)
+        if name == "adamw8bit":
+            return _eight_bit()
+        raise unknown("optimizer", name, [*OPTIMIZERS, *EXTRA_OPTIMIZERS])
     if isinstance(name, type) and issubclass(name, torch.optim.Optimizer):
         arguments = _arguments(name)
         parameter = arguments.get("lr")

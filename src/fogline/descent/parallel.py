@@ -261,7 +261,8 @@ class ParallelStep(EagerStep):
         """
         while True:
             try:
-                return self.backward(batch)
+                with self.machine.recomputing():
+                    return self.backward(batch)
             except RuntimeError as error:
                 too_large = out_of_memory(error) and not self.exchange.under_way
                 if not too_large or batch is None or rows_of(batch) < 2 * self.machine.parts:

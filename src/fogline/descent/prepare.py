@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fogline.data.check import check_first_batch
 from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.data.intake import Opened, open_data
-from fogline.data.source import Batch, Stream, fingerprint, map_tree
+from fogline.data.source import Batch, Facts, Stream, fingerprint, map_tree
+from fogline.data.streamed import Streamed
 from fogline.descent import checkpoint, mechanics, parallel
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
@@ -28,6 +29,7 @@ from fogline.descent.interrupts import StopRequested
 from fogline.descent.objective import Objective, mode
 from fogline.descent.optimizers import build, choose_implementation, set_lr, spec_of
 from fogline.descent.parallel import ParallelStep
+from fogline.descent.precision import compare
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
 from fogline.descent.scoring import Scorer
@@ -40,7 +42,7 @@ from fogline.record.probes import Budget, Probe, activation_statistics
 from fogline.record.signals import Recorder
 from fogline.record.snapshots import Snapshots
 from fogline.record.store import Discarding, Store
-from fogline.task import OnBatch, Task
+from fogline.task import Loss, Metric, OnBatch, Task
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PROBED_ROWS = 32
@@ -139,7 +141,7 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
     recipe = resolved.recipe
     if recipe.precision == "float64":
         model = model.double()
-    opened = _cast(opened, model)
+    opened = _cast(_windowed(opened, recipe), model)
     device = torch.device(recipe.device)
     spread = world is not None and recipe.parallel == "fsdp"
     if not spread:
@@ -155,11 +157,26 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
             first = part(first, 0, max(2, -(-rows_of(first) // world.size)))
         if spread:
             first = map_tree(lambda leaf: leaf.cpu(), first)
-        odd = [] if _only_parts(recipe, world) else check_first_batch(model, loss, first, metrics, opened.facts)
+        odd: tuple[str, ...] = ()
+        if not _only_parts(recipe, world):
+            first, odd = _tried(model, loss, first, metrics, opened.facts)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
     operations = 0 if spread else operations_of(objective, first)
     threads = 1 if device.type == "cpu" and operations < _SMALL_STEP else torch.get_num_threads()
     return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], operations, threads)
+
+
+def _tried(
+    model: nn.Module, loss: Loss | OnBatch, batch: Batch, metrics: Mapping[str, Metric], facts: Facts
+) -> tuple[Batch, tuple[str, ...]]:
+    """As much of the first batch as the memory holds, and what is odd about it."""
+    while True:
+        try:
+            return batch, check_first_batch(model, loss, batch, metrics, facts)
+        except torch.OutOfMemoryError:
+            if rows_of(batch) < 2:
+                raise
+        batch = part(batch, 0, rows_of(batch) // 2)
 
 
 def keep_start(start: Start, folder: Path, world: World | None = None) -> None:
@@ -293,6 +310,7 @@ def assemble(
         clipping=None if recipe.clip is None else Clipping(recipe.clip, like),
         scaler=torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None,
         parts=recipe.accumulate,
+        recompute=None if recipe.checkpoint_activations == "auto" else recipe.checkpoint_activations,
         needs_closure=spec_of(recipe.optimizer).needs_closure,
     )
     writes = world is None or world.first
@@ -320,6 +338,7 @@ def assemble(
         )
     set_lr(optimizer, descent.rate(0))
     _find_reduction(descent)
+    _check_blocks(machine)
     prepared = Prepared(descent, start.task, start.opened, start.resolved, start.notes, chosen)
     if world is not None:
         start.notes += parallel.obstacles(start.objective, batches, world)
@@ -411,21 +430,40 @@ def _cast(opened: Opened, model: nn.Module) -> Opened:
     return replace(opened, train=opened.train.astype(wanted), valid=valid)
 
 
+def _windowed(opened: Opened, recipe: Recipe) -> Opened:
+    """A table in chunks, or a stream, with the window that the recipe came to."""
+    if not isinstance(opened.train, Streamed | Stream) or recipe.window == "auto":
+        return opened
+    return replace(opened, train=replace(opened.train, window=recipe.window))
+
+
 def _check_precision(start: Start) -> None:
-    """Mixed precision must give the loss of full precision within five percent, else it is not used."""
-    objective = start.objective
+    """Mixed precision must give the loss and the gradient of full precision, else it is not used."""
+    objective, resolved = start.objective, start.resolved
     if objective.autocast is None:
         return
-    with private_randomness(start.batches.device), mode(objective.model, training=False):
-        seed_everything(start.resolved.recipe.seed, 0, PROBE, start.batches.device)
-        batch = next(start.batches.stream(0))
-        mixed = float(objective.value(batch))
-        full = float(replace(objective, autocast=None).value(batch))
-    if not abs(mixed - full) <= 0.05 * abs(full) + 1e-3:
-        why = f"self-check failed: the first loss is {mixed:.6g}, in float32 it is {full:.6g}"
-        start.resolved.choose("precision", "float32", why)
-        start.notes.append(why)
+    with private_randomness(start.batches.device):
+        seed_everything(resolved.recipe.seed, 0, PROBE, start.batches.device)
+        found = compare(objective, next(start.batches.stream(0)))
+    if found.fault:
+        asked, why = resolved.recipe.precision, f"self-check failed: {found.fault}"
+        resolved.choose("precision", "float32", why)
+        start.notes.append(f"{asked} is not used: {why}")
         objective.autocast = None
+        return
+    resolved.choose("precision", resolved.recipe.precision, f"self-check passed: {found}")
+    if found.doubt:
+        start.notes.append(f"{resolved.recipe.precision}: {found.doubt}")
+
+
+def _check_blocks(machine: Machine) -> None:
+    if machine.recompute and not machine.blocks:
+        kind = type(machine.objective.model).__name__
+        raise ValueError(
+            "checkpoint_activations=True: expected a model with blocks in an nn.Sequential or nn.ModuleList, whose "
+            f"activations can be computed again, received {kind} without any; put its layers into one, or leave the "
+            "field at 'auto', which takes micro-batches"
+        )
 
 
 def _find_reduction(descent: Descent) -> None:

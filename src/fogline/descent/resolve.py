@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fogline.data.intake import Opened
+from fogline.data.streamed import WINDOW_BYTES, Streamed
 from fogline.descent.length import WARMUP, most_steps
 from fogline.descent.optimizers import spec_of
 from fogline.descent.schedules import canonical
@@ -55,6 +56,10 @@ def resolve_by_rule(recipe: Recipe, opened: Opened, model: nn.Module) -> Resolve
     _schedule(found, open_ended)
     _duration(found, opened, open_ended)
     _precision(found, model)
+    if isinstance(opened.train, Streamed) and recipe.window == "auto":
+        rows, size = opened.train.window_rows, opened.train.window_rows * opened.train.row_bytes / (1 << 20)
+        why = f"{WINDOW_BYTES >> 20} MiB or the largest chunk; two windows of {size:.1f} MiB are in memory at most"
+        found.choose("window", rows, why)
     if opened.facts.shuffle is False and recipe.shuffle:
         found.choose("shuffle", False, "the DataLoader that was given does not shuffle")
     return found

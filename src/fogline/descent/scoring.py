@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, map_tree
+from fogline.data.source import Batch, InMemory, MapStyle, Source, map_tree
 from fogline.descent.batches import rows_of
 from fogline.descent.group import World
 from fogline.descent.interrupts import poll
@@ -98,7 +98,7 @@ class Scorer:
     def _own_batches(self, world: World) -> Iterator[Batch | None]:
         """One batch of every ``world.size``, None where there are not as many left: all processes get as many."""
         source, size, rank = self.source, self.batch_size, world.rank
-        if isinstance(source, Stream):
+        if not isinstance(source, (InMemory, MapStyle)):
             batches = self._batches()
             while group := list(islice(batches, world.size)):
                 yield group[rank] if rank < len(group) else None
@@ -122,7 +122,7 @@ class Scorer:
     def _batches(self, starts: Sequence[int] | None = None) -> Iterator[Batch]:
         """The batches, or those that begin at these rows."""
         source, size = self.source, self.batch_size
-        if not isinstance(source, Stream):
+        if isinstance(source, (InMemory, MapStyle)):
             starts = range(0, source.size, size) if starts is None else starts
         if isinstance(source, InMemory):
             assert starts is not None
@@ -133,7 +133,6 @@ class Scorer:
             indices = [list(range(start, min(start + size, source.size))) for start in starts]
             found: Iterator[Batch] = source.loader(indices)
         else:
-            assert isinstance(source, Stream)
             found = source.batches(size)
         for batch in found:
             yield map_tree(lambda leaf: leaf.to(self.device), batch)

@@ -65,6 +65,7 @@ class Counters:
     best_step: int | None = None
     waited: int = 0
     parts: int = 1
+    recompute: bool = False
     plateau: PlateauState = field(default_factory=PlateauState)
     rollbacks: int = 0
     rate_factor: float = 1.0
@@ -385,12 +386,14 @@ class Descent:
         if self.examples is not None:
             optimizer |= {_EXAMPLES + name: value for name, value in self.examples.state(self.step).items()}
         counters = {**asdict(self.counters), "seconds": self.elapsed(), "parts": machine.parts}
+        counters["recompute"] = bool(machine.recompute)
         state = {
             "counters": counters,
             "optimizer": state_scalars(machine.optimizer),
             "scaler": {} if machine.scaler is None else machine.scaler.state_dict(),
             "guard": remembered,
             "length": self.length.state(),
+            "stream": self.batches.position(self.step),
             "last_event": self.store.last_event(),
             "since_check": numbers(self._since_check),
         }
@@ -417,6 +420,7 @@ class Descent:
         patience = self.recipe.patience
         self.stopped_early = patience is not None and self.counters.waited >= patience
         machine.parts = self.counters.parts
+        machine.recompute = self.counters.recompute or machine.recompute
         load_model_tensors(machine.objective.model, found.model)
         best = {name.removeprefix(BEST): v for name, v in found.model.items() if name.startswith(BEST)}
         # Without held-out data the "best" are those that were kept at the end, and the end has moved.
@@ -429,6 +433,7 @@ class Descent:
         if machine.scaler is not None:
             machine.scaler.load_state_dict(found.state["scaler"])
         self.length.load(found.state["length"])
+        self.batches.resume_at(found.state.get("stream"))
         self._since_check = list(found.state["since_check"])
         if self.guard is not None and found.state.get("guard"):
             self.guard.load(_below(found.optimizer, _GUARD), found.state["guard"])

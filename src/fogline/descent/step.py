@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import hypot, isfinite, nan
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ from fogline.descent.batches import Batches, part, rows_of, split
 from fogline.descent.clipping import Clipping
 from fogline.descent.graph import Program
 from fogline.descent.objective import Objective
+from fogline.descent.optimizer_state import live_tensors
 from fogline.descent.optimizers import init_state, load_state_tensors, set_lr, state_scalars, state_tensors
 from fogline.descent.randomness import TRAIN, seed_step
+from fogline.descent.recompute import Recomputing
 from fogline.descent.shortcuts import backward, bare_step
 from fogline.record.examples import ExampleRecorder
 
@@ -61,6 +64,7 @@ class Machine:
         clipping: or None.
         scaler: of mixed precision with float16, or None.
         parts: micro-batches a step is made of.
+        recompute: whether activations are computed again on the way back; None: once the memory does not suffice.
         summed: the loss adds over examples instead of averaging.
         events: what happened on the way, as (step, kind, message), for the loop to write down.
     """
@@ -72,16 +76,32 @@ class Machine:
     clipping: Clipping | None = None
     scaler: torch.amp.GradScaler | None = None
     parts: int = 1
+    recompute: bool | None = False
     summed: bool = False
     needs_closure: bool = False
     events: list[tuple[int, str, str]] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(init=False)
     buffers: list[Tensor] = field(init=False)
+    _recomputing: Recomputing | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         model = self.objective.model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = list(model.buffers())
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are whose activations can be computed again."""
+        return self._again().blocks
+
+    def recomputing(self) -> AbstractContextManager[None]:
+        """Within it the blocks keep their inputs only, where it is so set."""
+        return self._again() if self.recompute else nullcontext()
+
+    def _again(self) -> Recomputing:
+        if self._recomputing is None:
+            self._recomputing = Recomputing(self.objective.model)
+        return self._recomputing
 
     def copied(self) -> Machine:
         """A machine of its own on copies of model, optimizer state and clipping: what it does leaves this one alone."""
@@ -175,17 +195,32 @@ class EagerStep:
         machine = self.machine
         while True:
             try:
-                return self.backward(batch)
+                with machine.recomputing():
+                    return self.backward(batch)
             except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
-                if not out_of_memory(error) or rows_of(batch) < 2 * machine.parts:
+                if not out_of_memory(error) or not self._can_save(batch):
                     raise
             self._restore_buffers()
-            machine.summed = is_summed(machine.objective, part(batch, 0, 2))
-            machine.parts *= 2
-            machine.events.append(
-                (step, "out_of_memory", f"out of memory: each step is now made of {machine.parts} micro-batches")
-            )
+            machine.events.append((step, "out_of_memory", f"out of memory: {self._save_memory(batch)}"))
             seed_step(machine.seed, step, TRAIN, machine.device)
+
+    def _can_save(self, batch: Batch) -> bool:
+        machine = self.machine
+        return rows_of(batch) >= 2 * machine.parts or (machine.recompute is None and machine.blocks > 0)
+
+    def _save_memory(self, batch: Batch) -> str:
+        """Take what costs least and leaves the result as it is; says what."""
+        machine = self.machine
+        statistics = has_batch_statistics(machine.objective.model)
+        few = rows_of(batch) < 2 * machine.parts
+        if machine.recompute is None and (statistics or few) and machine.blocks:
+            machine.recompute = True
+            return f"the activations of {machine.blocks} blocks are now computed again on the way back"
+        machine.summed = is_summed(machine.objective, part(batch, 0, 2))
+        machine.parts *= 2
+        said = f"each step is now made of {machine.parts} micro-batches"
+        rows = -(-rows_of(batch) // machine.parts)
+        return f"{said}; batch normalisation takes its statistics over the {rows} rows of one" if statistics else said
 
     def backward(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss of a batch into ``.grad``, in micro-batches where so set; returns the loss."""
@@ -247,7 +282,7 @@ class EagerStep:
         norm = torch.linalg.vector_norm(torch.stack(list(norms)))
         assert self.stuck is not None
         self.stuck |= ~(torch.isfinite(loss) & torch.isfinite(norm))
-        kept = [*machine.parameters, *_state_tensors(machine.optimizer)]
+        kept = [*machine.parameters, *live_tensors(machine.optimizer)]
         with torch.no_grad():
             if machine.clipping is not None:
                 memory = machine.clipping.memory
@@ -264,7 +299,8 @@ class EagerStep:
     def _with_closure(self, batch: Batch) -> Outcome:
         machine = self.machine
         before = [p.detach().clone() for p in machine.parameters]
-        first = self.backward(batch)
+        with machine.recomputing():
+            first = self.backward(batch)
         if self.examples is not None:
             self.examples.end()
         value = first.item()
@@ -274,7 +310,7 @@ class EagerStep:
             return Outcome(value, size, False)
 
         def closure() -> Any:
-            with torch.enable_grad():
+            with torch.enable_grad(), machine.recomputing():
                 return self.backward(batch)
 
         machine.optimizer.step(closure)
@@ -367,14 +403,15 @@ class CompiledStep:
         self.eager.release()
 
 
-def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-
-
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether this is what the error says."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+
+
+def has_batch_statistics(model: nn.Module) -> bool:
+    """Whether a layer computes with statistics of the batch, which micro-batches have of their own."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())
 
 
 def is_summed(objective: Objective, batch: Batch) -> bool:

@@ -15,6 +15,7 @@ from fogline.data import losses
 from fogline.data.defaults import default_loss
 from fogline.data.intake import Opened, open_data
 from fogline.data.source import Batch, Facts, InMemory, Kind, MapStyle, Source, Stream, leaves, map_tree
+from fogline.data.streamed import Streamed
 from fogline.descent.batches import rows_of
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
 from fogline.descent.resolve import takes_all_examples, usual_batch_size
@@ -183,8 +184,7 @@ def _rows(source: Source, loss: Any) -> Rows:
         size = min(source.size, MOST_ROWS)
         tensors = source.take(torch.arange(size) * source.size // size)
     else:
-        assert isinstance(source, Stream)
-        tensors = next(iter(source.batches(MOST_ROWS)))
+        tensors = source.spread(MOST_ROWS) if isinstance(source, Streamed) else next(iter(source.batches(MOST_ROWS)))
     ids = torch.arange(len(leaves(tensors)[0]))
     if isinstance(loss, OnBatch):
         return Rows(tensors, torch.empty(0), ids)
@@ -304,7 +304,7 @@ def _edited_data(task: Task, ordered: Sequence[Remedy], seed: int) -> dict[str, 
         opened = open_data(task, seed=seed)
     except (ValueError, TypeError) as error:
         opened = _leniently(task, error)
-    if isinstance(opened.train, Stream):
+    if isinstance(opened.train, Stream | Streamed):
         raise TypeError("expected data in memory or a data set with a length to change rows of, received a stream")
     changes: dict[str, Any] = {}
     rows = changed_rows(_rows(opened.train, task.loss), ordered)

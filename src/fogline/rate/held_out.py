@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 
 from fogline.data.source import Batch, InMemory, MapStyle, Stream
+from fogline.data.streamed import Streamed
 from fogline.descent.prepare import Start
 
 _BATCHES, _ROWS = 4, 64
@@ -22,6 +23,10 @@ def held_out_batches(start: Start) -> Iterator[Batch]:
     rows = max(_ROWS, batches.batch_size)
     if isinstance(source, Stream):
         yield from (batches.placed(batch) for batch in islice(source.batches(rows), _BATCHES))
+    elif isinstance(source, Streamed):
+        found = InMemory(source.spread(rows * _BATCHES))
+        for k in range(min(_BATCHES, found.size)):
+            yield batches.placed(found.take(torch.arange(k, found.size, _BATCHES)))
     elif isinstance(source, InMemory | MapStyle):
         size = min(source.size, rows * _BATCHES)
         chosen = torch.arange(size) * source.size // size

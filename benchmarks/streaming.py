@@ -1,0 +1,341 @@
+"""A folder of Parquet that is streamed: how much memory it takes, and how fast it is beside the same rows in memory.
+
+    python benchmarks/streaming.py            # half a gigabyte
+    python benchmarks/streaming.py --full     # five gigabytes
+    python benchmarks/streaming.py --write    # also docs/evidence/streaming.md
+
+The folder is generated first (the free disk is looked at) and deleted afterwards. Every measurement is a process of
+its own, which trains one model with ``fogline.descend`` and says how many rows a second it took between two steps and
+what its resident memory was at most (VmHWM of Linux: of the process with all its threads; worker processes are added
+at their own peaks). For speed, processes that stream and processes that hold the rows in memory take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import timing
+
+COLUMNS, CLASSES, GROUP, GROUPS_A_FILE = 64, 10, 1 << 15, 16
+ROW_BYTES = 4 * COLUMNS + 8
+BATCH, PASS_BATCH, WARM_UP = 256, 1024, 200
+SMALL, FULL = 512 << 20, 5 * 10**9
+IN_MEMORY = 1 << 30  # bytes of rows that a process holds which does not stream
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process found.
+
+    Attributes:
+        rows: a second, between the warm-up and the last step.
+        processor: seconds of all threads, per second of wall time.
+        peak: largest resident memory, MiB, of the process and its workers.
+        start: seconds from the call to the first step.
+        steps: counted.
+    """
+
+    rows: float
+    processor: float
+    peak: float
+    start: float
+    steps: int
+
+
+def generate(folder: Path, size: int) -> int:
+    """Files of row groups of 32,768 rows; 64 float32 columns of noise around one of ten class means, seed 0.
+
+    Returns:
+        Rows written.
+    """
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    random = np.random.default_rng(0)
+    means = random.normal(size=(CLASSES, COLUMNS)).astype(np.float32)
+    written = rows = 0
+    number = 0
+    while written < size:
+        path = folder / f"part-{number:04d}.parquet"
+        names = [*(f"x{k}" for k in range(COLUMNS)), "class"]
+        types = [*[arrow.float32()] * COLUMNS, arrow.int64()]
+        with parquet.ParquetWriter(path, arrow.schema(list(zip(names, types, strict=True)))) as writer:
+            for _ in range(GROUPS_A_FILE):
+                labels = random.integers(CLASSES, size=GROUP)
+                inputs = random.standard_normal((GROUP, COLUMNS), dtype=np.float32) + means[labels]
+                columns = [np.ascontiguousarray(inputs[:, k]) for k in range(COLUMNS)]
+                writer.write_table(arrow.table([*columns, labels], names=names), row_group_size=GROUP)
+                rows += GROUP
+        written += path.stat().st_size
+        number += 1
+    return rows
+
+
+def measured_here(how: str, folder: Path, steps: int, workers: int, step: str) -> Measured:
+    """Train in this process; called in one of its own. A whole pass takes a linear model and batches of 1024."""
+    import torch
+    from torch import nn
+
+    import fogline
+
+    torch.manual_seed(0)
+    whole = how == "pass"
+    hidden = [] if whole else [nn.Linear(COLUMNS, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+    model = nn.Sequential(*hidden, nn.Linear(COLUMNS if whole else 256, CLASSES))
+    batch = PASS_BATCH if whole else BATCH
+    train, valid = _held(folder) if how == "memory" else (str(folder), None)
+    task = fogline.Task(model, nn.CrossEntropyLoss(), train, valid, target=None if how == "memory" else "class")
+    recipe = fogline.Recipe(
+        optimizer="adamw", lr=1e-3, batch_size=batch, duration=f"{steps}st", device="cpu", precision="float32",
+        step=step, workers=workers, schedule="constant", warmup=0, validate_every="10000h",
+    )  # fmt: skip
+    watch = _Workers() if workers else None
+    with tempfile.TemporaryDirectory() as runs:
+        called = time.perf_counter()
+        loop = fogline.descend(task, recipe, runs=runs)
+        for taken in loop:
+            if taken.number == 0:
+                first = time.perf_counter() - called
+            if taken.number == WARM_UP:
+                start, used = time.perf_counter(), _processor()
+            if taken.number == steps - 1:
+                break
+        seconds, busy = time.perf_counter() - start, _processor() - used
+        loop.close()
+    counted = steps - 1 - WARM_UP
+    peak = _peak("self") + (watch.peak if watch else 0.0)
+    return Measured(counted * batch / seconds, busy / seconds, peak, first, counted)
+
+
+def _held(folder: Path) -> tuple[Any, Any]:
+    """Rows of the first files as tensors, and a few held-out ones."""
+    import pyarrow as arrow
+    import torch
+    from pyarrow import parquet
+
+    files = sorted(folder.glob("*.parquet"))
+    count = max(1, min(len(files), IN_MEMORY // (GROUP * GROUPS_A_FILE * ROW_BYTES)))
+    inputs = torch.empty(count * GROUP * GROUPS_A_FILE, COLUMNS)
+    labels = torch.empty(len(inputs), dtype=torch.int64)
+    start = 0
+    for file in files[:count]:
+        for group in range(GROUPS_A_FILE):
+            table = parquet.ParquetFile(file).read_row_group(group, use_threads=False)
+            stop = start + table.num_rows
+            for k in range(COLUMNS):
+                inputs[start:stop, k] = torch.from_numpy(np.array(table.column(k).to_numpy()))
+            labels[start:stop] = torch.from_numpy(np.array(table.column(COLUMNS).to_numpy()))
+            start = stop
+    arrow.default_memory_pool().release_unused()
+    held = 40_000
+    return (inputs[:-held], labels[:-held]), (inputs[-held:], labels[-held:])
+
+
+def _processor() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _peak(process: int | str) -> float:
+    """Largest resident memory so far, MiB; shared pages count in every process that has them."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+class _Workers:
+    """Looks at the peaks of the processes below this one, ten times a second."""
+
+    def __init__(self) -> None:
+        self._peaks: dict[str, float] = {}
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def peak(self) -> float:
+        return sum(self._peaks.values())
+
+    def _watch(self) -> None:
+        while True:
+            for task in Path("/proc/self/task").iterdir():
+                for process in _read(task / "children").split():
+                    self._peaks[process] = max(self._peaks.get(process, 0.0), _peak_of(process))
+            time.sleep(0.1)
+
+
+def _peak_of(process: str) -> float:
+    try:
+        return _peak(process)
+    except OSError:  # it has ended
+        return 0.0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def measured(how: str, folder: Path, steps: int, workers: int = 0, step: str = "eager") -> Measured:
+    """What a fresh process finds."""
+    command = [sys.executable, __file__, "--child", how, "--folder", str(folder), "--steps", str(steps)]
+    command += ["--workers", str(workers), "--step", step]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return Measured(**json.loads(ended.stdout.splitlines()[-1]))
+
+
+def compared(folder: Path, rounds: int, steps: int, step: str) -> dict[str, list[Measured]]:
+    """Processes in turn: memory, streamed, memory, streamed, ..."""
+    found: dict[str, list[Measured]] = {"memory": [], "streamed": []}
+    for turn in range(rounds):
+        for how in ("memory", "streamed") if turn % 2 else ("streamed", "memory"):
+            found[how].append(measured(how, folder, steps, step=step))
+    return found
+
+
+def enough_disk(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < 1.2 * size:
+        raise SystemExit(f"expected {1.2 * size / 1e9:.1f} GB of free disk at {folder}, found {free / 1e9:.1f}")
+
+
+def everything(size: int, rounds: int, steps: int, modes: list[str], place: str | None) -> dict[str, Any]:
+    """All measurements, with the folder generated before and deleted behind them."""
+    with tempfile.TemporaryDirectory(dir=place, prefix="fogline-streaming-") as name:
+        folder = Path(name)
+        enough_disk(folder, size)
+        rows = generate(folder, size)
+        written = sum(file.stat().st_size for file in folder.glob("*.parquet"))
+        say(f"{written / 1e9:.2f} GB of Parquet, {rows:,} rows")
+        found: dict[str, Any] = {"bytes": written, "rows": rows, "speed": {}}
+        for step in modes:
+            pairs = compared(folder, rounds, steps, step)
+            found["speed"][step] = {how: [asdict(one) for one in each] for how, each in pairs.items()}
+            say(f"{step}: streamed / memory {shares(found['speed'][step])}")
+        found["pass"] = {}
+        for workers in (0, 1):
+            found["pass"][workers] = asdict(measured("pass", folder, rows // PASS_BATCH, workers))
+            say(f"one pass, {workers} workers: peak {found['pass'][workers]['peak']:.0f} MiB")
+    return found
+
+
+def shares(pairs: dict[str, list[dict[str, float]]]) -> str:
+    """Median and range of the ratio of rows a second, round by round."""
+    both = zip(pairs["streamed"], pairs["memory"], strict=True)
+    ratios = [ours["rows"] / theirs["rows"] for ours, theirs in both]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def page(found: dict[str, Any], rounds: int) -> str:
+    """The page of evidence."""
+    speed = []
+    for step, pairs in found["speed"].items():
+        medians = {how: {key: median(one[key] for one in each) for key in each[0]} for how, each in pairs.items()}
+        ours, theirs = medians["streamed"], medians["memory"]
+        share = shares(pairs)
+        verdict = "pass" if float(share.split()[0]) >= 0.9 else "**short**"
+        rates = f"{theirs['rows']:,.0f}", f"{ours['rows']:,.0f}"
+        load = f"{theirs['processor']:.2f}", f"{ours['processor']:.2f}"
+        speed.append([step, *rates, share, *load, f"{ours['peak']:.0f}", f"{ours['start']:.1f}", verdict])
+    passes = [
+        [
+            workers,
+            f"{one['steps']:,}",
+            f"{one['rows']:,.0f}",
+            f"{one['peak']:.0f}",
+            "pass" if _fits(one) else "**short**",
+        ]
+        for workers, one in found["pass"].items()
+    ]
+    return PAGE.format(
+        gigabytes=f"{found['bytes'] / 1e9:.2f}",
+        rows=f"{found['rows']:,}",
+        rounds=rounds,
+        stamp=timing.describe(found["stamp"]),
+        speed=timing.table(SPEED, speed),
+        passes=timing.table(PASSES, passes),
+    )
+
+
+def _fits(one: dict[str, float]) -> bool:
+    return one["peak"] < 1e9 / (1 << 20)
+
+
+SPEED = ["step", "memory, rows/s", "streamed, rows/s", "streamed / memory", "cores, memory", "cores, streamed",
+         "peak, MiB", "first step, s", "at least 0.9"]  # fmt: skip
+PASSES = ["workers", "steps", "rows/s", "peak, MiB", "under 1 GB"]
+PAGE = """# Streaming
+
+Training on a folder of Parquet that is read chunk by chunk, beside the same training on rows held in memory; made by
+`python benchmarks/streaming.py --full --write`. {gigabytes} GB on disk, {rows} rows of 64 float32 columns and a class,
+row groups of 32,768 rows, windows of 64 MiB, an MLP 64-256-256-10, AdamW, batch 256, seed 0. Each measurement is a
+process of its own.
+
+{stamp}
+
+## Speed
+
+Rows a second between step 200 and the last; medians of {rounds} processes each, in turn, and the ratio of neighbours
+(smallest to largest). *Cores* is processor time of all threads over wall time: reading and decoding go on in a second
+thread. The processes in memory hold the rows of the first files, up to 1 GiB. *First step* is what passes before it:
+opening, sampling 64 row groups, one pass over the target column, the first window.
+
+{speed}
+
+## Memory
+
+One whole pass of a linear model with batches of 1024, so that it is mostly reading. The peak is that of resident memory
+(VmHWM), PyTorch included; with a worker process, its own peak is added, in which the pages that it shares with the
+first count again.
+
+{passes}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="5 GB, eager and compiled steps")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3000, help="of a process that measures speed")
+    parser.add_argument("--place", help="folder below which the data is generated and deleted")
+    parser.add_argument("--write", action="store_true", help="write the page of evidence")
+    for name, kind in (("--child", str), ("--folder", Path), ("--workers", int), ("--step", str)):
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        one = measured_here(arguments.child, arguments.folder, arguments.steps, arguments.workers, arguments.step)
+        print(json.dumps(asdict(one)))
+        return
+    modes = ["eager", "compiled"] if arguments.full else ["eager"]
+    size = FULL if arguments.full else SMALL
+    found = everything(size, arguments.rounds, arguments.steps, modes, arguments.place)
+    found["stamp"] = timing.stamp(["torch", "numpy", "pyarrow"]) | {"threads": 1}
+    text = page(found, arguments.rounds)
+    print(text)
+    if arguments.write:
+        timing.write_evidence("streaming", text, found)
+
+
+if __name__ == "__main__":
+    main()
