@@ -12,9 +12,11 @@ from torch import Tensor
 from fogline.data.intake import Opened
 from fogline.data.source import InMemory, Stream
 from fogline.descent.batches import Batches
+from fogline.descent.group import World
 from fogline.descent.objective import Objective, mode
 from fogline.descent.randomness import PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved
+from fogline.descent.shared_examples import SharedExamples
 from fogline.record import example_files
 from fogline.record.columns import Columns, plan
 from fogline.record.example_writer import known_targets
@@ -23,7 +25,7 @@ from fogline.record.store import Store
 
 
 def choose_columns(
-    resolved: Resolved, opened: Opened, objective: Objective, batches: Batches, *, new: bool
+    resolved: Resolved, opened: Opened, objective: Objective, batches: Batches, *, new: bool, whole: bool = True
 ) -> tuple[Columns | None, str]:
     """What is recorded of each example, or None, and why; a recipe that leaves it open is resolved.
 
@@ -31,6 +33,7 @@ def choose_columns(
         resolved: says what is wanted.
         opened, objective, batches: of the run.
         new: the run begins, so that what is open is decided now.
+        whole: every process has all weights, not a part of them.
     """
     asked = resolved.recipe.examples
     if asked is False or not (new or asked is True):
@@ -38,7 +41,7 @@ def choose_columns(
     if asked == "auto" and not resolved.recipe.watch:
         resolved.choose("examples", False, "nothing is to be watched")
         return None, ""
-    columns, why = _possible(resolved, opened, objective, batches)
+    columns, why = _possible(resolved, opened, objective, batches) if whole else (None, "the model lies in parts")
     if asked == "auto":
         resolved.choose("examples", columns is not None, why)
     return columns, why if columns is None or columns.each is None else ""
@@ -82,12 +85,19 @@ def _planned(seed: int, opened: Opened, objective: Objective, batches: Batches) 
 
 
 def recorder_of(
-    folder: Path, columns: Columns | None, why: str, opened: Opened, batches: Batches, store: Store
+    folder: Path,
+    columns: Columns | None,
+    why: str,
+    opened: Opened,
+    batches: Batches,
+    store: Store,
+    world: World | None = None,
 ) -> ExampleRecorder | None:
     """What records them; the targets are written where they are known.
 
     Args:
         columns, why: of :func:`choose_columns`; what is not recorded is said among the events.
+        world: the processes of the run, if there are several.
 
     Raises:
         OSError: the run folder cannot be written.
@@ -99,8 +109,10 @@ def recorder_of(
     tensors = opened.train.tensors if isinstance(opened.train, InMemory) else None
     if isinstance(tensors, tuple) and len(tensors) == 2 and isinstance(tensors[1], Tensor):
         targets = known_targets(columns, tensors[1])
-        if targets is not None:
+        if targets is not None and (world is None or world.first):
             example_files.write_targets(folder, targets)
+    if world is not None:
+        return SharedExamples(folder, columns, batches, store, world)
     return ExampleRecorder(folder, columns, batches, store)
 
 

@@ -279,11 +279,13 @@ class ParallelStep(EagerStep):
         for parameter in machine.parameters:
             parameter.grad = None
         exchange.numbers.zero_()
+        if self.examples is not None:
+            self.examples.again()
         pieces = self._pieces(batch)
         overlaps = self._tried == machine.parts
         with self._together:
             for k, piece in enumerate(pieces):
-                loss, weight = self.weighing.share(piece, self.portion.rows)
+                loss, weight = self.weighing.share(piece, self.portion.rows, self.evaluated)
                 exchange.numbers[0] += loss.detach()
                 exchange.numbers[1] += weight
                 if k == len(pieces) - 1:

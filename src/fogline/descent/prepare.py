@@ -266,7 +266,8 @@ def assemble(
         world: the processes of the run, if there are several.
     """
     objective, batches = start.objective, start.batches
-    examined = choose_columns(start.resolved, start.opened, objective, batches, new=decided is None)
+    whole = not (world is not None and start.resolved.recipe.parallel == "fsdp")
+    examined = choose_columns(start.resolved, start.opened, objective, batches, new=decided is None, whole=whole)
     recipe = start.resolved.recipe
     device = batches.device
 
@@ -326,7 +327,7 @@ def assemble(
         scorer = Scorer(start.opened.valid, start.task.metrics, size, device, world, in_step=sharded is not None)
     eager = EagerStep(machine, batches, deferred=False if isinstance(start.opened.train, Stream) else None)
     descent = Descent(folder, recipe, machine, batches, eager, store, Recorder(store, budget), probe, scorer, world)
-    descent.examples = eager.examples = recorder_of(folder, *examined, start.opened, batches, store)
+    descent.examples = eager.examples = recorder_of(folder, *examined, start.opened, batches, store, world)
     descent.sharded = sharded
     spec = spec_of(recipe.optimizer)
     if probe is not None and can_measure(machine, spec):
@@ -345,6 +346,7 @@ def assemble(
         share = Share(batches, world.rank, world.size, filled=sharded is not None)
         if sharded is None:
             descent.stepper = ParallelStep(machine, share, world, deferred=eager.deferred)
+            descent.stepper.examples = descent.examples
         else:
             from fogline.descent.sharded import ShardedStep
 

@@ -164,12 +164,14 @@ class Weighing:
         weights, ignored = getattr(loss, "weight", None), getattr(loss, "ignore_index", -100)
         return cls(replace(objective, loss=adding), partial(_counted, weights=weights, ignored=ignored), False)
 
-    def share(self, batch: Batch, rows: int) -> tuple[Tensor, float | Tensor]:
+    def share(
+        self, batch: Batch, rows: int, evaluated: Callable[[Objective, Batch], Tensor] = Objective.__call__
+    ) -> tuple[Tensor, float | Tensor]:
         """The loss of a share as it adds to that of ``rows`` rows, and how many of them it counts for.
 
         Where all counts together are not ``rows``, loss and gradient are to be divided by their part of them.
         """
-        loss = self.objective(batch)
+        loss = evaluated(self.objective, batch)
         own = rows_of(batch)
         if self.summed:
             return loss, own

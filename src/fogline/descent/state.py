@@ -356,6 +356,8 @@ class Descent:
         started = self.clock()
         self.recorder.flush()
         saved = None
+        if self.examples is not None:
+            self.examples.meet(self.step)
         if self.sharded is not None:
             from fogline.descent import parts
 

@@ -230,7 +230,7 @@ class EagerStep:
         if self.examples is not None:
             self.examples.again()
         if machine.parts == 1:
-            loss = self._loss(batch)
+            loss = self.evaluated(machine.objective, batch)
             backward(loss if machine.scaler is None else machine.scaler.scale(loss))
             loss = loss.detach()
         else:
@@ -239,9 +239,8 @@ class EagerStep:
             machine.scaler.unscale_(machine.optimizer)
         return loss
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def evaluated(self, objective: Objective, batch: Batch) -> Tensor:
         """The loss of (a part of) the batch, on the way to its gradient."""
-        objective = self.machine.objective
         return objective(batch) if self.examples is None else self.examples.loss(objective, batch)
 
     def _accumulated(self, batch: Batch) -> Tensor:
@@ -249,7 +248,7 @@ class EagerStep:
         rows = rows_of(batch)
         total = torch.zeros((), device=machine.device)
         for micro in split(batch, -(-rows // machine.parts)):
-            loss = self._loss(micro) * (1.0 if machine.summed else rows_of(micro) / rows)
+            loss = self.evaluated(machine.objective, micro) * (1.0 if machine.summed else rows_of(micro) / rows)
             backward(loss if machine.scaler is None else machine.scaler.scale(loss))
             total = total + loss.detach()
         return total

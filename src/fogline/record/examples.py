@@ -121,13 +121,17 @@ class ExampleRecorder:
         if not self._open:
             return
         self._open = False
-        place = self.batches.place(self._step)
-        assert place is not None
-        start = place.start
-        for shown in self._shown if self._fit(place.stop - start) else ():
+        start, stop = self.span(self._step)
+        for shown in self._shown if self._fit(stop - start) else ():
             self._wait(start, shown)
             start += shown.rows
         self._pass(self._step, 1)
+
+    def span(self, step: int) -> tuple[int, int]:
+        """The places in the epoch of the rows that are seen here, the first and the one behind the last."""
+        place = self.batches.place(step)
+        assert place is not None
+        return place.start, place.stop
 
     def put(self, step: int, count: int, values: Tensor) -> None:
         """Keep the columns of steps that a compiled program computed, shape (columns, rows), on the CPU."""
@@ -187,6 +191,7 @@ class ExampleRecorder:
         if step + count != self._until:
             return
         self._compute()
+        self.meet(self._until)
         self.epoch.step = self._until
         if self.count <= _FEW:  # the order of these is still there from cutting the batches
             self.epoch.ids = self.batches.epoch_rows(self.epoch.number)
@@ -194,6 +199,9 @@ class ExampleRecorder:
 
     def _fresh(self) -> Tensor:
         return torch.full((self.columns.width, self.count), torch.nan, device=self.batches.device)
+
+    def meet(self, step: int) -> None:
+        """Where several processes record a run: let all have what each has recorded before this step."""
 
     # -- between steps ---------------------------------------------------------------------------------------------
 
@@ -225,6 +233,7 @@ class ExampleRecorder:
             OSError: it could not be written.
         """
         if self._partly(step):
+            self.meet(step)
             waiting, epoch = self._waiting, self.epoch
             self.epoch = replace(epoch, values=epoch.values.clone(), step=step)
             self._compute()
