@@ -196,8 +196,8 @@ class World:
         """What an error of a message between processes means."""
         if "timed out" not in str(error).lower():
             return LostError(
-                f"lost the other processes at {doing}: {_first_line(error)}\nOne of them has ended; torchrun says which. "
-                "With `torchrun --max-restarts` a run goes on from its last checkpoint"
+                f"lost the other processes at {doing}: {_first_line(error)}\nOne of them has ended; torchrun says "
+                "which. With `torchrun --max-restarts` a run goes on from its last checkpoint"
             )
         mine = self._watcher.meetings
         answers = self._ask([rank for rank in range(self.size) if rank != self.rank])
