@@ -101,6 +101,8 @@ def fit(
     if heal:
         healing = Healing.of(task, asked)
         task, asked = healing.task, healing.recipe
+        if world is not None:
+            same_for_all(world, "remedies", ", ".join(remedy.title for remedy in healing.report.remedies))
     if before is not None and _ended(before):
         return Run(folder, task=task)
     loop = _trained(task, asked, folder, progress, source, chunks=True, before=before, healing=healing, world=world)

@@ -95,7 +95,8 @@ class Unused(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.layers(x)
-        return outputs + self.sometimes(x) if bool((x[:, 0] > 2.2).any()) else outputs
+        large = x[:, :1] > 2.2
+        return torch.where(large, outputs + self.sometimes(x), outputs) if bool(large.any()) else outputs
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -148,7 +149,7 @@ def variants() -> dict[str, tuple[Task, Recipe]]:
         "stream": (task(train=Flow()), recipe()),
         "pieces": (task(), recipe(batch_size=4, accumulate=3)),
         "unused": (task(model=Unused), recipe(optimizer="adamw", weight_decay=0.1, batch_size=4)),
-        "lbfgs": (task(valid=None), recipe(optimizer="lbfgs", batch_size="full", duration="5st", schedule="constant")),
+        "lbfgs": (task(valid=None), recipe(optimizer="lbfgs", batch_size="full", duration="2st", schedule="constant")),
     }  # fmt: skip
 
 
@@ -229,7 +230,7 @@ def fit_late(folder: Path) -> None:
         calls += torch.is_grad_enabled()
         if calls == 8 and rank() == 1:
             while not (folder / "lost.txt").exists():
-                time.sleep(0.1)  # the line that is late
+                time.sleep(0.1)
             os._exit(0)
         return nn.functional.cross_entropy(outputs, targets)
 

@@ -83,6 +83,10 @@ WeightDecayOption = Annotated[Real, _recipe_option("Decay of matrices.", "DECAY"
 ClipOption = Annotated[Text, _recipe_option("Largest gradient norm, or adaptive.", "NORM")]
 PrecisionOption = Annotated[Text, _recipe_option("auto, float32, float64, bf16 or fp16.", "NAME")]
 SeedOption = Annotated[Whole, _recipe_option("Decides every random number of the run.", "SEED")]
+ProcessesOption = Annotated[int, typer.Option("--processes", metavar="N", help="Train in so many processes.")]
+RestartsOption = Annotated[
+    int, typer.Option("--restarts", metavar="N", help="Start them again where one ends, at most so many times.")
+]
 DeviceOption = Annotated[Text, _recipe_option("auto, cpu, cuda, ...", "NAME")]
 
 
@@ -121,10 +125,8 @@ def train(
     watch: Annotated[Real, _recipe_option("Share of the time that signals may cost.", "SHARE")] = None,
     device: DeviceOption = None,
     parallel: Annotated[Text, _recipe_option("ddp or fsdp, of several processes.", "NAME")] = None,
-    processes: Annotated[int, typer.Option("--processes", metavar="N", help="Train in so many processes.")] = 1,
-    restarts: Annotated[
-        int, typer.Option("--restarts", metavar="N", help="Start them again where one ends, at most so many times.")
-    ] = 0,
+    processes: ProcessesOption = 1,
+    restarts: RestartsOption = 0,
 ) -> None:
     """Train a model and say how it went.
 
@@ -135,9 +137,10 @@ def train(
     with told_plainly():
         launched = "TORCHELASTIC_RUN_ID" in os.environ  # this is one of the processes
         if processes > 1 and not launched:
-            with _in_the_browser(runs, ui) as stay:
-                from fogline.cli.processes import launch
+            from fogline.cli.processes import check, launch
 
+            check(what, recipe, fields, option or ())
+            with _in_the_browser(runs, ui) as stay:
                 code = launch(processes, restarts, sys.argv[1:])
                 stay()
             raise typer.Exit(code)
@@ -274,10 +277,16 @@ def resume(
     duration: Annotated[str | None, typer.Option(metavar="LONGER", help="A longer duration, such as 40ep.")] = None,
     runs: RunsOption = Path("runs"),
     report: ReportOption = None,
+    processes: ProcessesOption = 1,
+    restarts: RestartsOption = 0,
 ) -> None:
     """Go on with an interrupted run, or train a finished one for longer."""
     with told_plainly():
         folder = find_run(run, runs)
+        if processes > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+            from fogline.cli.processes import launch
+
+            raise typer.Exit(launch(processes, restarts, sys.argv[1:]))
         from fogline.cli.training import resume as resume_training
 
         raise typer.Exit(_told(resume_training(folder, duration), report))

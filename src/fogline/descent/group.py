@@ -89,7 +89,7 @@ class World:
         try:
             work.wait()
         except RuntimeError as error:
-            raise self._lost(error, doing) from error
+            raise self.lost(error, doing) from error
         self._watcher.meetings += 1
 
     def sum(self, tensor: Tensor, doing: str) -> None:
@@ -187,16 +187,17 @@ class World:
         try:
             self._store.wait([key], timedelta(seconds=_LOOK_SECONDS))
         except dist.DistNetworkError as error:
-            raise self._lost(error, doing) from error
+            raise self.lost(error, doing) from error
         except dist.DistStoreError:
             return False
         return True
 
-    def _lost(self, error: RuntimeError, doing: str) -> LostError:
+    def lost(self, error: RuntimeError, doing: str) -> LostError:
+        """What an error of a message between processes means."""
         if "timed out" not in str(error).lower():
             return LostError(
-                f"lost the other processes at {doing}: {error}\nOne of them has ended; torchrun says which. With "
-                "`torchrun --max-restarts` a run goes on from its last checkpoint"
+                f"lost the other processes at {doing}: {_first_line(error)}\nOne of them has ended; torchrun says "
+                "which. With `torchrun --max-restarts` a run goes on from its last checkpoint"
             )
         mine = self._watcher.meetings
         answers = self._ask([rank for rank in range(self.size) if rank != self.rank])
@@ -267,6 +268,10 @@ def _tell_late(doing: str, seconds: float, late: dict[int, dict[str, Any] | None
     return "\n".join(
         f"process {rank} has not come to {doing} within {seconds:g} s: {_place(late[rank])}" for rank in late
     )
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).partition(". ")[0].splitlines()[0]
 
 
 def _place(answer: dict[str, Any] | None) -> str:

@@ -177,7 +177,12 @@ class ShardedStep(ParallelStep):
         return None
 
     def _in_memory(self, step: int, batch: Any) -> Tensor:
-        return self.backward(batch)  # the others are in the middle of it, too: it cannot be begun again by one
+        try:
+            return self.backward(batch)
+        except RuntimeError as error:  # of the messages that the model itself exchanges
+            if "gloo" in str(error) or "NCCL" in str(error):
+                raise self.world.lost(error, self._doing) from error
+            raise
 
     def backward(self, batch: Any) -> Tensor:
         """Gradients of the parts into ``.grad``; returns the loss of all."""
