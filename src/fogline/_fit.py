@@ -154,6 +154,14 @@ def resume(
     return _completed(_trained(task, asked, folder, progress, info.get("source"), chunks=True, before=info))
 
 
+def attended(
+    task: Task, recipe: Recipe, folder: Path, attendant: Callable[[Descent], str | None], *, go_on: bool = False
+) -> Run:
+    """The run of :func:`fit` in this very folder, which an attendant may end; ``go_on`` where it was left."""
+    before = read_info(folder) if go_on else None
+    return _completed(_trained(task, recipe, folder, False, None, chunks=True, before=before, attendant=attendant))
+
+
 def _completed(loop: Generator[Step, None, Run]) -> Run:
     """Run the loop to its end."""
     try:
@@ -181,10 +189,12 @@ def _trained(
     chunks: bool,
     before: Mapping[str, Any] | None = None,
     healing: Healing | None = None,
+    attendant: Callable[[Descent], str | None] | None = None,
 ) -> Generator[Step, None, Run]:
     """Prepare, loop, judge; the generator's return value is the finished run.
 
-    With ``chunks`` several steps may be taken in one call, and no single step is yielded.
+    With ``chunks`` several steps may be taken in one call, and no single step is yielded. The ``attendant`` is asked
+    between steps whether to go on; what it returns is why not.
     """
     run = Run(folder, task=task)
     with watched_signals(), watched_stop(folder):
@@ -210,6 +220,7 @@ def _trained(
                 raise Interrupted(run, requested_code()) from None
             evidence = (info.get("resolved") or start.resolved.why).get("lr", {}).get("evidence", {})
             prepared.descent.verification = verification(start, evidence)
+            prepared.descent.attendant = attendant
             run.attach(prepared.descent.machine.objective.model)
             _diagnosed(prepared, start if before is None else None)
             with make_progress(progress, folder.name) as report:
