@@ -20,7 +20,7 @@ from fogline._tune.space import RATE, Dimension, Span, label
 REDUCTION = 3
 RUNGS = (1, 3, 9)
 """Ninths of a trial at which it is compared with the others: each time about a third go on."""
-NEAR = 2.5
+NEAR = 2.0
 """One standard deviation of the opening's rates is this factor away from the measured one."""
 
 
@@ -93,7 +93,7 @@ def make_pruner(plan: Plan) -> Any:
 
 def opening_length(dimensions: int) -> int:
     """Trials that are spread evenly before any sampler learns from them."""
-    return min(10, 2 + 2 * dimensions)
+    return min(6, 1 + dimensions)
 
 
 def opening(number: int, space: Mapping[str, BaseDistribution], usual: Mapping[str, Any]) -> dict[str, Any]:
