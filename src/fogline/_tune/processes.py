@@ -29,9 +29,9 @@ def run_all(plan: Plan, workers: int, context: SpawnContext) -> None:
         for process in processes:
             process.start()
         try:
-            while any(process.is_alive() for process in processes):
+            while any(process.exitcode is None for process in processes):
                 poll()
-                processes[0].join(_EVERY) if processes[0].is_alive() else processes[-1].join(_EVERY)
+                next((p for p in processes if p.exitcode is None), processes[0]).join(_EVERY)
         except StopRequested:
             for process in processes:
                 process.terminate()  # SIGTERM, on which it saves
@@ -41,8 +41,8 @@ def run_all(plan: Plan, workers: int, context: SpawnContext) -> None:
     codes = [process.exitcode for process in processes if process.exitcode]
     if codes:
         raise RuntimeError(
-            f"expected {workers} workers to end well, {len(codes)} ended with code {codes[0]}; its message stands above, "
-            "and the same call goes on with the search"
+            f"expected {workers} workers to end well, {len(codes)} ended with code {codes[0]}; its message stands "
+            "above, and the same call goes on with the search"
         )
 
 

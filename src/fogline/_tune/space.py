@@ -3,7 +3,7 @@
 A list names the choices, :func:`log` and :func:`between` a range, and ``"auto"`` as the learning rate the
 neighbourhood of the measured one::
 
-    {"lr": "auto", "batch_size": [32, 64, 128], "weight_decay": fogline.log(1e-6, 1e-2), "width": fogline.between(8, 64)}
+    {"lr": "auto", "batch_size": [32, 64], "weight_decay": fogline.log(1e-6, 1e-2), "width": fogline.between(8, 64)}
 """
 
 from __future__ import annotations
@@ -185,7 +185,8 @@ def _check_name(name: object, takes: Sequence[str], factory: Callable[..., Task]
     where = " or an argument of the task's function" if factory is not None else ""
     hint = "" if factory is not None else " (arguments of the model: give a function that makes the task)"
     raise ValueError(
-        f"space: expected a field of the recipe{where}, received {name!r}: {did_you_mean(name, (*FIELDS, *takes))}{hint}"
+        f"space: expected a field of the recipe{where}, received {name!r}: "
+        f"{did_you_mean(name, (*FIELDS, *takes))}{hint}"
     )
 
 

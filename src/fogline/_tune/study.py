@@ -210,7 +210,7 @@ def _row(trial: Any) -> dict[str, Any]:
         "loss": loss if loss is not None and loss == loss and abs(loss) != float("inf") else None,
         "why": attributes.get("why", ""),
         "lr": attributes.get("lr"),
-        **{"values": dict(attributes.get("values", {}))},
+        "values": dict(attributes.get("values", {})),
         "steps": attributes.get("cost", {}).get("steps", 0),
         "seconds": attributes.get("cost", {}).get("seconds", 0.0),
         "run": attributes.get("run"),

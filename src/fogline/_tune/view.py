@@ -7,9 +7,16 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fogline._tune.study import SUMMARY, importance_of, need_optuna
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from fogline._tune.result import Tuned
+
+    Search: TypeAlias = "Tuned | Kept"
 
 _MOST = 64 * 2**20  # bytes
 

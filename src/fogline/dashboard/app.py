@@ -162,7 +162,8 @@ class Dashboard:
 
     def search_figure(self, request: Request) -> Response:
         """A figure of a search, from the summary in its folder: no database is opened."""
-        from fogline.dashboard.tuning_page import FIGURES, SUMMARY, search_folder
+        from fogline._tune.study import SUMMARY
+        from fogline.dashboard.tuning_page import FIGURES, search_folder
 
         folder, name = search_folder(self.folder.root, request.path_params["name"]), request.path_params["figure"]
         if name not in FIGURES:

@@ -94,6 +94,7 @@ def search_page(folder: Path) -> str:
         summary = read_summary(folder)
     except _UNREADABLE:
         raise NoRunError(f"the search {folder.name!r} cannot be shown") from None
+    space = [[name, plain(words)] for name, words in mapping(summary.get("space")).items()]
     place = f"/tuning/{quote(folder.name, safe='')}/figures"
     figures = "".join(figure(name, f"{place}/{name}", caption, wide=name in _WIDE) for name, caption in FIGURES.items())
     return (
@@ -101,7 +102,7 @@ def search_page(folder: Path) -> str:
         + _state(summary, (folder / SUMMARY).stat().st_mtime)
         + f'<section class="figures" aria-label="Figures">{figures}</section>'
         + section("trials", "Trials", _trials(summary))
-        + section("space", "Space", rows_table("Space", ["choice", "from"], _space(summary)))
+        + section("space", "Space", rows_table("Space", ["choice", "from"], space))
     )
 
 

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from fogline.plots.theme import Palette, axis, empty, framed, palette, translucent
+from fogline.plots.theme import Palette, axis, between, empty, framed, palette, translucent
 
 if TYPE_CHECKING:
-    from fogline._tune.result import Tuned
-    from fogline._tune.view import Kept
-
-    Search = Tuned | Kept
+    from fogline._tune.view import Search
 
 _FEWEST = 2  # trials trained to their end that a figure can say something of
 _LINE = 22  # characters of a name on one line
@@ -76,18 +73,27 @@ def parallel_figure(tuned: Search, *, dark: bool = False) -> go.Figure:
         return empty(title, "Two whole trials are needed.", dark=dark)
     colours = palette(dark)
     figure = _optuna().plot_parallel_coordinate(tuned.study)
-    figure.update_traces(
-        line={"colorscale": _colours(colours), "showscale": False, "reversescale": False},
-        labelfont={"color": colours.ink, "size": 11},
-        tickfont={"color": colours.ink, "size": 10},
-        rangefont={"color": "rgba(0,0,0,0)"},
-        labelangle=-20,
-        labelside="bottom",
+    places = figure.layout.xaxis
+    names = ["held-out loss" if name == "Objective Value" else _lines(str(name)) for name in places.ticktext]
+    marks, ends = [each.to_plotly_json() for each in figure.layout.annotations], [*places.range]
+    bars = [each.to_plotly_json() | {"line": {"color": colours.grid, "width": 1}} for each in figure.layout.shapes]
+    _coloured(figure, colours)
+    framed(figure, title, "", dark=dark, height=400, visible=False, range=[-0.08, 1.08], fixedrange=True)
+    ticks = {
+        "tickmode": "array",
+        "tickvals": list(places.tickvals),
+        "ticktext": names,
+        "range": ends,
+        "showgrid": False,
+    }
+    return figure.update_layout(
+        hovermode="closest",
+        showlegend=False,
+        margin={"b": 84},
+        xaxis=axis("", colours, standoff=6, zeroline=False, **ticks),
+        shapes=bars,
+        annotations=[mark | {"font": {"color": colours.faint, "size": 10}} for mark in marks],
     )
-    for dimension in figure.data[0].dimensions:
-        dimension.label = "held-out loss" if dimension.label == "Objective Value" else _lines(str(dimension.label))
-    framed(figure, title, "", dark=dark, height=420)
-    return figure.update_layout(margin={"l": 56, "r": 40, "t": 64, "b": 96})
 
 
 def curves_figure(tuned: Search, *, dark: bool = False) -> go.Figure:
@@ -165,6 +171,21 @@ def _optuna() -> Any:
 
 def _whole(tuned: Search) -> int:
     return sum(row["state"] == "complete" for row in tuned.trials)
+
+
+def _coloured(figure: go.Figure, colours: Palette) -> None:
+    """Lines from the colour of the lowest loss to that of the highest; they carry it as text only."""
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    losses = [float(trace.customdata[0][1]) for trace in lines]
+    low, high = min(losses), max(losses)
+    for trace, loss in zip(lines, losses, strict=True):
+        share = (loss - low) / (high - low) if high > low else 0.0
+        colour = between(colours.first, colours.second, share)
+        trace.update(line={"color": colour, "width": 3 if loss == low else 1.4}, opacity=1.0 if loss == low else 0.6)
+        trace.customdata = [["held-out loss" if n == "Objective Value" else n, v] for n, v in trace.customdata]
+    for trace in figure.data:
+        if trace.mode != "lines":
+            trace.marker.showscale = False
 
 
 def _names(tuned: Search) -> list[str]:
