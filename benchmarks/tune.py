@@ -55,6 +55,7 @@ def main() -> None:
     size = "quick" if arguments.quick else "full" if arguments.full else "reduced"
     chosen = arguments.problems or (problems[:1] if size == "quick" else problems)
     seeds = range(arguments.seeds or SEEDS[size])
+    names = [name for name in names if not arguments.contenders or name in arguments.contenders]
     jobs = [Job(name, seed, who, arguments.cache) for seed in seeds for name in chosen for who in names]
     arguments.cache.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not job.file.exists()]
@@ -75,6 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one problem, one seed")
     parser.add_argument("--full", action="store_true", help="all problems, three seeds")
     parser.add_argument("--problems", nargs="+", metavar="NAME", help="these only")
+    parser.add_argument("--contenders", nargs="+", choices=list(contenders.CONTENDERS), help="these only")
     parser.add_argument("--seeds", type=int, help="how many seeds, from 0")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--cache", type=Path, default=timing.ROOT / "build" / "tune", help="folder of the searches")

@@ -102,7 +102,7 @@ class Tuned:
         """How much of the spread of the loss each choice accounts for, most important first; they add up to 1.
 
         By PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255), which asks what tells good trials from all. Empty where
-        fewer than four trials were trained to their end.
+        fewer than six trials were trained to their end.
         """
         return importance_of(self.study)
 

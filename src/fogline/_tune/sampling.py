@@ -7,7 +7,7 @@ stopped and goes on makes the suggestions it would have made.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -19,7 +19,10 @@ from fogline._tune.space import RATE, Dimension, Span, label
 
 REDUCTION = 3
 RUNGS = (1, 3, 9)
-"""Ninths of a trial at which it is compared with the others: each time about a third go on."""
+"""Ninths of a trial at which it is compared with the others, and its end."""
+KEEP = {1: 1 / 3, 3: 1 / 2}
+"""The best share of all that were compared at a rung goes on, at least one: rounded up, so that a few trials are not
+judged by the luck of the first (docs/LOG.md)."""
 NEAR = 2.0
 """One standard deviation of the opening's rates is this factor away from the measured one."""
 
@@ -88,7 +91,28 @@ def make_pruner(plan: Plan) -> Any:
         return optuna.pruners.NopPruner()
     if plan.pruning == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=RUNGS[-1], reduction_factor=REDUCTION)
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
+    return Halving()
+
+
+class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
+    """Asynchronous successive halving: a trial goes on where it is among the best of all that came to its rung."""
+
+    def prune(self, study: Any, trial: Any) -> bool:
+        part = trial.last_step
+        if part not in KEEP:
+            return False
+        there = study.get_trials(deepcopy=False)
+        losses = [each.intermediate_values[part] for each in there if part in each.intermediate_values]
+        return not goes_on(trial.intermediate_values[part], losses, KEEP[part])
+
+
+def goes_on(loss: float, losses: Sequence[float], share: float) -> bool:
+    """Whether a loss is among the best share of losses, its own among them.
+
+    >>> goes_on(2.0, [1.0, 2.0], 1 / 3), goes_on(2.0, [1.0, 2.0, 3.0, 4.0], 1 / 3)
+    (False, True)
+    """
+    return sum(other < loss for other in losses) < math.ceil(share * len(losses))
 
 
 def opening_length(dimensions: int) -> int:

@@ -134,7 +134,7 @@ class Space:
     def to_dict(self) -> dict[str, str]:
         """The space in words, the same for the same space."""
         return {
-            name: "[" + ", ".join(map(label, each)) + "]" if isinstance(each, tuple) else str(each)
+            name: "[" + ", ".join(str(label(choice)) for choice in each) + "]" if isinstance(each, tuple) else str(each)
             for name, each in self.dimensions.items()
         }
 
@@ -228,7 +228,7 @@ def _check_fits(name: str, dimension: Dimension | str, recipe: Recipe) -> None:
 def label(choice: Any) -> Any:
     """A choice as it is stored: plain values as they are, everything else by its name or in words."""
     if choice is None or isinstance(choice, bool | int | float | str):
-        return choice if isinstance(choice, str) else repr(choice)
+        return choice
     return getattr(choice, "__name__", None) or json.dumps(choice, default=repr, sort_keys=True)
 
 

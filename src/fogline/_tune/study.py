@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 JOURNAL = "study.journal"
 SUMMARY = "tune.json"
 """What the dashboard reads of a study, beside it."""
+FEWEST = 6
+"""Whole trials from which on it can be told what matters."""
 MISSING = "tuning needs Optuna: pip install 'fogline[tune]'"
 
 
@@ -182,7 +184,7 @@ def importance_of(study: Any) -> dict[str, float]:
     """How much of the spread of the loss each choice accounts for; empty where too few trials were whole."""
     optuna = need_optuna()
     losses = [trial.value for trial in study.get_trials(deepcopy=False) if trial.value is not None]
-    if len(losses) < 4 or len(set(losses)) < 2:
+    if len(losses) < FEWEST or len(set(losses)) < 2:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)

@@ -25,7 +25,7 @@ FIGURES = {
     "parallel": "Each line is a whole trial through its choices, coloured by its loss.",
     "timeline": "When each trial ran, and how it ended.",
 }
-_WIDE = ("slices", "parallel")
+_WIDE = ("slices", "parallel", "timeline")
 _MOST_ROWS = 500
 _STATES = {"complete": "good", "running": "live", "pruned": "silent", "diverged": "bad", "failed": "bad"}
 _UNREADABLE = (OSError, ValueError, RecursionError)

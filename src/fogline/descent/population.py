@@ -314,7 +314,7 @@ class Together:
         load_state_tensors(self._optimizer, kept, scalars)
         self._update = bare_step(self._optimizer)
         if self._clipping is not None and self._clipping.memory is not None:
-            self._clipping.memory = self._clipping.memory[index]
+            self._clipping.memory = self._clipping.memory[..., index]
         if self._decay is not None:
             self._decay = replace(self._decay, rates=self._decay.rates[index])
         self.size, self._program = len(members), None

@@ -39,7 +39,7 @@ def importance_figure(tuned: Search, *, dark: bool = False) -> go.Figure:
     """How much of the spread of the loss each choice accounts for."""
     shares, title = tuned.importance, "What matters"
     if not shares:
-        return empty(title, "Four whole trials are needed to tell.", dark=dark)
+        return empty(title, "Six whole trials are needed to tell.", dark=dark)
     optuna, colours = _optuna(), palette(dark)
     from fogline._tune.study import need_optuna
 
@@ -63,7 +63,7 @@ def slices_figure(tuned: Search, *, dark: bool = False) -> go.Figure:
     colours = palette(dark)
     figure = _optuna().plot_slice(tuned.study, params=names)
     figure.update_traces(marker={"colorscale": _colours(colours), "showscale": False, "line": {"width": 0}, "size": 8})
-    return _in_rows(figure, names, title, dark=dark)
+    return _in_rows(figure, len(names), title, dark=dark)
 
 
 def parallel_figure(tuned: Search, *, dark: bool = False) -> go.Figure:
@@ -89,7 +89,7 @@ def parallel_figure(tuned: Search, *, dark: bool = False) -> go.Figure:
     return figure.update_layout(
         hovermode="closest",
         showlegend=False,
-        margin={"b": 84},
+        margin={"t": 64, "b": 84},
         xaxis=axis("", colours, standoff=6, zeroline=False, **ticks),
         shapes=bars,
         annotations=[mark | {"font": {"color": colours.faint, "size": 10}} for mark in marks],
@@ -215,22 +215,19 @@ def _scale(figure: go.Figure) -> dict[str, Any]:
     return {"type": "log"} if far else {}
 
 
-def _in_rows(figure: go.Figure, names: list[str], title: str, *, dark: bool) -> go.Figure:
+def _in_rows(figure: go.Figure, count: int, title: str, *, dark: bool) -> go.Figure:
     """The panels of Optuna's slices two in a row, so that they can be read on a narrow page."""
-    colours, rows = palette(dark), -(-len(names) // 2)
+    colours, rows = palette(dark), -(-count // 2)
+    places = [(f"xaxis{k + 1 if k else ''}", f"yaxis{k + 1 if k else ''}", *divmod(k, 2)) for k in range(count)]
+    kept = {x: figure.layout[x].to_plotly_json() for x, *_ in places}
     framed(figure, title, "held-out loss", dark=dark, height=90 + 220 * rows)
-    for k, name in enumerate(names):
-        row, column = divmod(k, 2)
-        x, y = (f"{kind}axis{k + 1 if k else ''}" for kind in ("x", "y"))
-        top = 1 - row / rows
-        kept = _kept({"type": figure.layout[x].type, "range": figure.layout[x].range})
-        across = [0.0, 0.46] if column == 0 else [0.54, 1.0]
-        ticks = {"nticks": 4} if kept.get("type") != "category" else {}
-        figure.layout[x].update(axis(escape(name), colours, standoff=4, domain=across, **kept, **ticks))
-        figure.layout[y].update(
-            axis(
-                "held-out loss" if column == 0 else "", colours, standoff=6, domain=[top - 1 / rows + 0.32 / rows, top]
-            )
-        )
+    for x, y, row, column in places:
+        same = {key: kept[x][key] for key in ("type", "range") if kept[x].get(key) is not None}
+        across, top = [0.0, 0.46] if column == 0 else [0.54, 1.0], 1 - row / rows
+        ticks = {} if same.get("type") == "category" else {"nticks": 4}
+        name = escape(str(kept[x].get("title", {}).get("text", "")))
+        figure.layout[x].update(axis(name, colours, standoff=4, domain=across, **same, **ticks))
+        up = [top - 0.68 / rows, top]
+        figure.layout[y].update(axis("held-out loss" if column == 0 else "", colours, standoff=6, domain=up))
         figure.layout[y].showticklabels = column == 0
-    return figure.update_layout(hovermode="closest", showlegend=False, margin={"b": 24})
+    return figure.update_layout(hovermode="closest", showlegend=False, margin={"b": 24}, width=None)
