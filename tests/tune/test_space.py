@@ -60,7 +60,7 @@ def test_a_range_says_what_it_wants(make: object, words: str) -> None:
         ({"batch_size": [32]}, "2 to 64 choices"),
         ({"batch_size": [32, 32]}, "that differ"),
         ({"batch_size": [32, 0.5]}, "space, 'batch_size': batch_size: expected a whole number"),
-        ({"optimizer": ["adamw", "adamm"]}, "did you mean 'adamw'"),
+        ({"optimizer": ["adamw", "adamm"]}, "space, 'optimizer': unknown optimizer 'adamm'"),
         ({"weight_decay": fogline.between(-1, 1)}, "space, 'weight_decay'"),
         ({}, "at least one name"),
         ("lr", "a mapping of names"),

@@ -181,8 +181,8 @@ class Worker:
             asked.ended, asked.why = "diverged", "no held-out loss was finite"
         for name, value in asked.attributes().items():
             asked.trial.set_user_attr(name, value)
-        # Samplers take what is above 0 for worse than anything that trained.
-        asked.trial.set_constraint("trains", float(asked.ended in ("diverged", "failed")))
+        if self.plan.method == "tpe":  # which takes what is above 0 for worse than anything that trained
+            asked.trial.set_constraint("trains", float(asked.ended in ("diverged", "failed")))
         if asked.ended == "complete":
             self.study.tell(asked.trial, asked.best)
         else:
