@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = (
+NAMES = [
     "quickstart", "how-to-choose", "watch", "doctor", "figures", "landscape", "dashboard", "scaling", "streaming",
-)  # fmt: skip
+]  # fmt: skip
+if importlib.util.find_spec("optuna"):
+    NAMES += ["tune"]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 
 

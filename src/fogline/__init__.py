@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fogline._landscape import Landscape as Landscape
     from fogline._landscape import landscape as landscape
     from fogline._minimize import minimize as minimize
+    from fogline._tune.result import Tuned as Tuned
+    from fogline._tune.search import tune as tune
+    from fogline._tune.space import between as between
+    from fogline._tune.space import log as log
     from fogline._watch import watch as watch
     from fogline.descent.interrupts import Interrupted as Interrupted
     from fogline.descent.loop import Step as Step
@@ -46,15 +50,19 @@ _PLACES = {
     "SCHEDULES": "recipe",
     "Step": "descent.loop",
     "Task": "task",
+    "Tuned": "_tune.result",
     "Verdict": "verdict",
+    "between": "_tune.space",
     "descend": "_fit",
     "diagnose": "doctor.examine",
     "find_lr": "rate.find",
     "fit": "_fit",
     "landscape": "_landscape",
+    "log": "_tune.space",
     "minimize": "_minimize",
     "on_batch": "task",
     "resume": "_fit",
+    "tune": "_tune.search",
     "watch": "_watch",
 }
 

@@ -175,6 +175,14 @@ def resume(
     return _completed(_trained(task, asked, folder, progress, source, chunks=True, before=info, world=world))
 
 
+def attended(
+    task: Task, recipe: Recipe, folder: Path, attendant: Callable[[Descent], str | None], *, go_on: bool = False
+) -> Run:
+    """The run of :func:`fit` in this very folder, which an attendant may end; ``go_on`` where it was left."""
+    before = read_info(folder) if go_on else None
+    return _completed(_trained(task, recipe, folder, False, None, chunks=True, before=before, attendant=attendant))
+
+
 def _completed(loop: Generator[Step, None, Run]) -> Run:
     """Run the loop to its end."""
     try:
@@ -224,10 +232,12 @@ def _trained(
     before: Mapping[str, Any] | None = None,
     healing: Healing | None = None,
     world: World | None = None,
+    attendant: Callable[[Descent], str | None] | None = None,
 ) -> Generator[Step, None, Run]:
     """Prepare, loop, judge; the generator's return value is the finished run.
 
-    With ``chunks`` several steps may be taken in one call, and no single step is yielded.
+    With ``chunks`` several steps may be taken in one call, and no single step is yielded. The ``attendant`` is asked
+    between steps whether to go on; what it returns is why not.
     """
     run = Run(folder, task=task)
     writes = world is None or world.first
@@ -265,6 +275,7 @@ def _trained(
             if not in_parts:
                 prepared.descent.verification = verification(start, evidence)
                 run.attach(prepared.descent.machine.objective.model)
+            prepared.descent.attendant = attendant
             if writes and not in_parts:
                 _diagnosed(prepared, start if before is None else None)
             with make_progress(progress if writes else False, folder.name) as report:

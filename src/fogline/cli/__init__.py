@@ -214,6 +214,71 @@ def find_lr(
 
 
 @app.command()
+def tune(
+    what: WhatArgument,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=RANGE", help="log(LOW,HIGH), between(LOW,HIGH), [A,B,...]; also lr=auto."),
+    ] = None,
+    trials: Annotated[Whole, typer.Option(metavar="COUNT", help="The most trials that are begun.")] = None,
+    budget: Annotated[Text, typer.Option(metavar="COST", help="20 (whole trials), 20000st or 30min.")] = None,
+    method: Annotated[str, typer.Option(metavar="NAME", help="tpe, cmaes or random.")] = "tpe",
+    pruning: Annotated[str, typer.Option(metavar="NAME", help="asha, hyperband or none.")] = "asha",
+    workers: Annotated[int, typer.Option(metavar="COUNT", help="Processes of this machine.")] = 1,
+    together: Annotated[bool, typer.Option("--together/--apart", help="Small models share a program.")] = True,
+    storage: Annotated[Text, typer.Option(metavar="ADDRESS", help="postgresql://... for many machines.")] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the best recipe as .toml or .json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    target: TargetOption = None,
+    valid: ValidOption = None,
+    recipe: RecipeOption = None,
+    runs: RunsOption = Path("runs"),
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the search and its folder.")] = None,
+    optimizer: OptimizerOption = None,
+    lr: Annotated[Text, _recipe_option("The learning rate, or auto.", "RATE")] = None,
+    batch_size: BatchSizeOption = None,
+    duration: DurationOption = None,
+    schedule: ScheduleOption = None,
+    weight_decay: WeightDecayOption = None,
+    clip: ClipOption = None,
+    precision: PrecisionOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Search for the recipe with the lowest held-out loss.
+
+    TASK.py defines `task`, or a function `make_task(...)` whose arguments the search may choose too; and, if it likes,
+    `recipe` and `space`. The same command goes on with a search that was stopped; other machines join by --storage.
+    """
+    own = ("search", "trials", "budget", "method", "pruning", "workers", "together", "storage", "save", "as_json")
+    fields = {key: value for key, value in locals().items() if key not in (*_NOT_RECIPE, *own, "own")}
+    with told_plainly():
+        from fogline.cli.tuning import print_tuned, wait_for_others
+        from fogline.cli.tuning import tune as run_search
+
+        tuned = run_search(
+            what,
+            target=target,
+            valid=valid,
+            recipe_file=recipe,
+            fields=fields,
+            search=search or (),
+            budget=budget,
+            workers=workers,
+            as_json=as_json,
+            trials=trials,
+            method=method,
+            pruning=pruning,
+            together=together,
+            storage=storage,
+            runs=runs,
+            name=name,
+        )
+        wait_for_others()
+        print_tuned(tuned, as_json=as_json, recipe_to=save)
+
+
+@app.command()
 def doctor(
     what: Annotated[
         Path,

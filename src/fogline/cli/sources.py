@@ -101,7 +101,7 @@ def load_task_file(path: Path) -> tuple[Task, Recipe | None]:
     from fogline.recipe import Recipe
     from fogline.task import Task
 
-    module = _import(path)
+    module = load_module(path)
     if not hasattr(module, "task"):
         names = [name for name in vars(module) if not name.startswith("_")]
         raise ValueError(
@@ -116,7 +116,12 @@ def load_task_file(path: Path) -> tuple[Task, Recipe | None]:
     return task, recipe
 
 
-def _import(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
+    """Run a Python file under a private name, with its folder importable.
+
+    Raises:
+        ValueError: it is no Python file.
+    """
     spec = importlib.util.spec_from_file_location(MODULE, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"expected a Python file, received {path}")

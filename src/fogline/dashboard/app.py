@@ -69,6 +69,9 @@ class Dashboard:
             Route("/runs/{name}/examples", self.examples),
             Route("/runs/{name}/stop", self.stop, methods=["POST"]),
             Route("/runs/{name}/sql", self.sql, methods=["POST"]),
+            Route("/tuning", self.searches),
+            Route("/tuning/{name}", self.search),
+            Route("/tuning/{name}/figures/{figure}", self.search_figure),
             Route("/static/{version}/{file}", self.static),
         ]
 
@@ -133,6 +136,18 @@ class Dashboard:
         body = make(self.folder.view(name))
         return HTMLResponse(page(name, body, theme=_theme(request), scripts=["figures.js", "run.js"], figures=True))
 
+    def searches(self, request: Request) -> Response:
+        from fogline.dashboard.tuning_page import searches_page
+
+        return HTMLResponse(page("Tuning", searches_page(self.folder.root), theme=_theme(request), here="Tuning"))
+
+    def search(self, request: Request) -> Response:
+        from fogline.dashboard.tuning_page import search_folder, search_page
+
+        name = request.path_params["name"]
+        body = search_page(search_folder(self.folder.root, name))
+        return HTMLResponse(page(name, body, theme=_theme(request), scripts=["figures.js"], figures=True))
+
     # -- data ------------------------------------------------------------------------------------------------------
 
     def figure(self, request: Request) -> Response:
@@ -145,6 +160,24 @@ class Dashboard:
             raise NoRunError(f"expected a figure of this run, received {figure!r}")
         return self._figure(request, figure, [name], lambda dark: FIGURES[figure](view, dark=dark))
 
+    def search_figure(self, request: Request) -> Response:
+        """A figure of a search, from the summary in its folder: no database is opened."""
+        from fogline._tune.study import SUMMARY
+        from fogline.dashboard.tuning_page import FIGURES, search_folder
+
+        folder, name = search_folder(self.folder.root, request.path_params["name"]), request.path_params["figure"]
+        if name not in FIGURES:
+            raise NoRunError(f"expected a figure of a search, received {name!r}")
+        dark = request.query_params.get("look") == "dark"
+        key = ("tuning", name, dark, folder.name, (folder / SUMMARY).stat().st_mtime_ns)
+        return self._kept(key, name, lambda: self._search_figure(folder, name, dark))
+
+    def _search_figure(self, folder: Path, name: str, dark: bool) -> Any:
+        from fogline._tune.view import Kept, read_summary
+        from fogline.plots.tuning import FIGURES
+
+        return FIGURES[name](Kept(read_summary(folder)), dark=dark)
+
     def compare_figure(self, request: Request) -> Response:
         from fogline import plots
 
@@ -156,12 +189,17 @@ class Dashboard:
         """The figure as JSON, kept until one of its runs writes something."""
         dark = request.query_params.get("look") == "dark"
         key = (figure, dark, *((name, self.folder.stamp(name)) for name in names))
+        return self._kept(key, figure, lambda: make(dark))
+
+    def _kept(self, key: tuple[Any, ...], figure: str, make: Callable[[], Any]) -> Response:
         drawn = self._drawn.get(key)
         if drawn is None:
             try:
-                drawn = make(dark).to_json()
+                drawn = make().to_json()
+            except ImportError as error:
+                return JSONResponse({"error": str(error)}, 422)
             except _UNFIT:
-                return JSONResponse({"error": f"this run holds something that cannot be drawn as {figure}"}, 422)
+                return JSONResponse({"error": f"this folder holds something that cannot be drawn as {figure}"}, 422)
             with self._keeping:
                 self._drawn[key] = drawn
                 while len(self._drawn) > _DRAWN:

@@ -42,7 +42,7 @@ def page(
     modules = "".join(f'<script type="module" src="{at}/{name}"></script>' for name in ("shell.js", *scripts))
     links = "".join(
         f'<a href="{address}"{current(words == here)}>{words}</a>'
-        for address, words in (("/", "Runs"), ("/compare", "Compare"))
+        for address, words in (("/", "Runs"), ("/tuning", "Tuning"), ("/compare", "Compare"))
     )
     options = "".join(f"<option{' selected' if name == theme else ''}>{name}</option>" for name in THEMES)
     return f"""<!DOCTYPE html>

@@ -71,6 +71,7 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
             if a block of steps ends: keep its state, or go back to the last good one
             if the rate is to be verified: try others from here
             if a validation is due:   score the held-out data, remember the best weights
+            if somebody attends it:   ask whether to go on
             if a checkpoint is due:   save
             if a signal came:         stop here (the caller saves)
             if a snapshot is due:     keep the weights
@@ -123,6 +124,7 @@ def _look_around(descent: Descent, report: ProgressFunction) -> bool:
     if descent.validation_due():
         descent.validate()
     descent.check_training()
+    descent.attend()
     if descent.finished():
         return False
     descent.verify_rate()

@@ -215,9 +215,16 @@ class Together:
     """
 
     def __init__(
-        self, objective: Objective, recipe: Recipe, size: int, starts: Sequence[nn.Module] | None = None
+        self,
+        objective: Objective,
+        recipe: Recipe,
+        size: int,
+        starts: Sequence[nn.Module] | None = None,
+        decays: Sequence[float] | None = None,
     ) -> None:
         spec = spec_of(recipe.optimizer)
+        if decays is not None:
+            recipe = recipe.replace(weight_decay=0.0)  # not the optimizer's, then: each member has its own
         if not spec.proportional:
             raise ValueError(
                 f"expected an optimizer whose update is proportional to the learning rate, received {spec.name!r}; "
@@ -235,6 +242,7 @@ class Together:
         self._held = stacks
         known = scaled_roles(parameter_roles(model), recipe.lr_scale)
         roles = [_stacked_role(role, self._trained[role.name], size) for role in known]
+        self._decay = None if decays is None else _Decay.of(spec.name, decays, roles)
         self._optimizer = _one_optimizer(roles, recipe)
         self._update = bare_step(self._optimizer)
         self._before = [torch.empty_like(weight) for weight in self._trained.values()]
@@ -288,6 +296,29 @@ class Together:
         """The stacks as the model knows its weights."""
         return {name: weight.mT if name in self._turned else weight for name, weight in weights.items()}
 
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with some of the members only, in this order; what the others have learned is lost."""
+        tensors, scalars = state_tensors(self._optimizer), state_scalars(self._optimizer)
+        index, size = torch.tensor(members, device=self._device), self.size
+
+        def chosen(value: Tensor) -> Tensor:
+            return value[index] if value.ndim and value.shape[0] == size else value.clone()
+
+        kept = {name: chosen(value) for name, value in tensors.items()}
+        for weight in self._trained.values():
+            weight.data = weight.detach()[index]
+        self._held = {name: value[index] for name, value in self._held.items()}
+        self._before = [torch.empty_like(weight) for weight in self._trained.values()]
+        self._optimizer.state.clear()
+        init_state(self._optimizer)
+        load_state_tensors(self._optimizer, kept, scalars)
+        self._update = bare_step(self._optimizer)
+        if self._clipping is not None and self._clipping.memory is not None:
+            self._clipping.memory = self._clipping.memory[..., index]
+        if self._decay is not None:
+            self._decay = replace(self._decay, rates=self._decay.rates[index])
+        self.size, self._program = len(members), None
+
     @contextmanager
     def on_trial(self) -> Iterator[None]:
         """What is learned within is forgotten on leaving."""
@@ -327,11 +358,15 @@ class Together:
         torch._foreach_copy_(self._before, list[Tensor](weights))
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = None if gradient is None else _lying_like(weight, gradient)
+        if self._decay is not None:
+            self._decay.into_gradients(weights)
         self._update()
         for weight, old in zip(weights, self._before, strict=True):
             moved = weight.detach()
             torch.lerp(old, moved, along(rates, moved), out=moved)
             weight.grad = None
+        if self._decay is not None:
+            self._decay.of_weights(weights, self._before, rates)
 
     def _clip(self, gradients: list[Tensor]) -> None:
         clipping = self._clipping
@@ -392,6 +427,45 @@ class InTurn:
         model = _filled(objective.model, _values(objective.model)).eval()
         to_train(optimizer)
         return model
+
+
+DECAYS_IN_GRADIENT = ("gd", "sgd", "momentum", "nesterov", "adam")
+DECAYS_WEIGHTS = ("adamw",)
+"""Optimizers whose members can each have a weight decay of their own, by where it acts."""
+
+
+@dataclass(frozen=True)
+class _Decay:
+    """A weight decay for each member, in the place of the optimizer's own.
+
+    Attributes:
+        rates: shape (size,).
+        scales: by stack, what multiplies its rate; None for one that does not decay.
+        in_gradient: ``g + decay w`` is what the optimizer is given, else ``w - rate decay w`` goes beside its update.
+    """
+
+    rates: Tensor
+    scales: list[float | None]
+    in_gradient: bool
+
+    @classmethod
+    def of(cls, optimizer: str, decays: Sequence[float], roles: Sequence[ParameterRole]) -> _Decay:
+        if optimizer not in DECAYS_IN_GRADIENT + DECAYS_WEIGHTS:
+            known = ", ".join(DECAYS_IN_GRADIENT + DECAYS_WEIGHTS)
+            raise ValueError(f"expected one of {known} for a decay of each member's own, received {optimizer!r}")
+        like = roles[0].parameter
+        rates = torch.tensor(decays, dtype=like.dtype, device=like.device)
+        return cls(rates, [role.lr_scale if role.decays else None for role in roles], optimizer in DECAYS_IN_GRADIENT)
+
+    def into_gradients(self, weights: Sequence[nn.Parameter]) -> None:
+        for weight, scale in zip(weights, self.scales, strict=True):
+            if self.in_gradient and scale is not None and weight.grad is not None:
+                weight.grad.add_(weight.detach() * along(self.rates, weight))
+
+    def of_weights(self, weights: Sequence[nn.Parameter], before: Sequence[Tensor], rates: Tensor) -> None:
+        for weight, old, scale in zip(weights, before, self.scales, strict=True):
+            if not self.in_gradient and scale is not None:
+                weight.detach().sub_(old * along(scale * rates * self.rates, old))
 
 
 def _ordinary(own: Objective, recipe: Recipe, batches: Batches) -> EagerStep:

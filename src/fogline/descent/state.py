@@ -122,6 +122,7 @@ class Descent:
             self.average = [p.detach().clone() for p in machine.parameters]
         self.guard = Guard(machine, self.average, self.length.expected) if recipe.guard is True else None
         self.verification: Verification | None = None
+        self.attendant: Callable[[Descent], str | None] | None = None
         self.sharpness: Sharpness | None = None
         self.snapshots: Snapshots | None = None
         self.examples: ExampleRecorder | None = None
@@ -335,6 +336,13 @@ class Descent:
         if self._since_check and self.every is not None and self.step % self.every == 0:
             self._check_length(self._mean_since_check())
             self._since_check = []
+
+    def attend(self) -> None:
+        """Let whoever attends the run end it; what it says is the reason."""
+        why = None if self.attendant is None else self.attendant(self)
+        if why is not None:
+            self.stopped_early = True
+            self.store.event(self.step, "ended", why)
 
     def _mean_since_check(self) -> float:
         finite = [loss for loss in numbers(self._since_check) if math.isfinite(loss)]

@@ -168,7 +168,7 @@ def _measured(start: Start, check: Callable[[], None]) -> Rate:
         objective.autocast = None  # probes do not scale the loss, and small gradients would vanish
     bracket = _bracket(start, objective, held_out[0], budget, check)
     draws = 2 if budget >= _ENOUGH_FOR_TWO and isinstance(start.opened.train, InMemory) and recipe.shuffle else 1
-    course = Course(objective, start.batches, recipe, held_out, _is_small(start), draws, check)
+    course = Course(objective, start.batches, recipe, held_out, is_small(start), draws, check)
     raced = race(course, bracket.centre, budget - bracket.cost)
     lowered = recipe.schedule not in ("constant", "plateau") or spec_of(recipe.optimizer).name == "schedule_free"
     rate = _judged(raced, bracket, planned, 1.0 if lowered else NEVER_LOWERED)
@@ -178,8 +178,8 @@ def _measured(start: Start, check: Callable[[], None]) -> Rate:
     return rate
 
 
-def _is_small(start: Start) -> bool:
-    """Whether many members in one program will cost little more than one.
+def is_small(start: Start) -> bool:
+    """Whether many members in one program will cost little more than one: by rule, so that two runs agree.
 
     On a CPU mapped convolutions become grouped ones, which are slower than taking turns, and Muon's products are all
     computing.

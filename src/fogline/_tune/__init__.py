@@ -1,0 +1,1 @@
+"""The search over recipes; what the dashboard reads of it imports no PyTorch."""
