@@ -72,7 +72,7 @@ class Graph(nn.Module):
 
 def in_parts(function: Any, inputs: Tensor, most: int) -> Any:
     """The outputs of a function for more rows than it takes at once."""
-    outputs = [function(part) for part in inputs.split(most)]
+    outputs = [function(part) for part in torch.split(inputs, most)]
     leaves = [pytree.tree_leaves(output) for output in outputs]
     joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
     return pytree.tree_unflatten(joined, pytree.tree_structure(outputs[0]))
@@ -162,6 +162,13 @@ def nodes_of(graph: fx.GraphModule, *targets: Any) -> Iterator[fx.Node]:
     return (node for node in list(graph.graph.nodes) if node.op == "call_function" and node.target in targets)
 
 
+def node_at(node: fx.Node, place: int) -> fx.Node:
+    """An argument that is computed, or read, by a node."""
+    found = node.args[place]
+    assert isinstance(found, fx.Node)
+    return found
+
+
 def tensor_at(graph: fx.GraphModule, node: Any) -> Tensor | None:
     """The weight or constant a node reads; None where it is computed."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
@@ -174,7 +181,7 @@ def tensor_at(graph: fx.GraphModule, node: Any) -> Tensor | None:
 def _simplify(graph: fx.GraphModule) -> None:
     """Leave out dropout, which does nothing in evaluation, and fold batch normalisation."""
     for node in nodes_of(graph, ATEN.dropout.default, ATEN.dropout_.default, ATEN.feature_dropout.default):
-        node.replace_all_uses_with(node.args[0])
+        node.replace_all_uses_with(node_at(node, 0))
         graph.graph.erase_node(node)
     for node in nodes_of(graph, ATEN.batch_norm.default):
         _fold(graph, node)
@@ -185,22 +192,24 @@ def _simplify(graph: fx.GraphModule) -> None:
 
 def _fold(graph: fx.GraphModule, norm: fx.Node) -> None:
     """Fold ``batch_norm(x, weight, bias, mean, variance, training, momentum, eps, ...)`` into the layer that made x."""
-    layer = norm.args[0]
-    assert isinstance(layer, fx.Node)
+    layer = node_at(norm, 0)
     known = layer.target in CONVOLUTIONS or layer.target == ATEN.linear.default
     if not known or len(layer.users) > 1 or norm.args[5]:
         return
     inputs = list(layer.args) + [None] * (3 - len(layer.args))
-    weight, bias = tensor_at(graph, inputs[1]), tensor_at(graph, inputs[2])
+    source = node_at(layer, 1)
+    weight, bias = tensor_at(graph, source), tensor_at(graph, inputs[2])
     scale, shift, mean, variance = (tensor_at(graph, item) for item in norm.args[1:5])
     eps = norm.args[7]
-    shared = not isinstance(inputs[1], fx.Node) or len(inputs[1].users) > 1
-    if weight is None or mean is None or variance is None or shared or (inputs[2] is not None and bias is None):
+    odd = len(source.users) > 1 or (inputs[2] is not None and bias is None)
+    if odd or weight is None or mean is None or variance is None:
         return
     assert isinstance(eps, float)
+    scale = torch.ones_like(mean) if scale is None else scale
+    shift = torch.zeros_like(mean) if shift is None else shift
     fuse = fuse_linear_bn_weights if layer.target == ATEN.linear.default else fuse_conv_bn_weights
     new = fuse(weight, bias, mean, variance, eps, scale, shift)
-    place = str(inputs[1].target).rpartition(".")[0]
+    place = str(source.target).rpartition(".")[0]
     names = [f"{place}.{name}".lstrip(".") for name in ("weight", "bias")]
     owner = graph.get_submodule(place)
     with graph.graph.inserting_before(layer):

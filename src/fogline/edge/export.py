@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,7 +208,9 @@ class _Work:
                 f"{before[1]:.2%} before): the weights it began with were written"
             )
             return
-        self.notes.append(f"post-training quantization lost {before[1]:.2%} of the {before[0]}, fine-tuned {after[1]:.2%}")
+        self.notes.append(
+            f"post-training quantization lost {before[1]:.2%} of the {before[0]}, fine-tuned {after[1]:.2%}"
+        )
         self.model = model
 
     def float_report(self, path: Path) -> ExportReport:
@@ -319,7 +322,7 @@ class _Work:
         names = list(stages)
         return {
             f"{first} - {second}": difference(outputs[first], outputs[second], outputs["float"], threshold)
-            for first, second in zip(names, names[1:], strict=False)
+            for first, second in pairwise(names)
         }
 
 

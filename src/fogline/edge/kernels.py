@@ -152,6 +152,21 @@ def float_weights(path: Path) -> list[tuple[str, int]]:
     return sorted(named, key=lambda pair: -pair[1])
 
 
+def is_rounded(path: Path) -> bool:
+    """Whether a file holds quantized operators of any form."""
+    nodes = module("onnx").load(str(path)).graph.node
+    return any(node.op_type in (*_SIDES, *_INTEGER) or node.op_type.startswith("QLinear") for node in nodes)
+
+
+def signed_activations(path: Path) -> int:
+    """How many values of a file are quantized to signed integers on the way."""
+    onnx = module("onnx")
+    graph = onnx.load(str(path)).graph
+    kinds = {item.name: item.data_type for item in graph.initializer}
+    quantized = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in kinds]
+    return sum(len(node.input) > 2 and kinds.get(node.input[2]) == onnx.TensorProto.INT8 for node in quantized)
+
+
 def float_twin(path: Path) -> bytes | None:
     """The same network without its integers: every quantize-dequantize pair left out, weights restored to floats.
 
@@ -159,8 +174,6 @@ def float_twin(path: Path) -> bytes | None:
         The ONNX model as bytes; None where the file has no such pairs, or holds integer operators of its own.
     """
     onnx = module("onnx")
-    reference = module("onnx.reference.ops.op_dequantize_linear")
-    del reference
     model = onnx.load(str(path))
     graph = model.graph
     made = {name: node for node in graph.node for name in node.output}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 
 _ROUNDS = 15
@@ -14,12 +15,12 @@ _MARGIN = 0.03  # ratios nearer to one than this are no difference
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one call, the lowest of rounds in which both took turns.
+    """Time of one call, while both took turns: of each round the fastest call of either, of these the median.
 
     Attributes:
         float_us: of the float file, in microseconds.
         own_us: of the file in question.
-        ratio: median over rounds of float time over own time: above one the file is faster than float.
+        ratio: of float time to own time, the median over rounds: above one the file is faster than float.
         batch, threads, rounds: how it was measured.
     """
 
@@ -41,7 +42,7 @@ class Latency:
 
 
 def alternating(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> list[list[float]]:
-    """Microseconds a call of each program in each round; within a round they take turns, call by call.
+    """Microseconds of the fastest call of each program in each round, in which they take turns, call by call.
 
     >>> [len(times) for times in alternating([int, str], rounds=3)]
     [3, 3]
@@ -49,15 +50,15 @@ def alternating(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) ->
     for call in calls:
         call()
     once = max(_timed(call) for call in calls)
-    repeats = max(1, min(1000, int(_ROUND_SECONDS / max(once, 1e-7))))
+    repeats = max(3, min(1000, int(_ROUND_SECONDS / max(once, 1e-7))))
     found: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
-        totals = [0.0] * len(calls)
+        lowest = [inf] * len(calls)
         for _ in range(repeats):
             for place, call in enumerate(calls):
-                totals[place] += _timed(call)
-        for times, total in zip(found, totals, strict=True):
-            times.append(total / repeats * 1e6)
+                lowest[place] = min(lowest[place], _timed(call))
+        for times, seconds in zip(found, lowest, strict=True):
+            times.append(seconds * 1e6)
     return found
 
 
@@ -71,4 +72,4 @@ def compare(floating: Callable[[], object], own: Callable[[], object], *, batch:
     """The latency of a program beside that of its float twin."""
     first, second = alternating([floating, own])
     ratio = median(a / b for a, b in zip(first, second, strict=True))
-    return Latency(min(first), min(second), ratio, batch, threads, _ROUNDS)
+    return Latency(median(first), median(second), ratio, batch, threads, _ROUNDS)

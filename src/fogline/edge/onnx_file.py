@@ -52,9 +52,35 @@ def write(graph: Graph, captured: Captured, path: Path, metadata: Mapping[str, A
     model = program.model_proto
     if captured.most is not None and captured.most > 1:
         metadata = {**metadata, "largest_batch": captured.most}
+    _slim(model)
     describe(model, metadata)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def _slim(model: Any) -> None:
+    """Leave out what only the exporter needs, and write means over an image as the pooling there is a kernel of."""
+    graph = model.graph
+    axes = {item.name: module("onnx").numpy_helper.to_array(item).ravel().tolist() for item in graph.initializer
+            if item.data_type == module("onnx").TensorProto.INT64}  # fmt: skip
+    for item in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del graph.value_info[:]
+    ranks = _ranks(model)
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or ranks.get(node.input[0]) != 4:
+            continue
+        kept = all(item.i == 1 for item in node.attribute if item.name == "keepdims")
+        if kept and axes.get(node.input[1]) in ([2, 3], [-2, -1], [-1, -2]):
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
+
+
+def _ranks(model: Any) -> dict[str, int]:
+    """The number of dimensions of each value of an ONNX model."""
+    inferred = module("onnx").shape_inference.infer_shapes(model)
+    return {item.name: len(item.type.tensor_type.shape.dim) for item in inferred.graph.value_info}
 
 
 def describe(model: Any, metadata: Mapping[str, Any]) -> None:
@@ -116,7 +142,9 @@ def run_session(session: Any, inputs: Array) -> list[Array]:
         found: list[Array] = session.run(None, {wanted.name: inputs})
         return found
     if len(inputs) % fixed:
-        raise ValueError(f"expected a multiple of {fixed} rows, which is the batch of this file, received {len(inputs)}")
+        raise ValueError(
+            f"expected a multiple of {fixed} rows, which is the batch of this file, received {len(inputs)}"
+        )
     parts = [session.run(None, {wanted.name: inputs[k : k + fixed]}) for k in range(0, len(inputs), fixed)]
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 

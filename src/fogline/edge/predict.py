@@ -58,7 +58,7 @@ class Model:
         return np.concatenate([_encoded(column, [row[column["name"]] for row in rows]) for column in columns], axis=1)
 
     def scale(self, values: Any) -> Any:
-        """An array as it was measured as inputs: images of bytes scaled, numbers standardised where there is a scaler."""
+        """An array as it was measured as inputs: images of bytes scaled, numbers standardised if there is a scaler."""
         encoder = self.about.get("encoder") or {}
         if encoder.get("kind") == "image":
             pixels = np.moveaxis(values.astype(np.float32) / 255, -1, 1)  # (n, channels, height, width)
@@ -122,7 +122,9 @@ def _encoded(column: dict[str, Any], cells: list[str]) -> Any:
         filled = np.where(np.isnan(numbers), column["mean"], numbers)
         return np.concatenate([_standard(column, filled), hot], axis=1)
     if np.isnan(numbers).any():
-        raise ValueError(f"expected numbers in column {column['name']!r}, received {texts[int(np.isnan(numbers).argmax())]!r}")
+        raise ValueError(
+            f"expected numbers in column {column['name']!r}, received {texts[int(np.isnan(numbers).argmax())]!r}"
+        )
     return _standard(column, numbers)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from fogline.edge.capture import ATEN, CONVOLUTIONS, Captured, Graph, copied, nodes_of, tensor_at
-from fogline.edge.rounding import Rounding
+from fogline.edge.capture import ATEN, CONVOLUTIONS, Captured, Graph, copied, node_at, nodes_of, tensor_at
+from fogline.edge.rounding import BiasRounding, Rounding
 from fogline.errors import unknown
 
 _LINEAR = ATEN.linear.default
@@ -32,12 +32,14 @@ class Grid:
     Attributes:
         least, most, dtype: of activations.
         weight_bits: bits of a weight; fewer than eight are kept in eight.
+        bias: whether biases are 32-bit integers; else the runtime makes them so itself.
     """
 
     least: int = 0
     most: int = 255
     dtype: torch.dtype = torch.uint8
     weight_bits: int = 8
+    bias: bool = True
 
     def activation(self) -> Rounding:
         return Rounding(self.least, self.most, self.dtype)
@@ -51,7 +53,7 @@ class Grid:
 
 UNSIGNED = Grid()
 """Activations of ONNX Runtime and OpenVINO: signed ones make their kernels on x86 slower than float."""
-SIGNED = Grid(-128, 127, torch.int8)
+SIGNED = Grid(-128, 127, torch.int8, bias=False)
 """Activations of ExecuTorch."""
 
 
@@ -125,7 +127,7 @@ class Quantized(Graph):
 
 
 def _place(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
+    return str(next(name for name, module in model.named_modules() if module is wanted))
 
 
 def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = ()) -> Quantized:
@@ -158,8 +160,7 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
         _insert(graph, node, at[node])
     layers = []
     for node, name in chosen.items():
-        source, weight = _original(node.args[0]), node.args[1]
-        assert isinstance(weight, fx.Node)
+        source, weight = _original(node_at(node, 0)), node_at(node, 1)
         if weight not in weights:
             tensor = tensor_at(graph, weight)
             assert tensor is not None
@@ -170,17 +171,27 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
         assert isinstance(rounding, Rounding)
         assert isinstance(inputs, Rounding)
         layers.append(Layer(name, kind, rounding, inputs))
+        if grid.bias:
+            _round_bias(graph, node, BiasRounding(inputs, rounding))
     graph.recompile()
     return Quantized(graph, captured.most, layers)
 
 
-def _original(node: object) -> fx.Node:
+def _round_bias(graph: fx.GraphModule, node: fx.Node, rounding: BiasRounding) -> None:
+    """Give a layer its bias rounded; a bias that several layers share is rounded for each."""
+    bias = node.args[2] if len(node.args) > 2 else None
+    if not isinstance(bias, fx.Node) or tensor_at(graph, bias) is None:
+        return
+    name = _add(graph, rounding, len(graph._modules))
+    with graph.graph.inserting_after(bias):
+        rounded = graph.graph.call_module(name, (bias,))
+    rounded.meta = dict(bias.meta)
+    node.update_arg(2, rounded)
+
+
+def _original(node: fx.Node) -> fx.Node:
     """The value that a rounding, inserted meanwhile, rounds."""
-    assert isinstance(node, fx.Node)
-    if node.op != "call_module":
-        return node
-    assert isinstance(node.args[0], fx.Node)
-    return node.args[0]
+    return node_at(node, 0) if node.op == "call_module" else node
 
 
 def _layers(graph: fx.GraphModule) -> dict[fx.Node, str]:
@@ -197,7 +208,7 @@ def _values(graph: fx.GraphModule, layers: dict[fx.Node, str]) -> dict[fx.Node, 
     """The values to round, in order, each with the earlier value whose scale it shares."""
     marked: dict[fx.Node, fx.Node | None] = {}
     for node in layers:
-        marked[_argument(node)] = None
+        marked[node_at(node, 0)] = None
         if node.target != _LINEAR:
             marked[_end(node)] = None
     for node in list(graph.graph.nodes):
@@ -211,11 +222,6 @@ def _values(graph: fx.GraphModule, layers: dict[fx.Node, str]) -> dict[fx.Node, 
             marked[node] = inputs[0]
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
     return {node: marked[node] for node in sorted(marked, key=order.__getitem__)}
-
-
-def _argument(node: fx.Node) -> fx.Node:
-    assert isinstance(node.args[0], fx.Node)
-    return node.args[0]
 
 
 def _has_numbers(node: fx.Node) -> bool:
@@ -234,7 +240,7 @@ def _is_float(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _add(graph: fx.GraphModule, rounding: Rounding, number: int) -> str:
+def _add(graph: fx.GraphModule, rounding: Rounding | BiasRounding, number: int) -> str:
     name = f"rounding_{number}"
     graph.add_submodule(name, rounding)
     return name
@@ -274,7 +280,7 @@ def convert(model: Quantized) -> Graph:
         if node.op != "call_module":
             continue
         rounding = graph.get_submodule(str(node.target))
-        if isinstance(rounding, Rounding):
+        if isinstance(rounding, Rounding | BiasRounding):
             _replace(graph, node, rounding)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
@@ -282,11 +288,11 @@ def convert(model: Quantized) -> Graph:
     return Graph(graph, model.most)
 
 
-def _replace(graph: fx.GraphModule, node: fx.Node, rounding: Rounding) -> None:
+def _replace(graph: fx.GraphModule, node: fx.Node, rounding: Rounding | BiasRounding) -> None:
     source = node.args[0]
     quantize, restore, parameters = rounding.operators()
     with graph.graph.inserting_before(node):
-        if rounding.axis is None:
+        if isinstance(rounding, Rounding) and rounding.axis is None:
             whole = graph.graph.call_function(quantize, (source, *parameters))
         else:
             tensor = tensor_at(graph, source)

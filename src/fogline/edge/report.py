@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,12 +105,14 @@ class ExportReport:
         weights = [item for item in self.float_weights if item[1] > 0]
         if weights and self.bits < 32:
             count = sum(size for _, size in weights)
-            lines.append(f"still stored as float: {count:,} values in {len(weights)} constants, most in {weights[0][0]}")
+            lines.append(
+                f"still stored as float: {count:,} values in {len(weights)} constants, most in {weights[0][0]}"
+            )
         if self.layers:
             noisy = ", ".join(f"{item.name} {item.signal_to_noise:.0f} dB" for item in self.layers[:_SHOWN])
             lines.append(f"noisiest layers: {noisy}")
         if self.skip is not None:
-            lines.append(f"leaving {self.skip!r} in float would help most: skip=({self.skip!r},)")
+            lines.append(f"where it matters, leaving {self.skip!r} in float would help most: skip=[{self.skip!r}]")
         if self.tuned is not None:
             lines.append(f"fine-tuned in {self.tuned.folder}: {self.tuned.verdict}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -122,8 +124,6 @@ class ExportReport:
 
 
 def _without_run(report: ExportReport) -> ExportReport:
-    from dataclasses import replace
-
     return replace(report, tuned=None)
 
 

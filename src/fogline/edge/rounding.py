@@ -60,7 +60,8 @@ class Rounding(nn.Module):
                 return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, *limits)
             return torch.fake_quantize_per_channel_affine(values, self.scale, self.zero_point, self.axis, *limits)
         quantize, restore, parameters = self.operators()
-        return restore(quantize(values, *parameters), *parameters)
+        found: Tensor = restore(quantize(values, *parameters), *parameters)
+        return found
 
     def operators(self) -> tuple[Any, Any, tuple[Any, ...]]:
         """Quantize, dequantize and what both are given besides their input: the same here and after a conversion."""
@@ -96,3 +97,32 @@ class Rounding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.least}..{self.most}, axis={self.axis}"
+
+
+class BiasRounding(nn.Module):
+    """Rounds the bias of a layer to the 32-bit integers that its kernel adds products of inputs and weights in.
+
+    The scale of the bias of an output channel is that of the inputs times that of the channel's weights; it has none of
+    its own.
+    """
+
+    def __init__(self, inputs: Rounding, weight: Rounding) -> None:
+        super().__init__()
+        self._of = inputs, weight  # in a tuple: they are modules of others
+
+    def forward(self, values: Tensor) -> Tensor:
+        inputs, weight = self._of
+        if not (inputs.active and weight.active):
+            return values
+        quantize, restore, parameters = self.operators()
+        rounded: Tensor = restore(quantize(values.detach(), *parameters), *parameters)
+        if torch.is_grad_enabled() and values.requires_grad:
+            return values + (rounded - values.detach())  # the gradient passes
+        return rounded
+
+    def operators(self) -> tuple[Any, Any, tuple[Any, ...]]:
+        """As :meth:`Rounding.operators`."""
+        inputs, weight = self._of
+        scale, limit = inputs.scale * weight.scale, 2**30
+        per_channel = scale, torch.zeros_like(weight.zero_point), 0, -limit, limit, torch.int32
+        return QUANTIZED.quantize_per_channel.default, QUANTIZED.dequantize_per_channel.default, per_channel

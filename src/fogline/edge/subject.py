@@ -109,13 +109,14 @@ class Subject:
         """Inputs of training examples, in batches, evenly spread over data that is in memory or indexed."""
         train = self.opened.train
         if train.size is None or not hasattr(train, "take"):
-            batches = train.batches(_ROWS)  # type: ignore[union-attr]
+            batches = train.batches(_ROWS)
             yield from (self.inputs(batch) for batch in islice(batches, -(-examples // _ROWS)))
             return
         count = min(examples, train.size)
         spread = torch.linspace(0, train.size - 1, count, dtype=torch.float64).round().long()
         # Data in the order of its classes: each batch should see all of it.
-        for rows in spread[torch.randperm(count, generator=torch.Generator().manual_seed(0))].split(_ROWS):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        for rows in torch.split(spread[order], _ROWS):
             yield self.inputs(train.take(rows))
 
     def sample(self, examples: int) -> Tensor:
@@ -173,8 +174,9 @@ def losses_of(
 ) -> tuple[str, float]:
     """How much of what was learned is lost: the first metric (else the loss) and the share of its gap to chance.
 
-    With ``f`` the score of float, ``q`` that of integers and ``c`` that of shuffled targets it is ``(f - q) / (f - c)``,
-    whichever direction is the better one. Where chance is not known it is the relative rise of the loss.
+    With ``f`` the score of float, ``q`` that of integers and ``c`` that of shuffled targets it is
+    ``(f - q) / (f - c)``, whichever direction is the better one. Where chance is not known it is the relative rise of
+    the loss.
 
     >>> losses_of({"loss": 0.1, "accuracy": 0.9}, {"loss": 0.2, "accuracy": 0.88}, {"loss": 4.0, "accuracy": 0.1})
     ('accuracy', 0.025)
@@ -187,5 +189,3 @@ def losses_of(
         return "loss", round((rounded["loss"] - floating["loss"]) / base, 6)
     gap = floating[name] - chance[name]
     return name, round((floating[name] - rounded[name]) / gap, 6) if gap else 0.0
-
-
