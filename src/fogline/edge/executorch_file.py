@@ -19,6 +19,7 @@ from fogline.edge.needs import module, quiet
 from fogline.edge.onnx_file import Array
 from fogline.errors import misfit
 
+_MOST_ROWS = 128
 _GROUP = 32  # weights that share a scale
 
 
@@ -26,8 +27,10 @@ def write(graph: Graph, captured: Captured, path: Path, metadata: Mapping[str, A
     """Lower a graph to XNNPACK and write it; the metadata is JSON beside it, as the format has no place for it."""
     exir = module("executorch.exir")
     partitioner = module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    module("executorch.kernels.quantized")  # it registers the operators that XNNPACK may leave
+    most = _MOST_ROWS if captured.most is None else captured.most  # memory is planned for so many
     with quiet(), torch.no_grad():
-        exported = torch.export.export(graph.graph, (captured.example,), dynamic_shapes=batch_shapes(captured.most))
+        exported = torch.export.export(graph.graph, (captured.example,), dynamic_shapes=batch_shapes(most))
         program = exir.to_edge_transform_and_lower(exported, partitioner=[partitioner.XnnpackPartitioner()])
         path.write_bytes(program.to_executorch().buffer)
     if metadata:
@@ -42,12 +45,15 @@ def write(graph: Graph, captured: Captured, path: Path, metadata: Mapping[str, A
 def opened(path: Path, threads: int) -> Any:
     """The file as a function of a batch; ExecuTorch decides about its threads itself."""
     del threads
+    module("executorch.kernels.quantized")  # it registers what XNNPACK leaves over
     runtime = module("executorch.runtime")
     method = runtime.Runtime.get().load_program(str(path)).load_method("forward")
 
+    most = method.metadata.input_tensor_meta(0).sizes()[0]  # that the lowering found room for
+
     def call(inputs: Array) -> list[Array]:
-        found = method.execute((torch.from_numpy(inputs),))
-        return [item.clone().numpy() for item in found]
+        parts = [method.execute((part,)) for part in torch.split(torch.from_numpy(inputs), most)]
+        return [torch.cat([item.clone() for item in items]).numpy() for items in zip(*parts, strict=True)]
 
     return call
 
@@ -58,7 +64,7 @@ def looked(path: Path) -> tuple[Kernels | None, list[tuple[str, int]]]:
 
 
 def four_bits(model: nn.Module, captured: Captured) -> Captured:
-    """A graph whose linear layers have 4-bit weights in groups, and inputs that are rounded to 8 bits by their own range.
+    """A graph of linear layers with 4-bit weights in groups, whose inputs are rounded to 8 bits by their own range.
 
     Raises:
         ValueError: no linear layer has as many inputs as fill groups.
@@ -75,7 +81,7 @@ def four_bits(model: nn.Module, captured: Captured) -> Captured:
     model = copy.deepcopy(model)
     with quiet():
         settings = quantization.Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=torch.int4, weight_granularity=granularity.PerGroup(_GROUP)
+            weight_dtype=torch.int4,  # type: ignore[attr-defined] weight_granularity=granularity.PerGroup(_GROUP)
         )
         quantization.quantize_(model, settings, filter_fn=fits)
         found = capture(model, captured.example)

@@ -33,6 +33,7 @@ class Grid:
         least, most, dtype: of activations.
         weight_bits: bits of a weight; fewer than eight are kept in eight.
         bias: whether biases are 32-bit integers; else the runtime makes them so itself.
+        closed: whether an integer kernel of a linear layer must give integers too, the last one as well.
     """
 
     least: int = 0
@@ -40,6 +41,7 @@ class Grid:
     dtype: torch.dtype = torch.uint8
     weight_bits: int = 8
     bias: bool = True
+    closed: bool = False
 
     def activation(self) -> Rounding:
         return Rounding(self.least, self.most, self.dtype)
@@ -53,7 +55,7 @@ class Grid:
 
 UNSIGNED = Grid()
 """Activations of ONNX Runtime and OpenVINO: signed ones make their kernels on x86 slower than float."""
-SIGNED = Grid(-128, 127, torch.int8, bias=False)
+SIGNED = Grid(-128, 127, torch.int8, bias=False, closed=True)
 """Activations of ExecuTorch."""
 
 
@@ -155,7 +157,7 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
         raise ValueError("expected a model with linear or convolution layers to quantize, found none; take bits=32")
     at: dict[fx.Node, str] = {}
     weights: dict[fx.Node, str] = {}
-    for node, shared in _values(graph, chosen).items():
+    for node, shared in _values(graph, chosen, closed=grid.closed).items():
         at[node] = at[shared] if shared is not None else _add(graph, grid.activation(), len(graph._modules))
         _insert(graph, node, at[node])
     layers = []
@@ -204,12 +206,12 @@ def _layers(graph: fx.GraphModule) -> dict[fx.Node, str]:
     return found
 
 
-def _values(graph: fx.GraphModule, layers: dict[fx.Node, str]) -> dict[fx.Node, fx.Node | None]:
+def _values(graph: fx.GraphModule, layers: dict[fx.Node, str], *, closed: bool) -> dict[fx.Node, fx.Node | None]:
     """The values to round, in order, each with the earlier value whose scale it shares."""
     marked: dict[fx.Node, fx.Node | None] = {}
     for node in layers:
         marked[node_at(node, 0)] = None
-        if node.target != _LINEAR:
+        if closed or node.target != _LINEAR:
             marked[_end(node)] = None
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not _is_float(node):
