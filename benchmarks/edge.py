@@ -88,7 +88,7 @@ def fashion_cnn() -> nn.Module:
 
 
 def large_cnn() -> nn.Module:
-    """1.06 million weights."""
+    """1.11 million weights."""
     layers = [*narrowing(3, 32), Block(32, depthwise=True), *narrowing(32, 64), Block(64, depthwise=False)]
     layers += [*narrowing(64, 128), Block(128, depthwise=False), *narrowing(128, 160), Block(160, depthwise=False)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(160, 5))
@@ -154,7 +154,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 PROBLEMS = {
     "digits": Problem("digits, CNN", digits_cnn, digits, "20ep", 3),
     "fashion": Problem("Fashion-MNIST, CNN with residuals and depthwise convolutions", fashion_cnn, fashion, "6ep", 1),
-    "large": Problem("drawn shapes at 96 px, residual CNN of 1.06 M weights", large_cnn, drawn, "8ep", 1),
+    "large": Problem("drawn shapes at 96 px, residual CNN of 1.11 M weights", large_cnn, drawn, "8ep", 1),
     "transformer": Problem(
         "digits line by line, transformer of 2 layers", Reader, lambda s: digits(s, shape=(8, 8)), "40ep", 3, 2e-3
     ),
@@ -252,9 +252,9 @@ def page(rows: list[dict[str, Any]], twos: list[dict[str, Any]], stamp: dict[str
         "",
         "Made by `python benchmarks/edge.py --write`. Accuracies in percent on held-out data, means over the seeds "
         f"(runs: {told}); *most lost* is the largest difference float - runtime of a seed, in points. *Fake* is the "
-        "model that rounds, *converted* the graph with integers, *runtime* the file in ONNX Runtime. *Fake - converted* "
-        "is the largest difference of any output, *steps off* that of converted and runtime in 1/255 of the outputs' "
-        "range, *equal* the share of equal decisions, all over 512 held-out examples, the worst seed. *Faster* is the "
+        "model that rounds, *converted* the graph with integers, *runtime* the file in ONNX Runtime. *Fake - "
+        "converted* is the largest difference of any output, *steps off* that of converted and runtime in 1/255 of "
+        "the outputs' range, *equal* the share of equal decisions, all over 512 held-out examples, the worst seed. *Faster* is the "
         "latency of float over that of int8, both files in ONNX Runtime in one process, one row a call, one thread, "
         "calls taking turns. Quantization-aware training was done by `fine_tuning`: a tenth of the steps, at a third "
         "of the learning rate; where it loses more than post-training, the weights it began with are written.",

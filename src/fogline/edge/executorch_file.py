@@ -81,7 +81,8 @@ def four_bits(model: nn.Module, captured: Captured) -> Captured:
     model = copy.deepcopy(model)
     with quiet():
         settings = quantization.Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=torch.int4,  # type: ignore[attr-defined] weight_granularity=granularity.PerGroup(_GROUP)
+            weight_dtype=torch.int4,  # type: ignore[attr-defined]
+            weight_granularity=granularity.PerGroup(_GROUP),
         )
         quantization.quantize_(model, settings, filter_fn=fits)
         found = capture(model, captured.example)

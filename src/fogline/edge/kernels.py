@@ -27,6 +27,7 @@ _WITH_KERNEL = (
     "Where",
 )  # fmt: skip
 """Operators ONNX Runtime has an integer kernel of on the CPU."""
+_WEIGHTS_ALONE = "MatMulNBits"
 _FUSED = {"FusedConv": "Conv", "FusedMatMul": "MatMul", "FusedGemm": "Gemm"}
 
 
@@ -106,6 +107,8 @@ class _Links:
     def reason(self, node: Any) -> str:
         """Why an operator of the optimized graph is no integer kernel, from where it stood in the file."""
         kind = _FUSED.get(node.op_type, node.op_type)
+        if kind == _WEIGHTS_ALONE:
+            return "its weights alone are integers, and are restored to floats on the way"
         if kind not in _WITH_KERNEL:
             return f"ONNX Runtime has no integer kernel of {kind}"
         if not any(made.op_type in _SIDES for made in self.made.values()):
@@ -155,7 +158,9 @@ def float_weights(path: Path) -> list[tuple[str, int]]:
 def is_rounded(path: Path) -> bool:
     """Whether a file holds quantized operators of any form."""
     nodes = module("onnx").load(str(path)).graph.node
-    return any(node.op_type in (*_SIDES, *_INTEGER) or node.op_type.startswith("QLinear") for node in nodes)
+    return any(
+        node.op_type in (*_SIDES, *_INTEGER, _WEIGHTS_ALONE) or node.op_type.startswith("QLinear") for node in nodes
+    )
 
 
 def signed_activations(path: Path) -> int:
@@ -179,7 +184,7 @@ def float_twin(path: Path) -> bytes | None:
     made = {name: node for node in graph.node for name in node.output}
     if not any(node.op_type == "DequantizeLinear" for node in graph.node):
         return None
-    if any(node.op_type.startswith("QLinear") or node.op_type in _INTEGER for node in graph.node):
+    if any(node.op_type.startswith("QLinear") or node.op_type in (*_INTEGER, _WEIGHTS_ALONE) for node in graph.node):
         return None
     constants = {item.name: item for item in graph.initializer}
     renamed: dict[str, str] = {}

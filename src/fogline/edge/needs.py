@@ -25,8 +25,6 @@ def require(target: str) -> None:
 
     Raises:
         ModuleNotFoundError: names the packages and the command that brings them.
-
-    >>> require("onnx")
     """
     missing = [name for name in TARGETS[target] if find_spec(name) is None]
     if missing:

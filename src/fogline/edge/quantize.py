@@ -162,7 +162,7 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
         _insert(graph, node, at[node])
     layers = []
     for node, name in chosen.items():
-        source, weight = _original(node_at(node, 0)), node_at(node, 1)
+        source, weight = _original(node_at(node, 0)), _original(node_at(node, 1))
         if weight not in weights:
             tensor = tensor_at(graph, weight)
             assert tensor is not None
