@@ -13,7 +13,7 @@ from fogline.edge.needs import module
 from fogline.edge.onnx_file import open_session
 
 _INTEGER = (
-    "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits",
+    "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
     "QAttention", "QEmbedLayerNormalization", "DynamicQuantizeLSTM",
 )  # fmt: skip
 _SIDES = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
