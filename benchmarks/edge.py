@@ -255,8 +255,8 @@ def page(rows: list[dict[str, Any]], twos: list[dict[str, Any]], stamp: dict[str
         "model that rounds, *converted* the graph with integers, *runtime* the file in ONNX Runtime. *Fake - "
         "converted* is the largest difference of any output, *steps off* that of converted and runtime in 1/255 of "
         "the outputs' range, *equal* the share of equal decisions, all over 512 held-out examples, the worst seed. "
-        "*Faster* is the latency of float over that of int8, both files in ONNX Runtime in one process, one row a call, one thread, "
-        "calls taking turns. Quantization-aware training was done by `fine_tuning`: a tenth of the steps, at a third "
+        "*Faster* is the latency of float over that of int8, both files in ONNX Runtime in one process, one row a "
+        "call, one thread, calls taking turns. Quantization-aware training was done by `fine_tuning`: a tenth of the steps, at a third "
         "of the learning rate; where it loses more than post-training, the weights it began with are written.",
         "",
         timing.describe(stamp),

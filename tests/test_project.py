@@ -32,6 +32,7 @@ def test_every_dependency_is_pinned() -> None:
         *PROJECT["optional-dependencies"]["dev"],
         *PROJECT["optional-dependencies"]["demo"],
         *PROJECT["optional-dependencies"]["dashboard"],
+        *PROJECT["optional-dependencies"]["edge"],
     ]
     names = {re.split(r"[<>=\[ ]", item)[0] for item in wanted} - {"fogline"}
     assert names <= set(pins())
