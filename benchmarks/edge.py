@@ -8,6 +8,7 @@ python benchmarks/edge.py --write         # also the page of evidence
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -184,8 +185,12 @@ def measured(problem: Problem, seed: int, folder: Path) -> list[dict[str, Any]]:
         seconds = time.perf_counter() - begin
         print(f"\n{problem.title}, seed {seed}\n{report}", flush=True)
         rows.append({"problem": problem.title, "seed": seed, "tried": method, "float_seconds": spent,
-                     "seconds": seconds, **report.to_dict(), "path": "", "tuned": ""})  # fmt: skip
+                     "seconds": seconds, **report.to_dict(), "path": "", "tuned": "", "stamp": stamp()})  # fmt: skip
     return rows
+
+
+def stamp() -> dict[str, Any]:
+    return timing.stamp(("torch", "onnx", "onnxscript", "onnxruntime", "numpy"))
 
 
 def two_bits(seed: int, folder: Path) -> dict[str, Any]:
@@ -198,7 +203,14 @@ def two_bits(seed: int, folder: Path) -> dict[str, Any]:
     _, best = trained(subject, model, subject.recipe.replace(lr=1e-3, duration="20ep"))
     after, exact = subject.score(best)["accuracy"], subject.score(subject.model)["accuracy"]
     same = subject.score(convert(best))["accuracy"] == after
-    found = {"seed": seed, "float": exact, "post-training": before, "quantization-aware": after, "converted_same": same}
+    found = {
+        "stamp": stamp(),
+        "seed": seed,
+        "float": exact,
+        "post-training": before,
+        "quantization-aware": after,
+        "converted_same": same,
+    }
     print(f"\ntwo bits: {found}", flush=True)
     return found
 
@@ -231,59 +243,66 @@ HEAD = ("problem", "integers", "float", "fake", "converted", "runtime", "most lo
         "steps off", "equal, %", "smaller", "float, us", "int8, us", "faster")  # fmt: skip
 
 
-def page(rows: list[dict[str, Any]], twos: list[dict[str, Any]], stamp: dict[str, Any]) -> str:
+ABOUT = """# What an export to the device gives
+
+Made by `python benchmarks/edge.py --write`. Accuracies in percent on held-out data, means over the seeds; *most lost*
+is the largest difference float - runtime of a seed, in points. *Fake* is the model that rounds, *converted* the graph
+with integers, *runtime* the file in ONNX Runtime. *Fake - converted* is the largest difference of any output, *steps
+off* that of converted and runtime in 1/255 of the outputs' range, *equal* the share of equal decisions, all over 512
+held-out examples, the worst seed. *Faster* is the latency of float over that of int8, both files in ONNX Runtime in one
+process, one row a call, one thread, calls taking turns. Quantization-aware training takes a tenth of the steps of the
+run (100 at least) at a third of its learning rate; where it lost more than post-training, the weights it began with
+were written.
+"""
+
+
+def page(rows: list[dict[str, Any]], twos: list[dict[str, Any]]) -> str:
     """The page of evidence."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["problem"], row["tried"]), []).append(row)
-    table = timing.table(HEAD, [row_of(group) for group in groups.values()], text_columns=2)
-    kernels = []
-    for (problem, tried), group in groups.items():
-        if tried != "post-training":
-            continue
-        found = group[0]["kernels"]
-        integer = ", ".join(f"{count} {name}" for name, count in found["integer"].items())
-        reasons = sorted({f"{item['kind']} ({item['why']})" for item in found["floating"]})
-        kernels.append(f"- {problem}: {integer}; in floats: {', '.join(reasons) or 'nothing'}.")
-    seeds = {row["problem"]: len({r["seed"] for r in rows if r["problem"] == row["problem"]}) for row in rows}
-    told = ", ".join(f"{name} {count}" for name, count in seeds.items())
-    lines = [
-        "# What an export to the device gives",
-        "",
-        "Made by `python benchmarks/edge.py --write`. Accuracies in percent on held-out data, means over the seeds "
-        f"(runs: {told}); *most lost* is the largest difference float - runtime of a seed, in points. *Fake* is the "
-        "model that rounds, *converted* the graph with integers, *runtime* the file in ONNX Runtime. *Fake - "
-        "converted* is the largest difference of any output, *steps off* that of converted and runtime in 1/255 of "
-        "the outputs' range, *equal* the share of equal decisions, all over 512 held-out examples, the worst seed. "
-        "*Faster* is the latency of float over that of int8, both files in ONNX Runtime in one process, one row a "
-        "call, one thread, calls taking turns. Quantization-aware training was done by `fine_tuning`: a tenth of the steps, at a third "
-        "of the learning rate; where it loses more than post-training, the weights it began with are written.",
-        "",
-        timing.describe(stamp),
-        "",
-        table,
-        "",
-        "## Kernels in ONNX Runtime",
-        "",
-        *kernels,
-    ]
+    lines = [ABOUT, timing.table(HEAD, [row_of(group) for group in groups.values()], text_columns=2), ""]
+    lines += ["## Kernels in ONNX Runtime", ""]
+    lines += [kernels(group[0]) for (_, tried), group in groups.items() if tried == "post-training"]
     if twos:
-        names = ("float", "post-training", "quantization-aware")
-        body = []
-        for item in twos:
-            back = (item["quantization-aware"] - item["post-training"]) / (item["float"] - item["post-training"])
-            body.append([str(item["seed"]), *(f"{100 * item[name]:.2f}" for name in names), f"{100 * back:.0f} %",
-                         "yes" if item["converted_same"] else "no"])  # fmt: skip
-        lines += [
-            "",
-            "## Weights of two bits",
-            "",
-            "The digits CNN with weights of two bits and activations of eight, fine-tuned for 20 epochs at a learning "
-            "rate of 0.001: accuracy in percent, and how much of the loss is recovered.",
-            "",
-            timing.table(("seed", *names, "recovered", "converted is the same"), body),
-        ]
-    return "\n".join(lines)
+        lines += ["", "## Weights of two bits", "", TWO_BITS, "", two_bits_table(twos)]
+    lines += ["", "## Where and when", ""]
+    stamps = {(item.get("problem", "two bits"), item["seed"]): item["stamp"] for item in [*rows, *twos]}
+    told: dict[str, list[str]] = {}
+    for (problem, seed), stamp in stamps.items():
+        told.setdefault(timing.describe(stamp), []).append(f"{problem} (seed {seed})")
+    return "\n".join([*lines, *(f"- {', '.join(names)}: {sentence}" for sentence, names in told.items())])
+
+
+def kernels(row: dict[str, Any]) -> str:
+    found = row["kernels"]
+    integer = ", ".join(f"{count} {name}" for name, count in found["integer"].items())
+    reasons = sorted({f"{item['kind']} ({item['why']})" for item in found["floating"]})
+    return f"- {row['problem']}: {integer}; in floats: {', '.join(reasons) or 'nothing'}."
+
+
+TWO_BITS = """The digits CNN with weights of two bits and activations of eight, fine-tuned for 20 epochs at a learning
+rate of 0.001: accuracy in percent, and how much of the loss is recovered."""
+
+
+def two_bits_table(twos: list[dict[str, Any]]) -> str:
+    names = ("float", "post-training", "quantization-aware")
+    body = []
+    for item in twos:
+        back = (item["quantization-aware"] - item["post-training"]) / (item["float"] - item["post-training"])
+        same = "yes" if item["converted_same"] else "no"
+        body.append([str(item["seed"]), *(f"{100 * item[name]:.2f}" for name in names), f"{100 * back:.0f} %", same])
+    return timing.table(("seed", *names, "recovered", "converted is the same"), body)
+
+
+def merged(rows: list[dict[str, Any]], twos: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """What was measured now, and what was measured before of other problems."""
+    place = timing.ROOT / "docs" / "evidence" / "edge.json"
+    before = json.loads(place.read_text()) if place.exists() else {"rows": [], "two_bits": []}
+    now = {row["problem"] for row in rows}
+    known = [problem.title for problem in PROBLEMS.values()]
+    rows = rows + [row for row in before["rows"] if row["problem"] not in now]
+    return sorted(rows, key=lambda row: known.index(row["problem"])), twos or before["two_bits"]
 
 
 def main() -> None:
@@ -302,10 +321,10 @@ def main() -> None:
             else:
                 for seed in range(PROBLEMS[name].seeds):
                     rows += measured(PROBLEMS[name], seed, Path(place) / f"{name}-{seed}")
-    stamp = timing.stamp(("torch", "onnx", "onnxscript", "onnxruntime", "numpy"))
-    print("\n" + page(rows, twos, stamp))
+    print("\n" + page(rows, twos))
     if options.write:
-        timing.write_evidence("edge", page(rows, twos, stamp), {"stamp": stamp, "rows": rows, "two_bits": twos})
+        rows, twos = merged(rows, twos)
+        timing.write_evidence("edge", page(rows, twos), {"rows": rows, "two_bits": twos})
 
 
 if __name__ == "__main__":
