@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import fogline
 from edge.networks import Residual
 from fogline.edge.needs import TARGETS, require
+from fogline.edge.predicting import write_predict
 
 ort = pytest.importorskip("onnxruntime", reason="the extra 'edge' is not installed: pip install 'fogline[edge]'")
 onnx = pytest.importorskip("onnx", reason="the extra 'edge' is not installed: pip install 'fogline[edge]'")
@@ -129,6 +130,17 @@ def test_predict_runs_with_onnx_runtime_and_numpy_alone(exported: Exported, tmp_
     expected = session.run(None, {"input": inputs.numpy()})[0].argmax(1)
     assert [answer["class"] for answer in answers] == [CLASSES[place] for place in expected]
     assert all(0 < answer["probability"] <= 1 for answer in answers)
+
+
+def test_a_program_of_yours_beside_the_file_is_left_alone(tmp_path: Path) -> None:
+    own = tmp_path / "predict.py"
+    own.write_text("print('mine')\n")
+    assert write_predict(tmp_path / "net.onnx") == tmp_path / "predict_net.py"
+    assert own.read_text() == "print('mine')\n"
+    own.unlink()
+    assert write_predict(tmp_path / "net.onnx") == own
+    assert write_predict(tmp_path / "other.onnx") == own  # of an export before
+    assert 'MODEL = "other.onnx"' in own.read_text()
 
 
 def test_the_file_of_ours_is_inspected_like_any_other(exported: Exported) -> None:
