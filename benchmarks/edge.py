@@ -154,10 +154,10 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 PROBLEMS = {
     "digits": Problem("digits, CNN", digits_cnn, digits, "20ep", 3),
-    "fashion": Problem("Fashion-MNIST, CNN with residuals and depthwise convolutions", fashion_cnn, fashion, "6ep", 1),
+    "fashion": Problem("Fashion-MNIST, CNN with residuals and depthwise convolutions", fashion_cnn, fashion, "4ep", 1),
     "large": Problem("drawn shapes at 96 px, residual CNN of 1.05 M weights", large_cnn, drawn, "6ep", 1),
     "transformer": Problem(
-        "digits line by line, transformer of 2 layers", Reader, lambda s: digits(s, shape=(8, 8)), "40ep", 3, 2e-3
+        "digits line by line, transformer of 2 layers", Reader, lambda s: digits(s, shape=(8, 8)), "30ep", 2, 2e-3
     ),
 }
 
