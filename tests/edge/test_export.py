@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 import fogline
 from edge.networks import Residual
-from fogline.edge.needs import TARGETS, require
 from fogline.edge.predicting import write_predict
 
 ort = pytest.importorskip("onnxruntime", reason="the extra 'edge' is not installed: pip install 'fogline[edge]'")
@@ -234,15 +232,6 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 def test_a_run_without_its_task_is_refused(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a run with its task"):
         fogline.export(fogline.Run.open(exported[0].folder), tmp_path / "model.onnx")
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_what_is_missing_is_named_with_the_command(target: str) -> None:
-    missing = [name for name in TARGETS[target] if find_spec(name) is None]
-    if not missing:
-        pytest.skip(f"everything that {target} needs is installed")
-    with pytest.raises(ModuleNotFoundError, match=rf"{missing[0]}.*pip install 'fogline\[{target}\]'"):
-        require(target)
 
 
 def test_fine_tuning_is_a_run_beside_the_first_and_float_is_a_file_too(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fogline
-from fogline.edge.needs import TARGETS
+from fogline.edge.needs import TARGETS, require
 
 SUFFIXES = {"openvino": ".xml", "executorch": ".pte"}
 
@@ -32,3 +32,12 @@ def test_the_file_does_what_the_model_did(target: str, bits: int, tmp_path: Path
     assert report.scores["runtime"]["accuracy"] == pytest.approx(report.scores["float"]["accuracy"], abs=0.05)
     assert report.differences["converted - runtime"].steps < 3
     assert report.latency is not None
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_missing_is_named_with_the_command(target: str) -> None:
+    missing = [name for name in TARGETS[target] if find_spec(name) is None]
+    if not missing:
+        pytest.skip(f"everything that {target} needs is installed")
+    with pytest.raises(ModuleNotFoundError, match=rf"{missing[0]}.*pip install 'fogline\[{target}\]'"):
+        require(target)
