@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
-
-_NEED_OPTUNA = ("cohort", "processes", "sampling", "search", "trial", "worker")
-collect_ignore = [] if importlib.util.find_spec("optuna") else [f"src/fogline/_tune/{name}.py" for name in _NEED_OPTUNA]
 
 
 @pytest.fixture(autouse=True)

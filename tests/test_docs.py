@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [
+NAMES = (
     "quickstart", "how-to-choose", "watch", "doctor", "figures", "landscape", "dashboard", "scaling", "streaming",
-]  # fmt: skip
-if importlib.util.find_spec("optuna"):
-    NAMES += ["tune"]
+    "tune", "edge",
+)  # fmt: skip
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 
 
@@ -30,6 +29,8 @@ def blocks() -> list[tuple[str, int, str]]:
 def test_the_code_runs(
     page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if page == "docs/edge.md" and find_spec("onnxruntime") is None:
+        pytest.skip("the extra 'edge' is not installed: pip install 'fogline[edge]'")
     monkeypatch.chdir(tmp_path)
     # Line numbers of a failure are those of the page.
     exec(compile("\n" * line + code, str(ROOT / page), "exec"), {"__name__": "__main__"})

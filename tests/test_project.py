@@ -33,6 +33,7 @@ def test_every_dependency_is_pinned() -> None:
         *PROJECT["optional-dependencies"]["demo"],
         *PROJECT["optional-dependencies"]["dashboard"],
         *PROJECT["optional-dependencies"]["tune"],
+        *PROJECT["optional-dependencies"]["edge"],
     ]
     names = {re.split(r"[<>=\[ ]", item)[0] for item in wanted} - {"fogline"}
     assert names <= set(pins())

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fogline.doctor.examine import diagnose as diagnose
     from fogline.doctor.finding import Finding as Finding
     from fogline.doctor.report import Report as Report
+    from fogline.edge.export import export as export
+    from fogline.edge.inspection import inspect_export as inspect_export
+    from fogline.edge.report import ExportReport as ExportReport
     from fogline.rate.find import Rate as Rate
     from fogline.rate.find import find_lr as find_lr
     from fogline.recipe import SCHEDULES as SCHEDULES
@@ -39,6 +42,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "Duration": "recipe",
+    "ExportReport": "edge.report",
     "Finding": "doctor.finding",
     "Interrupted": "descent.interrupts",
     "Landscape": "_landscape",
@@ -56,7 +60,9 @@ _PLACES = {
     "descend": "_fit",
     "diagnose": "doctor.examine",
     "find_lr": "rate.find",
+    "export": "edge.export",
     "fit": "_fit",
+    "inspect_export": "edge.inspection",
     "landscape": "_landscape",
     "log": "_tune.space",
     "minimize": "_minimize",

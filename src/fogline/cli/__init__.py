@@ -426,6 +426,56 @@ def landscape(
 
 
 @app.command()
+def export(
+    run: RunArgument,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--out", "--output", metavar="FILE", help="RUN/model.onnx if not given.")
+    ] = None,
+    target: Annotated[str, typer.Option(metavar="NAME", help="onnx, openvino or executorch.")] = "onnx",
+    bits: Annotated[int, typer.Option(metavar="BITS", help="Of weights: 32 (float), 8, or 4 on ExecuTorch.")] = 8,
+    qat: Annotated[
+        str, typer.Option(metavar="auto|none", help="Fine-tune while rounding where rounding loses too much.")
+    ] = "auto",
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="Fine-tune by this recipe in any case.")
+    ] = None,
+    margin: Annotated[float, typer.Option(metavar="SHARE", help="Share of the score that may be lost.")] = 0.005,
+    calibration: Annotated[int, typer.Option(metavar="COUNT", help="Training examples that ranges are of.")] = 512,
+    skip: Annotated[list[str] | None, typer.Option(metavar="LAYER", help="Leave a layer in float; repeatable.")] = None,
+    units: Annotated[list[str] | None, typer.Option(metavar="UNIT", help="Unit of an output; repeatable.")] = None,
+    threads: Annotated[int, typer.Option(metavar="COUNT", help="Threads that the latency is measured with.")] = 1,
+    task: Annotated[
+        Path | None, typer.Option("--task", metavar="TASK.py", help="The task of a run that was started from Python.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write the model of a run as a file for a device, and say what the file really does.
+
+    Integers by default: after training, and by fine-tuning where that loses too much.
+    """
+    with told_plainly():
+        from fogline.cli.edge import print_report, write
+
+        made = write(
+            run,
+            runs,
+            output=output,
+            task_file=task,
+            qat=qat,
+            recipe_file=recipe,
+            target=target,
+            bits=bits,
+            margin=margin,
+            calibration=calibration,
+            skip=skip or (),
+            units=units or None,
+            threads=threads,
+        )
+        print_report(made, as_json=as_json)
+
+
+@app.command()
 def report(
     run: Annotated[
         list[str],

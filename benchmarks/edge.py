@@ -1,0 +1,331 @@
+"""What an export really gives: accuracy at every stage, size and speed, after training and after fine-tuning.
+
+python benchmarks/edge.py                 # the table, a quarter of an hour on one core
+python benchmarks/edge.py --only digits   # one problem
+python benchmarks/edge.py --write         # also the page of evidence
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timing
+
+timing.one_thread()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+import fogline  # noqa: E402
+from fogline.edge.capture import capture  # noqa: E402
+from fogline.edge.quantize import UNSIGNED, calibrate, convert, quantized  # noqa: E402
+from fogline.edge.subject import Subject  # noqa: E402
+from fogline.edge.training import fine_tuning, trained  # noqa: E402
+
+FASHION = Path(os.environ.get("FOGLINE_DATA", timing.ROOT.parent / "shared" / "data" / "fashion_mnist_16k.npz"))
+Pair = tuple[Tensor, Tensor]
+Accuracy = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network to be trained in floats and exported.
+
+    Attributes:
+        title: for the table.
+        model: makes it.
+        data: training and held-out pairs, from a seed.
+        duration: of the training.
+        seeds: how many runs.
+        lr: of the training.
+    """
+
+    title: str
+    model: Callable[[], nn.Module]
+    data: Callable[[int], tuple[Pair, Pair]]
+    duration: str
+    seeds: int
+    lr: float = 3e-3
+
+
+class Block(nn.Module):
+    """A residual block; depthwise and pointwise, or two full convolutions."""
+
+    def __init__(self, width: int, *, depthwise: bool) -> None:
+        super().__init__()
+        groups, size = (width, 1) if depthwise else (1, 3)
+        self.first = nn.Conv2d(width, width, 3, padding=1, groups=groups, bias=False)
+        self.second = nn.Conv2d(width, width, size, padding=size // 2, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(width), nn.BatchNorm2d(width)])
+
+    def forward(self, images: Tensor) -> Tensor:  # (b, width, h, w)
+        inner = F.relu(self.norms[0](self.first(images)))
+        return F.relu(images + self.norms[1](self.second(inner)))
+
+
+def narrowing(channels: int, width: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+
+
+def digits_cnn() -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    layers += [nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+
+
+def fashion_cnn() -> nn.Module:
+    layers = [*narrowing(1, 24), Block(24, depthwise=True), *narrowing(24, 48), Block(48, depthwise=True)]
+    return nn.Sequential(*layers, Block(48, depthwise=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10))
+
+
+def large_cnn() -> nn.Module:
+    """1.05 million weights."""
+    layers = [*narrowing(3, 24), Block(24, depthwise=True), *narrowing(24, 48), Block(48, depthwise=True)]
+    layers += [*narrowing(48, 96), Block(96, depthwise=False), *narrowing(96, 192), Block(192, depthwise=False)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, 5))
+
+
+class Reader(nn.Module):
+    """A transformer of two layers that reads a digit line by line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, 64)
+        self.place = nn.Parameter(torch.zeros(8, 64))
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, dropout=0.1)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, lines: Tensor) -> Tensor:  # (b, 8, 8)
+        return self.head(self.encoder(self.embed(lines) + self.place).mean(1))
+
+
+def digits(seed: int, *, shape: tuple[int, ...] = (1, 8, 8)) -> tuple[Pair, Pair]:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    inputs = torch.tensor(images, dtype=torch.float32).reshape(-1, *shape) / 16
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+    inputs, targets = inputs[order], torch.tensor(labels)[order]
+    return (inputs[:1200], targets[:1200]), (inputs[1200:], targets[1200:])
+
+
+def fashion(seed: int) -> tuple[Pair, Pair]:
+    with np.load(FASHION) as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in ("x_train", "y_train", "x_test", "y_test")}
+    images = {name: arrays[name].float()[:, None] / 255 for name in ("x_train", "x_test")}
+    return (images["x_train"], arrays["y_train"].long()), (images["x_test"], arrays["y_test"].long())
+
+
+def drawn(seed: int, count: int = 1200, size: int = 96) -> tuple[Pair, Pair]:
+    """Disc, ring, square, cross and triangle in a colour, at a place and of a size drawn at random, in noise."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 5
+    x, y = np.meshgrid(np.arange(size), np.arange(size))
+    images = np.empty((count, 3, size, size), np.float32)
+    for k, label in enumerate(labels):
+        radius = random.uniform(8, 22)
+        u, v = ((axis - random.uniform(24, size - 24)) / radius for axis in (x, y))
+        distance = np.hypot(u, v)
+        near = (abs(u) < 1) & (abs(v) < 1)
+        forms = (distance < 1, (distance < 1) & (distance > 0.6), near, near & ((abs(u) < 0.3) | (abs(v) < 0.3)),
+                 (v < 1) & (v > 2 * abs(u) - 1))  # fmt: skip
+        background = random.normal(0, 0.25, (3, size, size)) + random.uniform(-0.3, 0.3, (3, 1, 1))
+        images[k] = background + random.uniform(0.15, 0.5) * forms[label]
+    order = random.permutation(count)
+    inputs, targets = torch.from_numpy(images[order]), torch.from_numpy(labels[order])
+    held = count // 4
+    return (inputs[held:], targets[held:]), (inputs[:held], targets[:held])
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+PROBLEMS = {
+    "digits": Problem("digits, CNN", digits_cnn, digits, "20ep", 3),
+    "fashion": Problem("Fashion-MNIST, CNN with residuals and depthwise convolutions", fashion_cnn, fashion, "4ep", 1),
+    "large": Problem("drawn shapes at 96 px, residual CNN of 1.05 M weights", large_cnn, drawn, "6ep", 1),
+    "transformer": Problem(
+        "digits line by line, transformer of 2 layers", Reader, lambda s: digits(s, shape=(8, 8)), "30ep", 2, 2e-3
+    ),
+}
+
+
+def float_run(problem: Problem, seed: int, folder: Path) -> fogline.Run:
+    train, valid = problem.data(seed)
+    torch.manual_seed(seed)
+    task = fogline.Task(problem.model(), nn.CrossEntropyLoss(), train, valid, {"accuracy": accuracy})
+    recipe = fogline.Recipe(
+        optimizer="adamw", lr=problem.lr, batch_size=64, duration=problem.duration, seed=seed, step="eager"
+    )
+    return fogline.fit(task, recipe, runs=folder, progress=False)
+
+
+def measured(problem: Problem, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """The reports of one float run, after training and fine-tuned, as plain values."""
+    begin = time.perf_counter()
+    run = float_run(problem, seed, folder)
+    spent = time.perf_counter() - begin
+    rows = []
+    for method in ("post-training", "quantization-aware"):
+        begin = time.perf_counter()
+        recipe = None if method == "post-training" else fine_tuning(Subject.of(run, None))
+        report = fogline.export(run, folder / f"{run.name}-{method}.onnx", qat=recipe)
+        seconds = time.perf_counter() - begin
+        print(f"\n{problem.title}, seed {seed}\n{report}", flush=True)
+        rows.append({"problem": problem.title, "seed": seed, "tried": method, "float_seconds": spent,
+                     "seconds": seconds, **report.to_dict(), "path": "", "tuned": "", "stamp": stamp()})  # fmt: skip
+    return rows
+
+
+def stamp() -> dict[str, Any]:
+    return timing.stamp(("torch", "onnx", "onnxscript", "onnxruntime", "numpy"))
+
+
+def two_bits(seed: int, folder: Path) -> dict[str, Any]:
+    """Weights of two bits: what is left after training, and after fine-tuning as long as the training was."""
+    run = float_run(PROBLEMS["digits"], seed, folder)
+    subject = Subject.of(run, None)
+    model = quantized(capture(subject.model, subject.sample(64)), replace(UNSIGNED, weight_bits=2))
+    calibrate(model, subject.calibration(512))
+    before = subject.score(model)["accuracy"]
+    _, best = trained(subject, model, subject.recipe.replace(lr=1e-3, duration="20ep"))
+    after, exact = subject.score(best)["accuracy"], subject.score(subject.model)["accuracy"]
+    same = subject.score(convert(best))["accuracy"] == after
+    found = {
+        "stamp": stamp(),
+        "seed": seed,
+        "float": exact,
+        "post-training": before,
+        "quantization-aware": after,
+        "converted_same": same,
+    }
+    print(f"\ntwo bits: {found}", flush=True)
+    return found
+
+
+def points(rows: list[dict[str, Any]], stage: str) -> str:
+    values = [100 * row["scores"][stage]["accuracy"] for row in rows]
+    return f"{np.mean(values):.2f}"
+
+
+def row_of(rows: list[dict[str, Any]]) -> list[str]:
+    """A line of the table: means over the seeds, the worst difference."""
+    between = [row["differences"] for row in rows]
+    gaps = [100 * (row["scores"]["float"]["accuracy"] - row["scores"]["runtime"]["accuracy"]) for row in rows]
+    return [
+        rows[0]["problem"],
+        rows[0]["tried"],
+        *(points(rows, stage) for stage in ("float", "fake", "converted", "runtime")),
+        f"{max(gaps):+.2f}",
+        f"{max(item['fake - converted']['largest'] for item in between):g}",
+        f"{max(item['converted - runtime']['steps'] for item in between):.2f}",
+        f"{100 * min(item['converted - runtime']['decisions'] for item in between):.1f}",
+        f"{np.mean([row['float_bytes'] / row['bytes'] for row in rows]):.2f}",
+        f"{np.median([row['latency']['float_us'] for row in rows]):.0f}",
+        f"{np.median([row['latency']['own_us'] for row in rows]):.0f}",
+        f"{np.median([row['latency']['ratio'] for row in rows]):.2f}",
+    ]
+
+
+HEAD = ("problem", "integers", "float", "fake", "converted", "runtime", "most lost", "fake - converted",
+        "steps off", "equal, %", "smaller", "float, us", "int8, us", "faster")  # fmt: skip
+
+
+ABOUT = """# What an export to the device gives
+
+Made by `python benchmarks/edge.py --write`. Accuracies in percent on held-out data, means over the seeds; *most lost*
+is the largest difference float - runtime of a seed, in points. *Fake* is the model that rounds, *converted* the graph
+with integers, *runtime* the file in ONNX Runtime. *Fake - converted* is the largest difference of any output, *steps
+off* that of converted and runtime in 1/255 of the outputs' range, *equal* the share of equal decisions, all over 512
+held-out examples, the worst seed. *Faster* is the latency of float over that of int8, both files in ONNX Runtime in one
+process, one row a call, one thread, calls taking turns. Quantization-aware training takes a tenth of the steps of the
+run (100 at least) at a third of its learning rate; where it lost more than post-training, the weights it began with
+were written.
+"""
+
+
+def page(rows: list[dict[str, Any]], twos: list[dict[str, Any]]) -> str:
+    """The page of evidence."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["problem"], row["tried"]), []).append(row)
+    lines = [ABOUT, timing.table(HEAD, [row_of(group) for group in groups.values()], text_columns=2), ""]
+    lines += ["## Kernels in ONNX Runtime", ""]
+    lines += [kernels(group[0]) for (_, tried), group in groups.items() if tried == "post-training"]
+    if twos:
+        lines += ["", "## Weights of two bits", "", TWO_BITS, "", two_bits_table(twos)]
+    lines += ["", "## Where and when", ""]
+    stamps = {(item.get("problem", "two bits"), item["seed"]): item["stamp"] for item in [*rows, *twos]}
+    told: dict[str, list[str]] = {}
+    for (problem, seed), stamp in stamps.items():
+        told.setdefault(timing.describe(stamp), []).append(f"{problem} (seed {seed})")
+    return "\n".join([*lines, *(f"- {', '.join(names)}: {sentence}" for sentence, names in told.items())])
+
+
+def kernels(row: dict[str, Any]) -> str:
+    found = row["kernels"]
+    integer = ", ".join(f"{count} {name}" for name, count in found["integer"].items())
+    reasons = sorted({f"{item['kind']} ({item['why']})" for item in found["floating"]})
+    return f"- {row['problem']}: {integer}; in floats: {', '.join(reasons) or 'nothing'}."
+
+
+TWO_BITS = """The digits CNN with weights of two bits and activations of eight, fine-tuned for 20 epochs at a learning
+rate of 0.001: accuracy in percent, and how much of the loss is recovered."""
+
+
+def two_bits_table(twos: list[dict[str, Any]]) -> str:
+    names = ("float", "post-training", "quantization-aware")
+    body = []
+    for item in twos:
+        back = (item["quantization-aware"] - item["post-training"]) / (item["float"] - item["post-training"])
+        same = "yes" if item["converted_same"] else "no"
+        body.append([str(item["seed"]), *(f"{100 * item[name]:.2f}" for name in names), f"{100 * back:.0f} %", same])
+    return timing.table(("seed", *names, "recovered", "converted is the same"), body)
+
+
+def merged(rows: list[dict[str, Any]], twos: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """What was measured now, and what was measured before of other problems."""
+    place = timing.ROOT / "docs" / "evidence" / "edge.json"
+    before = json.loads(place.read_text()) if place.exists() else {"rows": [], "two_bits": []}
+    now = {row["problem"] for row in rows}
+    known = [problem.title for problem in PROBLEMS.values()]
+    rows = rows + [row for row in before["rows"] if row["problem"] not in now]
+    return sorted(rows, key=lambda row: known.index(row["problem"])), twos or before["two_bits"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=[*PROBLEMS, "two_bits"], default=[*PROBLEMS, "two_bits"])
+    parser.add_argument("--write", action="store_true", help="write docs/evidence/edge.md and edge.json")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    twos: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as place:
+        for name in options.only:
+            if name == "two_bits":
+                twos = [two_bits(seed, Path(place) / f"two-{seed}") for seed in range(3)]
+            elif name == "fashion" and not FASHION.is_file():
+                print(f"{name}: left out, {FASHION.name} is not there")
+            else:
+                for seed in range(PROBLEMS[name].seeds):
+                    rows += measured(PROBLEMS[name], seed, Path(place) / f"{name}-{seed}")
+    print("\n" + page(rows, twos))
+    if options.write:
+        rows, twos = merged(rows, twos)
+        timing.write_evidence("edge", page(rows, twos), {"rows": rows, "two_bits": twos})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,338 @@
+"""``export``: a run in, a file for a device out, with a report of what it really does there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fogline.descent.randomness import private_randomness
+from fogline.edge.capture import Captured, Graph, capture
+from fogline.edge.compare import difference, outputs_of
+from fogline.edge.latency import Latency, compare
+from fogline.edge.noise import LayerNoise, noise_of
+from fogline.edge.onnx_file import InRuntime
+from fogline.edge.predicting import write_predict
+from fogline.edge.quantize import Grid, Quantized, calibrate, convert, quantized
+from fogline.edge.report import STAGES, Difference, ExportReport
+from fogline.edge.subject import Subject, losses_of
+from fogline.edge.targets import Call, Target, target_of
+from fogline.errors import misfit
+from fogline.recipe import Recipe
+from fogline.run import Run
+from fogline.task import Task
+
+_COMPARED = 512  # examples whose outputs are compared between stages
+_LOOKED_AT = 64  # examples that the noise of layers is taken of
+_WORTH_SKIPPING = 3.0  # decibels: half of the noise
+
+Tuning = Literal["auto"] | Recipe | None
+
+
+def export(
+    run: Run,
+    path: str | Path,
+    target: str = "onnx",
+    bits: int = 8,
+    qat: Tuning = "auto",
+    *,
+    task: Task | None = None,
+    margin: float = 0.005,
+    calibration: int = 512,
+    skip: Sequence[str] = (),
+    threads: int = 1,
+    scaler: tuple[Sequence[float], Sequence[float]] | None = None,
+    classes: Sequence[str] | None = None,
+    units: str | Sequence[str] | None = None,
+) -> ExportReport:
+    """Write the model of a run as a file for a device, and say what the file really does.
+
+    The run is left as it is. Integers are found from training examples (post-training quantization). Where that loses
+    more than ``margin``, and ``qat`` is "auto", the model is fine-tuned while it rounds (quantization-aware training)
+    as a run of its own beside the first, by the same loop, and the better of the two is written.
+
+    Args:
+        run: finished, with its task; or interrupted, for its best weights so far.
+        path: of the file; ``predict.py``, which runs it with ONNX Runtime and NumPy alone, is written beside it.
+        target: "onnx" (ONNX Runtime), "openvino" or "executorch".
+        bits: of the weights: 32 for float, 8, or 4 for linear layers on ExecuTorch.
+        qat: "auto", None for post-training quantization alone, or the recipe of the fine-tuning, which is then done.
+        task: of a run that was only opened.
+        margin: the largest loss that is accepted, as a share of what was learned: the gap of the first metric (else of
+            the loss) between the model and shuffled targets.
+        calibration: training examples that ranges are taken from.
+        skip: layers to leave in float, by name.
+        threads: of the runtime, for the latency.
+        scaler: mean and scale of each input column (or channel), for the file's metadata, where inputs were
+            standardised before they were given to Fogline: ``predict.py`` then takes them as they were measured.
+        classes: names of the classes, where the data does not tell.
+        units: of the outputs.
+
+    Returns:
+        The report: accuracy at every stage, kernels, latency, bytes, noise by layer.
+
+    Raises:
+        ValueError, TypeError: what does not fit, before anything is trained.
+        ModuleNotFoundError: the packages of the target are not installed; names the command that brings them.
+        Interrupted: a signal came while fine-tuning; exporting again goes on.
+        OSError: the file cannot be written.
+
+    Example::
+
+        report = fogline.export(run, "model.onnx", bits=8)
+        print(report)
+        report.scores["runtime"]["accuracy"], report.latency.ratio, report.bytes
+    """
+    chosen = target_of(target)
+    path = _checked(Path(path), chosen, bits, qat, margin, calibration)
+    subject = Subject.of(run, task)
+    told = _metadata(subject, target=target, bits=bits, scaler=scaler, classes=classes, units=units)
+    with private_randomness(torch.device("cpu")):
+        work = _Work(subject, chosen, bits, _captured(subject), told, threads)
+        if bits == 32:
+            return work.float_report(path)
+        if bits == 4:
+            return work.low_bit_report(path)
+        work.round(chosen.grid, skip, calibration)
+    if isinstance(qat, Recipe) or (qat == "auto" and work.lost()[1] > margin):
+        work.tune(qat)
+    with private_randomness(torch.device("cpu")):
+        return work.report(path, margin, qat)
+
+
+def _checked(path: Path, target: Target, bits: int, qat: Tuning, margin: float, calibration: int) -> Path:
+    if bits not in (32, 8, 4):
+        raise misfit("bits of 32 (float), 8 or 4", repr(bits), "choose one of them")
+    if bits not in target.bits:
+        remedy = "take target='executorch', or bits=8" if bits == 4 else "take bits=8 or bits=32"
+        raise misfit(f"bits of {' or '.join(map(str, target.bits))} for the target {target.name!r}", bits, remedy)
+    if qat not in (None, "auto") and not isinstance(qat, Recipe):
+        raise misfit("qat of None, 'auto' or a Recipe", repr(qat), "pass fogline.Recipe(...)", error=TypeError)
+    if not margin >= 0:
+        raise misfit("a margin of 0 or more", margin, "0.005 is half a hundredth of what was learned")
+    if calibration < 1:
+        raise misfit("at least 1 example to calibrate on", calibration, "512 is usual")
+    if path.suffix != target.suffix:
+        raise misfit(f"a file that ends in {target.suffix} for the target {target.name!r}", path.name, "rename it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _metadata(
+    subject: Subject,
+    *,
+    target: str,
+    bits: int,
+    scaler: tuple[Sequence[float], Sequence[float]] | None,
+    classes: Sequence[str] | None,
+    units: str | Sequence[str] | None,
+) -> dict[str, Any]:
+    found = subject.metadata() | {"runtime": target, "bits": bits}
+    known = found["classes"]
+    if classes is not None:
+        outputs = subject.opened.facts.outputs
+        if found["kind"] == "classification" and outputs > 1 and len(classes) != outputs:
+            raise misfit(f"{outputs} names of classes", len(classes), "name every class, in the order of the labels")
+        known = [str(name) for name in classes]
+    mean, scale = scaler if scaler is not None else (None, None)
+    if mean is not None and scale is not None and len(mean) != len(scale):
+        raise misfit("as many scales as means in the scaler", f"{len(mean)} and {len(scale)}", "give one of each")
+    return found | {
+        "classes": known,
+        "units": [units] if isinstance(units, str) else None if units is None else [str(unit) for unit in units],
+        "scaler": None if mean is None or scale is None else {"mean": _numbers(mean), "scale": _numbers(scale)},
+    }
+
+
+def _numbers(values: Sequence[float]) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _captured(subject: Subject) -> Captured:
+    return capture(subject.model, subject.sample(_LOOKED_AT))
+
+
+@dataclass
+class _Work:
+    """An export on its way: what has been made of the model so far."""
+
+    subject: Subject
+    target: Target
+    bits: int
+    captured: Captured
+    metadata: Mapping[str, Any]
+    threads: int
+    model: Quantized | None = None
+    tuned: Run | None = None
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.notes += self.subject.notes
+        if self.captured.most is not None:
+            rows = "one row" if self.captured.most == 1 else f"{self.captured.most} rows"
+            self.notes.append(f"the graph takes at most {rows} at once: PyTorch found no way to leave the batch open")
+        self.scores["float"] = self.subject.score(self.subject.model)
+
+    def round(self, grid: Grid, skip: Sequence[str], examples: int) -> None:
+        """Quantize after training."""
+        self.model = quantized(self.captured, grid, skip)
+        calibrate(self.model, self.subject.calibration(examples))
+        self.scores["fake"] = self.subject.score(self.model)
+        self.chance = self.subject.chance()
+
+    def lost(self) -> tuple[str, float]:
+        return losses_of(self.scores["float"], self.scores["fake"], self.chance)
+
+    def tune(self, qat: Tuning) -> None:
+        """Fine-tune; keep what came of it if it is better."""
+        from fogline.edge.training import fine_tuning, trained
+
+        assert self.model is not None
+        recipe = qat if isinstance(qat, Recipe) else fine_tuning(self.subject)
+        before, scores = self.lost(), self.scores["fake"]
+        self.tuned, model = trained(self.subject, self.model, recipe)
+        self.scores["fake"] = self.subject.score(model)
+        after = self.lost()
+        if after[1] > before[1]:
+            self.scores["fake"] = scores
+            self.notes.append(
+                f"fine-tuning lost more than it gained ({after[1]:.2%} of the {after[0]} lost after it, "
+                f"{before[1]:.2%} before): the weights it began with were written"
+            )
+            return
+        self.notes.append(
+            f"post-training quantization lost {before[1]:.2%} of the {before[0]}, fine-tuned {after[1]:.2%}"
+        )
+        self.model = model
+
+    def float_report(self, path: Path) -> ExportReport:
+        """The file of the model in floats."""
+        graph = Graph(self.captured.graph, self.captured.most).eval()
+        self._write(graph, path)
+        call = self.target.opened(path, self.threads)
+        stages: dict[str, nn.Module] = {"float": self.subject.model, "runtime": self._module(call)}
+        kernels, _ = self.target.looked(path)
+        return self._reported(path, "float", stages, kernels=kernels, float_bytes=size_of(path))
+
+    def report(self, path: Path, margin: float, qat: Tuning) -> ExportReport:
+        """The file of the model in integers."""
+        assert self.model is not None
+        converted = convert(self.model).eval()
+        self._write(converted, path)
+        call = self.target.opened(path, self.threads)
+        stages: dict[str, nn.Module] = {
+            "float": self.subject.model,
+            "fake": self.model,
+            "converted": converted,
+            "runtime": self._module(call),
+        }
+        lost = self.lost()
+        if lost[1] > margin:
+            advice = "" if self.tuned is not None or qat is not None else "; qat='auto' would fine-tune it"
+            self.notes.append(f"more than the margin of {margin:.2%} is lost{advice}")
+        layers = noise_of(self.model, self.subject.sample(_LOOKED_AT))
+        kernels, weights = self.target.looked(path)
+        latency, float_bytes = self._against_float(path, call)
+        return self._reported(
+            path,
+            "post-training" if self.tuned is None or self.model.seen == 0 else "quantization-aware",
+            stages,
+            lost=lost,
+            kernels=kernels,
+            float_weights=tuple(weights),
+            latency=latency,
+            float_bytes=float_bytes,
+            layers=tuple(layers),
+            skip=_to_skip(layers),
+        )
+
+    def low_bit_report(self, path: Path) -> ExportReport:
+        """The file with 4-bit weights of linear layers and 8-bit activations whose ranges are found at run time."""
+        from fogline.edge.executorch_file import four_bits
+
+        captured = four_bits(self.subject.model, self.captured)
+        graph = Graph(captured.graph, captured.most).eval()
+        self._write(graph, path)
+        call = self.target.opened(path, self.threads)
+        stages: dict[str, nn.Module] = {
+            "float": self.subject.model, "converted": graph, "runtime": self._module(call),
+        }  # fmt: skip
+        self.scores["converted"] = self.subject.score(graph)
+        lost = losses_of(self.scores["float"], self.scores["converted"], self.subject.chance())
+        latency, float_bytes = self._against_float(path, call)
+        kernels, weights = self.target.looked(path)
+        return self._reported(
+            path, "post-training", stages, lost=lost, latency=latency, float_bytes=float_bytes, kernels=kernels,
+            float_weights=tuple(weights),
+        )  # fmt: skip
+
+    def _write(self, graph: Graph, path: Path) -> None:
+        self.target.write(graph, self.captured, path, self.metadata)
+        if self.target.name == "onnx":
+            write_predict(path)
+
+    def _module(self, call: Call) -> InRuntime:
+        with torch.no_grad():
+            like = self.subject.model(self.captured.example)
+        return InRuntime(call, like, self.captured.most)
+
+    def _against_float(self, path: Path, call: Call) -> tuple[Latency, int]:
+        """Latency of one row against the same network in floats, and the size of its file."""
+        found = self.target.twin(path, self.threads)
+        row = self.captured.example[:1].numpy()
+        if found is not None:
+            return compare(lambda: found[0](row), lambda: call(row), batch=1, threads=self.threads), found[1]
+        with tempfile.TemporaryDirectory() as folder:
+            beside = Path(folder) / f"float{self.target.suffix}"
+            self.target.write(Graph(self.captured.graph, self.captured.most).eval(), self.captured, beside, {})
+            twin = self.target.opened(beside, self.threads)
+            return compare(lambda: twin(row), lambda: call(row), batch=1, threads=self.threads), size_of(beside)
+
+    def _reported(self, path: Path, method: str, stages: Mapping[str, nn.Module], **found: Any) -> ExportReport:
+        sample = self.subject.sample(_COMPARED)
+        for name, stage in stages.items():
+            if name not in self.scores:
+                self.scores[name] = self.subject.score(stage)
+        return ExportReport(
+            path=path,
+            target=self.target.name,
+            bits=self.bits,
+            method=method,
+            scores={name: self.scores[name] for name in STAGES if name in stages},
+            differences=self._differences(stages, sample),
+            bytes=size_of(path),
+            tuned=self.tuned,
+            notes=tuple(self.notes),
+            metadata=dict(self.metadata),
+            **found,
+        )
+
+    def _differences(self, stages: Mapping[str, nn.Module], sample: Tensor) -> dict[str, Difference]:
+        facts = self.subject.opened.facts
+        threshold = facts.threshold if facts.kind == "classification" else None
+        outputs = {name: outputs_of(stage.eval(), sample) for name, stage in stages.items()}
+        names = list(stages)
+        return {
+            f"{first} - {second}": difference(outputs[first], outputs[second], outputs["float"], threshold)
+            for first, second in pairwise(names)
+        }
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, with the weights beside it where the format keeps them apart."""
+    beside = path.with_suffix(".bin")
+    return path.stat().st_size + (beside.stat().st_size if path.suffix == ".xml" and beside.exists() else 0)
+
+
+def _to_skip(layers: Sequence[LayerNoise]) -> str | None:
+    tried = [item for item in layers if item.gain is not None]
+    best = max(tried, key=lambda item: item.gain or 0.0, default=None)
+    return best.name if best is not None and (best.gain or 0.0) >= _WORTH_SKIPPING else None

@@ -1,0 +1,163 @@
+"""Run an exported model: ``python predict.py ROWS.csv`` or ``python predict.py INPUTS.npy``.
+
+Needs ONNX Runtime and NumPy. The model itself says how its inputs are made and what its outputs mean: columns of a
+table are encoded as in training, images (n, height, width, channels) of bytes are scaled, other arrays are standardised
+where the model has a scaler.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+MODEL = "model.onnx"
+
+
+class Model:
+    """An ONNX file with what it knows of its inputs and outputs.
+
+    Attributes:
+        about: the file's metadata.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        stored = self.session.get_modelmeta().custom_metadata_map.get("fogline", "{}")
+        self.about: dict[str, Any] = json.loads(stored)
+        self.input = self.session.get_inputs()[0]
+
+    def outputs(self, inputs: Any) -> list[Any]:
+        """The raw outputs for inputs as the network takes them, (n, ...)."""
+        wanted = np.int64 if "int64" in self.input.type else np.float32
+        inputs = np.ascontiguousarray(inputs, dtype=wanted)
+        fixed = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
+        most = fixed or self.about.get("largest_batch") or max(1, len(inputs))
+        parts = [self.session.run(None, {self.input.name: inputs[k : k + most]}) for k in range(0, len(inputs), most)]
+        return [np.concatenate(items) for items in zip(*parts, strict=True)]
+
+    def encode(self, rows: list[dict[str, str]]) -> Any:
+        """Rows of a table, as text by column, as inputs (n, columns)."""
+        encoder = self.about.get("encoder")
+        if encoder is None:
+            numbers = np.array([[float(cell) for cell in row.values()] for row in rows])
+            return self.scale(numbers)
+        if encoder["kind"] != "table":
+            raise ValueError("expected images as an .npy file for this model, received a table")
+        columns = [column for column in encoder["columns"] if column["form"] != "dropped"]
+        missing = [column["name"] for column in columns if column["name"] not in rows[0]]
+        if missing:
+            raise ValueError(f"expected the columns of the training data, but {', '.join(missing)} is missing")
+        return np.concatenate([_encoded(column, [row[column["name"]] for row in rows]) for column in columns], axis=1)
+
+    def scale(self, values: Any) -> Any:
+        """An array as it was measured as inputs: images of bytes scaled, numbers standardised if there is a scaler."""
+        encoder = self.about.get("encoder") or {}
+        if encoder.get("kind") == "image":
+            pixels = np.moveaxis(values.astype(np.float32) / 255, -1, 1)  # (n, channels, height, width)
+            mean, scale = (np.array(encoder[name], np.float32)[:, None, None] for name in ("mean", "scale"))
+            return (pixels - mean) / scale
+        scaler = self.about.get("scaler")
+        if scaler is None:
+            return values
+        mean, scale = np.array(scaler["mean"]), np.array(scaler["scale"])
+        shape = (-1, *[1] * (values.ndim - 2)) if values.ndim > 2 else (-1,)  # per channel, or per column
+        return (values - mean.reshape(shape)) / scale.reshape(shape)
+
+    def predict(self, inputs: Any) -> list[dict[str, Any]]:
+        """One answer for each input: the class and its probability, or the numbers with their units."""
+        outputs = self.outputs(inputs)[0]
+        if self.about.get("kind") != "classification":
+            return [self._numbers(row) for row in outputs.reshape(len(outputs), -1)]
+        classes = self.about.get("classes")
+        if outputs.ndim < 2 or outputs.shape[1] == 1:
+            yes = outputs.reshape(len(outputs)) > self.about.get("threshold", 0.0)
+            return [{"class": _name(classes, int(flag))} for flag in yes]
+        return [self._class(row, classes) for row in outputs]
+
+    def _class(self, row: Any, classes: list[str] | None) -> dict[str, Any]:
+        best = int(row.argmax())
+        raised = np.exp(row - row.max())
+        return {"class": _name(classes, best), "probability": round(float(raised[best] / raised.sum()), 4)}
+
+    def _numbers(self, row: Any) -> dict[str, Any]:
+        units = self.about.get("units") or []
+        named = self.about.get("target") or "output"
+        answer: dict[str, Any] = {}
+        for place, value in enumerate(row.tolist()):
+            name = named if len(row) == 1 else f"{named}_{place}"
+            unit = units[place] if place < len(units) else units[0] if len(units) == 1 else ""
+            answer[f"{name} [{unit}]" if unit else name] = value
+        return answer
+
+
+def _name(classes: list[str] | None, place: int) -> str:
+    return classes[place] if classes else str(place)
+
+
+def _encoded(column: dict[str, Any], cells: list[str]) -> Any:
+    """The columns that one column of text becomes, (n, width)."""
+    form, categories = column["form"], column["categories"]
+    texts = [cell.strip() for cell in cells]
+    if form == "date":
+        return _standard(column, np.array(texts, dtype="datetime64[s]").astype(np.float64) / 86400)
+    if form == "boolean":
+        yes = np.array([text.lower() in ("true", "1", "1.0", "yes", "t") for text in texts], dtype=np.float64)
+        return _standard(column, yes)
+    places = np.array([categories.index(text) if text in categories else len(categories) for text in texts])
+    if form == "ordinal":
+        return _standard(column, places.astype(np.float64))
+    hot = (places[:, None] == np.arange(len(categories))).astype(np.float64)
+    if form == "one_hot":
+        return hot
+    numbers = np.array([_number(text) for text in texts])
+    if form == "mixed":
+        filled = np.where(np.isnan(numbers), column["mean"], numbers)
+        return np.concatenate([_standard(column, filled), hot], axis=1)
+    if np.isnan(numbers).any():
+        raise ValueError(
+            f"expected numbers in column {column['name']!r}, received {texts[int(np.isnan(numbers).argmax())]!r}"
+        )
+    return _standard(column, numbers)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _standard(column: dict[str, Any], numbers: Any) -> Any:
+    return ((numbers - column["mean"]) / column["scale"])[:, None]
+
+
+def read(model: Model, path: Path) -> Any:
+    """A .csv or .npy file as inputs of the network."""
+    if path.suffix == ".npy":
+        return model.scale(np.load(path))
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"expected rows in {path}, found none")
+    return model.encode(rows)
+
+
+def main() -> None:
+    """Print one JSON object a row."""
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python predict.py ROWS.csv|INPUTS.npy")
+    model = Model(Path(__file__).with_name(MODEL))
+    for answer in model.predict(read(model, Path(sys.argv[1]))):
+        print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

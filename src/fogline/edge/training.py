@@ -1,0 +1,110 @@
+"""Quantization-aware training: the same loop, signals, verdict and checkpoints, on a model that rounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fogline._fit import fit, resume
+from fogline.data.source import Stream
+from fogline.descent.optimizers import spec_of
+from fogline.descent.resolve import batch_rows
+from fogline.edge.quantize import Quantized
+from fogline.edge.subject import Subject
+from fogline.recipe import Duration, Recipe
+from fogline.record.store import read_info
+from fogline.run import Run
+from fogline.verdict import Verdict
+
+_SHARE = 0.1  # of the steps of the run
+_FEWEST = 100  # steps, unless the run itself had fewer
+_LOWER = 3.0  # the learning rate of the run is divided by it
+_MOVING = 2 / 3  # share of the steps in which ranges follow the data
+_VALIDATIONS = 5
+
+
+def fine_tuning(subject: Subject) -> Recipe:
+    """The recipe of a run for its fine-tuning: a tenth of its steps at a third of its learning rate, to zero."""
+    recipe, taken = subject.recipe, int(subject.run.info.get("steps") or 0)
+    steps = max(math.ceil(_SHARE * taken), min(_FEWEST, max(1, taken)))
+    assert not isinstance(recipe.lr, str)
+    paced = recipe.schedule == "constant" and not spec_of(recipe.optimizer).schedulable
+    return recipe.replace(
+        lr=recipe.lr / _LOWER,
+        duration=f"{steps}st",
+        schedule=recipe.schedule if paced else "linear",
+        warmup=0 if paced else 0.05,
+        validate_every=f"{math.ceil(steps / _VALIDATIONS)}st",
+        patience=None,
+    )
+
+
+def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, Quantized]:
+    """Fine-tune a calibrated model; gives the run and the model with the best weights and ranges.
+
+    The run is called after the one it comes from; one that was interrupted is taken up where it stopped.
+
+    Raises:
+        Interrupted: a signal came; exporting again goes on.
+        OSError: the run folder cannot be written.
+    """
+    recipe = recipe.replace(
+        device=_device(subject, model),
+        precision="float32",
+        step="eager" if recipe.step == "auto" else recipe.step,
+        ema=None,  # averaged weights would meet the ranges of others
+        guard=False if recipe.guard == "auto" else recipe.guard,
+    )
+    model.settle_after = _settling(subject, recipe)
+    task = replace(subject.task, model=model, name=f"{subject.run.name}-qat")
+    folder = subject.run.folder.with_name(f"{subject.run.name}-qat")
+    if _interrupted(folder, recipe):
+        run = resume(folder, task)
+    else:
+        run = fit(task, recipe, runs=folder.parent, name=_free(folder), progress=False)
+    best = run.model.cpu().eval()
+    assert isinstance(best, Quantized)
+    return run, best
+
+
+def _device(subject: Subject, model: Quantized) -> str:
+    """That of the run, unless the graph makes tensors on the CPU by name."""
+    wanted = str(subject.run.info["recipe"]["device"])
+    graph = model.graph.graph
+    fixed = any(node.kwargs.get("device") is not None for node in graph.nodes)  # type: ignore[union-attr]
+    return "cpu" if fixed or not _is_here(wanted) else wanted
+
+
+def _is_here(device: str) -> bool:
+    if device == "cpu" or not torch.accelerator.is_available():
+        return device == "cpu"
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator is not None and torch.device(device).type == accelerator.type
+
+
+def _settling(subject: Subject, recipe: Recipe) -> int:
+    """Passes after which the ranges stay as they are; all of them where the length is not known in steps."""
+    if recipe.duration == "auto":
+        return 2**62
+    train = subject.opened.train
+    size = None if isinstance(train, Stream) else train.size
+    rows = 64 if recipe.batch_size == "auto" else batch_rows(recipe, size)
+    steps = Duration.parse(recipe.duration).steps(rows, size)
+    return 2**62 if steps is None else math.ceil(_MOVING * steps) * recipe.accumulate
+
+
+def _interrupted(folder: Path, recipe: Recipe) -> bool:
+    if not (folder / "run.json").exists():
+        return False
+    info = read_info(folder)
+    verdict = info.get("verdict")
+    stopped = verdict is None or verdict["name"] == Verdict.INTERRUPTED.name
+    return stopped and Recipe.from_dict(info["asked"]) == recipe
+
+
+def _free(folder: Path) -> str:
+    names = (folder.name, *(f"{folder.name}-{k}" for k in range(2, 10**6)))
+    return next(name for name in names if not (folder.parent / name / "run.json").exists())
