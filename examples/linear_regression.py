@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pictures import BLUE, FAINT, GREEN, INK, ORANGE, Panel, save
+from pictures import BLUE, GREEN, INK, ORANGE, Panel, save
 from torch import Tensor, nn
 
 import fogline
@@ -27,6 +27,7 @@ STEPS, RATE = 120, 0.15
 ROBUST_SIZES: tuple[int | str, ...] = ("full", 16, 8, 4, 2, 1)
 ROBUST_STEPS, ROBUST_RATE = 400, 0.4
 Data = tuple[Tensor, Tensor]
+Point = tuple[float, float]
 
 
 def line_data() -> Data:
@@ -43,7 +44,7 @@ def closed_form(data: Data) -> Tensor:
     return torch.linalg.solve(columns.T @ columns, columns.T @ y).flatten()
 
 
-def weights(model: nn.Module) -> tuple[float, float]:
+def weights(model: nn.Module) -> Point:
     """Slope and offset of the model as it is now."""
     return model.weight.item(), model.bias.item()
 
@@ -57,7 +58,7 @@ def far_away() -> nn.Module:
     return model
 
 
-def descended(data: Data, size: int | str, steps: int, lr: float, seed: int = 0) -> tuple[list[tuple[float, float]], Any]:
+def descended(data: Data, size: int | str, steps: int, lr: float, seed: int = 0) -> tuple[list[Point], Any]:
     """Slope and offset after every step, the start first; and the run."""
     task = fogline.Task(far_away, nn.MSELoss(), data)
     recipe = fogline.Recipe(
@@ -122,7 +123,7 @@ def left_it(data: Data, start: float, size: int | str, seeds: Sequence[int]) -> 
     return ends
 
 
-def draw_paths(data: Data, paths: dict[int | str, list[tuple[float, float]]], folder: Path) -> Path:
+def draw_paths(data: Data, paths: dict[int | str, list[Point]], folder: Path) -> Path:
     """The ways of three batch sizes over one landscape, and how far each is from the closed form."""
     best = closed_form(data)
     x = data[0]
@@ -146,7 +147,7 @@ def draw_minima(data: Data, ends: dict[int | str, list[float]], poor: float, goo
     landscape.dots([(poor, loss_of(poor, data))], ORANGE, 4.5)
     landscape.dots([(good, loss_of(good, data))], GREEN, 4.5)
     share = Panel("seeds that left the poor one", "batch size", (-0.6, len(ends) - 0.4), (0, 1.1))
-    for place, (size, where) in enumerate(ends.items()):
+    for place, where in enumerate(ends.values()):
         left = sum(w > 0 for w in where) / len(where)
         share.line([(place, 0), (place, left)], GREEN, 16)
         share.words((place - 0.28, left + 0.03), f"{left:.0%}")
@@ -176,7 +177,9 @@ def main() -> None:
 
     rows = two_lines()
     poor, good = bottom(rows, -1.0), bottom(rows, 1.0)
-    print(f"robust loss: {loss_of(poor, rows):.3f} at {poor:.3f} (poor), {loss_of(good, rows):.3f} at {good:.3f} (good)")
+    print(
+        f"robust loss: {loss_of(poor, rows):.3f} at {poor:.3f}, the poor one, {loss_of(good, rows):.3f} at {good:.3f}"
+    )
     ends = {size: left_it(rows, poor, size, range(given.seeds)) for size in ROBUST_SIZES}
     print(f"begun at the poor one, {ROBUST_STEPS} steps of {ROBUST_RATE}, {given.seeds} seeds:")
     for size, where in ends.items():

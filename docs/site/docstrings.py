@@ -1,12 +1,13 @@
 """Docstrings are written to be read in a terminal; what Markdown and its parser do not know is rewritten for the site.
 
-Roles such as :class:`Name` become code, and ``one, other: words`` under ``Args`` becomes a line for each name.
+Roles such as :class:`Name` become code, ``one, other: words`` under ``Args`` becomes a line for each name, and examples
+get a fence.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import griffe
@@ -22,7 +23,7 @@ class Rewritten(griffe.Extension):
         """Called for each object that was read."""
         if obj.docstring:
             text = _ROLE.sub(_as_code, obj.docstring.value)
-            obj.docstring.value = "\n".join(_one_by_one(text.splitlines()))
+            obj.docstring.value = "\n".join(_fenced(_one_by_one(text.splitlines())))
 
 
 def _as_code(found: re.Match[str]) -> str:
@@ -44,3 +45,19 @@ def _one_by_one(lines: list[str]) -> Iterator[str]:
             yield f"{found[1]}{name}: {found[3]}"
             yield from lines[at + 1 : more]
         at = more
+
+
+def _fenced(lines: Iterable[str]) -> Iterator[str]:
+    """Examples, from their first prompt to the next empty line, as code."""
+    inside = ""
+    for line in lines:
+        indent = line[: len(line) - len(line.lstrip())]
+        if not inside and line.lstrip().startswith(">>> "):
+            inside = f"{indent}```"
+            yield f"{inside}pycon"
+        if inside and not line.strip():
+            yield inside
+            inside = ""
+        yield line
+    if inside:
+        yield inside

@@ -65,6 +65,7 @@ def folded(cause: Any) -> str:
         return ""
     # A link between pages leads nowhere from a file that stands alone.
     alone = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text)
+    alone = alone.replace("```python", "```")
     inner = MarkdownIt("commonmark", {"html": False}).render(f"{alone}\n\n{_BEGINNING}")
     return f'<details class="entry"><summary>More about {escape(str(cause))}</summary>{inner}</details>'
 
