@@ -24,7 +24,7 @@ lint: $(READY)
 docs: $(READY)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --site-dir build/site
-	@echo "open build/site/index.html"
+	@echo "open build/site/index.html, or with search: python3 -m http.server --directory build/site"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

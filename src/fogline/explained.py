@@ -19,7 +19,7 @@ from fogline.errors import unknown
 PAGE = "docs/troubleshooting.md"
 """Where the entries stand, from the root of the repository; the anchor of each is the name of its cause."""
 
-_BEGINNING = f"The program begins with the lines that all on {PAGE} begin with."
+_BEGINNING = f"All examples begin with the same lines: those under “The beginning of every example” in {PAGE}."
 _CHECKOUT = Path(__file__).resolve().parents[2] / PAGE
 
 
