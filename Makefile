@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BENCH ?= $(sort $(wildcard benchmarks/*.py))
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint docs clean
 
 demo: $(READY)
 	@$(RUN) -m fogline demo
@@ -20,6 +20,11 @@ bench: $(READY)
 lint: $(READY)
 	@failed=0; for check in "ruff check ." "ruff format --check ." mypy codespell_lib; do \
 		echo "== $$check"; $(RUN) -m $$check || failed=1; done; exit $$failed
+
+docs: $(READY)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --site-dir build/site
+	@echo "open build/site/index.html, or with search: python3 -m http.server --directory build/site"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

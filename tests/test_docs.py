@@ -1,46 +1,142 @@
-"""The Python in the README and the documentation runs."""
+"""The Python in the README and the documentation runs, and says what the text around it says."""
 
 from __future__ import annotations
 
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fogline.doctor.finding import CAUSES
+from fogline.explained import PAGE, names
+
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = (
-    "quickstart", "how-to-choose", "watch", "doctor", "figures", "landscape", "dashboard", "scaling", "streaming",
-    "tune", "edge",
-)  # fmt: skip
-PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
+FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TOGETHER = "docs/troubleshooting.md"
+"""The page whose blocks all begin with its first one."""
 
 
-def blocks() -> list[tuple[str, int, str]]:
-    found: list[tuple[str, int, str]] = []
-    for page in PAGES:
-        text = (ROOT / page).read_text(encoding="utf-8")
-        fences = re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        found += [(page, text[: fence.start()].count("\n") + 1, fence[1]) for fence in fences]
-    return found
+def pages() -> list[str]:
+    """All pages but records of what was measured and tried."""
+    found = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+    names = [str(path.relative_to(ROOT)) for path in found]
+    return [name for name in names if not name.startswith(("docs/evidence/", "docs/LOG"))]
 
 
-@pytest.mark.parametrize(("page", "line", "code"), blocks(), ids=lambda value: str(value)[:20].replace("\n", " "))
+def blocks(page: str) -> list[tuple[int, str]]:
+    """The Python of a page, each with the line its fence stands on."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [(text[: fence.start()].count("\n") + 1, fence[1]) for fence in FENCE.finditer(text)]
+
+
+def execute(page: str, line: int, code: str, names: dict[str, Any]) -> None:
+    # Line numbers of a failure are those of the page.
+    exec(compile("\n" * line + code, str(ROOT / page), "exec"), names)
+
+
+def translated(page: str) -> bool:
+    return page.startswith("docs/ko/")
+
+
+ALONE = [
+    pytest.param(page, line, code, id=f"{page}:{line}")
+    for page in pages()
+    if page != TOGETHER and not translated(page)
+    for line, code in blocks(page)
+]
+
+
+@pytest.mark.parametrize(("page", "line", "code"), ALONE)
 def test_the_code_runs(
     page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if page == "docs/edge.md" and find_spec("onnxruntime") is None:
         pytest.skip("the extra 'edge' is not installed: pip install 'fogline[edge]'")
     monkeypatch.chdir(tmp_path)
-    # Line numbers of a failure are those of the page.
-    exec(compile("\n" * line + code, str(ROOT / page), "exec"), {"__name__": "__main__"})
+    execute(page, line, code, {"__name__": "__main__"})
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("page", [page for page in pages() if translated(page)])
+def test_a_translation_has_the_code_of_the_page_it_translates(page: str) -> None:
+    """Word for word, so that what runs there runs here."""
+    original = blocks(page.replace("/ko/", "/"))
+    assert original
+    assert [code for _, code in blocks(page)] == [code for _, code in original]
+
+
+@pytest.mark.parametrize("page", ["docs/glossary.md"])
+def test_every_term_has_five_lines(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    entries = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert len(entries) >= 9
+    for entry in entries:
+        (code,) = FENCE.findall(entry)
+        assert len([line for line in code.splitlines() if line.strip()]) == 5, entry.splitlines()[0]
+
+
+def test_every_cause_has_its_entry() -> None:
+    assert PAGE == TOGETHER
+    assert list(names()) == [cause for group in CAUSES.values() for cause in group]
+
+
+@pytest.fixture(scope="module")
+def beginning() -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    execute(TOGETHER, *blocks(TOGETHER)[0], names)
+    return names
+
+
+ENTRIES = [pytest.param(cause, *block, id=cause) for cause, block in zip(names(), blocks(TOGETHER)[1:], strict=True)]
+
+
+@pytest.mark.parametrize(("cause", "line", "code"), ENTRIES)
+def test_the_cause_is_found_in_the_faulty_program_and_gone_after_the_fix(
+    cause: str,
+    line: int,
+    code: str,
+    beginning: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    execute(TOGETHER, line, code, dict(beginning))
+    before, after = capsys.readouterr().out.splitlines()
+    assert f"'{cause}'" in before
+    assert f"'{cause}'" not in after
+
+
+def test_the_index_leads_to_every_cause() -> None:
+    text = (ROOT / TOGETHER).read_text(encoding="utf-8")
+    index = text[text.index("## What do you see?") : text.index("## The beginning")]
+    assert set(re.findall(r"\(#(\w+)\)", index)) == set(names())
+
+
+def test_the_reference_has_every_public_name() -> None:
+    import fogline
+
+    text = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/reference/*.md"))
+    missing = [name for name in fogline.__all__ if f"::: fogline.{name}\n" not in text]
+    assert not missing, "add '::: fogline.NAME' to a page of docs/reference"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    inside = [page.removeprefix("docs/") for page in pages() if page.startswith("docs/")]
+    missing = [page for page in inside if page not in text]
+    assert not missing, "add a line for each to nav in mkdocs.yml"
+
+
 @pytest.mark.parametrize(
-    "page", sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+    "page", sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (ROOT / page).parent.joinpath(target).exists(), target

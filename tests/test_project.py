@@ -34,6 +34,7 @@ def test_every_dependency_is_pinned() -> None:
         *PROJECT["optional-dependencies"]["dashboard"],
         *PROJECT["optional-dependencies"]["tune"],
         *PROJECT["optional-dependencies"]["edge"],
+        *PROJECT["optional-dependencies"]["docs"],
     ]
     names = {re.split(r"[<>=\[ ]", item)[0] for item in wanted} - {"fogline"}
     assert names <= set(pins())
@@ -47,6 +48,7 @@ def test_every_dependency_is_pinned() -> None:
         ("test", "python -m pytest"),
         ("bench", "python $script"),
         ("lint", "mypy codespell_lib"),
+        ("docs", "mkdocs build --strict"),
     ],
 )
 def test_make_knows_its_goals(goal: str, command: str) -> None:

@@ -17,6 +17,7 @@ from run_folders import finding
 
 NASTY = "\"'></td></article><script>alert(1)</script><img src=x onerror=alert(1)>"
 TAGS = {"div", "article", "header", "h4", "h5", "span", "p", "table", "thead", "tbody", "tr", "th", "td", "pre", "code"}
+TAGS |= {"details", "summary", "strong", "em"}  # the entry of the documentation
 SHEETS = (
     Path(fogline.plots.__file__).parent / "report.css",
     Path(fogline.dashboard.__file__).parent / "static" / "style.css",

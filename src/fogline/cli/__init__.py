@@ -396,6 +396,28 @@ def show(run: RunArgument, runs: RunsOption = Path("runs")) -> None:
 
 
 @app.command()
+def explain(
+    cause: Annotated[
+        str, typer.Argument(metavar="CAUSE", help="The name of a finding.", autocompletion=lambda: list(_causes()))
+    ],
+) -> None:
+    """Tell more about a cause: what people see, what is going on, how to see it, the fix, a program."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from fogline.explained import entry
+
+    with told_plainly():
+        Console().print(Markdown(entry(cause)))
+
+
+def _causes() -> tuple[str, ...]:
+    from fogline.explained import names
+
+    return names()
+
+
+@app.command()
 def landscape(
     run: Annotated[
         str,

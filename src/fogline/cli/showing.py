@@ -119,6 +119,7 @@ def _print_findings(findings: Table, width: int) -> None:
         remedy = (found.get("remedy") or {}).get("title") or found.get("advice")
         if remedy:
             say(_filled(f"remedy: {remedy}", width, initial_indent="    ", subsequent_indent="      "))
+        say(f"    more: fogline explain {row['cause']}")
 
 
 def _print_events(events: Table, width: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from fogline.explained import address
 from fogline.recipe import Recipe
 
 CAUSES: dict[str, tuple[str, ...]] = {
@@ -228,6 +229,11 @@ class Finding:
     advice: str = ""
 
     @property
+    def page(self) -> str:
+        """Where the documentation tells more of this cause; ``fogline explain`` prints it."""
+        return address(self.cause)
+
+    @property
     def sentence(self) -> str:
         """The cause with what to do about it and where, in a line."""
         line = next((f" (at {item.value})" for item in self.evidence if item.signal == "line"), "")
@@ -249,6 +255,7 @@ class Finding:
                 "trial": trial,
                 "remedy": remedy,
                 "advice": self.advice,
+                "page": self.page,
             }
         )
         return plain

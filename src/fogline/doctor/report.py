@@ -170,7 +170,7 @@ def _paragraph(number: int, finding: Finding) -> list[str]:
         lines += [f"        | {line}" for line in finding.remedy.patch.splitlines()]
     if finding.advice:
         lines += _wrapped(f"to do: {finding.advice}")
-    return lines
+    return [*lines, f"   more: {finding.page} (fogline explain {finding.cause})"]
 
 
 def _wrapped(text: str) -> Sequence[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from fogline.explained import folded
 from fogline.tables import rows_table
 from fogline.words import number, plain
 
@@ -48,6 +49,7 @@ def finding_card(found: Mapping[str, Any], *, step: int | None = None, level: in
         _part("Evidence", _evidence(found.get("evidence")), level),
         _part("What to do", _remedy(found), level),
         _proof(_inner(found, "trial"), _SAID if step is None else _SEEN, level),
+        folded(found.get("cause")),
     ]
     return f'<article class="finding {severity}">{"".join(parts)}</article>'
 

@@ -1,0 +1,88 @@
+"""The example programs whose answers are known in closed form say what their pages say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import a_function
+import linear_regression
+import pytest
+import torch
+from pictures import Panel
+
+
+def test_one_step_of_the_hiker() -> None:
+    step = a_function.one_step()
+    assert step.grad.item() == 6
+    assert step.x.item() == pytest.approx(4.4)
+
+
+def test_every_rate_ends_where_the_formula_says() -> None:
+    for name, result in a_function.down_the_valley().items():
+        factor = 1 - 2 * a_function.VALLEY_RATES[name]
+        steps = torch.arange(len(result.path), dtype=torch.float64)
+        torch.testing.assert_close(result.path.x[:, 0], 2 + 3 * factor**steps)
+    for name, result in a_function.down_the_ravine().items():
+        lr, steps = a_function.RAVINE_RATES[name], result.nit
+        expected = torch.tensor([4 * (1 - 2 * lr) ** steps, (1 - 20 * lr) ** steps]).double()
+        torch.testing.assert_close(result.x, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_the_two_that_are_too_long_diverge() -> None:
+    for results in (a_function.down_the_valley(), a_function.down_the_ravine()):
+        assert [name for name, result in results.items() if result.verdict.name == "DIVERGED"] == ["runs away"]
+
+
+def test_descent_arrives_at_the_normal_equations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = linear_regression.line_data()
+    path, _ = linear_regression.descended(data, "full", 300, 0.3)
+    torch.testing.assert_close(torch.tensor(path[-1]).double(), linear_regression.closed_form(data), atol=1e-6, rtol=0)
+
+
+def test_a_full_batch_takes_the_steps_of_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x, y = linear_regression.line_data()
+    path, _ = linear_regression.descended((x, y), "full", 5, 0.15)
+    slope, offset = path[0]
+    for seen in path[1:]:
+        error = slope * x + offset - y
+        slope, offset = slope - 0.3 * (error * x).mean().item(), offset - 0.3 * error.mean().item()
+        assert seen == pytest.approx((slope, offset))
+
+
+def test_noise_leaves_the_poor_minimum_and_exact_descent_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = linear_regression.two_lines()
+    poor, good = linear_regression.bottom(rows, -1.0), linear_regression.bottom(rows, 1.0)
+    assert linear_regression.loss_of(good, rows) < linear_regression.loss_of(poor, rows)
+    assert linear_regression.left_it(rows, poor, "full", [0]) == pytest.approx([poor], abs=1e-6)
+    assert all(end > 0 for end in linear_regression.left_it(rows, poor, 1, [0, 1]))
+
+
+def test_a_contour_line_has_one_height() -> None:
+    panel = Panel("", "", (-5, 5), (-5, 5), width=1000, height=1000)
+    shape = ((2.0, 0.5), (0.5, 1.0))
+    panel.ellipses((1, -1), shape, [3.0])
+    (line,) = panel.inside
+    points = ElementTree.fromstring(line).attrib["points"].split()
+    for point in points:
+        across, down = map(float, point.split(","))
+        a, b = across / 100 - 5 - 1, 5 - down / 100 + 1
+        assert 2 * a * a + 2 * 0.5 * a * b + b * b == pytest.approx(3, abs=0.02)
+
+
+def test_pictures_are_well_formed(tmp_path: Path) -> None:
+    drawn = [
+        a_function.draw_hiker(a_function.one_step(), tmp_path),
+        a_function.draw_valley(a_function.down_the_valley(), tmp_path),
+        a_function.draw_ravine(a_function.down_the_ravine(), tmp_path),
+        linear_regression.draw_minima(linear_regression.two_lines(), {1: [1.0, -1.0]}, -0.8, 1.0, tmp_path),
+    ]
+    for path in drawn:
+        root = ElementTree.parse(path).getroot()
+        assert root.attrib["viewBox"].startswith("0 0 ")
+        assert root.find("{http://www.w3.org/2000/svg}title") is not None
