@@ -63,9 +63,10 @@ def assert_same_run(run: Path, one: Path, within: float) -> None:
     assert found.step == wanted.step
     assert found.model.keys() == wanted.model.keys()
     assert found.optimizer.keys() == wanted.optimizer.keys()
-    for name, value in (wanted.model | wanted.optimizer).items():
-        other = (found.model | found.optimizer)[name]
-        torch.testing.assert_close(other, value, rtol=0, atol=within, msg=lambda text, name=name: f"{name}: {text}")
+    for name, value in wanted.model.items():
+        torch.testing.assert_close(found.model[name], value, rtol=0, atol=within, msg=lambda text: f"{name}: {text}")
+    for name, value in wanted.optimizer.items():  # products of L-BFGS are of any size
+        torch.testing.assert_close(found.optimizer[name], value, rtol=1e-9, atol=within)
     steps, expected = read_table(run, "steps"), read_table(one, "steps")
     for column in ("step", "lr", "examples", "epoch"):
         assert steps[column].tolist() == expected[column].tolist(), column
