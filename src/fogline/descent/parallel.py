@@ -91,11 +91,19 @@ class Exchange:
         self._apart = () if together else (self.numbers, self.control)
         self._works: list[Any] = []
         self.overlaps = False
+        self._hooks: list[Any] = []
         if len(self.buckets) > 1:
             for bucket in self.buckets:
                 for parameter in bucket.parameters:
                     hang: Any = parameter.register_post_accumulate_grad_hook
-                    hang(self._arrived(bucket))
+                    self._hooks.append(hang(self._arrived(bucket)))
+
+    def close(self) -> None:
+        """Leave the parameters as they were found."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self.parameters:
+            parameter.grad = None  # a view of a bucket
 
     @property
     def under_way(self) -> bool:
@@ -235,6 +243,10 @@ class ParallelStep(EagerStep):
 
     def _made_exchange(self) -> Exchange:
         return Exchange(self.world, self.machine.parameters)
+
+    def close(self) -> None:
+        """Take away what hangs on the model."""
+        self.exchange.close()
 
     @property
     def seed(self) -> int:
