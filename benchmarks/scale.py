@@ -174,7 +174,7 @@ def worker(names: list[str], rounds: int, seconds: float, folder: Path) -> None:
             found[name] = measured(loops, clock, world, rounds, seconds)
         found[name]["parameters"] = sum(p.numel() for p in problem.model().parameters())
         if size == 1:
-            found[name]["compute"] = compute(problem, rounds)
+            found[name]["compute"] = compute(problem, max(5, rounds // 4))
     if size > 1:
         found["messages"] = messages(rounds)
     if rank == 0:
@@ -215,7 +215,7 @@ def _steps_of(loop: Iterator[Any], world: World | None, seconds: float) -> int:
     began = timing._perf_counter()
     for _ in range(5):
         next(loop)
-    count = max(5, round(5 * seconds / (timing._perf_counter() - began)))
+    count = max(2, round(5 * seconds / (timing._perf_counter() - began)))
     return count if world is None else int(world.by_first(lambda: count, "the length of a slice"))
 
 
@@ -381,8 +381,8 @@ sending and computing; the first two make it too good, the third too bad.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", default=list(problems()), choices=list(problems()))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.5, help="length of a slice")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=0.2, help="length of a slice")
     parser.add_argument("--write", action="store_true", help="write the page of evidence")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -28,6 +28,7 @@ from fogline.descent.interrupts import (
 )
 from fogline.descent.launch import begun_before, launched, same_for_all
 from fogline.descent.loop import Step, Taken, settle, steps
+from fogline.descent.parallel import ParallelStep
 from fogline.descent.prepare import Prepared, Start, as_asked, assemble, begin, keep_start, measure, summary
 from fogline.descent.randomness import PROBE, Surroundings, seed_everything
 from fogline.descent.state import Descent
@@ -349,6 +350,8 @@ def _looped(
     finally:
         if descent.examples is not None:
             descent.examples.close()
+        if isinstance(descent.stepper, ParallelStep):
+            descent.stepper.close()
         descent.store.close()
 
 

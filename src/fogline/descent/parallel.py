@@ -23,7 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fogline.data.privacy import derived_seed
 from fogline.data.source import Batch, Stream
-from fogline.descent.batches import Batches, rows_of, split
+from fogline.descent.batches import Batches, part, rows_of, split
 from fogline.descent.group import World
 from fogline.descent.interrupts import wanted
 from fogline.descent.objective import Objective, mode
@@ -35,6 +35,7 @@ from fogline.descent.shortcuts import backward
 from fogline.descent.step import EagerStep, Machine, Outcomes, RateFunction, out_of_memory
 
 BUCKET_BYTES = 8 << 20
+_TRIED_ROWS = 64
 _EXACT = (torch.float32, torch.float64)
 _NUMBERS, _CONTROL = 2, 3  # loss, weight; asked to stop, time, weights without a gradient
 
@@ -90,11 +91,19 @@ class Exchange:
         self._apart = () if together else (self.numbers, self.control)
         self._works: list[Any] = []
         self.overlaps = False
+        self._hooks: list[Any] = []
         if len(self.buckets) > 1:
             for bucket in self.buckets:
                 for parameter in bucket.parameters:
                     hang: Any = parameter.register_post_accumulate_grad_hook
-                    hang(self._arrived(bucket))
+                    self._hooks.append(hang(self._arrived(bucket)))
+
+    def close(self) -> None:
+        """Leave the parameters as they were found."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self.parameters:
+            parameter.grad = None  # a view of a bucket
 
     @property
     def under_way(self) -> bool:
@@ -196,23 +205,24 @@ def obstacles(objective: Objective, batches: Batches, world: World) -> list[str]
         )
     with private_randomness(batches.device), mode(objective.model, training=False):
         seed_step(batches.seed, 0, PROBE, batches.device)
-        odd = is_no_average(objective, next(batches.stream(0)))
-    found = ["the loss of a batch is neither the mean nor the sum over its rows: with several processes it is averaged "
-             "over their shares, which is another loss than in one process"] if odd else []  # fmt: skip
-    draws = [type(m).__name__ for m in objective.model.modules() if isinstance(m, _DropoutNd)]
-    return found + (
-        [f"{draws[0]} draws in each process for its own rows: another number of processes draws others"]
-        if draws
-        else []
-    )
+        odd = is_no_average(objective, part(next(batches.stream(0)), 0, _TRIED_ROWS))
+    notes = []
+    if odd:
+        notes.append(
+            "the loss of a batch is neither the mean nor the sum over its rows: with several processes it is averaged "
+            "over their shares, which is another loss than in one process"
+        )
+    drawing = next((type(m).__name__ for m in objective.model.modules() if isinstance(m, _DropoutNd)), None)
+    if drawing is not None:
+        notes.append(f"{drawing} draws in each process for its own rows: another number of processes draws others")
+    return notes
 
 
 class ParallelStep(EagerStep):
     """The eager step on this process's share of every batch, with the gradients of all.
 
-    It is not compiled: between the gradients and the update lies a message, and what is left on either side of it gains
-    little. Random numbers (dropout) are drawn by every process for its own rows, so they are others for another number
-    of processes.
+    It is not compiled: between the gradients and the update lies a message, so the step is not one graph. Random
+    numbers (dropout) are drawn by every process for its own rows, so they are others for another number of processes.
 
     Attributes:
         portion: what this process took of the latest batch.
@@ -233,6 +243,10 @@ class ParallelStep(EagerStep):
 
     def _made_exchange(self) -> Exchange:
         return Exchange(self.world, self.machine.parameters)
+
+    def close(self) -> None:
+        """Take away what hangs on the model."""
+        self.exchange.close()
 
     @property
     def seed(self) -> int:

@@ -176,6 +176,9 @@ class ShardedStep(ParallelStep):
     def _made_exchange(self) -> Any:
         return None
 
+    def close(self) -> None:
+        """Nothing hangs on the model but what FSDP made of it."""
+
     def _in_memory(self, step: int, batch: Any) -> Tensor:
         try:
             return self.backward(batch)
