@@ -121,8 +121,8 @@ def _how() -> str:
     return (
         "Regret is the share of the possible descent that was missed, `(L - L*) / (L0 - L*)`: L0 is the held-out loss "
         "before training, L* the lowest that any contender found in that cell. Fogline is `fogline.tune` as it is, "
-        "with its own pruning and shared programs; Optuna is its TPESampler as it is, without pruning, which is what it "
-        "does unless told otherwise; random search is Optuna's RandomSampler; Ray Tune's ASHAScheduler "
+        "with its own pruning and shared programs; Optuna is its TPESampler as it is, without pruning, which is what "
+        "it does unless told otherwise; random search is Optuna's RandomSampler; Ray Tune's ASHAScheduler "
         "(reduction factor 3, first comparison at 1/9) is driven trial by trial in one process over random draws. The "
         "peers train through the same step, from the same first weights and on the same order of the data. Methods and "
         "constants were chosen on other problems and on drawn landscapes (`docs/LOG.md`)."
