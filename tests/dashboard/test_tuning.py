@@ -23,7 +23,8 @@ def trial(number: int, state: str = "complete") -> dict[str, Any]:
         "number": number, "state": state, "loss": loss, "why": "diverged: <i>no</i>" if state == "diverged" else "",
         "lr": 0.1, "values": {"lr": 0.1, "optimizer": "<b>"}, "steps": 100, "seconds": 1.0, "run": None, "together": 4,
         "curve": [[0, 2.0], [100, loss]], "findings": [], "params": {"lr / measured": 0.2 + number, "optimizer": "<b>"},
-        "compared": {"1": 1.5, "3": 1.2}, "began": f"2026-11-26T10:00:{number:02d}", "over": f"2026-11-26T10:01:{number:02d}",
+        "compared": {"1": 1.5, "3": 1.2},
+        "began": f"2026-11-26T10:00:{number:02d}", "over": f"2026-11-26T10:01:{number:02d}",
     }  # fmt: skip
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 import fogline
+from fogline._tune.rates import Rates
+from fogline._tune.search import _plan
 from programs.searches import RECIPE, SPACE, line_task
 
 FAST = {"recipe": RECIPE, "progress": False}
@@ -101,6 +103,16 @@ def test_arguments_of_the_task_are_chosen_with_the_recipe(tmp_path: Path) -> Non
     assert tuned.task.train[0].shape == (160, 3)
     run = tuned.fit(runs=tmp_path, duration="200st", progress=False)
     assert run.final_scores()["loss"] < 0.05
+
+
+def test_every_optimizer_reaches_the_whole_range(tmp_path: Path) -> None:
+    """What is measured for one optimizer says nothing of how far another may go."""
+    space = {"lr": fogline.log(1e-2, 1e-1), "optimizer": ["adamw", "gd"]}
+    tuned = fogline.tune(line_task(), space, trials=1, runs=tmp_path, **FAST)
+    rates = Rates(_plan(line_task(), RECIPE, space, tmp_path, None), tuned.study, {"optimizer": "adamw"})
+    for optimizer in ("adamw", "gd"):
+        low, high = (rates.lr({"optimizer": optimizer}, factor) for factor in rates.ends())
+        assert (low, high) == (1e-2, 1e-1)
 
 
 def test_a_budget_is_kept(tmp_path: Path) -> None:

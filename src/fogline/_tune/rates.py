@@ -42,26 +42,21 @@ class Rates:
         self.needed = dimension is not None or plan.recipe.lr == "auto"
 
     def ends(self) -> tuple[float, float]:
-        """The ends of the search as multiples of the measured rate; the same for the whole study."""
-        known = self.study.user_attrs.get("rate_ends")
-        if known is None:
-            known = self._ends(self.at(self.usual))
-            self.study.set_user_attr("rate_ends", known)
-        low, high = known
-        return low, high
+        """The ends of the search as multiples of the measured rate; the same for all, whatever was measured for them.
 
-    def _ends(self, first: float) -> tuple[float, float]:
-        if self.span is None:
-            return 1 / WIDEST, WIDEST
-        low, high = self.span.low / first, self.span.high / first
-        near = max(low, 1 / WIDEST), min(high, WIDEST)
-        return near if near[0] < near[1] else (low, high)
+        A range that was given is kept where the rate is made of it: what is measured differs from one optimizer to the
+        next, and each must be able to reach all of it.
+        """
+        return 1 / WIDEST, WIDEST
 
     def lr(self, values: Mapping[str, Any], factor: float | None) -> float | str:
         """The rate of a trial at a multiple of the measured one; None where the rate is not searched."""
         if factor is None:
             return self.at(values) if self.needed else self.plan.recipe.lr
-        rate = factor * self.at(values)
+        return self._within(factor * self._within(self.at(values)))
+
+    def _within(self, rate: float) -> float:
+        """The rate, or the nearest end of the range that was given."""
         return rate if self.span is None else min(max(rate, self.span.low), self.span.high)
 
     def at(self, values: Mapping[str, Any]) -> float:

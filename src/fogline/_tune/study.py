@@ -183,7 +183,8 @@ def distributions_of(study: Any) -> dict[str, str]:
 def importance_of(study: Any) -> dict[str, float]:
     """How much of the spread of the loss each choice accounts for; empty where too few trials were whole."""
     optuna = need_optuna()
-    losses = [trial.value for trial in study.get_trials(deepcopy=False) if trial.value is not None]
+    whole = (optuna.trial.TrialState.COMPLETE,)  # pruned trials have a value too: the last one they told
+    losses = [trial.value for trial in study.get_trials(deepcopy=False, states=whole)]
     if len(losses) < FEWEST or len(set(losses)) < 2:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()

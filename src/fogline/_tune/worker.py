@@ -65,7 +65,7 @@ class Worker:
         ends = self.rates.ends() if "lr" in dimensions else None
         first = {n: v if isinstance(dimensions[n], Span) else label(v) for n, v in self.usual.items()}
         if ends is not None:
-            first[RATE] = min(max(1.0, ends[0]), ends[1])
+            first[RATE] = 1.0
         self.space = distributions(plan, ends)
         self.sampler = Sampler(plan, self.space, first)
         self.study.sampler, self.study.pruner = self.sampler, make_pruner(plan)
