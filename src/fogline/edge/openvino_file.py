@@ -39,10 +39,12 @@ def twin(path: Path, threads: int) -> tuple[Any, int] | None:
     contents = float_twin(path.with_suffix(_ONNX))
     if contents is None:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "float.onnx"
+    openvino = module("openvino")
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        source, place = Path(folder) / "float.onnx", Path(folder) / "float.xml"
         source.write_bytes(contents)
-        return _compiled(str(source), threads), len(contents)
+        openvino.save_model(openvino.convert_model(str(source)), str(place), compress_to_fp16=False)
+        return _compiled(str(place), threads), sum(item.stat().st_size for item in place.parent.glob("float.[xb]*"))
 
 
 def _compiled(path: str, threads: int) -> Any:

@@ -120,7 +120,9 @@ class ExportReport:
     def _size(self) -> str:
         if self.float_bytes is None or self.bits == 32:
             return f"{self.bytes:,} bytes"
-        return f"{self.bytes:,} bytes, float {self.float_bytes:,} ({self.float_bytes / self.bytes:.2f}x smaller)"
+        ratio = self.float_bytes / self.bytes
+        told = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
+        return f"{self.bytes:,} bytes, float {self.float_bytes:,} ({told})"
 
 
 def _without_run(report: ExportReport) -> ExportReport:
