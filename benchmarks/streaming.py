@@ -303,15 +303,17 @@ def _fits(one: dict[str, float]) -> bool:
     return one["peak"] < 1e9 / (1 << 20)
 
 
-SPEED = ["step", "memory, rows/s", "streamed, rows/s", "streamed / memory", "by processor time", "cores, memory", "cores, streamed",
-         "peak, MiB", "first step, s", "at least 0.9"]  # fmt: skip
+SPEED = [
+    "step", "memory, rows/s", "streamed, rows/s", "streamed / memory", "by processor time", "cores, memory",
+    "cores, streamed", "peak, MiB", "first step, s", "at least 0.9",
+]  # fmt: skip
 PASSES = ["workers", "steps", "rows/s", "peak, MiB", "under 1 GB"]
 PAGE = """# Streaming
 
 Training on a folder of Parquet that is read chunk by chunk, beside the same training on rows held in memory; made by
-`python benchmarks/streaming.py --full --write`. {gigabytes} GB on disk, {rows} rows of 64 float32 columns and a class,
-row groups of 32,768 rows, windows of 64 MiB, an MLP 64-256-256-10, AdamW, batch 256, seed 0. Each measurement is a
-process of its own.
+`python benchmarks/streaming.py --full --write` (its parts one after the other on one folder, by `--data` and `--only`).
+{gigabytes} GB on disk, {rows} rows of 64 float32 columns and a class, row groups of 32,768 rows, windows of 64 MiB, an
+MLP 64-256-256-10, AdamW, batch 256, seed 0. Each measurement is a process of its own.
 
 ## Speed
 
@@ -320,9 +322,9 @@ process of its own.
 Rows a second between step 200 and the last of {steps}; medians of {rounds} processes each, in turn, and the ratio of
 neighbours (smallest to largest). *Cores* is processor time of all threads over wall time: reading and decoding go on in
 a second thread. On a machine whose cores other programs want (see the load), wall time says little and decoding costs
-what it takes; *by processor time* is the ratio of rows per second of processor time of all threads. The processes in memory hold the rows
-of the first files, up to 1 GiB. *First step* is what passes before it: opening, sampling 64 row groups, one pass over
-the target column, the first window.
+what it takes; *by processor time* is the ratio of rows per second of processor time of all threads. The processes in
+memory hold the rows of the first files, up to 1 GiB. *First step* is what passes before it: opening, sampling 64 row
+groups, one pass over the target column, the first window.
 
 {speed}
 
