@@ -74,7 +74,8 @@ def generate(folder: Path, size: int) -> int:
         path = folder / f"part-{number:04d}.parquet"
         names = [*(f"x{k}" for k in range(COLUMNS)), "class"]
         types = [*[arrow.float32()] * COLUMNS, arrow.int64()]
-        with parquet.ParquetWriter(path, arrow.schema(list(zip(names, types, strict=True)))) as writer:
+        schema = arrow.schema(list(zip(names, types, strict=True)))
+        with parquet.ParquetWriter(path, schema, use_dictionary=["class"]) as writer:  # noise has no common values
             for _ in range(GROUPS_A_FILE):
                 labels = random.integers(CLASSES, size=GROUP)
                 inputs = random.standard_normal((GROUP, COLUMNS), dtype=np.float32) + means[labels]
@@ -216,30 +217,46 @@ def enough_disk(folder: Path, size: int) -> None:
         raise SystemExit(f"expected {1.2 * size / 1e9:.1f} GB of free disk at {folder}, found {free / 1e9:.1f}")
 
 
-def everything(size: int, rounds: int, steps: int, modes: list[str], place: str | None) -> dict[str, Any]:
-    """All measurements, with the folder generated before and deleted behind them."""
-    with tempfile.TemporaryDirectory(dir=place, prefix="fogline-streaming-") as name:
-        folder = Path(name)
-        enough_disk(folder, size)
-        rows = generate(folder, size)
-        written = sum(file.stat().st_size for file in folder.glob("*.parquet"))
-        say(f"{written / 1e9:.2f} GB of Parquet, {rows:,} rows")
-        found: dict[str, Any] = {"bytes": written, "rows": rows, "speed": {}}
-        for step in modes:
-            pairs = compared(folder, rounds, steps, step)
-            found["speed"][step] = {how: [asdict(one) for one in each] for how, each in pairs.items()}
-            say(f"{step}: streamed / memory {shares(found['speed'][step])}")
-        found["pass"] = {}
-        for workers in (0, 1):
-            found["pass"][workers] = asdict(measured("pass", folder, rows // PASS_BATCH, workers))
-            say(f"one pass, {workers} workers: peak {found['pass'][workers]['peak']:.0f} MiB")
+def everything(arguments: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, added to what was found before; the folder is generated before and deleted behind it."""
+    size = FULL if arguments.full else SMALL
+    if arguments.data is not None:
+        return with_folder(arguments, arguments.data, found)
+    with tempfile.TemporaryDirectory(dir=arguments.place, prefix="fogline-streaming-") as name:
+        enough_disk(Path(name), size)
+        generate(Path(name), size)
+        return with_folder(arguments, Path(name), found)
+
+
+def with_folder(arguments: argparse.Namespace, folder: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The measurements on a folder that is there."""
+    files = sorted(folder.glob("*.parquet"))
+    rows, written = len(files) * GROUPS_A_FILE * GROUP, sum(file.stat().st_size for file in files)
+    say(f"{written / 1e9:.2f} GB of Parquet, {rows:,} rows")
+    found |= {"bytes": written, "rows": rows}
+    if arguments.only != "memory":
+        modes = ["eager", "compiled"] if arguments.compiled else ["eager"]
+        pairs = {step: compared(folder, arguments.rounds, arguments.steps, step) for step in modes}
+        speed = {
+            step: {how: [asdict(one) for one in each] for how, each in pair.items()} for step, pair in pairs.items()
+        }
+        found["speed"] = {"rounds": arguments.rounds, "steps": arguments.steps, "stamp": stamp(), "found": speed}
+    if arguments.only != "speed":
+        passes = {w: asdict(measured("pass", folder, rows // PASS_BATCH, w)) for w in arguments.workers or [0]}
+        found["memory"] = {"stamp": stamp(), "found": passes}
     return found
 
 
-def shares(pairs: dict[str, list[dict[str, float]]]) -> str:
-    """Median and range of the ratio of rows a second, round by round."""
-    both = zip(pairs["streamed"], pairs["memory"], strict=True)
-    ratios = [ours["rows"] / theirs["rows"] for ours, theirs in both]
+def stamp() -> dict[str, Any]:
+    return timing.stamp(["torch", "numpy", "pyarrow"]) | {"threads": 1}
+
+
+def shares(pairs: dict[str, list[dict[str, float]]], processor: bool = False) -> str:
+    """Median and range of the ratio of rows a second (of wall time, or of processor time), round by round."""
+    rates = {
+        how: [one["rows"] / (one["processor"] if processor else 1.0) for one in each] for how, each in pairs.items()
+    }
+    ratios = [ours / theirs for ours, theirs in zip(rates["streamed"], rates["memory"], strict=True)]
     return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
@@ -247,17 +264,9 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def page(found: dict[str, Any], rounds: int) -> str:
+def page(found: dict[str, Any]) -> str:
     """The page of evidence."""
-    speed = []
-    for step, pairs in found["speed"].items():
-        medians = {how: {key: median(one[key] for one in each) for key in each[0]} for how, each in pairs.items()}
-        ours, theirs = medians["streamed"], medians["memory"]
-        share = shares(pairs)
-        verdict = "pass" if float(share.split()[0]) >= 0.9 else "**short**"
-        rates = f"{theirs['rows']:,.0f}", f"{ours['rows']:,.0f}"
-        load = f"{theirs['processor']:.2f}", f"{ours['processor']:.2f}"
-        speed.append([step, *rates, share, *load, f"{ours['peak']:.0f}", f"{ours['start']:.1f}", verdict])
+    rows = [_speed_row(step, pairs) for step, pairs in found["speed"]["found"].items()]
     passes = [
         [
             workers,
@@ -266,44 +275,62 @@ def page(found: dict[str, Any], rounds: int) -> str:
             f"{one['peak']:.0f}",
             "pass" if _fits(one) else "**short**",
         ]
-        for workers, one in found["pass"].items()
+        for workers, one in found["memory"]["found"].items()
     ]
     return PAGE.format(
         gigabytes=f"{found['bytes'] / 1e9:.2f}",
         rows=f"{found['rows']:,}",
-        rounds=rounds,
-        stamp=timing.describe(found["stamp"]),
-        speed=timing.table(SPEED, speed),
+        rounds=found["speed"]["rounds"],
+        steps=found["speed"]["steps"],
+        speed_stamp=timing.describe(found["speed"]["stamp"]),
+        memory_stamp=timing.describe(found["memory"]["stamp"]),
+        speed=timing.table(SPEED, rows),
         passes=timing.table(PASSES, passes),
     )
+
+
+def _speed_row(step: str, pairs: dict[str, list[dict[str, float]]]) -> list[str]:
+    medians = {how: {key: median(one[key] for one in each) for key in each[0]} for how, each in pairs.items()}
+    ours, theirs, share = medians["streamed"], medians["memory"], shares(pairs)
+    work = shares(pairs, processor=True)
+    rates = f"{theirs['rows']:,.0f}", f"{ours['rows']:,.0f}"
+    load = f"{theirs['processor']:.2f}", f"{ours['processor']:.2f}"
+    verdict = "pass" if float(share.split()[0]) >= 0.9 else "**short**"
+    return [step, *rates, share, work, *load, f"{ours['peak']:.0f}", f"{ours['start']:.1f}", verdict]
 
 
 def _fits(one: dict[str, float]) -> bool:
     return one["peak"] < 1e9 / (1 << 20)
 
 
-SPEED = ["step", "memory, rows/s", "streamed, rows/s", "streamed / memory", "cores, memory", "cores, streamed",
-         "peak, MiB", "first step, s", "at least 0.9"]  # fmt: skip
+SPEED = [
+    "step", "memory, rows/s", "streamed, rows/s", "streamed / memory", "by processor time", "cores, memory",
+    "cores, streamed", "peak, MiB", "first step, s", "at least 0.9",
+]  # fmt: skip
 PASSES = ["workers", "steps", "rows/s", "peak, MiB", "under 1 GB"]
 PAGE = """# Streaming
 
 Training on a folder of Parquet that is read chunk by chunk, beside the same training on rows held in memory; made by
-`python benchmarks/streaming.py --full --write`. {gigabytes} GB on disk, {rows} rows of 64 float32 columns and a class,
-row groups of 32,768 rows, windows of 64 MiB, an MLP 64-256-256-10, AdamW, batch 256, seed 0. Each measurement is a
-process of its own.
-
-{stamp}
+`python benchmarks/streaming.py --full --write` (its parts one after the other on one folder, by `--data` and `--only`).
+{gigabytes} GB on disk, {rows} rows of 64 float32 columns and a class, row groups of 32,768 rows, windows of 64 MiB, an
+MLP 64-256-256-10, AdamW, batch 256, seed 0. Each measurement is a process of its own.
 
 ## Speed
 
-Rows a second between step 200 and the last; medians of {rounds} processes each, in turn, and the ratio of neighbours
-(smallest to largest). *Cores* is processor time of all threads over wall time: reading and decoding go on in a second
-thread. The processes in memory hold the rows of the first files, up to 1 GiB. *First step* is what passes before it:
-opening, sampling 64 row groups, one pass over the target column, the first window.
+{speed_stamp}
+
+Rows a second between step 200 and the last of {steps}; medians of {rounds} processes each, in turn, and the ratio of
+neighbours (smallest to largest). *Cores* is processor time of all threads over wall time: reading and decoding go on in
+a second thread. On a machine whose cores other programs want (see the load), wall time says little and decoding costs
+what it takes; *by processor time* is the ratio of rows per second of processor time of all threads. The processes in
+memory hold the rows of the first files, up to 1 GiB. *First step* is what passes before it: opening, sampling 64 row
+groups, one pass over the target column, the first window.
 
 {speed}
 
 ## Memory
+
+{memory_stamp}
 
 One whole pass of a linear model with batches of 1024, so that it is mostly reading. The peak is that of resident memory
 (VmHWM), PyTorch included; with a worker process, its own peak is added, in which the pages that it shares with the
@@ -315,26 +342,32 @@ first count again.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="5 GB, eager and compiled steps")
+    parser.add_argument("--full", action="store_true", help="5 GB")
+    parser.add_argument("--compiled", action="store_true", help="measure compiled steps too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3000, help="of a process that measures speed")
+    parser.add_argument("--only", choices=["speed", "memory", "page"], help="with the rest as it was written before")
     parser.add_argument("--place", help="folder below which the data is generated and deleted")
+    parser.add_argument("--data", type=Path, help="folder of data that this script generated, and that stays")
+    parser.add_argument("--workers", type=int, nargs="*", help="worker processes of the whole passes; by default 0")
     parser.add_argument("--write", action="store_true", help="write the page of evidence")
-    for name, kind in (("--child", str), ("--folder", Path), ("--workers", int), ("--step", str)):
+    for name, kind in (("--child", str), ("--folder", Path), ("--step", str)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        one = measured_here(arguments.child, arguments.folder, arguments.steps, arguments.workers, arguments.step)
+        workers = (arguments.workers or [0])[0]
+        one = measured_here(arguments.child, arguments.folder, arguments.steps, workers, arguments.step)
         print(json.dumps(asdict(one)))
         return
-    modes = ["eager", "compiled"] if arguments.full else ["eager"]
-    size = FULL if arguments.full else SMALL
-    found = everything(size, arguments.rounds, arguments.steps, modes, arguments.place)
-    found["stamp"] = timing.stamp(["torch", "numpy", "pyarrow"]) | {"threads": 1}
-    text = page(found, arguments.rounds)
-    print(text)
+    kept = timing.ROOT / "docs" / "evidence" / "streaming.json"
+    before = json.loads(kept.read_text()) if arguments.only and kept.exists() else {}
+    found = before if arguments.only == "page" else everything(arguments, before)
     if arguments.write:
-        timing.write_evidence("streaming", text, found)
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+    if "speed" in found and "memory" in found:
+        print(page(found))
+        if arguments.write:
+            timing.write_evidence("streaming", page(found), found)
 
 
 if __name__ == "__main__":

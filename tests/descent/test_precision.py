@@ -86,3 +86,21 @@ def test_the_check_leaves_everything_alone() -> None:
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_recurrent_layers_can_be_checked() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells, self.head = nn.GRU(1, 8, batch_first=True), nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.cells(x[:, :, None])[0][:, -1])
+            return out
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Last()
+    enabled = torch.backends.cudnn.enabled
+    assert not compare(Objective(model, nn.MSELoss(), torch.bfloat16), _data()).fault
+    assert torch.backends.cudnn.enabled == enabled

@@ -117,7 +117,11 @@ class TableEncoder:
         made, place = np.empty((len(self.names), table.rows), np.float32), 0  # column by column: the cache holds one
         for column in used:
             width = len(column.names)
-            made[place : place + width] = _encode(column, table, notes).T
+            if column.form == "number" and table.cells(column.name).dtype.kind == "f":
+                centred = table.columns[column.name] - column.mean
+                np.divide(centred, column.scale, out=made[place], casting="same_kind")
+            else:
+                made[place : place + width] = _encode(column, table, notes).T
             place += width
         return torch.from_numpy(made).t().contiguous()
 
@@ -129,7 +133,7 @@ class TableEncoder:
         """
         values = table.values(str(self.target))
         if self.classes is not None and values.dtype.kind == "f":
-            distinct, values = np.unique(values, return_inverse=True)
+            distinct, values = _counted(values)
             return self._labels(class_names(distinct), values, table)
         where = f"target {self.target!r} of {table.origin}"
         if self.classes is None:
@@ -330,6 +334,15 @@ def _classes(table: Table, name: str, values: Values, family: Family, notes: lis
     hint = "; pass loss=nn.MSELoss() to treat it as a number" if numeric and family == "unknown" else ""
     notes.append(f"target {name!r} was read as {len(names)} classes ({some(names, 8)}){hint}")
     return TableEncoder((), name, names, family == "binary")
+
+
+def _counted(values: Values) -> tuple[Values, Rows]:
+    """The different numbers, and which of them each row has; whole numbers near zero need no sorting."""
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low >= 0 and high <= MOST_CLASSES and (values == (whole := values.astype(np.int64))).all():
+        distinct = np.flatnonzero(np.bincount(whole))
+        return distinct.astype(np.float64), np.searchsorted(distinct, whole)
+    return np.unique(values, return_inverse=True)
 
 
 def _few(values: Values) -> bool:

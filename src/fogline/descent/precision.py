@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fogline.data.source import Batch
 from fogline.descent.batches import part, rows_of
@@ -62,7 +63,7 @@ def compare(objective: Objective, batch: Batch) -> Comparison:
         batch: of which the first 64 rows are taken.
     """
     rows = part(batch, 0, min(_ROWS, rows_of(batch)))
-    with mode(objective.model, training=False):
+    with mode(objective.model, training=False), _recurrent(objective.model):
         scale = _SCALE if objective.autocast == torch.float16 else 1.0
         mixed, there = _gradient(objective, rows, scale)
         while scale > 1 and not bool(torch.isfinite(there).all()):  # the scaler too goes down until it is
@@ -75,6 +76,13 @@ def compare(objective: Objective, batch: Batch) -> Comparison:
         alike = 1.0 if lengths[0] == lengths[1] else 0.0
         return Comparison(mixed, full, alike, alike)
     return Comparison(mixed, full, float(there @ here) / product, lengths[0] / lengths[1])
+
+
+def _recurrent(model: nn.Module) -> AbstractContextManager[None]:
+    """cuDNN differentiates recurrent layers in training mode only; PyTorch's own kernels do so in both."""
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return torch.backends.cudnn.flags(enabled=False)
+    return nullcontext()
 
 
 def _gradient(objective: Objective, batch: Batch, scale: float) -> tuple[float, Tensor]:
