@@ -19,7 +19,7 @@ def epochs_table(folder: Path) -> str:
     """The mean of each column by epoch as an HTML section; nothing where no example was recorded."""
     if not folder.is_dir() or folder.is_symlink():
         return ""
-    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file() and not path.is_symlink())
+    files = sorted(path for path in folder.glob("epoch-*.safetensors") if path.is_file() and not path.is_symlink())
     means = [(path.stem, *_means(path)) for path in files[-_EPOCHS:]]
     if not means:
         return ""
