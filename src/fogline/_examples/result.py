@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fogline._examples.duplicates import groups, near_by_chance, pairs
+from fogline._examples.duplicates import OFTEN, RARELY, groups, near_by_chance, pairs
 from fogline._examples.dynamics import Floats, Record, summarise
 from fogline._examples.export import cleanlab_table, write_fiftyone, write_table
 from fogline._examples.neighbours import nearest
@@ -217,7 +217,7 @@ class Examples:
         Raises:
             ValueError: the run has no task, or the task holds nothing out.
         """
-        count, found = self._across(within)
+        count, found = self._across(within, RARELY)
         crossing = (found["first"] < count) & (found["second"] >= count)
         return Table(
             {
@@ -231,7 +231,8 @@ class Examples:
         """The groups that nearly the same examples form, over both sets: a split should not cut through one.
 
         Args:
-            within: as for :meth:`leaks`.
+            within: the largest distance of a link, in units of what is usual; by default such that one example of two
+                has a link by chance: what is joined wrongly does a split no harm, what is not joined does.
 
         Returns:
             The number of the group of each training example, (N,), and of each held-out one, (M,).
@@ -239,12 +240,12 @@ class Examples:
         Raises:
             ValueError: the run has no task, or the task holds nothing out.
         """
-        count, found = self._across(within)
+        count, found = self._across(within, OFTEN)
         total = count + len(self._spaces().looks["valid"])
         number = groups(total, found)
         return number[:count], number[count:]
 
-    def _across(self, within: float | None) -> tuple[int, Table]:
+    def _across(self, within: float | None, chance: float) -> tuple[int, Table]:
         spaces = self._spaces()
         if "valid" not in spaces.looks:
             raise ValueError(
@@ -253,7 +254,7 @@ class Examples:
         rows = torch.cat([spaces.looks["train"], spaces.looks["valid"]])
         labels = [spaces.labels(split) for split in ("train", "valid")]
         known = None if labels[0] is None or labels[1] is None else np.concatenate([labels[0], labels[1]])
-        within = near_by_chance(rows) if within is None else within
+        within = near_by_chance(rows, chance) if within is None else within
         return len(spaces.looks["train"]), pairs(rows, known, within)
 
     def slices(self, level: float = 0.05) -> Table:
