@@ -67,7 +67,7 @@ def noisy(problem: Problem, seed: int, kind: str, rate: float, runs: Path) -> Ce
         "examples": len(wrong),
     }
     cell |= {"training_seconds": training, "lr": run.recipe.lr, "rankings": {}}
-    for name, opened in (("fogline", run), ("fogline, record alone", fogline.Run.open(run.folder))):
+    for name, opened in (("fogline, record alone", fogline.Run.open(run.folder)), ("fogline", run)):
         started = time.process_time()
         examples = fogline.examples(opened)
         errors = examples.label_errors()
@@ -116,7 +116,7 @@ def rare(seed: int, runs: Path) -> Cell:
     _, run, _ = trained(problem, seed, runs)
     cell: Cell = {"problem": problem.name, "seed": seed, "rare": int(problem.rare.sum())}
     cell["wrong"] = int(problem.wrong.sum())
-    for name, opened in (("fogline", run), ("fogline, record alone", fogline.Run.open(run.folder))):
+    for name, opened in (("fogline, record alone", fogline.Run.open(run.folder)), ("fogline", run)):
         examples = fogline.examples(opened)
         score = examples.table["label_error"]
         cell[name] = {
@@ -141,6 +141,7 @@ def cells(seeds: int, peer_seeds: int, cache: Path, *, with_fashion: bool) -> di
     if data is not None:
         wanted |= {f"leak {seed}": partial(leak, data, seed) for seed in range(FIRST_SEED, FIRST_SEED + seeds)}
     wanted["scale"] = lambda _: scale.measure(1_000_000, 20)
+    wanted["neighbours"] = lambda _: scale.neighbours()
     return wanted
 
 
