@@ -47,7 +47,7 @@ def page(cells: Mapping[str, Cell], stamp: Mapping[str, Any]) -> str:
 
 _INTRODUCTION = """# Which labels are wrong, how many, and what is rare but right
 
-Wrong labels are planted in 5,000 MNIST images (a perceptron, 784-256-128-10, 20 epochs) and in 12,000 of
+Wrong labels are planted in 5,000 MNIST images (a perceptron, 784-256-128-10, 20 epochs) and in 6,000 of
 Fashion-MNIST (two convolutions, 8 epochs): to any other class (*symmetric*) or to the next one (*pair*). `fogline.fit`
 trains with its defaults, batches of 64, and nothing held out; then `fogline.examples(run).label_errors()` is asked,
 once with the data at hand and once from the recorded epochs alone. Made by
