@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def _write(place: Path, tensors: Columns, metadata: dict[str, str]) -> None:
         _write_synced(beside, written)
         beside.replace(place)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         raise OSError(f"what the examples did cannot be written to {place}: {error}") from error
 
 
@@ -110,6 +112,28 @@ def forget(run: Path, epoch: int) -> None:
             path.unlink(missing_ok=True)
     for path in folder_of(run).glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def lengthen(run: Path, count: int) -> None:
+    """Write files again that have fewer rows than there are examples, as if the others had not been seen.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    for path in [*files(run), folder_of(run) / TARGETS]:
+        columns = read(path)
+        if columns is None or all(len(column) >= count for column in columns.values()):
+            continue
+        longer = {name: _longer(column, count) for name, column in columns.items()}
+        with safe_open(path, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+        _write(path, longer, metadata)
+
+
+def _longer(column: NDArray[Any], count: int) -> NDArray[Any]:
+    found = np.full((count, *column.shape[1:]), -1 if column.dtype.kind == "i" else np.nan, column.dtype)
+    found[: len(column)] = column
+    return found
 
 
 def read(path: Path) -> Columns | None:
