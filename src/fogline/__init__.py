@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fogline._examples import Examples as Examples
+    from fogline._examples import examples as examples
     from fogline._fit import descend as descend
     from fogline._fit import fit as fit
     from fogline._fit import resume as resume
@@ -43,6 +45,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "Duration": "recipe",
     "ExportReport": "edge.report",
+    "Examples": "_examples",
     "Finding": "doctor.finding",
     "Interrupted": "descent.interrupts",
     "Landscape": "_landscape",
@@ -59,6 +62,7 @@ _PLACES = {
     "between": "_tune.space",
     "descend": "_fit",
     "diagnose": "doctor.examine",
+    "examples": "_examples",
     "find_lr": "rate.find",
     "export": "edge.export",
     "fit": "_fit",
