@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fogline._examples import Examples as Examples
+    from fogline._examples import examples as examples
     from fogline._fit import descend as descend
     from fogline._fit import fit as fit
     from fogline._fit import resume as resume
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "Duration": "recipe",
+    "Examples": "_examples",
     "Finding": "doctor.finding",
     "Interrupted": "descent.interrupts",
     "Landscape": "_landscape",
@@ -49,6 +52,7 @@ _PLACES = {
     "Verdict": "verdict",
     "descend": "_fit",
     "diagnose": "doctor.examine",
+    "examples": "_examples",
     "find_lr": "rate.find",
     "fit": "_fit",
     "landscape": "_landscape",

@@ -1,57 +1,50 @@
-"""What each example did: a stand-in until the ranking is there."""
+"""What each example did: label errors, rare ones, duplicates, slices, and questions in SQL.
+
+The package has this name, and not that of its verb, because a module ``fogline.examples`` and the function
+``fogline.examples`` would hide each other.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from fogline.plots.data_map import dynamics, example_files
-from fogline.record.store import Table
+from fogline._examples.dynamics import Record, open_record
+from fogline._examples.query import QueryError
+from fogline._examples.result import Examples, LabelErrors
 from fogline.run import Run
+from fogline.task import Task
+
+__all__ = ["Examples", "LabelErrors", "QueryError", "Record", "examples", "open_record"]
 
 
-@dataclass(frozen=True)
-class LabelErrors:
-    ids: NDArray[np.int64]
-    probability: NDArray[np.float64]
-    likely: NDArray[np.int64]
-    count: float
-    interval: tuple[float, float]
+def examples(
+    run: Run | str | Path, task: Task | None = None, *, columns: Mapping[str, ArrayLike] | None = None
+) -> Examples:
+    """What every training example of a run did, from what was recorded while it trained.
 
+    Args:
+        run: a run or its folder.
+        task: of a run that was opened without one. With it the data itself is looked at: neighbours, duplicates, leaks.
+        columns: more columns of the table by name, a value for each training example.
 
-class Examples:
-    def __init__(self, run: Run, table: Table) -> None:
-        self.run, self.table = run, table
+    Returns:
+        An :class:`Examples`: ``table``, ``label_errors()``, ``sql()``, ``neighbours()``.
 
-    def label_errors(self) -> LabelErrors:
-        p = self.table["label_error"]
-        ids = np.argsort(-p, kind="stable")
-        ids = ids[p[ids] > 0.5]
-        n = float(p.sum())
-        return LabelErrors(ids, p[ids], self.table["likely"][ids], n, (0.8 * n, 1.2 * n))
-
-
-def examples(run: Run, task: Any = None) -> Examples:
-    from safetensors.numpy import load_file
-
-    files = example_files(run)
-    seen = dynamics(files)
-    assert seen is not None
-    last = load_file(files[-1])
-    target = load_file(run.folder / "examples" / "targets.safetensors")["target"]
-    columns: dict[str, Any] = {
-        "example": np.arange(len(target)),
-        "target": target,
-        "predicted": last["predicted"].astype(np.int64),
-        "loss": last["loss"].astype(np.float64),
-        "confidence": seen.confidence,
-        "variability": seen.variability,
-        "correct": seen.correct,
-        "gradient_norm": last["gradient_norm"].astype(np.float64),
-        "label_error": np.clip(1 - seen.confidence - seen.correct, 0, 1),
-        "likely": last["predicted"].astype(np.int64),
-    }
-    return Examples(run, Table(columns))
+    Raises:
+        ValueError: nothing was recorded; columns of another length.
+        TypeError: something else than a run.
+    """
+    run = Run.open(run, task=task) if isinstance(run, str | Path) else run
+    if not isinstance(run, Run):
+        raise TypeError(f"expected a run or its folder, received {type(run).__name__}")
+    record = open_record(run)
+    made: dict[str, NDArray[Any]] = {name: np.asarray(values) for name, values in (columns or {}).items()}
+    for name, values in made.items():
+        if values.shape != (record.count,):
+            raise ValueError(f"expected the column {name!r} with {record.count} values, received shape {values.shape}")
+    return Examples(run, record, run.task or task, made)
