@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,9 @@ from fogline._examples.dynamics import Record, open_record
 from fogline._examples.query import QueryError
 from fogline._examples.result import Examples, LabelErrors
 from fogline.run import Run
-from fogline.task import Task
+
+if TYPE_CHECKING:
+    from fogline.task import Task
 
 __all__ = ["Examples", "LabelErrors", "QueryError", "Record", "examples", "open_record"]
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fogline._examples.dynamics import Floats, Record, summarise
-from fogline._examples.neighbours import nearest
+from fogline._examples.edits import Edits, Label, edit_columns
+from fogline._examples.kept import keep_ranking, kept_ranking
 from fogline._examples.query import query
 from fogline._examples.ranking import Ranking, rank_labels
-from fogline._examples.spaces import Spaces
 from fogline.record.store import Table
 from fogline.run import Run
-from fogline.task import Task
+
+if TYPE_CHECKING:
+    from fogline._examples.retrain import Retrained
+    from fogline._examples.spaces import Spaces
+    from fogline.recipe import Recipe
+    from fogline.task import Task
+
+# What looks at the data is imported where it does: the record is read without PyTorch.
 
 _NEIGHBOURS = 10
 
@@ -71,7 +78,7 @@ class Examples:
     ) -> None:
         self.run, self.record, self.task = run, record, task
         self.columns = dict(columns or {})
-        self.spaces = None if task is None else Spaces(run, record, task)
+        self.spaces = None if task is None else _spaces(run, record, task)
 
     def __len__(self) -> int:
         return self.record.count
@@ -81,9 +88,17 @@ class Examples:
 
     @cached_property
     def ranking(self) -> Ranking:
-        """The ranking of the labels; with a task the neighbours of each example have a say."""
-        near = [] if self.spaces is None else [nearest(rows, k=_NEIGHBOURS)[0] for rows in self.spaces.train()]
-        return rank_labels(self.record, near)
+        """The ranking of the labels; with a task the neighbours of each example have a say.
+
+        That ranking is kept in the run, and is the one without a task from then on, until more epochs are recorded.
+        """
+        if self.spaces is None:
+            return kept_ranking(self.run.folder) or rank_labels(self.record)
+        from fogline._examples.neighbours import nearest
+
+        found = rank_labels(self.record, [nearest(rows, k=_NEIGHBOURS)[0] for rows in self.spaces.train()])
+        keep_ranking(self.run.folder, found)
+        return found
 
     @cached_property
     def table(self) -> Table:
@@ -129,12 +144,13 @@ class Examples:
         )
 
     def sql(self, text: str) -> Table:
-        """Answer a ``select`` over the table ``examples``, which is :attr:`table`.
+        """Answer a ``select`` over the table ``examples``: :attr:`table`, and in ``edit`` and ``edit_label`` what was
+        decided about each.
 
         Raises:
             ValueError: it is no select, or names what is not there.
         """
-        return query(self.table.columns, text)
+        return query({**self.table.columns, **edit_columns(self.edits.table, len(self))}, text)
 
     def neighbours(self, example: int, k: int = 10) -> Table:
         """The training examples nearest to one of them: ``example``, ``distance``, nearest first.
@@ -145,10 +161,50 @@ class Examples:
         """
         if not 0 <= example < len(self):
             raise IndexError(f"expected an example from 0 to {len(self) - 1}, received {example}")
+        from fogline._examples.neighbours import nearest
+
         rows = self._spaces().train()[0]
         near, far = nearest(rows[example : example + 1], rows, k + 1)
         other = near[0] != example
         return Table({"example": near[0][other][:k], "distance": far[0][other][:k]})
+
+    @property
+    def edits(self) -> Edits:
+        """What was decided about examples: relabelled, left out, kept; the data itself is never changed."""
+        return Edits(self.run.folder)
+
+    def edit(self, ids: Iterable[int], action: str, labels: Label | Sequence[Label] | None = None) -> None:
+        """Decide about examples: "relabel" with labels, "drop" or "keep"; ``examples.edits.undo()`` takes it back.
+
+        Args:
+            ids: their positions in the training data.
+            action: "relabel", "drop" (left out when retraining) or "keep" (looked at, and right as it is).
+            labels: to relabel, one for all or one for each: class names or numbers, or numbers to predict.
+
+        Raises:
+            ValueError, TypeError: examples, labels or an action that there are not.
+        """
+        self.edits.edit(ids, action, labels)
+
+    def retrain(
+        self, task: Task | None = None, recipe: Recipe | None = None, seeds: int | Sequence[int] = 3
+    ) -> Retrained:
+        """Train with the edits and without, from the same seeds, and compare the held-out scores.
+
+        Args:
+            task: by default the one of the run.
+            recipe: by default that of the run with its resolved values: nothing is measured again.
+            seeds: how many, or which; twice as many runs are trained.
+
+        Returns:
+            ``differences`` with their intervals, and a sentence for each as text.
+
+        Raises:
+            ValueError: nothing was edited, no task is at hand, nothing is held out, or the data is not that of the run.
+        """
+        from fogline._examples.retrain import retrain
+
+        return retrain(self.run, task or self.task, recipe, seeds)
 
     def _spaces(self) -> Spaces:
         if self.spaces is None:
@@ -157,3 +213,9 @@ class Examples:
                 "fogline.examples(run, task=task)"
             )
         return self.spaces
+
+
+def _spaces(run: Run, record: Record, task: Task) -> Spaces:
+    from fogline._examples.spaces import Spaces
+
+    return Spaces(run, record, task)

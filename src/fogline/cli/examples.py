@@ -167,8 +167,7 @@ def _list_errors(seen: Examples, names: Sequence[str] | None, top: int, out: _Ou
 def _list_highest(table: Table, column: str, top: int, out: _Out) -> None:
     """Where there are no classes: what the run was furthest from at the end."""
     size = abs(table[column].astype(float))
-    order = size.argsort()[::-1]
-    order = [example for example in order.tolist() if math.isfinite(size[example])][:top]
+    order = [example for example in size.argsort()[::-1].tolist() if math.isfinite(size[example])][:top]
     rows = [[str(example), number(float(table[column][example]))] for example in order]
     values = [{"example": example, column: float(table[column][example])} for example in order]
     out.add(f"highest_{column}", values, "", f"largest {column}", *_columns(("example", column), rows))

@@ -127,11 +127,14 @@ class Dashboard:
         return self._of_run(request, landscape_page)
 
     def examples(self, request: Request) -> Response:
-        from fogline.dashboard.run_page import examples_page
+        from fogline.dashboard.run_page import examples_page, examples_wait
 
         name = request.path_params["name"]
         view = self.folder.view(name)
-        body = examples_page(view, self.example_pages.drawable(name))
+        if self.example_pages.at_once(name):
+            body = examples_page(view, self.example_pages.drawable(name))
+        else:
+            body = examples_wait(view)
         scripts = ["figures.js", "sql.js", "examples.js"]
         return HTMLResponse(page(name, body, theme=_theme(request), scripts=scripts, figures=True))
 

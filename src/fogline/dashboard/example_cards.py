@@ -91,7 +91,7 @@ def _said(seen: Seen, table: Table, example: int, *, numbered: bool = True) -> s
         words += f' <span class="mark">{_MARKS.get(edit, edit)}{f" {escape(new)}" if new else ""}</span>'
     elif likely is not None:
         words += f' <span class="likely">→ {escape(label_words(seen, likely))}</span>'
-    if error is not None:
+    if error is not None and error >= 0.01:
         words += f' <span class="share" title="probability of a wrong label">{error:.0%}</span>'
     return f'<p class="says">{words}</p>'
 
@@ -187,7 +187,7 @@ def details(seen: Seen, table: Table, example: int, name: str) -> dict[str, Any]
 
     rows = []
     for column, values in table.columns.items():
-        if column in ("example", "edit", "edit_label"):
+        if column in ("example", "edit", "edit_label") or seen.names_classes(column):
             continue
         value = values[example]
         of_class = column in ("target", "predicted", "likely")

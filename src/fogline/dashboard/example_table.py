@@ -29,15 +29,16 @@ from fogline.run import Run
 Ids = NDArray[np.int64]
 
 _KEPT = 2  # runs whose table is in memory: of a million examples it takes some hundred megabytes
+_LARGE = 64 << 20  # bytes of recorded epochs that take more than a moment to read
 _MOST_CORNERS = 200
 _MOST_IDS = 100_000
 _CURVES = ("confidence", "margin", "residual", "loss", "correct", "gradient_norm")
 
 LISTS: Mapping[str, tuple[str, str, bool]] = {
     "errors": ("Likely wrong labels", "label_error", True),
-    "rare": ("Rare but right", "rare", True),
     "unsure": ("Hardest", "confidence", False),
     "loss": ("Highest loss", "loss", True),
+    "rare": ("Rare but right", "rare", True),
     "wavering": ("Wavering", "variability", True),
     "forgotten": ("Forgotten most often", "forgetting", True),
     "steep": ("Steepest gradient", "gradient_norm", True),
@@ -114,13 +115,16 @@ class Seen:
         """The table as a file, for a process that answers a query; it is gone with this process."""
         self._place = tempfile.TemporaryDirectory(prefix="fogline-")
         place = Path(self._place.name) / "examples.safetensors"
-        numbers = {
-            name: np.ascontiguousarray(values) for name, values in self.table.columns.items() if _is_number(values)
-        }
-        words = {name: values.tolist() for name, values in self.table.columns.items() if not _is_number(values)}
+        columns = {name: values for name, values in self.table.columns.items() if not self.names_classes(name)}
+        numbers = {name: np.ascontiguousarray(values) for name, values in columns.items() if _is_number(values)}
+        words = {name: values.tolist() for name, values in columns.items() if not _is_number(values)}
         about = {"order": list(self.table.columns), "words": words, "classes": self.classes}
         save_file(numbers, place, {"fogline": json.dumps(about)})
         return place
+
+    def names_classes(self, column: str) -> bool:
+        """Whether a column says by name what another says by number."""
+        return self.classes is not None and column.endswith("_class") and column[:-6] in self.table.columns
 
     def curves(
         self, ids: Sequence[int], names: Sequence[str] = _CURVES
@@ -145,6 +149,11 @@ class Tables:
     def __init__(self) -> None:
         self._kept: OrderedDict[Path, tuple[Any, Seen]] = OrderedDict()
         self._reading = threading.Lock()  # a table that takes seconds to make is made once for all who ask
+
+    def at_once(self, folder: Path) -> bool:
+        """Whether :meth:`of` takes but a moment: the table is in memory, or small."""
+        stamp, known = stamp_of(folder), self._kept.get(folder)
+        return (known is not None and known[0] == stamp) or sum(size for _, _, size in stamp) < _LARGE
 
     def of(self, folder: Path) -> Seen:
         """The examples of a run.
@@ -188,7 +197,7 @@ def _seen(folder: Path) -> Seen:
         len(files),
         str(about.get("kind") or task.get("kind") or ""),
         tuple(map(str, classes)) if isinstance(classes, list) else None,
-        np.zeros(0, dtype=np.int64) if errors is None else np.asarray(errors.ids, dtype=np.int64),
+        np.zeros(0, dtype=np.int64) if errors is None else errors.ids[: max(errors.cut, round(errors.count))],
         None if errors is None else (float(errors.count), float(errors.interval[0]), float(errors.interval[1])),
         read_previews(folder),
     )

@@ -67,6 +67,10 @@ class ExamplePages:
         except (NoRunError, *_UNDRAWN):
             return None
 
+    def at_once(self, name: str) -> bool:
+        """Whether the examples of a run can be shown without a wait that a page has to speak of."""
+        return self._tables.at_once(self.folder.path(name))
+
     def _seen(self, request: Request) -> Seen:
         name = request.path_params["name"]
         found = self.drawable(name)

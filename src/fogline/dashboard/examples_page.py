@@ -82,6 +82,14 @@ def examples_page(view: View, seen: Seen | None) -> str:
     )
 
 
+def wait(view: View) -> str:
+    """A word while the table is made; the page asks for it and comes again."""
+    count = mapping(view.info.get("examples")).get("count")
+    many = f"{number(count)} examples" if isinstance(count, int) else "many examples"
+    place = address(view.name, "examples", "parts")
+    return f'<div class="empty" data-wait="{place}" role="status"><p>Reading what {many} did: some seconds.</p></div>'
+
+
 def examples_parts(view: View, seen: Seen) -> dict[str, str]:
     """The parts that change while people decide, by their identifiers."""
     edits = Edits(view.folder)

@@ -129,22 +129,39 @@ def _load_examples(connection: Any, asked: Mapping[str, Any]) -> None:
         about = json.loads(opened.metadata()["fogline"])
         found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     found |= {name: np.array(values, dtype=object) for name, values in about["words"].items()}
-    columns = {f"c{at}": found[name] for at, name in enumerate(about["order"])}
-    names = ", ".join(f'c{at} as "{name.replace(chr(34), chr(34) * 2)}"' for at, name in enumerate(about["order"]))
-    connection.register("columns", columns)
-    connection.execute("create table decided (example bigint, edit varchar, edit_label double)")
-    if asked["edits"]:
-        connection.executemany("insert into decided values (?, ?, ?)", asked["edits"])
-    connection.execute(
-        "create view examples as select all_of.*, coalesce(edit, '') as edit, edit_label "
-        f"from (select {names} from columns) all_of left join decided using (example)"
-    )
     connection.execute("create table classes (target bigint, name varchar)")
     if about["classes"]:
         connection.executemany("insert into classes values (?, ?)", list(enumerate(about["classes"])))
+    order = {name: f"c{at}" for at, name in enumerate(about["order"])}
+    connection.register("columns", {order[name]: _without_nan(values) for name, values in found.items()})
+    shown, joined = [], ""
+    for name, column in order.items():
+        called = f'"{name.replace(chr(34), chr(34) * 2)}"'
+        if name in found:
+            shown.append(f"{column} as {called}")
+        else:  # the names of the classes that another column has by number
+            joined += f" left join classes as of_{column} on of_{column}.target = {order[name.removesuffix('_class')]}"
+            shown.append(f"of_{column}.name as {called}")
+    decided = list(zip(*asked["edits"], strict=True)) or [(), (), ()]
+    columns = {"example": np.array(decided[0], dtype=np.int64), "edit": np.array(decided[1], dtype=object)}
+    columns["edit_label"] = _without_nan(np.array(decided[2], dtype=np.float64))
+    connection.register("block", columns)
+    connection.execute("create table decided as select example, edit::varchar as edit, edit_label from block")
+    connection.unregister("block")
+    connection.execute(
+        "create view examples as select all_of.*, coalesce(edit, '') as edit, edit_label "
+        f"from (select {', '.join(shown)} from columns{joined}) all_of left join decided using (example)"
+    )
     connection.register("chosen", {"example": np.array(asked["chosen"], dtype=np.int64)})
     connection.execute("create table selected as select * from chosen")
     connection.unregister("chosen")
+
+
+def _without_nan(values: Any) -> Any:
+    """No value rather than NaN: by SQL, NaN is larger than any number."""
+    import numpy as np
+
+    return np.ma.masked_invalid(values) if values.dtype.kind == "f" else values
 
 
 def _copy(connection: Any, cursor: Any, table: str, kinds: list[str]) -> None:

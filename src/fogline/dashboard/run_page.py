@@ -272,6 +272,11 @@ def examples_page(view: View, seen: Seen | None) -> str:
     return _top(view.name, "examples") + of_examples.examples_page(view, seen)
 
 
+def examples_wait(view: View) -> str:
+    """What stands there while the record of many examples is read."""
+    return _top(view.name, "examples") + of_examples.wait(view)
+
+
 def drawable(view: View, name: str) -> bool:
     """Whether a figure of this name can be asked for."""
     return name in FIGURES and name in figures_of(view)

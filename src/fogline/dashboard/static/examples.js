@@ -262,7 +262,18 @@ function listen_to_map() {
   }
 }
 
-if (page) {
+// Of many examples the table is made first; the page comes again when it is there.
+async function wait(place) {
+  const response = await fetch(place.dataset.wait);
+  if (response.ok) location.reload();
+  else place.textContent = (await response.json()).error;
+}
+
+const slow = document.querySelector("[data-wait]");
+
+if (slow) {
+  wait(slow);
+} else if (page) {
   listen();
   if (map) listen_to_map();
   choose({ list: by_id("list").options[0].value });
