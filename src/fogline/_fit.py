@@ -260,12 +260,15 @@ def _looped(
             "resolved": prepared.resolved.why or info.get("resolved", {}),
             "notes": prepared.notes,
             "mechanics": prepared.mechanics,
+            "examples": _recorded(prepared),
             "verdict": None,
         }
         descent.store.write_info(info)
         model.train()
         yield from steps(descent, report)
         slope = _measured_end(descent)
+        if descent.examples is not None:
+            descent.examples.finish(descent.step)
         descent.save()
         complete = True
         _finish(run, descent, info, slope)
@@ -276,7 +279,15 @@ def _looped(
         _leave(descent, info)
         raise
     finally:
+        if descent.examples is not None:
+            descent.examples.close()
         descent.store.close()
+
+
+def _recorded(prepared: Prepared) -> dict[str, Any] | None:
+    """What ``run.json`` says of the examples."""
+    examples = prepared.descent.examples
+    return None if examples is None else examples.described(prepared.opened.facts.classes)
 
 
 def _leave(descent: Descent, info: dict[str, Any], *, save: bool = True) -> None:

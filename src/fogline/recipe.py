@@ -162,6 +162,9 @@ class Recipe:
     """Processes that load data which is not in memory."""
     watch: float = 0.02
     """Share of the time that signals may cost."""
+    examples: bool | Literal["auto"] = "auto"
+    """Whether to record what each training example does, epoch by epoch; auto: where the examples have numbers to know
+    them by (all data but streams), an epoch of them takes at most 256 MB, and ``watch`` is not 0."""
     device: str = "auto"
     """Where to train: auto takes the accelerator if there is one."""
 
@@ -248,6 +251,8 @@ def _check(recipe: Recipe) -> None:
         _number(f"lr_scale of {name!r}", value, above=0)
     if recipe.guard not in (True, False, "auto"):
         raise TypeError(f"guard: expected True, False or 'auto', received {recipe.guard!r}")
+    if recipe.examples not in (True, False, "auto"):
+        raise TypeError(f"examples: expected True, False or 'auto', received {recipe.examples!r}")
     _number("watch", recipe.watch, least=0, below=1)
     for name in ("duration", "checkpoint_every", "validate_every"):
         if not (getattr(recipe, name) == "auto" and name != "validate_every"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fogline.errors import unknown
+from fogline.record import example_files
 from fogline.record.store import Table, read_info, read_table
 from fogline.verdict import Judgement, Verdict
 
@@ -112,6 +113,17 @@ class Run:
         Counted with the weights that were kept; without rows where the work is no classification.
         """
         return read_table(self.folder, "confusion", "target, predicted")
+
+    @property
+    def examples(self) -> Table:
+        """One row per training example, over the epochs recorded so far; without rows where none was.
+
+        Columns: example (its position in the training data), target where it is one number, epochs (how many saw it),
+        and the mean over them of loss and, where they are known, margin, confidence, correct (a share), gradient_norm
+        and residual; variability (standard deviation of the confidence), forgetting (how often it went from right to
+        wrong) and predicted (by the last epoch). Files are read one at a time.
+        """
+        return example_files.summary(self.folder)
 
     def final_scores(self) -> dict[str, float]:
         """Held-out loss and metrics of the weights that were kept."""

@@ -23,8 +23,9 @@ def on_batch(function: Callable[[nn.Module, Any], Tensor]) -> OnBatch:
     """Let a loss see the model and the batch as it comes, for work that is not (inputs, targets).
 
     Args:
-        function: ``function(model, batch)`` returns the mean loss of the batch, a scalar tensor. ``batch`` has the
-            structure of the training data: a tensor, or a tuple or dict of tensors with the same first dimension.
+        function: ``function(model, batch)`` returns the mean loss of the batch, a scalar tensor, or the loss of each
+            example, shape (batch,), whose mean is then the loss and which are recorded. ``batch`` has the structure of
+            the training data: a tensor, or a tuple or dict of tensors with the same first dimension.
 
     Raises:
         TypeError: if it is not callable.

@@ -56,7 +56,8 @@ def check_first_batch(
     with _undisturbed(model):
         if isinstance(loss, OnBatch):
             what = "the on_batch function"
-            value = _scalar(_run(model, copies, loss.function, batch, what), what)
+            value = _run(model, copies, loss.function, batch, what)
+            value = _scalar(value.mean() if _one_an_example(value, batch) else value, what)
         else:
             inputs, targets = losses.pair(batch)
             what = f"the model {type(model).__name__}"
@@ -125,6 +126,12 @@ def _check_score(score: Any, called: str) -> None:
     except (TypeError, ValueError, RuntimeError) as error:
         received = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
         raise misfit(f"{called} to return one number", received, "average it", error=TypeError) from error
+
+
+def _one_an_example(value: Any, batch: Batch) -> bool:
+    """Whether a function of the batch returned the loss of each example."""
+    rows = {leaf.shape[0] for leaf in leaves(batch) if leaf.ndim}
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 1 and rows == {len(value)}
 
 
 def _scalar(value: Any, what: str) -> Tensor:

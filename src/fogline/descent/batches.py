@@ -48,6 +48,7 @@ class Batches:
             self.batch_size = min(self.batch_size, self.examples)
         self.steps_per_epoch = None if self.examples is None else -(-self.examples // self.batch_size)
         self._block: tuple[int, int, Batch] = (-1, 0, torch.empty(0))
+        self._known: tuple[int, int, NDArray[np.int64]] = (-1, 0, np.empty(0, np.int64))
         if isinstance(self.source, InMemory) and self.device.type != "cpu":
             self.source = self.source.to(self.device)
 
@@ -146,6 +147,7 @@ class Batches:
         epoch, start = place.epoch, place.start
         while True:
             starts = range(start, self.examples, self.batch_size)
+            self._rows(epoch, start, self.examples)  # once for all of them
             indices = [
                 self._rows(epoch, first, min(first + self.batch_size, self.examples)).tolist() for first in starts
             ]
@@ -171,11 +173,21 @@ class Batches:
                 step = 0
             epoch += 1
 
+    def epoch_rows(self, epoch: int) -> NDArray[np.int64]:
+        """Which examples an epoch sees, all of them in its order."""
+        assert self.examples is not None
+        return self._rows(epoch, 0, self.examples)
+
     def _rows(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """A block is asked for whole and then in pieces: the last one is kept."""
         assert self.examples is not None
         if not self.shuffle:
             return np.arange(start, stop)
-        return permuted_range(self.seed, epoch, start, stop, self.examples)
+        kept, first, rows = self._known
+        if kept != epoch or start < first or stop > first + len(rows):
+            first, rows = start, permuted_range(self.seed, epoch, start, stop, self.examples)
+            self._known = epoch, first, rows
+        return rows[start - first : stop - first]
 
     def _gather(self, epoch: int, start: int, stop: int, into: Batch | None = None) -> Batch:
         assert isinstance(self.source, InMemory)

@@ -24,6 +24,7 @@ from fogline.descent.clipping import Clipping
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import init_state
 from fogline.descent.shortcuts import bare_step
+from fogline.record.columns import Columns, shown_by
 from fogline.record.probes import products
 
 # What tracing or compiling a model that cannot be compiled raises, a missing C++ compiler included.
@@ -71,8 +72,8 @@ class Program:
 
         Returns:
             Signals of shape (chunk, 2), loss and gradient norm of each step, and of a single step the gradients, of
-            several the sums of :func:`fogline.record.probes.products` over the last two. The next call may overwrite
-            them.
+            several the sums of :func:`fogline.record.probes.products` over the last two; where examples are recorded
+            their columns come before these, shape (columns, rows). The next call may overwrite them.
         """
         rows = batch if type(batch) is tuple and type(batch[0]) is type(batch[-1]) is Tensor else leaves(batch)
         signals, *rest = self.call([*self.state, *rows, lr])
@@ -88,6 +89,7 @@ class Trace:
     trained: int
     rates: int
     seconds: float
+    columns: bool = False  # whether those of the examples come after the signals
 
 
 class Recorder(Protocol):
@@ -111,15 +113,22 @@ def trace(
     optimizer: torch.optim.Optimizer,
     clipping: Clipping | None,
     batch: Batch,
+    columns: Columns | None = None,
 ) -> Trace:
     """Record one step on a batch of this shape. Nothing is computed and nothing changed.
+
+    Args:
+        objective, optimizer, clipping: of the step.
+        batch: of the right shapes.
+        columns: what is to be known of each example, if anything.
 
     Raises:
         CannotCompileError: the model, the loss or the optimizer cannot be recorded.
     """
     if not init_state(optimizer):
         raise CannotCompileError(f"the state of {type(optimizer).__name__} cannot be made before its first step")
-    return record(_Recorder(objective, optimizer, clipping, batch), batch)
+    traced = record(_Recorder(objective, optimizer, clipping, batch, columns), batch)
+    return replace(traced, columns=columns is not None)
 
 
 def record(recorder: Recorder, batch: Batch) -> Trace:
@@ -189,9 +198,14 @@ class _Recorder:
     """The step as a function of flat tensors, written with the real objective and the real optimizer."""
 
     def __init__(
-        self, objective: Objective, optimizer: torch.optim.Optimizer, clipping: Clipping | None, batch: Batch
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        clipping: Clipping | None,
+        batch: Batch,
+        columns: Columns | None,
     ) -> None:
-        self.objective, self.clipping, self.batch = objective, clipping, batch
+        self.objective, self.clipping, self.batch, self.columns = objective, clipping, batch, columns
         model = objective.model
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
@@ -217,7 +231,7 @@ class _Recorder:
         lr = next(taken)[0]
         held_before = [value.clone() for value in held]
         leaf_weights = [weight.detach().requires_grad_() for weight in weights]
-        loss = self._loss(leaf_weights, held, batch)
+        loss, columns = self._loss(leaf_weights, held, batch)
         gradients = torch.autograd.grad(loss, leaf_weights, allow_unused=True)
         used = [gradient for gradient in gradients if gradient is not None]
         with torch.no_grad():
@@ -233,13 +247,18 @@ class _Recorder:
             for value, old in zip((*weights, *slots, *held), (*before, *held_before), strict=True):
                 value.copy_(torch.where(finite, value, old))
             signals = torch.stack([loss.detach().to(self.real_type), norm.to(self.real_type)])
-        return [signals.unsqueeze(0), *(gradient for gradient in gradients if gradient is not None)]
+        return [signals.unsqueeze(0), *columns, *(gradient for gradient in gradients if gradient is not None)]
 
-    def _loss(self, weights: list[Tensor], held: list[Tensor], batch: Batch) -> Tensor:
+    def _loss(self, weights: list[Tensor], held: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the columns of the examples where they are wanted."""
         model = self.objective.model
         values = {**dict(zip(self.weights, weights, strict=True)), **dict(zip(self.held, held, strict=True))}
         with torch.enable_grad(), _reparametrize_module(model, values, tie_weights=True):
-            return self.objective(batch)
+            if self.columns is None:
+                return self.objective(batch), []
+            loss, shown = shown_by(self.objective, batch, self.columns)
+        with torch.no_grad():
+            return loss, [self.columns(shown)]
 
 
 class StandIn:
@@ -295,19 +314,22 @@ def _repeated(traced: Trace, chunk: int) -> Callable[..., list[Tensor]]:
     def steps(*arguments: Tensor) -> list[Tensor]:
         state, rows, lr = arguments[:held], arguments[held:-1], arguments[-1]
         sizes = [leaf.shape[0] // chunk for leaf in rows]
-        signals, weights, gradients = [], [], []
+        signals, weights, gradients, columns = [], [], [], []
         for k in range(chunk):
             parts = [leaf[k * n : (k + 1) * n] for leaf, n in zip(rows, sizes, strict=True)]
             weights.append([value.clone() for value in state[:trained]])
             one, *gradient = traced.graph(*state, *parts, lr[k : k + 1])
             signals.append(one)
+            if traced.columns:
+                columns.append(gradient.pop(0))
             gradients.append(gradient)
+        told = [torch.cat(signals), *([torch.cat(columns, 1)] if columns else [])]
         if len(gradients[-1]) != trained:
-            return [torch.cat(signals)]
+            return told
         first, second = weights[-2], weights[-1]
         moved = [after - before for after, before in zip(state[:trained], second, strict=True)]
         first_moved = [after - before for after, before in zip(second, first, strict=True)]
-        return [torch.cat(signals), products(second, gradients[-1], moved, gradients[-2], first_moved)]
+        return [*told, products(second, gradients[-1], moved, gradients[-2], first_moved)]
 
     return steps
 

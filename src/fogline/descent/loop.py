@@ -110,6 +110,8 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
 def _look_around(descent: Descent, report: ProgressFunction) -> bool:
     """Do what is due besides steps; False when the descent is over."""
     settle(descent)
+    if descent.examples is not None:
+        descent.examples.collect()
     for event in descent.machine.events:
         descent.store.event(*event)
     descent.machine.events.clear()
@@ -227,6 +229,8 @@ def settle(descent: Descent) -> None:
     descent.recorder.forget(first + 1)
     if descent.snapshots is not None:
         descent.snapshots.forget(first)
+    if descent.examples is not None:
+        descent.examples.back(first + 1)
     descent.recorder.flush()  # what waits is searched for the next refusal: this one must not be found again
     eager.release()
     _count(descent, first, Outcomes([nan], [nan], [descent.rate(first)], finite=False))

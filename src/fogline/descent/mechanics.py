@@ -92,7 +92,8 @@ def _program(descent: Descent, width: int) -> Program:
     poll()  # compiling cannot be interrupted
     batch = next(descent.batches.stream(0))
     machine = descent.machine
-    return compile_steps(trace(machine.objective, machine.optimizer, machine.clipping, batch), batch, width)
+    columns = None if descent.examples is None else descent.examples.columns
+    return compile_steps(trace(machine.objective, machine.optimizer, machine.clipping, batch, columns), batch, width)
 
 
 def _worthwhile(descent: Descent, chosen: dict[str, Any]) -> Program | None:

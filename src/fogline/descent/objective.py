@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,20 @@ from torch import Tensor, nn
 from fogline.data import losses
 from fogline.data.source import Batch
 from fogline.task import Loss, OnBatch
+
+
+class Forward(NamedTuple):
+    """What a forward pass gave.
+
+    Attributes:
+        outputs: of the model; None for ``on_batch``.
+        loss: of the batch, a scalar.
+        losses: of each example, where the function of ``on_batch`` returns them.
+    """
+
+    outputs: Any
+    loss: Tensor
+    losses: Tensor | None = None
 
 
 @dataclass
@@ -31,7 +45,7 @@ class Objective:
     device_type: str = "cpu"
 
     def __call__(self, batch: Batch) -> Tensor:
-        return self.with_outputs(batch)[1]
+        return self.forward(batch).loss
 
     def value(self, batch: Batch) -> Tensor:
         """The loss alone, no graph kept; a loss that sees the model may still differentiate its inputs on the way."""
@@ -40,17 +54,22 @@ class Objective:
 
     def with_outputs(self, batch: Batch) -> tuple[Any, Tensor]:
         """The outputs (None for ``on_batch``) and the loss."""
+        return self.forward(batch)[:2]
+
+    def forward(self, batch: Batch) -> Forward:
+        """All that a forward pass gives."""
         if self.autocast is None:
             return self._evaluate(batch)
         with torch.autocast(self.device_type, self.autocast):
             return self._evaluate(batch)
 
-    def _evaluate(self, batch: Batch) -> tuple[Any, Tensor]:
+    def _evaluate(self, batch: Batch) -> Forward:
         if isinstance(self.loss, OnBatch):
-            return None, self.loss.function(self.model, batch)
+            value = self.loss.function(self.model, batch)
+            return Forward(None, value) if value.ndim == 0 else Forward(None, value.mean(), value)
         inputs, targets = batch
         outputs = self.model(inputs)
-        return outputs, losses.evaluated(self.loss, outputs, targets)
+        return Forward(outputs, losses.evaluated(self.loss, outputs, targets))
 
     @contextmanager
     def without_learning(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from fogline.descent import checkpoint, mechanics
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from fogline.descent.clipping import Clipping
+from fogline.descent.examples import choose_columns, recorder_of
 from fogline.descent.interrupts import StopRequested
 from fogline.descent.objective import Objective, mode
 from fogline.descent.optimizers import build, choose_implementation, set_lr, spec_of
@@ -201,7 +202,9 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
         decided: the mechanics of a run that is resumed: the same bits want the same implementation and step mode.
         chunks: whether several steps may be taken in one call.
     """
-    recipe, objective, batches = start.resolved.recipe, start.objective, start.batches
+    objective, batches = start.objective, start.batches
+    examined = choose_columns(start.resolved, start.opened, objective, batches, new=decided is None)
+    recipe = start.resolved.recipe
     device = batches.device
 
     def make(model: nn.Module, implementation: str | None = None) -> torch.optim.Optimizer:
@@ -241,6 +244,7 @@ def assemble(start: Start, folder: Path, decided: Mapping[str, Any] | None = Non
         scorer = Scorer(start.opened.valid, start.task.metrics, size, device)
     eager = EagerStep(machine, batches, deferred=False if isinstance(start.opened.train, Stream) else None)
     descent = Descent(folder, recipe, machine, batches, eager, store, Recorder(store, budget), probe, scorer)
+    descent.examples = eager.examples = recorder_of(folder, *examined, start.opened, batches, store)
     spec = spec_of(recipe.optimizer)
     if probe is not None and can_measure(machine, spec):
         descent.sharpness = Sharpness(machine, spec, budget)

@@ -28,12 +28,14 @@ from fogline.descent.scoring import Scorer, normalisation_layers, refresh_statis
 from fogline.descent.sharpness import Sharpness
 from fogline.descent.step import CompiledStep, EagerStep, Machine
 from fogline.recipe import Duration, Recipe
+from fogline.record.examples import ExampleRecorder
 from fogline.record.probes import Probe
 from fogline.record.signals import Recorder, numbers
 from fogline.record.snapshots import Snapshots
 from fogline.record.store import Store
 
 _GUARD = "guard/"
+_EXAMPLES = "examples/"
 _CHECKPOINT_SHARE = 0.01
 _REFRESH_BATCHES = 50
 _PATIENT_REFUSALS = 100
@@ -112,6 +114,7 @@ class Descent:
         self.verification: Verification | None = None
         self.sharpness: Sharpness | None = None
         self.snapshots: Snapshots | None = None
+        self.examples: ExampleRecorder | None = None
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}
         self._since_check: list[float | Tensor] = []
@@ -342,6 +345,8 @@ class Descent:
             optimizer["clipping"] = machine.clipping.memory
         kept, remembered = ({}, None) if self.guard is None else self.guard.state()
         optimizer |= {_GUARD + name: value for name, value in kept.items()}
+        if self.examples is not None:
+            optimizer |= {_EXAMPLES + name: value for name, value in self.examples.state(self.step).items()}
         counters = {**asdict(self.counters), "seconds": self.elapsed(), "parts": machine.parts}
         state = {
             "counters": counters,
@@ -365,6 +370,9 @@ class Descent:
             self.store.event(0 if found is None else found.step, "checkpoint_skipped", reason)
         if self.snapshots is not None:
             self.snapshots.restore(0 if found is None else found.step)
+        if self.examples is not None:
+            kept = {} if found is None else _below(found.optimizer, _EXAMPLES)
+            self.examples.load(kept, 0 if found is None else found.step)
         if found is None or found.step == 0:
             self.store.rewind(0)
             return False
@@ -379,8 +387,7 @@ class Descent:
         best = {name.removeprefix(BEST): v for name, v in found.model.items() if name.startswith(BEST)}
         # Without held-out data the "best" are those that were kept at the end, and the end has moved.
         self.best = {name: v.to(machine.device) for name, v in best.items()} if best and self.scorer else None
-        tensors = {n.removeprefix("optimizer/"): v for n, v in found.optimizer.items() if n.startswith("optimizer/")}
-        load_state_tensors(machine.optimizer, tensors, found.state["optimizer"])
+        load_state_tensors(machine.optimizer, _below(found.optimizer, "optimizer/"), found.state["optimizer"])
         for k, value in enumerate(self.average or []):
             value.copy_(found.optimizer[f"average/{k:06d}"])
         if "clipping" in found.optimizer and machine.clipping is not None and machine.clipping.memory is not None:
@@ -390,8 +397,11 @@ class Descent:
         self.length.load(found.state["length"])
         self._since_check = list(found.state["since_check"])
         if self.guard is not None and found.state.get("guard"):
-            kept = {n.removeprefix(_GUARD): v for n, v in found.optimizer.items() if n.startswith(_GUARD)}
-            self.guard.load(kept, found.state["guard"])
+            self.guard.load(_below(found.optimizer, _GUARD), found.state["guard"])
         self.store.rewind(found.step, found.state["last_event"])
         self._resumed_at = time.perf_counter()
         return True
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -19,6 +19,7 @@ from fogline.descent.objective import Objective
 from fogline.descent.optimizers import init_state, load_state_tensors, set_lr, state_scalars, state_tensors
 from fogline.descent.randomness import TRAIN, seed_step
 from fogline.descent.shortcuts import backward, bare_step
+from fogline.record.examples import ExampleRecorder
 
 _FEW = 16  # tensors up to which reading them one by one beats stacking them
 
@@ -109,6 +110,7 @@ class EagerStep:
         wanted = machine.device.type != "cpu" if deferred is None else deferred
         self.deferred = wanted and machine.scaler is None  # the scaler makes the host wait for the device anyway
         self.stuck = torch.zeros((), dtype=torch.bool, device=machine.device) if self.deferred else None
+        self.examples: ExampleRecorder | None = None
         self.batch: Batch = None
         self._stream: Iterator[Batch] | None = None
         self._next = -1
@@ -137,9 +139,13 @@ class EagerStep:
         set_lr(machine.optimizer, lr)
         if machine.buffers:
             torch._foreach_copy_(self._saved_buffers, machine.buffers)
+        if self.examples is not None:
+            self.examples.begin(step)
         if machine.needs_closure:
             return self._with_closure(batch)
         loss = self._in_memory(step, batch)
+        if self.examples is not None:
+            self.examples.end()
         gradients = self.gradients
         if not gradients:
             return Outcome(loss.item(), 0.0, isfinite(loss.item()))
@@ -176,8 +182,10 @@ class EagerStep:
         machine = self.machine
         for parameter in machine.parameters:
             parameter.grad = None
+        if self.examples is not None:
+            self.examples.again()
         if machine.parts == 1:
-            loss = machine.objective(batch)
+            loss = self._loss(batch)
             backward(loss if machine.scaler is None else machine.scaler.scale(loss))
             loss = loss.detach()
         else:
@@ -186,12 +194,17 @@ class EagerStep:
             machine.scaler.unscale_(machine.optimizer)
         return loss
 
+    def _loss(self, batch: Batch) -> Tensor:
+        """The loss of (a part of) the batch, on the way to its gradient."""
+        objective = self.machine.objective
+        return objective(batch) if self.examples is None else self.examples.loss(objective, batch)
+
     def _accumulated(self, batch: Batch) -> Tensor:
         machine = self.machine
         rows = rows_of(batch)
         total = torch.zeros((), device=machine.device)
         for micro in split(batch, -(-rows // machine.parts)):
-            loss = machine.objective(micro) * (1.0 if machine.summed else rows_of(micro) / rows)
+            loss = self._loss(micro) * (1.0 if machine.summed else rows_of(micro) / rows)
             backward(loss if machine.scaler is None else machine.scaler.scale(loss))
             total = total + loss.detach()
         return total
@@ -242,6 +255,8 @@ class EagerStep:
         machine = self.machine
         before = [p.detach().clone() for p in machine.parameters]
         first = self.backward(batch)
+        if self.examples is not None:
+            self.examples.end()
         value = first.item()
         size = hypot(*torch.stack(list(torch._foreach_norm(self.gradients))).tolist())
         if not (isfinite(value) and isfinite(size)):
@@ -307,7 +322,7 @@ class CompiledStep:
         if single.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
         self._rates.fill_(rate)
-        signals, self.gradients = single(self.batch, self._rates)
+        signals, self.gradients = self._recorded(single, step, *single(self.batch, self._rates))
         loss, norm = signals.tolist()[0]
         return Outcomes([loss], [norm], [rate], isfinite(loss) and isfinite(norm))
 
@@ -315,10 +330,19 @@ class CompiledStep:
         if program.random:
             seed_step(self.machine.seed, step, TRAIN, self.machine.device)
         self._rates.numpy()[:] = rates  # calls of several steps are for the CPU; a tensor of a list costs more
-        signals, rest = program(rows, self._rates)
+        signals, rest = self._recorded(program, step, *program(rows, self._rates))
         self.gradients, self.products = (), rest[0] if rest else None
         losses, norms = signals.t().tolist()
         return Outcomes(losses, norms, rates, isfinite(sum(losses)) and isfinite(sum(norms)))
+
+    def _recorded(
+        self, program: Program, step: int, signals: Tensor, rest: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """What a program gave besides the columns of its examples, which are kept."""
+        if self.eager.examples is None:
+            return signals, rest
+        self.eager.examples.put(step, program.chunk, rest[0])
+        return signals, rest[1:]
 
     def _aligned(self, step: int, chunk: int) -> bool:
         steps = self.batches.steps_per_epoch

@@ -1,0 +1,247 @@
+"""The folder ``examples/`` of a run: what each example did, one file an epoch, and their targets.
+
+``epoch-0003.safetensors`` holds columns of shape (N,), indexed by example: its position in the training data. Examples
+that the epoch did not see are NaN there, and -1 in ``predicted``. ``targets.safetensors`` holds ``target``, (N,) or
+(N, outputs). Nothing here needs PyTorch: looking at a run does without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fogline.record.store import Table
+
+TARGETS = "targets.safetensors"
+_LARGEST = 65504.0  # of float16
+_IN_FULL = ("residual",)  # a number in the target's own unit: half precision may not hold it
+_MOST_SHORT = 1 << 15
+
+Columns = dict[str, NDArray[Any]]
+
+
+def folder_of(run: Path) -> Path:
+    """Where a run keeps its files."""
+    return run / "examples"
+
+
+def files(run: Path) -> list[Path]:
+    """The files of a run's epochs, in order."""
+    found = folder_of(run).glob("epoch-*.safetensors")
+    return sorted((path for path in found if path.is_file() and not path.is_symlink()), key=number_of)
+
+
+def number_of(path: Path) -> int:
+    """Which epoch a file is of."""
+    digits = path.stem.removeprefix("epoch-")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def encoded(names: tuple[str, ...], values: NDArray[np.float32], classes: int) -> Columns:
+    """Columns as they are kept: half precision, what it cannot hold at its ends; predicted classes as whole numbers.
+
+    Args:
+        names: of the rows of ``values``; longer ``values`` have the targets behind.
+        values: shape (columns, examples), float32.
+        classes: how many there are.
+    """
+    found: Columns = {}
+    for name, column in zip(names, values, strict=False):
+        if name == "predicted":
+            whole = np.int16 if classes < _MOST_SHORT else np.int32
+            found[name] = np.where(np.isfinite(column), column, -1).astype(whole)
+        elif name in _IN_FULL:
+            found[name] = column.copy()
+        else:
+            found[name] = np.clip(column, -_LARGEST, _LARGEST).astype(np.float16)
+    return found
+
+
+def decoded(names: tuple[str, ...], columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The inverse of :func:`encoded`, as far as it can be: shape (columns, examples)."""
+    found = [columns[name].astype(np.float32) for name in names]
+    if "predicted" in names:
+        predicted = found[names.index("predicted")]
+        predicted[predicted < 0] = np.nan
+    return np.stack(found)
+
+
+def by_example(columns: Columns, ids: NDArray[np.int64], count: int) -> Columns:
+    """Columns in the order they were seen as columns by example.
+
+    Args:
+        columns: shape (seen,).
+        ids: which example each of them is, shape (seen,).
+        count: how many examples there are.
+    """
+    found: Columns = {}
+    for name, column in columns.items():
+        found[name] = np.full(count, -1 if column.dtype.kind == "i" else np.nan, column.dtype)
+        found[name][ids] = column
+    return found
+
+
+def write_epoch(run: Path, epoch: int, step: int, columns: Columns) -> Path:
+    """Write the file of an epoch, beside, synced and renamed.
+
+    Args:
+        step: optimizer steps done when it ended.
+        columns: by name, each of shape (N,).
+
+    Raises:
+        OSError: the folder cannot be written; the file that was there is untouched.
+    """
+    place = folder_of(run) / f"epoch-{epoch:04d}.safetensors"
+    _write(place, columns, {"fogline": json.dumps({"epoch": epoch, "step": step})})
+    return place
+
+
+def write_targets(run: Path, targets: NDArray[Any]) -> None:
+    """Write what each example's target is, (N,) int64 or float32, or (N, outputs) float32.
+
+    Raises:
+        OSError: as :func:`write_epoch`.
+    """
+    _write(folder_of(run) / TARGETS, {"target": targets}, {})
+
+
+def _write(place: Path, tensors: Columns, metadata: dict[str, str]) -> None:
+    beside = place.with_name(f".{place.stem}.{os.getpid()}.tmp")
+    try:
+        place.parent.mkdir(exist_ok=True)
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, beside, metadata=metadata)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(place)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(f"what the examples did cannot be written to {place}: {error}") from error
+
+
+def has_targets(run: Path) -> bool:
+    """Whether :func:`write_targets` has been here."""
+    return (folder_of(run) / TARGETS).exists()
+
+
+def sync(run: Path) -> None:
+    """See to it that the names of the files are on the disk, too."""
+    descriptor = os.open(folder_of(run), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def forget(run: Path, epoch: int) -> None:
+    """Remove the files of this epoch and later ones, and leftovers: the run goes on from there."""
+    for path in files(run):
+        if number_of(path) >= epoch:
+            path.unlink(missing_ok=True)
+    for path in folder_of(run).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Columns | None:
+    """The columns of a file by name; None where it is not there or cannot be read."""
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
+    except (OSError, SafetensorError):
+        return None
+
+
+def targets(run: Path) -> NDArray[Any] | None:
+    """What each example's target is, or None where that is not kept."""
+    found = read(folder_of(run) / TARGETS)
+    return None if found is None else found.get("target")
+
+
+def epochs(run: Path) -> Iterator[tuple[int, Columns]]:
+    """Each epoch with its columns, one in memory at a time."""
+    for path in files(run):
+        columns = read(path)
+        if columns is not None:
+            yield number_of(path), columns
+
+
+def summary(run: Path) -> Table:
+    """One row per example, over the epochs there are; see :attr:`fogline.run.Run.examples`."""
+    totals = _Totals()
+    for _, columns in epochs(run):
+        totals.add(columns)
+    found = totals.columns()
+    target = targets(run)
+    if found and target is not None and target.ndim == 1 and len(target) == totals.count:
+        found = {"example": found.pop("example"), "target": target, **found}
+    return Table(found)
+
+
+class _Totals:
+    """Sums over epochs, from which means and deviations come."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: Columns = {}
+        self.times: Columns = {}
+        self.squares: NDArray[np.float64] = np.zeros(0)
+        self.before: NDArray[np.float64] = np.zeros(0)
+        self.forgotten: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.predicted: NDArray[Any] | None = None
+
+    def add(self, columns: Columns) -> None:
+        """Take note of an epoch."""
+        self._grow(max(len(column) for column in columns.values()))
+        for name, column in columns.items():
+            if name != "predicted":
+                self._count(name, column)
+        if "confidence" in columns:
+            values = np.nan_to_num(columns["confidence"].astype(np.float64))
+            self.squares[: len(values)] += values**2
+        if "correct" in columns:
+            correct = columns["correct"].astype(np.float64)
+            self.forgotten[: len(correct)] += (self.before[: len(correct)] > correct).astype(np.int64)
+            np.copyto(self.before[: len(correct)], correct, where=np.isfinite(correct))
+        if "predicted" in columns:
+            if self.predicted is None:
+                self.predicted = np.full(self.count, -1, np.int64)
+            seen = columns["predicted"] >= 0
+            self.predicted[: len(seen)][seen] = columns["predicted"][seen]
+
+    def _grow(self, count: int) -> None:
+        more = count - self.count
+        if more <= 0:
+            return
+        self.count = count
+        self.sums = {name: np.pad(values, (0, more)) for name, values in self.sums.items()}
+        self.times = {name: np.pad(values, (0, more)) for name, values in self.times.items()}
+        self.squares, self.forgotten = np.pad(self.squares, (0, more)), np.pad(self.forgotten, (0, more))
+        self.before = np.pad(self.before, (0, more), constant_values=np.nan)
+        if self.predicted is not None:
+            self.predicted = np.pad(self.predicted, (0, more), constant_values=-1)
+
+    def _count(self, name: str, column: NDArray[Any]) -> None:
+        if name not in self.sums:
+            self.sums[name], self.times[name] = np.zeros(self.count), np.zeros(self.count, np.int64)
+        seen = np.isfinite(column)
+        self.sums[name][: len(column)][seen] += column[seen]
+        self.times[name][: len(column)] += seen
+
+    def columns(self) -> Columns:
+        """One row per example."""
+        if not self.count:
+            return {}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = {name: values / self.times[name] for name, values in self.sums.items()}
+            found = {"example": np.arange(self.count), "epochs": np.max(list(self.times.values()), axis=0), **means}
+            if "confidence" in means:
+                spread = self.squares / self.times["confidence"] - means["confidence"] ** 2
+                found |= {"variability": np.sqrt(np.maximum(spread, 0.0)), "forgetting": self.forgotten}
+        return found if self.predicted is None else found | {"predicted": self.predicted}
