@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fogline.data.source import fingerprint
+from fogline.data.source import InMemory, fingerprint
 from fogline.descent.batches import split
 from fogline.descent.confusion import Confusion
 from fogline.descent.guard import MOST as MOST_ROLLBACKS
@@ -272,6 +272,7 @@ def _looped(
         descent.save()
         complete = True
         _finish(run, descent, info, slope)
+        _keep_looks(run.folder, prepared)
     except StopRequested:
         _leave(descent, info, save=not complete)
         raise Interrupted(run, requested_code()) from None
@@ -288,6 +289,14 @@ def _recorded(prepared: Prepared) -> dict[str, Any] | None:
     """What ``run.json`` says of the examples."""
     examples = prepared.descent.examples
     return None if examples is None else examples.described(prepared.opened.facts.classes)
+
+
+def _keep_looks(folder: Path, prepared: Prepared) -> None:
+    """What some examples look like, where they were recorded and lie in memory: so that the dashboard shows them."""
+    from fogline._examples.looks import hardest, keep_looks
+
+    if prepared.descent.examples is not None and isinstance(prepared.opened.train, InMemory):
+        keep_looks(folder, prepared.opened, hardest(folder))
 
 
 def _leave(descent: Descent, info: dict[str, Any], *, save: bool = True) -> None:

@@ -31,7 +31,8 @@ def examples(
 
     Args:
         run: a run or its folder.
-        task: of a run that was opened without one. With it the data itself is looked at: neighbours, duplicates, leaks.
+        task: of a run that was opened without one. With it the data itself is looked at: neighbours, duplicates, leaks;
+            and what some thousand examples look like is kept in the run, for the dashboard.
         columns: more columns of the table by name, a value for each training example.
 
     Returns:
@@ -49,4 +50,9 @@ def examples(
     for name, values in made.items():
         if values.shape != (record.count,):
             raise ValueError(f"expected the column {name!r} with {record.count} values, received shape {values.shape}")
-    return Examples(run, record, run.task or task, made)
+    task = run.task or task
+    if task is not None:
+        from fogline._examples.looks import keep_if_missing
+
+        keep_if_missing(run, task)
+    return Examples(run, record, task, made)

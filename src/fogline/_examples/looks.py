@@ -16,9 +16,10 @@ from torch import Tensor
 
 from fogline.data.decoded import decoded
 from fogline.data.images import ImageEncoder
-from fogline.data.intake import Opened
+from fogline.data.intake import Opened, open_data
 from fogline.data.source import InMemory, MapStyle
 from fogline.data.tables import TableEncoder
+from fogline.record import example_files
 from fogline.record.previews import (
     MOST_CHARACTERS,
     MOST_COLUMNS,
@@ -26,8 +27,11 @@ from fogline.record.previews import (
     MOST_SIDE,
     Previews,
     most_images,
+    read_previews,
     write_previews,
 )
+from fogline.run import Run
+from fogline.task import Task
 
 _READ_FOR = 3.0  # seconds that examples which are not in memory may take
 _AT_ONCE = 64
@@ -46,6 +50,28 @@ def keep_looks(folder: Path, opened: Opened, first: Iterable[int] = ()) -> Path 
     """
     found = looks(opened, first)
     return None if found is None or not len(found) else write_previews(folder, found)
+
+
+def keep_if_missing(run: Run, task: Task) -> None:
+    """Write the previews of a run that has none yet, split and read as in the run.
+
+    Raises:
+        ValueError, TypeError: the data of the task cannot be read.
+    """
+    if read_previews(run.folder) is None:
+        seed = int((run.info.get("recipe") or {}).get("seed") or 0)
+        keep_looks(run.folder, open_data(task, seed=seed), hardest(run.folder))
+
+
+def hardest(folder: Path, most: int = 1000) -> list[int]:
+    """The examples with the highest loss half-way, before a model knows even wrong labels by heart."""
+    files = example_files.files(folder)
+    found = example_files.read(files[len(files) // 2]) if files else None
+    if found is None or "loss" not in found:
+        return []
+    loss = np.nan_to_num(found["loss"].astype(np.float64), nan=-np.inf)
+    order: list[int] = np.argsort(-loss, kind="stable")[:most].tolist()
+    return order
 
 
 def looks(opened: Opened, first: Iterable[int] = ()) -> Previews | None:

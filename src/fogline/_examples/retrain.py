@@ -155,7 +155,8 @@ def retrain(
     with tempfile.TemporaryDirectory(prefix="fogline-") as folder:
         for seed in chosen:
             for name, variant in (("without", without), ("with", with_edits)):
-                trained = fit(variant, resolved.replace(seed=seed), runs=folder, name=f"{name}-{seed}", progress=False)
+                again = resolved.replace(seed=seed, examples=False)
+                trained = fit(variant, again, runs=folder, name=f"{name}-{seed}", progress=False)
                 scores[name].append(trained.final_scores())
                 say(f"seed {seed} {name} the edits: {_plain_scores(scores[name][-1])}")
     stamp = float(edits.table["seconds"].max())

@@ -57,8 +57,6 @@ def tell(
         taken = Edits(folder).undo()
         out.add("undone", taken, f"taken back: what was decided last, about {number(taken)} examples")
     seen = examples(run, task)
-    if task is not None:
-        _keep_looks(folder, task, seen)
     if edit is not None:
         _edit(folder, seen, *edit)
     if edit is not None or undo:
@@ -106,16 +104,6 @@ def _task(folder: Path, task_file: str | None) -> Task:
             "name the file that makes its task with --task FILE.py"
         )
     return task_from_source(source, folder)[0]
-
-
-def _keep_looks(folder: Path, task: Task, seen: Examples) -> None:
-    """Keep what examples look like, the most suspicious first, for the page that shows them."""
-    from fogline._examples.looks import keep_looks
-    from fogline.data.intake import open_data
-
-    seed = int((read_info(folder).get("recipe") or {}).get("seed") or 0)
-    first = seen.label_errors().ids[:1000].tolist() if "label_error" in seen.table.columns else ()
-    keep_looks(folder, open_data(task, seed=seed), first)
 
 
 # -- listing -----------------------------------------------------------------------------------------------------------
