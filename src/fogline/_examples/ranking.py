@@ -10,8 +10,8 @@ Four things speak about a label, each on a scale of log-odds:
   pair by pair of classes, each shrunk towards the mean of all pairs as far as they do not differ by more than chance;
 - where inputs or an embedding are at hand, what the *neighbours* were labelled and predicted to be.
 
-Memorisation starts where half of the surely contradicted labels are fitted. The sum of the probabilities is the number
-of wrong labels, which is estimated apart.
+Memorisation starts where the median margin of the surely contradicted labels has come half way back from its lowest.
+The sum of the probabilities is the number of wrong labels, which is estimated apart.
 """
 
 from __future__ import annotations
@@ -95,11 +95,13 @@ def rank_labels(record: Record, neighbours: Sequence[NDArray[np.int64]] = ()) ->
 
 
 def _window(record: Record, contradicted: NDArray[np.bool_], first: int) -> int:
-    """Epochs until half of the contradicted labels are fitted; all where that does not happen."""
-    if contradicted.any():
-        for at in range(first + 1, len(record.epochs)):
-            if np.nanmean(record.values("correct", at)[contradicted].astype(np.float32)) > 0.5:
-                return at
+    """Epochs until the margins of the contradicted labels have come half way back from their lowest."""
+    lowest = 0.0
+    for at in range(first if contradicted.any() else len(record.epochs), len(record.epochs)):
+        middle = float(np.nanmedian(record.values("margin", at)[contradicted].astype(np.float32)))
+        if at > first and middle > lowest / 2:
+            return at
+        lowest = min(lowest, middle)
     return len(record.epochs)
 
 
