@@ -204,9 +204,11 @@ class Columns:
             else:
                 squares = (powers.square().sum(1) + rest.square()) / total.square()
             found.append(_through(shown, squares))
-        found = [_mean(column, counted) for column in found]
-        if self.single:
-            found.insert(4, predicted.to(scores.dtype))
+        if not self.single:
+            return [_mean(column, counted) for column in found]
+        found.insert(4, predicted.to(scores.dtype))
+        if counted is not None and self.ignored is not None:
+            found = list(torch.where(counted, torch.stack(found), torch.nan))
         return [*found, labels.to(scores.dtype)] if self.targets else found
 
     def _of_questions(self, shown: Shown) -> list[Tensor]:

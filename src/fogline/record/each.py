@@ -32,11 +32,12 @@ class LossOfEach:
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         try:
-            return self.function(outputs, targets)
+            found: Tensor = self.function(outputs, targets)
         except RuntimeError:  # some raise for what is not finite, where others give NaN
             if bool(torch.isfinite(outputs).all()):
                 raise
-            return outputs.new_full((outputs.shape[0],), torch.nan)
+            found = outputs.new_full((outputs.shape[0],), torch.nan)
+        return found
 
     @classmethod
     def of(cls, loss: Any, outputs: Tensor, targets: Tensor, value: Tensor) -> LossOfEach | None:
