@@ -179,7 +179,7 @@ def _fit(counts: NDArray[np.float64], steepness: float) -> tuple[float, float, f
     shape = np.exp(steepness * (centres - 1))
     flat, steep = max(counts[: _BINS // 2].sum() * 2, 1.0), max(counts[-_BINS // 4 :].sum() * 4, 1.0)
     for _ in range(_ROUNDS):
-        share = counts * _BINS / (flat + steep * shape)
+        share = counts * _BINS / np.maximum(flat + steep * shape, 1e-12)
         before, flat, steep = flat, flat * share.mean(), steep * float(share @ shape / shape.sum())
         if abs(flat - before) < 1e-3 * (before + 1):
             break

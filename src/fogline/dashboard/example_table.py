@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,9 +114,10 @@ class Seen:
 
     @cached_property
     def columns_file(self) -> Path:
-        """The table as a file, for a process that answers a query; it is gone with this process."""
-        self._place = tempfile.TemporaryDirectory(prefix="fogline-")
-        place = Path(self._place.name) / "examples.safetensors"
+        """The table as a file, for a process that answers a query; it is gone with this table."""
+        folder = Path(tempfile.mkdtemp(prefix="fogline-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        place = folder / "examples.safetensors"
         columns = {name: values for name, values in self.table.columns.items() if not self.names_classes(name)}
         numbers = {name: np.ascontiguousarray(values) for name, values in columns.items() if _is_number(values)}
         words = {name: values.tolist() for name, values in columns.items() if not _is_number(values)}
