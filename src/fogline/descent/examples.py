@@ -15,7 +15,8 @@ from fogline.descent.randomness import PROBE, private_randomness, seed_everythin
 from fogline.descent.resolve import Resolved
 from fogline.record import example_files
 from fogline.record.columns import Columns, plan
-from fogline.record.examples import LARGEST, ExampleRecorder, known_targets
+from fogline.record.example_writer import known_targets
+from fogline.record.examples import LARGEST, ExampleRecorder
 from fogline.record.store import Store
 
 

@@ -256,9 +256,11 @@ class _Recorder:
         with torch.enable_grad(), _reparametrize_module(model, values, tie_weights=True):
             if self.columns is None:
                 return self.objective(batch), []
-            loss, shown = shown_by(self.objective, batch, self.columns)
+            with self.columns.watching() as hidden:
+                forward = self.objective.forward(batch)
         with torch.no_grad():
-            return loss, [self.columns(shown)]
+            shown = shown_by(forward, batch, hidden[-1] if hidden else None)
+            return forward.loss, [self.columns(shown)]
 
 
 class StandIn:

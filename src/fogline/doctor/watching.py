@@ -35,7 +35,7 @@ from fogline.doctor.graphs import read_pairing
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
 from fogline.doctor.surgery import frozen_as_drawn, hidden_modules
-from fogline.record.observer import Hook
+from fogline.record.hook import Hook
 
 CLOSE_LOOKS = 12
 """Steps that are looked at closely."""

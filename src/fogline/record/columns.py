@@ -38,7 +38,7 @@ class Shown:
     Attributes:
         outputs, targets: of the model and of the batch; None for a loss that sees the model itself.
         losses: shape (rows,), where the loss function gave one an example.
-        hidden: squared norm of what went into the last linear layer, (rows, ...).
+        hidden: norm of what went into the last linear layer, (rows, ...).
     """
 
     outputs: Tensor | None = None
@@ -46,26 +46,29 @@ class Shown:
     losses: Tensor | None = None
     hidden: Tensor | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its tensors."""
-        return sum(value.nbytes for value in self.tensors if value is not None)
+    def __post_init__(self) -> None:
+        first = self.losses if self.outputs is None else self.outputs
+        self.rows = 0 if first is None or not first.ndim else first.shape[0]
+        self.nbytes = 0 if first is None else first.nbytes
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        return self.outputs, self.targets, self.losses, self.hidden
+    def named(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        fields = {"outputs": self.outputs, "targets": self.targets, "losses": self.losses, "hidden": self.hidden}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def like(self, other: Shown) -> bool:
         """Whether both can be put one after the other: the same shapes but for the rows."""
-        pairs = zip(self.tensors, other.tensors, strict=True)
-        return all(a is b is None or (a is not None and b is not None and a.shape[1:] == b.shape[1:]) for a, b in pairs)
+        if self.outputs is None or other.outputs is None or self.targets is None or other.targets is None:
+            return self.outputs is other.outputs and self.targets is other.targets
+        shaped = self.outputs.shape[1:] == other.outputs.shape[1:] and self.targets.shape[1:] == other.targets.shape[1:]
+        return shaped and self.targets.dtype == other.targets.dtype
 
     @staticmethod
     def joined(several: list[Shown]) -> Shown:
         """All rows, one after another."""
         if len(several) == 1:
             return several[0]
-        columns = zip(*(shown.tensors for shown in several), strict=True)
+        columns = zip(*((one.outputs, one.targets, one.losses, one.hidden) for one in several), strict=True)
         return Shown(*(None if values[0] is None else torch.cat(values) for values in columns))
 
 
@@ -127,20 +130,17 @@ class Columns:
         wanted = self.form != "loss" and not (self.form == "classes" and not self.single) and width <= _MOST_TARGETS
         return replace(self, targets=width if wanted else 0)
 
-    def fits(self, shown: Shown, rows: int) -> bool:
-        """Whether a forward pass showed what is expected of so many rows."""
-        if self.form == "loss":
-            given = shown.losses if self.each is None else shown.outputs
-            return isinstance(given, Tensor) and given.ndim > 0 and given.shape[0] == rows
+    def fits(self, shown: Shown) -> bool:
+        """Whether a forward pass showed what is expected of its rows."""
         outputs, targets = shown.outputs, shown.targets
-        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or outputs.ndim != 1 + len(self.shape):
+        if self.form == "loss":
+            return shown.rows > 0 and (shown.losses if self.each is None else outputs) is not None
+        if outputs is None or targets is None or outputs.ndim != 1 + len(self.shape):
             return False
         same = outputs.shape == targets.shape
-        if self.form == "classes":
-            labels = not targets.is_floating_point() and targets.shape == (rows, *outputs.shape[2:])
-            same = labels or (same and targets.is_floating_point())
-        head = self.head is None or (shown.hidden is not None and shown.hidden.shape[0] == rows)
-        return outputs.shape[0] == rows and same and head
+        if self.form == "classes" and not targets.is_floating_point():
+            same = targets.shape == (outputs.shape[0], *outputs.shape[2:])
+        return same and (self.head is None or (shown.hidden is not None and shown.hidden.shape[0] == shown.rows))
 
     @contextmanager
     def watching(self) -> Iterator[list[Tensor]]:
@@ -270,16 +270,21 @@ def plan(objective: Any, batch: Any, labels: bool) -> Columns | str:
     return replace(found, head=_head(objective.model, form, outputs, calls))
 
 
-def shown_by(objective: Any, batch: Any, columns: Columns) -> tuple[Tensor, Shown]:
-    """The loss of a batch, and what the forward pass shows of its examples."""
-    with columns.watching() as hidden:
-        outputs, loss, each = objective.forward(batch)
-    targets = batch[1] if objective.supervised else None
-    return loss, Shown(
+def shown_by(forward: Any, batch: Any, hidden: Tensor | None) -> Shown:
+    """What a forward pass shows of its examples.
+
+    Args:
+        forward: what it gave; see :class:`fogline.descent.objective.Forward`.
+        batch: that it was made on.
+        hidden: what went into the last linear layer.
+    """
+    outputs, _, each = forward
+    supervised = outputs is not None
+    return Shown(
         outputs.detach() if isinstance(outputs, Tensor) else None,
-        targets if isinstance(targets, Tensor) else None,
+        batch[1] if supervised and isinstance(batch[1], Tensor) else None,
         None if each is None else each.detach(),
-        torch.linalg.vector_norm(_real(hidden[-1]), dim=-1).square() if hidden else None,
+        None if hidden is None else torch.linalg.vector_norm(_real(hidden.detach()), dim=-1),
     )
 
 
@@ -352,7 +357,7 @@ def _mean(values: Tensor, counted: Tensor | None = None) -> Tensor:
 def _through(shown: Shown, squares: Tensor) -> Tensor:
     """The gradient norm of the last layer at each place, from the squared norm of the gradient of its output."""
     assert shown.hidden is not None
-    return (squares * (shown.hidden + 1)).sqrt()
+    return (squares * (shown.hidden.square() + 1)).sqrt()
 
 
 def _numbers_of(targets: Tensor) -> Tensor:

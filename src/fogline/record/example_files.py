@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fogline.record.store import Table
 
@@ -45,47 +45,27 @@ def number_of(path: Path) -> int:
     return int(digits) if digits.isdecimal() else -1
 
 
-def encoded(names: tuple[str, ...], values: NDArray[np.float32], classes: int) -> Columns:
-    """Columns as they are kept: half precision, what it cannot hold at its ends; predicted classes as whole numbers.
+def encoded(
+    names: tuple[str, ...], values: NDArray[np.float32], ids: NDArray[np.int64], count: int, classes: int
+) -> Columns:
+    """Columns as they are kept: by example, in half precision, what that cannot hold at its ends.
 
     Args:
         names: of the rows of ``values``; longer ``values`` have the targets behind.
-        values: shape (columns, examples), float32.
-        classes: how many there are.
-    """
-    found: Columns = {}
-    for name, column in zip(names, values, strict=False):
-        if name == "predicted":
-            whole = np.int16 if classes < _MOST_SHORT else np.int32
-            found[name] = np.where(np.isfinite(column), column, -1).astype(whole)
-        elif name in _IN_FULL:
-            found[name] = column.copy()
-        else:
-            found[name] = np.clip(column, -_LARGEST, _LARGEST).astype(np.float16)
-    return found
-
-
-def decoded(names: tuple[str, ...], columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """The inverse of :func:`encoded`, as far as it can be: shape (columns, examples)."""
-    found = [columns[name].astype(np.float32) for name in names]
-    if "predicted" in names:
-        predicted = found[names.index("predicted")]
-        predicted[predicted < 0] = np.nan
-    return np.stack(found)
-
-
-def by_example(columns: Columns, ids: NDArray[np.int64], count: int) -> Columns:
-    """Columns in the order they were seen as columns by example.
-
-    Args:
-        columns: shape (seen,).
-        ids: which example each of them is, shape (seen,).
+        values: shape (columns, seen), float32.
+        ids: which example each of the seen is, shape (seen,).
         count: how many examples there are.
+        classes: how many there are; predicted ones are whole numbers.
     """
+    halves = np.clip(values[: len(names)], -_LARGEST, _LARGEST).astype(np.float16)
     found: Columns = {}
-    for name, column in columns.items():
-        found[name] = np.full(count, -1 if column.dtype.kind == "i" else np.nan, column.dtype)
-        found[name][ids] = column
+    for name, column, half in zip(names, values, halves, strict=False):
+        if name == "predicted":
+            found[name] = np.full(count, -1, np.int16 if classes < _MOST_SHORT else np.int32)
+            found[name][ids] = np.where(np.isfinite(column), column, -1)
+        else:
+            found[name] = np.full(count, np.nan, np.float32 if name in _IN_FULL else np.float16)
+            found[name][ids] = column if name in _IN_FULL else half
     return found
 
 
@@ -115,13 +95,14 @@ def write_targets(run: Path, targets: NDArray[Any]) -> None:
 
 def _write(place: Path, tensors: Columns, metadata: dict[str, str]) -> None:
     beside = place.with_name(f".{place.stem}.{os.getpid()}.tmp")
+    written = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata)
     try:
         place.parent.mkdir(exist_ok=True)
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, beside, metadata=metadata)
-        with beside.open("rb") as file:
+        with beside.open("wb", buffering=0) as file:
+            file.write(written)
             os.fsync(file.fileno())
         beside.replace(place)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         beside.unlink(missing_ok=True)
         raise OSError(f"what the examples did cannot be written to {place}: {error}") from error
 

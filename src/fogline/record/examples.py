@@ -1,9 +1,10 @@
 """What each example did, epoch by epoch: filled in the training step, written once an epoch.
 
 The columns of a step (:mod:`fogline.record.columns`) go into a buffer on the device, at the places its examples have
-in the epoch, several small steps at a time. When the epoch is over the buffer is copied to the host, put in the order
-of the examples and written by a thread of its own. What is still in the buffers belongs to the checkpoint, so a resumed
-run writes the same bytes.
+in the epoch. Steps of few rows wait until their columns can be computed together, which costs a fraction. When the
+epoch is over the buffer is copied to the host, put in the order of the examples and written by a thread of its own
+(:mod:`fogline.record.example_writer`). What is in the buffer, and what waits, belongs to the checkpoint: a resumed run
+writes the same bytes.
 
 The first 128 epochs all have a file; after that every second one of the next 128, every fourth of the next 256, and so
 on: a run of a million short epochs has about a thousand.
@@ -11,18 +12,17 @@ on: a run of a million short epochs has about a thousand.
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fogline.record import example_files
 from fogline.record.columns import Columns, Shown, shown_by
+from fogline.record.example_writer import Epoch, ExampleWriter
+from fogline.record.hook import Hook
 from fogline.record.store import Store
 
 if TYPE_CHECKING:
@@ -32,13 +32,12 @@ if TYPE_CHECKING:
 
 LARGEST = 1 << 28
 """Bytes of one epoch's buffer beyond which nothing is recorded unless it is asked for: 11 million examples."""
-MOST_QUEUED = 1 << 28
-"""Bytes that may wait to be written before the steps wait for the disk."""
 IN_FULL = 128
 """Epochs that all have a file."""
-_ROWS_AT_ONCE = 4096
+_ROWS_TOGETHER, _BYTES_TOGETHER = 4096, 1 << 20
+_LARGE = 1 << 18  # bytes of outputs whose columns are computed at once
 _FEW = 1 << 14
-_SMALL = 1 << 18  # bytes that a step may show and still wait for others
+_WAITING = "waiting/"
 
 
 def has_file(epoch: int) -> bool:
@@ -54,26 +53,14 @@ def has_file(epoch: int) -> bool:
 class Waiting:
     """Steps whose columns are still to be computed: one after another in the epoch."""
 
-    start: int
+    start: int = 0
     rows: int = 0
+    nbytes: int = 0
     shown: list[Shown] = field(default_factory=list)
 
-
-@dataclass
-class Epoch:
-    """The columns of an epoch as far as it has come.
-
-    Attributes:
-        number: which epoch.
-        values: shape (columns, N) by place in the epoch, float32; NaN where no step has been.
-        step: optimizer steps done when it ended.
-        ids: the example at each place, where that was known at its end.
-    """
-
-    number: int
-    values: Tensor
-    step: int = 0
-    ids: NDArray[np.int64] | None = None
+    @property
+    def full(self) -> bool:
+        return self.rows >= _ROWS_TOGETHER or self.nbytes >= _BYTES_TOGETHER
 
 
 class ExampleRecorder:
@@ -91,15 +78,16 @@ class ExampleRecorder:
         assert batches.steps_per_epoch is not None
         self.run, self.columns, self.batches, self.store = run, columns, batches, store
         self.count, self.steps_per_epoch = batches.examples, batches.steps_per_epoch
+        self.writer = ExampleWriter(run, columns, self.count, batches.epoch_rows)
         self.epoch = Epoch(0, self._fresh())
         self._closed: list[Epoch] = []  # over, but perhaps to be gone back into
-        self._waiting = Waiting(0)
+        self._waiting = Waiting()
         self._until = 0  # the step that the epoch ends before, 0 before it is known
         self._recorded = True
-        self._step, self._shown, self._open = 0, list[Shown](), False
-        self._writer: ThreadPoolExecutor | None = None
-        self._written: list[Future[None]] = []
-        self._missed = False
+        self._step, self._shown, self._open, self._missed = 0, list[Shown](), False, False
+        self._hidden: Tensor | None = None
+        head = columns.head
+        self._hook = None if head is None else head.register_forward_pre_hook(Hook(self._keep))
 
     # -- in the step -----------------------------------------------------------------------------------------------
 
@@ -108,7 +96,6 @@ class ExampleRecorder:
         if not self._until - self.steps_per_epoch <= step < self._until:
             self._turn(step // self.steps_per_epoch)
         self._step, self._open = step, self._recorded
-        self._shown = []
 
     def again(self) -> None:
         """The batch is gone through from its beginning."""
@@ -118,60 +105,60 @@ class ExampleRecorder:
         """The loss of (a part of) the batch; what the forward pass shows on the way is kept."""
         if not self._open:
             return objective(batch)
-        loss, shown = shown_by(objective, batch, self.columns)
-        self._shown.append(shown)
-        return loss
+        forward = objective.forward(batch)
+        self._shown.append(shown_by(forward, batch, self._hidden))
+        self._hidden = None
+        return forward.loss
 
     def end(self) -> None:
         """The batch has been gone through; a step may go through it again, which is not recorded."""
         if not self._open:
             return
         self._open = False
-        shown, self._shown = self._shown, []
-        start, rows = self._place(self._step)
-        if not shown or not all(self._fits(one) for one in shown) or sum(map(_rows, shown)) != rows:
-            self._miss()
-        else:
-            for one in shown:
-                self._wait(start, one)
-                start += _rows(one)
+        place = self.batches.place(self._step)
+        assert place is not None
+        start = place.start
+        for shown in self._shown if self._fit(place.stop - start) else ():
+            self._wait(start, shown)
+            start += shown.rows
         self._pass(self._step, 1)
 
     def put(self, step: int, count: int, values: Tensor) -> None:
-        """Keep the columns of steps that a compiled program computed, shape (columns, rows)."""
+        """Keep the columns of steps that a compiled program computed, shape (columns, rows), on the CPU."""
         if not self._until - self.steps_per_epoch <= step < self._until:
             self._turn(step // self.steps_per_epoch)
         if not self._recorded:
             return
-        start, _ = self._place(step)
-        self._compute()
-        self.epoch.values[:, start : start + values.shape[1]] = values
-        self._pass(step, count)
-
-    def _place(self, step: int) -> tuple[int, int]:
-        """Where in its epoch a step's rows begin, and how many they are."""
         place = self.batches.place(step)
         assert place is not None
-        return place.start, place.stop - place.start
+        self.epoch.array[:, place.start : place.start + values.shape[1]] = values.numpy()
+        self._pass(step, count)
 
-    def _fits(self, shown: Shown) -> bool:
-        return self.columns.fits(shown, _rows(shown))
+    def _keep(self, _: nn.Module, given: tuple[Any, ...]) -> None:
+        if self._open:
+            self._hidden = given[0]
 
-    def _miss(self) -> None:
+    def _fit(self, rows: int) -> bool:
+        """Whether the forward passes of the step showed what is expected of its rows; said once if not."""
+        if sum(shown.rows for shown in self._shown) == rows and all(self.columns.fits(one) for one in self._shown):
+            return True
         if not self._missed:
             self._missed = True
             said = "what the examples of this step did is not recorded: its outputs are not shaped as the first ones"
             self.store.event(self._step, "examples", said)
+        return False
 
     def _wait(self, start: int, shown: Shown) -> None:
-        waiting, rows = self._waiting, _rows(shown)
+        waiting = self._waiting
         if waiting.shown and not (waiting.start + waiting.rows == start and waiting.shown[-1].like(shown)):
             self._compute()
-        if not self._waiting.shown:
-            self._waiting = Waiting(start)
-        self._waiting.shown.append(shown)
-        self._waiting.rows += rows
-        if self._waiting.rows >= _ROWS_AT_ONCE or shown.nbytes > _SMALL:
+            waiting = self._waiting
+        if not waiting.shown:
+            waiting.start = start
+        waiting.shown.append(shown)
+        waiting.rows += shown.rows
+        waiting.nbytes += shown.nbytes
+        if waiting.full or shown.nbytes >= _LARGE:
             self._compute()
 
     def _compute(self) -> None:
@@ -179,10 +166,10 @@ class ExampleRecorder:
         waiting = self._waiting
         if not waiting.shown:
             return
-        self._waiting = Waiting(0)
+        self._waiting = Waiting()
         with torch.no_grad():
             values = self.columns(Shown.joined(waiting.shown))
-        self.epoch.values[:, waiting.start : waiting.start + waiting.rows] = values
+            self.epoch.values[:, waiting.start : waiting.start + waiting.rows] = values
 
     def _turn(self, epoch: int) -> None:
         """Steps of another epoch come."""
@@ -193,12 +180,13 @@ class ExampleRecorder:
 
     def _pass(self, step: int, count: int) -> None:
         """Close the epoch where the last of these steps was its last."""
-        if step + count == self._until:
-            self._compute()
-            self.epoch.step = self._until
-            if self.count <= _FEW:  # the order of these is still there from cutting the batches
-                self.epoch.ids = self.batches.epoch_rows(self.epoch.number)
-            self._closed.append(self.epoch)
+        if step + count != self._until:
+            return
+        self._compute()
+        self.epoch.step = self._until
+        if self.count <= _FEW:  # the order of these is still there from cutting the batches
+            self.epoch.ids = self.batches.epoch_rows(self.epoch.number)
+        self._closed.append(self.epoch)
 
     def _fresh(self) -> Tensor:
         return torch.full((self.columns.width, self.count), torch.nan, device=self.batches.device)
@@ -212,9 +200,10 @@ class ExampleRecorder:
         again = [closed for closed in (*self._closed, self.epoch) if closed.number == epoch]
         self._closed = [closed for closed in self._closed if closed.number < epoch]
         self._until = 0
-        if again:
+        place = self.batches.place(step)
+        if again and place is not None:
             self.epoch = again[0]
-            self.epoch.values[:, self._place(step)[0] :] = torch.nan
+            self.epoch.values[:, place.start :] = torch.nan
 
     def collect(self) -> None:
         """Begin to write the epochs that are over. To be called where the host waits for the device anyway.
@@ -222,27 +211,8 @@ class ExampleRecorder:
         Raises:
             OSError: one of those before could not be written.
         """
-        while self._written and self._written[0].done():
-            self._written.pop(0).result()
         closed, self._closed = self._closed, []
-        for epoch in closed:
-            self._submit(epoch)
-        most = max(2, MOST_QUEUED // max(1, self.epoch.values.nbytes))
-        while len(self._written) > most:
-            self._written.pop(0).result()
-
-    def drain(self) -> None:
-        """Wait until every epoch that is over is on the disk.
-
-        Raises:
-            OSError: one of them could not be written.
-        """
-        self.collect()
-        written, self._written = self._written, []
-        for one in written:
-            one.result()
-        if written:
-            example_files.sync(self.run)
+        self.writer.write(closed)
 
     def finish(self, step: int) -> None:
         """At the end of the run: an epoch that it ends within has its file, too.
@@ -251,112 +221,59 @@ class ExampleRecorder:
             OSError: it could not be written.
         """
         if self._partly(step):
+            waiting, epoch = self._waiting, self.epoch
+            self.epoch = replace(epoch, values=epoch.values.clone(), step=step)
             self._compute()
-            self._submit(replace(self.epoch, step=step))
-        self.drain()
+            self._closed.append(self.epoch)
+            self._waiting, self.epoch = waiting, epoch  # a run that goes on from here goes on with these
+        self.collect()
+        self.writer.drain()
 
     def close(self) -> None:
-        """End the thread that writes."""
-        if self._writer is not None:
-            self._writer.shutdown()
-            self._writer = None
+        """End the thread that writes, and leave the model alone."""
+        self.writer.close()
+        if self._hook is not None:
+            self._hook.remove()
 
     def _partly(self, step: int) -> bool:
         epoch, within = divmod(step, self.steps_per_epoch)
         return bool(within) and has_file(epoch) and self.epoch.number == epoch
 
-    def _submit(self, epoch: Epoch) -> None:
-        if self._writer is None:
-            self._writer = ThreadPoolExecutor(1, "examples")
-        if epoch.values.device.type != "cuda":
-            values, ready = epoch.values.cpu(), None
-        else:
-            values, ready = epoch.values.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record()
-        self._written.append(self._writer.submit(self._write, replace(epoch, values=values), ready))
-
-    def _write(self, epoch: Epoch, ready: torch.cuda.Event | None) -> None:
-        """Put an epoch in the order of the examples and write it; in the thread that writes."""
-        if ready is not None:
-            ready.synchronize()
-        ids = self.batches.epoch_rows(epoch.number) if epoch.ids is None else epoch.ids
-        ids, seen = gathered(ids, epoch.values.numpy())
-        columns, names = self.columns, self.columns.names
-        kept = example_files.by_example(example_files.encoded(names, seen, columns.classes), ids, self.count)
-        example_files.write_epoch(self.run, epoch.number, epoch.step, kept)
-        if columns.targets and not example_files.has_targets(self.run):
-            found = np.empty((self.count, columns.targets), np.float32)
-            found[ids] = seen[len(names) :].T
-            example_files.write_targets(self.run, _as_targets(columns, found))
-
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def state(self, step: int) -> dict[str, Tensor]:
-        """What a checkpoint keeps: the columns of the epoch that is under way, as far as it has come.
+        """What a checkpoint keeps: the columns of the epoch that is under way, and what waits.
 
         Raises:
             OSError: an epoch that is over could not be written.
         """
-        self.drain()
-        if not self._partly(step):
+        self.collect()
+        self.writer.drain()
+        place = self.batches.place(step)
+        if not self._partly(step) or place is None:
             return {}
-        self._compute()
-        names, start = self.columns.names, self._place(step)[0]
-        values = self.epoch.values[:, :start].cpu().numpy()
-        kept = example_files.encoded(names, values, self.columns.classes)
-        found = {name: torch.from_numpy(value) for name, value in kept.items()}
-        return found | ({"target": torch.from_numpy(values[len(names) :].copy())} if self.columns.targets else {})
+        waiting = self._waiting
+        computed = waiting.start if waiting.shown else place.start
+        found = {"columns": self.epoch.values[:, :computed].cpu()}
+        # How many rows are computed together moves last digits: a resumed run must take the same ones together.
+        joined = Shown.joined(waiting.shown).named() if waiting.shown else {}
+        return found | {_WAITING + name: value.cpu() for name, value in joined.items()}
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
         """Go on from a checkpoint of this step, with what :meth:`state` gave then."""
-        example_files.forget(self.run, step // self.steps_per_epoch)
-        self._waiting, self._closed, self._until = Waiting(0), [], 0
-        self.epoch = Epoch(step // self.steps_per_epoch, self._fresh())
-        if not tensors:
+        epoch = step // self.steps_per_epoch
+        example_files.forget(self.run, epoch)
+        self._waiting, self._closed, self._until = Waiting(), [], 0
+        self.epoch = Epoch(epoch, self._fresh())
+        if "columns" not in tensors or len(tensors["columns"]) != self.columns.width:
             return
-        arrays = {name: value.numpy() for name, value in tensors.items()}
-        values = example_files.decoded(self.columns.names, arrays)
-        if self.columns.targets:
-            values = np.concatenate([values, arrays["target"]])
-        self.epoch.values[:, : values.shape[1]] = torch.from_numpy(values)
+        device, computed = self.batches.device, tensors["columns"].shape[1]
+        self.epoch.values[:, :computed] = tensors["columns"].to(device)
+        kept = {n.removeprefix(_WAITING): v.to(device) for n, v in tensors.items() if n.startswith(_WAITING)}
+        if kept:
+            shown = Shown(**kept)
+            self._waiting = Waiting(computed, shown.rows, shown.nbytes, [shown])
 
     def described(self, classes: tuple[str, ...] | None) -> dict[str, Any]:
         """What ``run.json`` says of the examples."""
         return {"kind": self.columns.kind, "count": self.count, "classes": None if classes is None else list(classes)}
-
-
-def gathered(ids: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """All that was recorded of an epoch, from all processes: which examples, and their columns.
-
-    One process has seen them all, and this is what it has. Where several have taken part, each holds the places of the
-    epoch that its rows had, and NaN elsewhere; this is the one spot at which they are to be brought together.
-
-    Args:
-        ids: the example at each place of the epoch, shape (N,).
-        values: shape (columns, N) by place.
-    """
-    return ids, values
-
-
-def known_targets(columns: Columns, targets: Tensor) -> NDArray[Any] | None:
-    """The targets of data in memory as they are kept; None where they are not a few numbers an example."""
-    width = columns.with_targets().targets
-    if columns.form == "classes" and width:
-        return (targets.argmax(1) if targets.is_floating_point() else targets).long().cpu().numpy()
-    if width:
-        return _as_targets(columns, targets.float().reshape(len(targets), -1).cpu().numpy())
-    if columns.form == "loss" and targets.ndim == 1 and not targets.is_complex():
-        return (targets.float() if targets.is_floating_point() else targets.long()).cpu().numpy()
-    return None
-
-
-def _as_targets(columns: Columns, found: NDArray[np.float32]) -> NDArray[Any]:
-    """Targets of shape (N, width) as they are kept: labels as whole numbers, single numbers in one dimension."""
-    if columns.kind == "classification" and columns.single:
-        return np.nan_to_num(found[:, 0] if columns.form == "classes" else found[:, 0] > 0.5, nan=-1).astype(np.int64)
-    return found[:, 0] if found.shape[1] == 1 else found
-
-
-def _rows(shown: Shown) -> int:
-    first = next((value for value in shown.tensors if value is not None and value.ndim), None)
-    return 0 if first is None else first.shape[0]

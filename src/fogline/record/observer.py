@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fogline.progress import ProgressFunction, ProgressReport
+from fogline.record.hook import Hook
 from fogline.record.probes import Window
 from fogline.record.seen import Ledger, Seen, gradient_norm, is_single, rate_of, rows_of, value_of
 from fogline.record.signals import Recorder
@@ -36,21 +37,6 @@ _SCALER_SHOWS = 200  # steps after which a gradient scaler would have been seen 
 
 Given = TypeVarTuple("Given")
 Result = TypeVar("Result")
-
-
-class Hook:
-    """A hook that copies and pickles of its module do not carry along, and that no compiler traces into a graph."""
-
-    def __init__(self, call: Callable[..., Any] | None = None) -> None:
-        self._call = call
-
-    def __call__(self, *given: Any) -> Any:
-        if torch.compiler.is_compiling() or self._call is None:
-            return None
-        return self._call(*given)
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:  # deepcopy asks for it, too
-        return Hook, ()
 
 
 def counted(method: Callable[[Observer, *Given], Result]) -> Callable[[Observer, *Given], Result]:

@@ -1,0 +1,150 @@
+"""Writes what the examples did in an epoch, in a thread of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fogline.record import example_files
+from fogline.record.columns import Columns
+
+_MOST_QUEUED = 1 << 28  # bytes that may wait for the disk before the steps do
+
+
+@dataclass
+class Epoch:
+    """The columns of an epoch as far as it has come.
+
+    Attributes:
+        number: which epoch.
+        values: shape (columns, N) by place in the epoch, float32; NaN where no step has been.
+        step: optimizer steps done when it ended.
+        ids: the example at each place, where that was known at its end.
+    """
+
+    number: int
+    values: Tensor
+    step: int = 0
+    ids: NDArray[np.int64] | None = None
+
+    @cached_property
+    def array(self) -> NDArray[np.float32]:
+        """The values where they are on the CPU, in the same memory."""
+        return self.values.numpy()
+
+
+class ExampleWriter:
+    """Brings epochs into the order of the examples and writes them.
+
+    Args:
+        run: the run folder.
+        columns: what an epoch holds.
+        count: how many examples there are.
+        order: which examples an epoch sees, in its order.
+    """
+
+    def __init__(self, run: Path, columns: Columns, count: int, order: Callable[[int], NDArray[np.int64]]) -> None:
+        self.run, self.columns, self.count, self.order = run, columns, count, order
+        self._thread: ThreadPoolExecutor | None = None
+        self._queued: list[tuple[Future[None], int]] = []
+
+    def write(self, epochs: list[Epoch]) -> None:
+        """Begin to write epochs. What is on the device is copied meanwhile.
+
+        Raises:
+            OSError: one of those before could not be written.
+        """
+        while self._queued and self._queued[0][0].done():
+            self._queued.pop(0)[0].result()
+        if not epochs:
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "examples")
+        copied = [_on_the_host(epoch) for epoch in epochs]
+        size = sum(epoch.values.nbytes for epoch in epochs)
+        self._queued.append((self._thread.submit(self._write, copied), size))
+        while len(self._queued) > 1 and sum(size for _, size in self._queued) > _MOST_QUEUED:
+            self._queued.pop(0)[0].result()
+
+    def drain(self) -> None:
+        """Wait until all is on the disk.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        queued, self._queued = self._queued, []
+        for written, _ in queued:
+            written.result()
+        if queued:
+            example_files.sync(self.run)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+    def _write(self, copied: list[tuple[Epoch, Any]]) -> None:
+        for epoch, ready in copied:
+            if ready is not None:
+                ready.synchronize()
+            ids, values = gathered(self.order(epoch.number) if epoch.ids is None else epoch.ids, epoch.array)
+            names = self.columns.names
+            kept = example_files.encoded(names, values, ids, self.count, self.columns.classes)
+            example_files.write_epoch(self.run, epoch.number, epoch.step, kept)
+            if self.columns.targets and not example_files.has_targets(self.run):
+                found = np.full((self.count, self.columns.targets), np.nan, np.float32)
+                found[ids] = values[len(names) :].T
+                example_files.write_targets(self.run, as_targets(self.columns, found))
+
+
+def _on_the_host(epoch: Epoch) -> tuple[Epoch, Any]:
+    """The epoch with a copy of its values on the CPU, and the mark on the device after which that is complete."""
+    if epoch.values.device.type == "cpu":
+        return epoch, None
+    if epoch.values.device.type != "cuda":
+        return replace(epoch, values=epoch.values.cpu()), None
+    copied, ready = epoch.values.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    ready.record()
+    return replace(epoch, values=copied), ready
+
+
+def gathered(ids: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """All that was recorded of an epoch, from all processes: which examples, and their columns.
+
+    One process has seen them all, and this is what it has. Where several take part each holds the places of the epoch
+    that its rows had, and NaN elsewhere; this is the one spot at which they are to be brought together.
+
+    Args:
+        ids: the example at each place of the epoch, shape (N,).
+        values: shape (columns, N) by place.
+    """
+    return ids, values
+
+
+def known_targets(columns: Columns, targets: Tensor) -> NDArray[Any] | None:
+    """The targets of data in memory as they are kept; None where they are not a few numbers an example."""
+    width = columns.with_targets().targets
+    if columns.form == "classes" and width:
+        return (targets.argmax(1) if targets.is_floating_point() else targets).long().cpu().numpy()
+    if width:
+        return as_targets(columns, targets.float().reshape(len(targets), -1).cpu().numpy())
+    if columns.form == "loss" and targets.ndim == 1 and not targets.is_complex():
+        return (targets.float() if targets.is_floating_point() else targets.long()).cpu().numpy()
+    return None
+
+
+def as_targets(columns: Columns, found: NDArray[np.float32]) -> NDArray[Any]:
+    """Targets of shape (N, width) as they are kept: labels as whole numbers, single numbers in one dimension."""
+    if columns.kind == "classification" and columns.single:
+        return np.nan_to_num(found[:, 0] if columns.form == "classes" else found[:, 0] > 0.5, nan=-1).astype(np.int64)
+    return found[:, 0] if found.shape[1] == 1 else found
