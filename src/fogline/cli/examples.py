@@ -163,21 +163,33 @@ def _list_highest(table: Table, column: str, top: int, out: _Out) -> None:
 
 def _list_near(seen: Examples, out: _Out) -> None:
     """What looking at the data itself shows: leaks across the split, copies, outliers, slices that do worse."""
-    parts: tuple[tuple[str, Callable[[], Any]], ...] = (
-        ("leaks", seen.leaks),
-        ("duplicates", seen.duplicates),
-        ("outliers", seen.outliers),
-        ("slices", seen.slices),
+    parts: tuple[tuple[str, str, Callable[[], Table]], ...] = (
+        ("leaks", "pairs of a training and a held-out example that show the same", seen.leaks),
+        ("duplicates", "pairs of training examples that show the same", seen.duplicates),
+        ("slices", "parts of the data that do worse than the rest", seen.slices),
     )
-    for name, find in parts:
-        found = find()
-        table = found if isinstance(found, Table) else found.table
-        rows = list(table)
-        texts = [[plain(value, 60) for value in row.values()] for row in rows[:_NEAR]]
-        head = f"{name}: {number(len(rows))}" if rows else f"{name}: none"
-        more = [f"the first {_NEAR} of {number(len(rows))}"] if len(rows) > _NEAR else []
-        values = {"count": len(rows), "first": rows[:_NEAR]}
-        out.add(name, values, "", head, *(_columns(tuple(table.columns), texts) if rows else ()), *more)
+    for name, words, find in parts:
+        try:
+            found = find()
+        except ValueError as error:  # nothing is held out, or there is nothing to compare
+            out.add(name, None, "", f"{name}: {error}")
+            continue
+        _add_rows(out, name, found, f"{name}: {number(len(found))} {words}")
+    try:
+        lonely = seen.outliers()
+    except ValueError as error:
+        out.add("outliers", None, "", f"outliers: {error}")
+        return
+    first = Table({column: values[:_NEAR] for column, values in lonely.columns.items()})
+    _add_rows(out, "outliers", first, "outliers: the distance to their neighbours, over what is usual there")
+
+
+def _add_rows(out: _Out, name: str, table: Table, head: str) -> None:
+    rows = [{column: _plain(value) for column, value in row.items()} for row in table]
+    texts = [[plain(value, 60) for value in row.values()] for row in rows[:_NEAR]]
+    lines = _columns(tuple(table.columns), texts) if rows else []
+    more = [f"the first {_NEAR} of {number(len(rows))}"] if len(rows) > _NEAR else []
+    out.add(name, {"count": len(rows), "first": rows[:_NEAR]}, "", head, *lines, *more)
 
 
 def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
