@@ -123,7 +123,7 @@ def test_one_example_in_full(dashboard: Served) -> None:
     made(dashboard, "ex-more")
     found = dashboard.ask("/runs/ex-more/examples/3/more").json()
     for said in ("probability of a wrong label", "predicted", "cat", "times wrong"):
-        assert said in found["html"]
+        assert said in found["rows"]
     right, wrong = found["figure"]["data"][1:]
     assert right["name"] == "answered right"
     assert wrong["name"] == "answered wrong"
@@ -158,8 +158,8 @@ def test_rows_are_a_table_and_texts_are_cards(dashboard: Served) -> None:
         assert not [name for _, attributes in outline.tags for name in attributes if name.startswith("on")]
         assert NASTY in outline.words
         assert ("table" in {tag for tag, _ in outline.tags}) == (kind == "rows")
-        more = dashboard.ask(f"/runs/ex-{kind}/examples/0/more").json()["html"]
-        assert NASTY in Outline(more).words
+        more = dashboard.ask(f"/runs/ex-{kind}/examples/0/more").json()
+        assert NASTY in Outline(more["head"] + more["rows"]).words
 
 
 def test_no_name_of_a_class_is_markup(dashboard: Served) -> None:
@@ -167,7 +167,7 @@ def test_no_name_of_a_class_is_markup(dashboard: Served) -> None:
     Edits(folder).relabel([5], NASTY)
     page = read(dashboard, "/runs/ex-nasty/examples")
     answers = [post(dashboard, "ex-nasty", "list", list=name)["html"] for name in ("errors", "edited")]
-    answers.append(dashboard.ask("/runs/ex-nasty/examples/5/more").json()["html"])
+    answers.append(dashboard.ask("/runs/ex-nasty/examples/5/more").json()["head"])
     assert {tag for tag, _ in page.tags} <= TAGS | {"fieldset", "legend", "dialog", "b"}
     for html in answers:
         outline = Outline(html)
@@ -187,7 +187,7 @@ def test_regression_and_plain_losses_have_a_page_too(dashboard: Served) -> None:
         assert "Highest loss" in read(dashboard, f"/runs/ex-{kind}/examples").words
         assert dashboard.ask(f"/runs/ex-{kind}/examples/map?colour=loss").json()["data"]
         assert post(dashboard, f"ex-{kind}", "list", list="loss")["ids"] == [1, 0, 2]
-        assert "0.5" in dashboard.ask(f"/runs/ex-{kind}/examples/0/more").json()["html"]
+        assert "0.5" in dashboard.ask(f"/runs/ex-{kind}/examples/0/more").json()["rows"]
     post(dashboard, "ex-regression", "edit", ids=[1], action="relabel", labels=0.25)
     assert Edits(dashboard.runs / "ex-regression").relabelled == {1: 0.25}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fogline._examples.ranking import Ranking
 
@@ -32,7 +32,7 @@ def keep_ranking(folder: Path, ranking: Ranking) -> Path:
     beside = place.with_name(f".{place.stem}.{os.getpid()}.tmp")
     about = {"stamp": stamp(folder), "window": ranking.window, "count": ranking.count, "interval": ranking.interval}
     columns = {name: np.ascontiguousarray(getattr(ranking, name)) for name in _COLUMNS}
-    save_file(columns, beside, {"fogline": json.dumps(about)})
+    beside.write_bytes(save(columns, {"fogline": json.dumps(about)}))
     beside.replace(place)
     return place
 

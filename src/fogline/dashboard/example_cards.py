@@ -181,7 +181,7 @@ def thumbnail(seen: Seen, example: int) -> bytes | None:
 
 
 def details(seen: Seen, table: Table, example: int, name: str) -> dict[str, Any]:
-    """Everything that is known of an example, for its dialog: HTML, and labels to choose from."""
+    """Everything that is known of an example, for its dialog, as HTML: what is seen first, and all its numbers."""
     from fogline.plots.example_map import words_of
     from fogline.tables import rows_table
 
@@ -197,11 +197,8 @@ def details(seen: Seen, table: Table, example: int, name: str) -> dict[str, Any]
     if cells is not None and seen.previews is not None and seen.previews.kind == "rows":
         rows += [[f"column {column}", cell] for column, cell in zip(seen.previews.columns, cells, strict=True)]
     picture = _picture(seen, example, name) if seen.previews is None or seen.previews.kind != "rows" else ""
-    html = (
-        f'<div class="example-head">{picture}<div>{_said(seen, table, example)}</div></div>'
-        f"{rows_table(f'Example {example}', ['what', 'value'], rows)}"
-    )
-    return {"html": html, "edit": str(table["edit"][example])}
+    head = f'<div class="example-head">{picture}{_said(seen, table, example)}</div>'
+    return {"head": head, "rows": rows_table(f"Example {example}", ["what", "value"], rows)}
 
 
 def _plain(value: Any) -> str:

@@ -214,8 +214,9 @@ def _dialog(seen: Seen) -> str:
         f'{choice}<button type="button" class="button" data-edit="relabel">relabel</button>'
         '<button type="button" class="quiet" data-edit="drop">leave out</button>'
         '<button type="button" class="quiet" data-edit="keep">keep</button></div>'
-        '<div id="detail"></div>'
-        '<div class="plot" id="curve" role="img" aria-label="The example over the epochs"></div></dialog>'
+        '<div id="head"></div>'
+        '<div class="plot" id="curve" role="img" aria-label="The example over the epochs"></div>'
+        '<div id="numbers"></div></dialog>'
     )
 
 

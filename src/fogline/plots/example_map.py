@@ -86,7 +86,7 @@ def example_map_figure(
 ) -> go.Figure:
     """Every example as a point.
 
-    Of more than 4,000 examples the 500 likeliest label errors are drawn, and of the others every second, third, ...
+    Of more than 4,000 examples the 500 likeliest label errors are drawn, and others at equal distances.
 
     Args:
         table: one row per example.
@@ -124,8 +124,8 @@ def _thinned(ids: NDArray[np.int64], error: NDArray[np.generic] | None) -> NDArr
     if error is not None:
         likely = np.nan_to_num(error[ids].astype(np.float64))
         first = ids[np.argpartition(-likely, _FIRST)[:_FIRST]]
-    every = -(-len(ids) // (MOST_POINTS - len(first)))
-    return np.union1d(first, ids[::every])
+    spaced = np.linspace(0, len(ids) - 1, MOST_POINTS - len(first)).astype(np.int64)
+    return np.union1d(first, ids[spaced])
 
 
 def _add_scaled(

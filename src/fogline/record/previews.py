@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 FILE = "previews.safetensors"
 MOST_EXAMPLES = 5000
@@ -84,8 +84,8 @@ def write_previews(folder: Path, previews: Previews) -> Path:
     about = {"kind": previews.kind, "columns": list(previews.columns)}
     place = folder / "examples" / FILE
     place.parent.mkdir(exist_ok=True)
-    beside = place.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, beside, {"fogline": json.dumps(about)})
+    beside = place.with_name(f".{place.stem}.{os.getpid()}.tmp")
+    beside.write_bytes(save(tensors, {"fogline": json.dumps(about)}))
     beside.replace(place)
     return place
 

@@ -152,7 +152,9 @@ async function open(example) {
   if (!response.ok) return;
   const found = await response.json();
   opened = example;
-  by_id("detail").innerHTML = found.html; // written by the server, which escapes every text
+  // Both are written by the server, which escapes every text.
+  by_id("head").innerHTML = found.head;
+  by_id("numbers").innerHTML = found.rows;
   const card = by_id("shown").querySelector(`[data-example="${example}"]`);
   const likely = card?.querySelector('[data-edit="relabel"]')?.dataset.label;
   if (likely !== undefined) by_id("new-label").value = likely;
