@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("quickstart", "how-to-choose", "watch", "doctor", "figures", "landscape", "dashboard")
+NAMES = ("quickstart", "how-to-choose", "watch", "doctor", "figures", "landscape", "dashboard", "examples")
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 
 

@@ -29,7 +29,11 @@ truth = torch.arange(240) % 3
 X = torch.randn(240, 6, generator=generator) * 0.6 + nn.functional.one_hot(truth, 6) * 2
 y = truth.clone()
 y[::16] = (y[::16] + 1) % 3
-task = Task(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3)), nn.CrossEntropyLoss(), (X, y),
+def net():
+    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+
+
+task = Task(net, nn.CrossEntropyLoss(), (X, y),
             valid=(X[1::4], truth[1::4]), name="dots")
 same = Task(task.model, task.loss, task.train, valid=task.valid)
 number = 3
