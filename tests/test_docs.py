@@ -13,11 +13,17 @@ PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 
 
 def blocks() -> list[tuple[str, int, str]]:
+    """The programs of each page; a block that imports nothing goes on with the names of the one before."""
     found: list[tuple[str, int, str]] = []
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        fences = re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        found += [(page, text[: fence.start()].count("\n") + 1, fence[1]) for fence in fences]
+        for fence in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            line, code = text[: fence.start()].count("\n") + 1, fence[1]
+            if found and found[-1][0] == page and not re.search(r"^(import|from) ", code, re.MULTILINE):
+                _, begun, before = found.pop()
+                # Line numbers of a failure stay those of the page.
+                line, code = begun, before + "\n" * (line - begun - before.count("\n")) + code
+            found.append((page, line, code))
     return found
 
 

@@ -12,8 +12,8 @@ and ``n``, fitted by maximum likelihood, is the number of wrong labels. Nothing 
 the outputs nor the number of classes matters. Predictions that were the same in two epochs on end are counted, which
 takes out most of what the run is undecided about.
 
-The estimate is taken from the first such epochs, as long as it does not fall: when it does, the run has begun to learn
-the wrong labels too.
+The estimate is taken from the epochs after the run has settled (the share of labels it agrees with grew by less than a
+tenth in an epoch), as long as it does not fall: when it does, the run has begun to learn the wrong labels too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from fogline._examples.dynamics import Floats, Record
 _BINS = 40
 _STEEPNESS = np.linspace(2.0, 20.0, 37)
 _ROUNDS = 200
-_FIRST = 2  # the first epoch that is looked at, with the one before it: earlier predictions are mostly guesses
-_LAST = 12
+_FIRST = 2  # at the earliest, with the one before it: the first predictions are guesses
+_SETTLED = 0.1
+_EPOCHS = 10  # that are looked at, at most
 _SHORTEST = 6e-8  # the smallest number above zero that float16 holds
 
 
@@ -87,11 +88,10 @@ def count_errors(record: Record, targets: NDArray[np.int64]) -> Count:
     Args:
         targets: (N,) labels.
     """
-    total = len(record.epochs)
-    first = min(_FIRST, total - 1)
+    total, first = len(record.epochs), settled(record)
     used: list[Density] = []
     start: Sureness | None = None
-    for at in range(first, min(_LAST, total)):
+    for at in range(first, min(first + _EPOCHS, total)):
         sure = sureness(record, targets, at)
         found = density(sure)
         if used and found.count < _mean(used) - max(used[0].deviation, found.deviation) / 2:
@@ -103,6 +103,17 @@ def count_errors(record: Record, targets: NDArray[np.int64]) -> Count:
     deviation = min(each.deviation for each in used)
     interval = (max(0.0, value - 1.96 * deviation), min(value + 1.96 * deviation, float(record.count)))
     return Count(value, interval, tuple(range(first, first + len(used))), start)
+
+
+def settled(record: Record) -> int:
+    """The place of the first epoch that found the run settled; half way through where none did."""
+    before = np.nan
+    for at, right in enumerate(record.over("correct")):
+        share = float(np.nanmean(right.astype(np.float32)))
+        if at >= _FIRST and share - before < _SETTLED * share:
+            return at
+        before = share
+    return min(max(_FIRST, len(record.epochs) // 2), len(record.epochs) - 1)
 
 
 def _mean(found: list[Density]) -> float:

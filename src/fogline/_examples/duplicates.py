@@ -20,18 +20,19 @@ from fogline._examples.neighbours import nearest
 from fogline.record.store import Table
 
 _USUAL = 32
-_CHANCE = 1e-3
+RARELY = 1e-3
+OFTEN = 0.5
 
 
-def near_by_chance(rows: Tensor) -> float:
-    """The distance, in units of what is usual, within which one example of a thousand has a neighbour by chance."""
+def near_by_chance(rows: Tensor, chance: float = RARELY) -> float:
+    """The distance, in units of what is usual, within which an example has so many neighbours by chance."""
     far = nearest(rows, k=_USUAL)[1].astype(np.float64)
     last = far.shape[1]
     if last < 2:
         return 0.0
     ratio = np.maximum(far[:, -1], 1e-12) / np.maximum(far[:, last // 2 - 1], 1e-12)
     dimension = np.log(last / (last // 2)) / max(float(np.log(np.median(ratio))), 1e-3)
-    return float((_CHANCE / last) ** (1 / dimension))
+    return float((chance / last) ** (1 / dimension))
 
 
 def pairs(rows: Tensor, labels: NDArray[np.int64] | None, within: float) -> Table:

@@ -28,7 +28,7 @@ from fogline._examples.dynamics import Floats, Record
 
 _SURE = 0.5  # the surer half of a class
 _SUREST = 0.3
-_MARGIN, _MISTAKES = 3.0, 0.25  # weights; benchmarks/labels.py says on what they were chosen
+_MARGIN, _MISTAKES, _OWN = 3.0, 0.25, 0.6  # weights; benchmarks/labels.py says on what they were chosen
 _MOST_CLASSES = 2048  # above, pairs of classes have too few examples to tell anything
 _SOFT = 0.05
 
@@ -171,10 +171,14 @@ def shrunk(counts: NDArray[np.float64], which: NDArray[np.bool_]) -> NDArray[np.
 
 
 def _company(neighbours: Sequence[NDArray[np.int64]], targets: NDArray[np.int64], early: NDArray[np.int64]) -> Floats:
-    """Log-odds of the label against the strongest other one among the neighbours, by what they were predicted to be."""
+    """Log-odds of the label against the strongest other one among the neighbours, in the mean over spaces.
+
+    By what they were predicted to be, and by their own labels: those of a rare kind were predicted to be something else,
+    but are labelled alike.
+    """
     total = np.zeros(len(targets))
     for near in neighbours:
-        total += _odds(early[near], targets) / len(neighbours)
+        total += (_odds(early[near], targets) + _OWN * _odds(targets[near], targets)) / len(neighbours)
     return total
 
 

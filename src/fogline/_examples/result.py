@@ -240,7 +240,9 @@ class Examples:
         Raises:
             ValueError: the run has no task, or the task holds nothing out.
         """
-        count, found = self._across(within)
+        from fogline._examples.duplicates import RARELY
+
+        count, found = self._across(within, RARELY)
         crossing = (found["first"] < count) & (found["second"] >= count)
         return Table(
             {
@@ -254,7 +256,8 @@ class Examples:
         """The groups that nearly the same examples form, over both sets: a split should not cut through one.
 
         Args:
-            within: as for :meth:`leaks`.
+            within: the largest distance of a link, in units of what is usual; by default such that one example of two
+                has a link by chance: what is joined wrongly does a split no harm, what is not joined does.
 
         Returns:
             The number of the group of each training example, (N,), and of each held-out one, (M,).
@@ -262,14 +265,14 @@ class Examples:
         Raises:
             ValueError: the run has no task, or the task holds nothing out.
         """
-        from fogline._examples.duplicates import groups
+        from fogline._examples.duplicates import OFTEN, groups
 
-        count, found = self._across(within)
+        count, found = self._across(within, OFTEN)
         total = count + len(self._spaces().looks["valid"])
         number = groups(total, found)
         return number[:count], number[count:]
 
-    def _across(self, within: float | None) -> tuple[int, Table]:
+    def _across(self, within: float | None, chance: float) -> tuple[int, Table]:
         import torch
 
         from fogline._examples.duplicates import near_by_chance, pairs
@@ -282,7 +285,7 @@ class Examples:
         rows = torch.cat([spaces.looks["train"], spaces.looks["valid"]])
         labels = [spaces.labels(split) for split in ("train", "valid")]
         known = None if labels[0] is None or labels[1] is None else np.concatenate([labels[0], labels[1]])
-        within = near_by_chance(rows) if within is None else within
+        within = near_by_chance(rows, chance) if within is None else within
         return len(spaces.looks["train"]), pairs(rows, known, within)
 
     def slices(self, level: float = 0.05) -> Table:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,12 +49,21 @@ def _possible(resolved: Resolved, opened: Opened, objective: Objective, batches:
     found = _planned(resolved.recipe.seed, opened, objective, batches)
     if isinstance(found, str):
         return None, found
-    found = found if isinstance(opened.train, InMemory) else found.with_targets()
+    found = _fitted(found, opened.train.tensors) if isinstance(opened.train, InMemory) else found.with_targets()
     size = 4 * found.width * batches.examples
     if resolved.recipe.examples == "auto" and size > LARGEST:
         said = f"one epoch of {batches.examples:,} examples takes {size >> 20} MB, more than {LARGEST >> 20}"
         return None, f"{said}; examples=True records them all the same"
     return found, "training examples have numbers to know them by, and an epoch of them fits in memory"
+
+
+def _fitted(columns: Columns, tensors: Any) -> Columns:
+    """Without looking for labels that do not count, where the data has none."""
+    if columns.form != "classes" or not isinstance(tensors[1], Tensor) or tensors[1].is_floating_point():
+        return columns
+    low, high = (int(value) for value in tensors[1].aminmax())
+    ignored = columns.ignored is not None and low <= columns.ignored <= high
+    return columns if ignored or low < 0 else replace(columns, ignored=None)
 
 
 def _planned(seed: int, opened: Opened, objective: Objective, batches: Batches) -> Columns | str:

@@ -82,7 +82,7 @@ class Columns:
         shape: of one example's output.
         each: the loss of each example; None where the loss cannot be had example by example.
         probabilities: the outputs of a yes/no question are probabilities, not logits.
-        ignored: the label that does not count.
+        ignored: the label that does not count; None where the data has none of it.
         head: the last linear layer, or None where there is none.
         targets: numbers of one target that go with the columns; 0 where the targets are known already.
     """
@@ -92,7 +92,7 @@ class Columns:
     shape: tuple[int, ...] = ()
     each: LossOfEach | None = None
     probabilities: bool = False
-    ignored: int = -100
+    ignored: int | None = -100
     head: nn.Linear | None = None
     targets: int = 0
 
@@ -181,18 +181,20 @@ class Columns:
         scores = _real(shown.outputs)  # (rows, classes, ...)
         soft = shown.targets.is_floating_point()
         labels = shown.targets.argmax(1) if soft else shown.targets
-        counted = None if soft else (labels >= 0) & (labels != self.ignored)
-        kept = labels if soft else labels.clamp(0, scores.shape[1] - 1)
+        counted, kept = None, labels
+        if not soft and self.ignored is not None:
+            counted, kept = (labels >= 0) & (labels != self.ignored), labels.clamp(0, scores.shape[1] - 1)
         numbers = torch.arange(scores.shape[1], device=scores.device).view(-1, *[1] * (scores.ndim - 2))
         # The softmax by hand, without the target's own class: of 10 classes it takes a tenth of the time of PyTorch's,
         # and 1 - p_y keeps its digits where it is small.
         others = scores.masked_fill(numbers == kept.unsqueeze(1), -torch.inf)
-        own, rival, predicted = scores.gather(1, kept.unsqueeze(1)).squeeze(1), others.amax(1), scores.argmax(1)
+        own, (rival, second) = scores.gather(1, kept.unsqueeze(1)).squeeze(1), others.max(1)
+        right = own >= rival
         highest = torch.maximum(own, rival)
         powers, own_power = (others - highest.unsqueeze(1)).exp(), (own - highest).exp()
         rest = powers.sum(1)
         total = rest + own_power
-        found = [own - rival, own_power / total, (predicted == kept).to(scores.dtype)]
+        found = [own - rival, own_power / total, right.to(scores.dtype)]
         if self.each is not None and self.each.plain and not soft:
             found.insert(0, total.log() + (highest - own))
         else:
@@ -206,8 +208,8 @@ class Columns:
             found.append(_through(shown, squares))
         if not self.single:
             return [_mean(column, counted) for column in found]
-        found.insert(4, predicted.to(scores.dtype))
-        if counted is not None and self.ignored is not None:
+        found.insert(4, torch.where(right, kept, second).to(scores.dtype))
+        if counted is not None:
             found = list(torch.where(counted, torch.stack(found), torch.nan))
         return [*found, labels.to(scores.dtype)] if self.targets else found
 

@@ -21,10 +21,6 @@ from safetensors.numpy import save
 from fogline.record.store import Table
 
 TARGETS = "targets.safetensors"
-_LARGEST = 65504.0  # of float16
-_IN_FULL = ("residual",)  # a number in the target's own unit: half precision may not hold it
-_MOST_SHORT = 1 << 15
-
 Columns = dict[str, NDArray[Any]]
 
 
@@ -43,30 +39,6 @@ def number_of(path: Path) -> int:
     """Which epoch a file is of."""
     digits = path.stem.removeprefix("epoch-")
     return int(digits) if digits.isdecimal() else -1
-
-
-def encoded(
-    names: tuple[str, ...], values: NDArray[np.float32], ids: NDArray[np.int64], count: int, classes: int
-) -> Columns:
-    """Columns as they are kept: by example, in half precision, what that cannot hold at its ends.
-
-    Args:
-        names: of the rows of ``values``; longer ``values`` have the targets behind.
-        values: shape (columns, seen), float32.
-        ids: which example each of the seen is, shape (seen,).
-        count: how many examples there are.
-        classes: how many there are; predicted ones are whole numbers.
-    """
-    halves = np.clip(values[: len(names)], -_LARGEST, _LARGEST).astype(np.float16)
-    found: Columns = {}
-    for name, column, half in zip(names, values, halves, strict=False):
-        if name == "predicted":
-            found[name] = np.full(count, -1, np.int16 if classes < _MOST_SHORT else np.int32)
-            found[name][ids] = np.where(np.isfinite(column), column, -1)
-        else:
-            found[name] = np.full(count, np.nan, np.float32 if name in _IN_FULL else np.float16)
-            found[name][ids] = column if name in _IN_FULL else half
-    return found
 
 
 def write_epoch(run: Path, epoch: int, step: int, columns: Columns) -> Path:
@@ -98,13 +70,23 @@ def _write(place: Path, tensors: Columns, metadata: dict[str, str]) -> None:
     written = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata)
     try:
         place.parent.mkdir(exist_ok=True)
-        with beside.open("wb", buffering=0) as file:
-            file.write(written)
-            os.fsync(file.fileno())
+        _write_synced(beside, written)
         beside.replace(place)
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise OSError(f"what the examples did cannot be written to {place}: {error}") from error
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    """A new file with this content; without the layers of :func:`open`, which cost as much as a small file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def has_targets(run: Path) -> bool:

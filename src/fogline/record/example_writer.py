@@ -18,6 +18,8 @@ from fogline.record import example_files
 from fogline.record.columns import Columns
 
 _MOST_QUEUED = 1 << 28  # bytes that may wait for the disk before the steps do
+_IN_FULL = ("residual",)  # a number in the target's own unit: half precision may not hold it
+_MOST_SHORT = 1 << 15
 
 
 @dataclass
@@ -99,7 +101,7 @@ class ExampleWriter:
                 ready.synchronize()
             ids, values = gathered(self.order(epoch.number) if epoch.ids is None else epoch.ids, epoch.array)
             names = self.columns.names
-            kept = example_files.encoded(names, values, ids, self.count, self.columns.classes)
+            kept = encoded(names, values, ids, self.count, self.columns.classes)
             example_files.write_epoch(self.run, epoch.number, epoch.step, kept)
             if self.columns.targets and not example_files.has_targets(self.run):
                 found = np.full((self.count, self.columns.targets), np.nan, np.float32)
@@ -129,6 +131,31 @@ def gathered(ids: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArr
         values: shape (columns, N) by place.
     """
     return ids, values
+
+
+def encoded(
+    names: tuple[str, ...], values: NDArray[np.float32], ids: NDArray[np.int64], count: int, classes: int
+) -> dict[str, NDArray[Any]]:
+    """Columns as they are kept: by example, in half precision, what that cannot hold at its ends.
+
+    Args:
+        names: of the rows of ``values``; longer ``values`` have the targets behind.
+        values: shape (columns, seen), float32.
+        ids: which example each of the seen is, shape (seen,).
+        count: how many examples there are.
+        classes: how many there are; predicted ones are whole numbers.
+    """
+    largest = torch.finfo(torch.float16).max
+    halves = torch.from_numpy(values[: len(names)]).clamp(-largest, largest).half().numpy()
+    found: dict[str, NDArray[Any]] = {}
+    for name, column, half in zip(names, values, halves, strict=False):
+        if name == "predicted":
+            found[name] = np.full(count, -1, np.int16 if classes < _MOST_SHORT else np.int32)
+            found[name][ids] = np.where(np.isfinite(column), column, -1)
+        else:
+            found[name] = np.full(count, np.nan, np.float32 if name in _IN_FULL else np.float16)
+            found[name][ids] = column if name in _IN_FULL else half
+    return found
 
 
 def known_targets(columns: Columns, targets: Tensor) -> NDArray[Any] | None:

@@ -6,8 +6,8 @@ epoch is over the buffer is copied to the host, put in the order of the examples
 (:mod:`fogline.record.example_writer`). What is in the buffer, and what waits, belongs to the checkpoint: a resumed run
 writes the same bytes.
 
-The first 128 epochs all have a file; after that every second one of the next 128, every fourth of the next 256, and so
-on: a run of a million short epochs has about a thousand.
+The first 64 epochs all have a file; after that every second one of the next 64, every fourth of the next 128, and so
+on: a run of a million short epochs has about 500.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LARGEST = 1 << 28
 """Bytes of one epoch's buffer beyond which nothing is recorded unless it is asked for: 11 million examples."""
-IN_FULL = 128
+IN_FULL = 64
 """Epochs that all have a file."""
 _ROWS_TOGETHER, _BYTES_TOGETHER = 4096, 1 << 20
 _LARGE = 1 << 18  # bytes of outputs whose columns are computed at once
@@ -43,8 +43,8 @@ _WAITING = "waiting/"
 def has_file(epoch: int) -> bool:
     """Whether an epoch is recorded: a function of its number alone, so that a resumed run has the same files.
 
-    >>> [epoch for epoch in range(126, 136) if has_file(epoch)], sum(map(has_file, range(1_000_000)))
-    ([126, 127, 128, 130, 132, 134], 955)
+    >>> [epoch for epoch in range(62, 70) if has_file(epoch)], sum(map(has_file, range(1_000_000)))
+    ([62, 63, 64, 66, 68], 510)
     """
     return epoch % (1 << (epoch // IN_FULL).bit_length()) == 0
 
