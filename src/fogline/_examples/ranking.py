@@ -173,8 +173,8 @@ def shrunk(counts: NDArray[np.float64], which: NDArray[np.bool_]) -> NDArray[np.
 def _company(neighbours: Sequence[NDArray[np.int64]], targets: NDArray[np.int64], early: NDArray[np.int64]) -> Floats:
     """Log-odds of the label against the strongest other one among the neighbours, in the mean over spaces.
 
-    By what they were predicted to be, and by their own labels: those of a rare kind were predicted to be something else,
-    but are labelled alike.
+    By what they were predicted to be, and by their own labels: those of a rare kind were predicted to be something
+    else, but are labelled alike.
     """
     total = np.zeros(len(targets))
     for near in neighbours:

@@ -27,6 +27,7 @@ from fogline.task import Task
 
 _WIDEST = 64
 _WIDEST_INPUT = 4096
+_MOST_FOR_AXES = 20_000
 _AT_ONCE = 512
 _SIDE = 32  # pixels of the pictures that are compared
 _ONE_UNIT = 4.0
@@ -81,14 +82,19 @@ class Spaces:
 
     @cached_property
     def inputs(self) -> Split:
-        """The inputs as rows of unit length; {} where they are no small arrays in memory."""
+        """The inputs as rows of unit length; {} where they are no small arrays in memory.
+
+        Of more than 64 numbers the first 64 principal components are kept.
+        """
         found = {split: _flat(source) for split, source in self.sources.items()}
         rows: Split = {split: flat for split, flat in found.items() if flat is not None}
         if set(rows) != set(self.sources):
             return {}
         scale = scales(rows["train"])
         middle = rows["train"].mean(0)
-        return {split: F.normalize((flat - middle) / scale) for split, flat in rows.items()}
+        centred = {split: F.normalize((flat - middle) / scale) for split, flat in rows.items()}
+        axes = _principal(centred["train"])
+        return {split: F.normalize(flat @ axes) for split, flat in centred.items()} if axes is not None else centred
 
     @cached_property
     def pictures(self) -> Split:
@@ -153,6 +159,15 @@ def scales(rows: Tensor) -> Tensor:
     if not used.any() or ranges.max() <= _ONE_UNIT * ranges[used].median():
         return torch.ones_like(ranges)
     return torch.where(used, rows.std(0, correction=0), torch.ones_like(ranges))
+
+
+def _principal(rows: Tensor) -> Tensor | None:
+    """The first 64 principal components of rows, (d, 64); None where there are no more than that."""
+    if rows.shape[1] <= _WIDEST:
+        return None
+    some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _MOST_FOR_AXES)).long()]
+    vectors: Tensor = torch.linalg.eigh(some.T @ some / len(some))[1]
+    return vectors[:, -_WIDEST:]
 
 
 def embed(model: nn.Module, sources: dict[str, Source]) -> Split:

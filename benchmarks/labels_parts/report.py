@@ -1,0 +1,2 @@
+def page(found, stamp):
+    return ""
