@@ -35,10 +35,11 @@ def choose_columns(
     asked = resolved.recipe.examples
     if asked is False or not (new or asked is True):
         return None, ""
+    if asked == "auto" and not resolved.recipe.watch:
+        resolved.choose("examples", False, "nothing is to be watched")
+        return None, ""
     columns, why = _possible(resolved, opened, objective, batches)
     if asked == "auto":
-        if columns is not None and not resolved.recipe.watch:
-            columns, why = None, "nothing is to be watched"
         resolved.choose("examples", columns is not None, why)
     return columns, why if columns is None or columns.each is None else ""
 

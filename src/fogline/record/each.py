@@ -117,5 +117,5 @@ def _agrees(function: Callable[[Any, Any], Tensor], outputs: Tensor, targets: Te
         return False
     if value is None or not bool(torch.isfinite(value)):
         return True
-    off = [abs(float(total - value)) for total in (found.mean(), found.sum())]
+    off = [abs(float(total - value.detach())) for total in (found.mean(), found.sum())]
     return min(off) <= _TOLERANCE * abs(float(value)) + 1e-6

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def _write(place: Path, tensors: Columns, metadata: dict[str, str]) -> None:
         _write_synced(beside, written)
         beside.replace(place)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         raise OSError(f"what the examples did cannot be written to {place}: {error}") from error
 
 
