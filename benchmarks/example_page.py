@@ -220,7 +220,8 @@ Made by `python benchmarks/example_page.py --write`.
 ## Edits of likely label errors
 
 Symmetric noise of 20 % was planted in the training labels (seed 1); held-out labels are as they were. The run is one of
-seed 0, its likely label errors are those above one half by `fogline.examples(run, task)`. Held-out accuracy, mean over seeds 0 to {last}, and the paired difference with its interval over seeds.
+seed 0, its likely label errors are those above one half by `fogline.examples(run, task)`. Held-out
+accuracy, mean over seeds 0 to {last}, and the paired difference with its interval over seeds.
 
 {worth}
 """
