@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +296,9 @@ def _keep_looks(folder: Path, prepared: Prepared) -> None:
     """What some examples look like, where they were recorded and lie in memory: so that the dashboard shows them."""
     from fogline._examples.looks import hardest, keep_looks
 
-    if prepared.descent.examples is not None and isinstance(prepared.opened.train, InMemory):
+    if prepared.descent.examples is None or not isinstance(prepared.opened.train, InMemory):
+        return
+    with suppress(OSError):  # the run is over and kept: pictures are no reason to fail
         keep_looks(folder, prepared.opened, hardest(folder))
 
 

@@ -21,7 +21,7 @@ from fogline._examples.looks import keep_looks
 from fogline.data.intake import open_data
 from fogline.record import previews
 from fogline.record.previews import MOST_BYTES, Previews, read_previews, write_previews
-from run_folders import make_run
+from run_folders import add_examples, make_run
 
 
 def seen(task: fogline.Task, first: tuple[int, ...] = ()) -> Previews:
@@ -143,10 +143,12 @@ def test_texts_are_cut(wrap: Any) -> None:
 
 
 def test_examples_without_looks(tmp_path: Path) -> None:
-    for inputs in (torch.rand(4), torch.rand(4, 9, 128), torch.rand(4, 2, 3, 4, 5)):
+    odd = torch.rand(4, 2, 3, 4, 5), torch.rand(4, 8, 8, dtype=torch.complex64), torch.rand(4, 0)
+    for inputs in (torch.rand(4), torch.rand(4, 9, 128), *odd):
         task = fogline.Task(nn.Identity(), fogline.on_batch(lambda model, batch: torch.zeros(())), inputs)
         assert looks.looks(open_data(task)) is None
-        assert keep_looks(make_run(tmp_path / str(inputs.ndim)), open_data(task)) is None
+        assert keep_looks(tmp_path, open_data(task)) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_of_many_examples_the_wanted_ones_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,3 +214,20 @@ def test_a_foreign_file_is_no_preview(tmp_path: Path, tensors: dict[str, Any]) -
     assert read_previews(folder) is None
     (folder / "examples" / previews.FILE).write_bytes(b"cut")
     assert read_previews(folder) is None
+
+
+def test_training_keeps_them_where_it_records_examples(tmp_path: Path) -> None:
+    task = fogline.Task(nn.Linear(3, 2), nn.CrossEntropyLoss(), (torch.randn(40, 3), torch.arange(40) % 2))
+    recipe = fogline.Recipe(optimizer="sgd", lr=0.1, duration="2ep", step="eager")
+    run = fogline.fit(task, recipe, runs=tmp_path, name="kept")
+    found = read_previews(run.folder)
+    assert found is not None
+    assert (found.kind, len(found)) == ("rows", 40)
+    other = fogline.fit(task, recipe.replace(examples=False), runs=tmp_path, name="other")
+    assert read_previews(other.folder) is None
+
+
+def test_the_hardest_are_those_of_the_middle_epoch(tmp_path: Path) -> None:
+    folder = add_examples(make_run(tmp_path / "run"), wrong=[3, 14, 27])
+    assert set(looks.hardest(folder, 3)) == {3, 14, 27}
+    assert looks.hardest(make_run(tmp_path / "none")) == []

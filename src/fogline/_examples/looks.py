@@ -85,7 +85,7 @@ def looks(opened: Opened, first: Iterable[int] = ()) -> Previews | None:
     sample = _inputs(source, [0])
     if isinstance(sample, list):
         return _texts(source, _chosen(source.size, MOST_EXAMPLES, first))
-    if not isinstance(sample, Tensor) or sample.ndim < 2:
+    if not isinstance(sample, Tensor) or sample.ndim < 2 or sample.is_complex() or not sample.numel():
         return None
     encoder = opened.encoder
     shape = tuple(sample.shape[1:])
