@@ -24,6 +24,7 @@ from fogline.record.observer import Observer
 from fogline.record.probes import Budget
 from fogline.record.signals import Recorder
 from fogline.record.store import Store
+from fogline.record.watched_examples import WatchedExamples
 from fogline.run import Run
 from fogline.verdict import Judgement, Verdict
 
@@ -107,7 +108,7 @@ def watch(
     if not share:
         inspector.rest()
     observer = Observer(model, optimizer, loss_fn, Recorder(store, Budget(share)), trained, report, inspector)
-    return WatchedRun(folder, model, observer, info, resources)
+    return WatchedRun(folder, model, observer, info, resources, loss_fn)
 
 
 def _inspector(
@@ -133,13 +134,20 @@ class WatchedRun(Run):
     """A run whose loop belongs to somebody else; made by :func:`watch`."""
 
     def __init__(
-        self, folder: Path, model: nn.Module, observer: Observer, info: dict[str, Any], resources: ExitStack
+        self,
+        folder: Path,
+        model: nn.Module,
+        observer: Observer,
+        info: dict[str, Any],
+        resources: ExitStack,
+        loss_fn: object,
     ) -> None:
         super().__init__(folder, model=model)
         self._observer, self._info, self._resources = observer, info, resources
         self._recorder, self._store = observer.recorder, observer.recorder.store
         assert isinstance(observer.inspector, Inspector)
         self._inspector = observer.inspector
+        self._examples = WatchedExamples(folder, model, loss_fn, self._examples_known)
         self._stop = StopFile(folder)
         self._stopping = self._closed = False
 
@@ -156,6 +164,8 @@ class WatchedRun(Run):
         self,
         loss: Tensor | float | None = None,
         *,
+        examples: Any = None,
+        epoch: int | None = None,
         valid: Tensor | float | Mapping[str, Tensor | float] | None = None,
         step: int | None = None,
         **scores: Tensor | float,
@@ -166,19 +176,29 @@ class WatchedRun(Run):
         after it; several losses of one step are averaged.
 
         Args:
-            loss: training loss, a scalar.
+            loss: training loss, a scalar; or the loss of each example, shape (rows,), whose mean it then is.
+            examples: which examples the batch is made of, shape (rows,), by their position in the data: what each of
+                them does is recorded, see :attr:`~fogline.run.Run.examples`. Beside the losses themselves that is what
+                the watched ``loss_fn`` shows of them, where that is a module.
+            epoch: the pass over the data; by default another begins when an example comes again.
             valid: held-out loss, or several held-out scores by name.
             step: the optimizer step, from 0; by default the one just taken (for a loss, see above).
             **scores: more held-out scores by name, such as ``accuracy=0.9``.
 
         Raises:
-            TypeError, ValueError: a value is no single number, or the loss of that step can no longer be told.
+            TypeError, ValueError: a value is no single number, the loss of that step can no longer be told, or the
+                examples are not as many as the rows.
 
         Example::
 
             run.log(loss)
+            run.log(loss, examples=rows)
             run.log(valid=valid_loss, accuracy=0.93)
         """
+        if examples is not None:
+            loss = self._logged(loss, examples, epoch)
+        elif loss is not None:
+            self._examples.forget()
         if loss is not None:
             self._observer.log(loss, step)
             if valid is None and not scores:
@@ -188,6 +208,16 @@ class WatchedRun(Run):
             self._observer.score(name, value, step)
         if held_out or scores:
             self._observer.scored()
+
+    def _logged(self, loss: Any, examples: Any, epoch: int | None) -> Any:
+        started = time.perf_counter()
+        loss = self._examples.log(loss, examples, epoch, self._observer.taken)
+        self._observer.budget.spent += time.perf_counter() - started
+        return loss
+
+    def _examples_known(self, described: dict[str, Any]) -> None:
+        self._info["examples"] = described
+        self._store.write_info(self._info)
 
     def note(self, message: str, **data: Any) -> None:
         """Keep a remark among the events of the run, with the step it was made at; ``data`` must fit in JSON."""
@@ -221,6 +251,7 @@ class WatchedRun(Run):
             self._store.event(observer.taken, *_parting(error))
         inspector = self._inspector
         observer.remove()
+        self._examples.finish()
         observer.flush()
         losses, rates = (self.steps[name].astype(np.float64) for name in ("loss", "lr"))
         inspector.finish(observer.taken, losses, rates, observer.ledger.not_finite)

@@ -14,7 +14,7 @@ Where targets are classes of pixels or tokens, or several yes/no questions, a co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -259,9 +259,28 @@ def plan(objective: Any, batch: Any, labels: bool) -> Columns | str:
     targets = batch[1]
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.ndim and targets.ndim):
         return "the model's output or the target is not one tensor"
-    outputs = outputs.detach()
+    return planned(loss, outputs.detach(), targets, forward.loss, calls, labels)
+
+
+def planned(
+    loss: Any,
+    outputs: Tensor,
+    targets: Tensor,
+    value: Tensor,
+    calls: Sequence[tuple[nn.Linear, Tensor]],
+    labels: bool = False,
+) -> Columns | str:
+    """How the columns are computed of a loss on such outputs and targets; or why there are none.
+
+    Args:
+        loss: ``loss(outputs, targets)``.
+        outputs, targets: of a batch.
+        value: its loss.
+        calls: the linear layers that were called on the way, in order, each with its input.
+        labels: as in :func:`plan`.
+    """
     form = _form(loss, outputs, targets, labels)
-    each = LossOfEach.of(loss, outputs, targets, forward.loss)
+    each = LossOfEach.of(loss, outputs, targets, value)
     if form is None and each is None:
         return "neither the loss of each example nor what the outputs mean is known"
     if form is None:
@@ -269,7 +288,7 @@ def plan(objective: Any, batch: Any, labels: bool) -> Columns | str:
     kind: Kind = "regression" if form == "elementwise" else "classification"
     probabilities, ignored = losses.on_probabilities(loss), getattr(loss, "ignore_index", -100)
     found = Columns(kind, form, tuple(outputs.shape[1:]), each, probabilities, ignored)
-    return replace(found, head=_head(objective.model, form, outputs, calls))
+    return replace(found, head=_head(form, outputs, calls))
 
 
 def shown_by(forward: Any, batch: Any, hidden: Tensor | None) -> Shown:
@@ -312,7 +331,7 @@ def _calls(model: nn.Module) -> Iterator[list[tuple[nn.Linear, Tensor]]]:
         if isinstance(module, nn.Linear) and given and isinstance(given[0], Tensor):
             calls.append((module, given[0].detach()))
 
-    linear = [] if _is_compiled(model) else [m for m in model.modules() if isinstance(m, nn.Linear)]
+    linear = [] if is_compiled(model) else [m for m in model.modules() if isinstance(m, nn.Linear)]
     handles = [module.register_forward_pre_hook(keep) for module in linear]
     try:
         yield calls
@@ -321,12 +340,12 @@ def _calls(model: nn.Module) -> Iterator[list[tuple[nn.Linear, Tensor]]]:
             handle.remove()
 
 
-def _is_compiled(model: nn.Module) -> bool:
+def is_compiled(model: nn.Module) -> bool:
     """A hook on a layer of a compiled model would have it compiled again."""
     return hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules())
 
 
-def _head(model: nn.Module, form: Form, outputs: Tensor, calls: list[tuple[nn.Linear, Tensor]]) -> nn.Linear | None:
+def _head(form: Form, outputs: Tensor, calls: Sequence[tuple[nn.Linear, Tensor]]) -> nn.Linear | None:
     """The linear layer called last, where the outputs are its own."""
     if not calls:
         return None

@@ -69,7 +69,7 @@ class LossOfEach:
 def _unreduced(loss: Any) -> Callable[[Any, Any], Tensor] | None:
     """The same loss with ``reduction="none"``."""
     if isinstance(loss, nn.Module):
-        if getattr(loss, "reduction", None) not in ("mean", "sum"):
+        if getattr(loss, "reduction", None) not in ("mean", "sum", "none"):
             return None
         twin: Any = copy.copy(loss)
         twin.reduction = "none"
@@ -115,7 +115,7 @@ def _agrees(function: Callable[[Any, Any], Tensor], outputs: Tensor, targets: Te
         return False
     if not isinstance(found, Tensor) or not found.ndim or found.shape[0] != outputs.shape[0]:
         return False
-    if value is None or not bool(torch.isfinite(value)):
+    if value is None or value.ndim or not bool(torch.isfinite(value)):
         return True
     off = [abs(float(total - value.detach())) for total in (found.mean(), found.sum())]
     return min(off) <= _TOLERANCE * abs(float(value)) + 1e-6

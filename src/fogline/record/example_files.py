@@ -114,6 +114,28 @@ def forget(run: Path, epoch: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def lengthen(run: Path, count: int) -> None:
+    """Write files again that have fewer rows than there are examples, as if the others had not been seen.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    for path in [*files(run), folder_of(run) / TARGETS]:
+        columns = read(path)
+        if columns is None or all(len(column) >= count for column in columns.values()):
+            continue
+        longer = {name: _longer(column, count) for name, column in columns.items()}
+        with safe_open(path, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+        _write(path, longer, metadata)
+
+
+def _longer(column: NDArray[Any], count: int) -> NDArray[Any]:
+    found = np.full((count, *column.shape[1:]), -1 if column.dtype.kind == "i" else np.nan, column.dtype)
+    found[: len(column)] = column
+    return found
+
+
 def read(path: Path) -> Columns | None:
     """The columns of a file by name; None where it is not there or cannot be read."""
     try:

@@ -58,6 +58,12 @@ class Waiting:
     nbytes: int = 0
     shown: list[Shown] = field(default_factory=list)
 
+    def add(self, shown: Shown) -> None:
+        """One more."""
+        self.shown.append(shown)
+        self.rows += shown.rows
+        self.nbytes += shown.nbytes
+
     @property
     def full(self) -> bool:
         return self.rows >= _ROWS_TOGETHER or self.nbytes >= _BYTES_TOGETHER
@@ -155,9 +161,7 @@ class ExampleRecorder:
             waiting = self._waiting
         if not waiting.shown:
             waiting.start = start
-        waiting.shown.append(shown)
-        waiting.rows += shown.rows
-        waiting.nbytes += shown.nbytes
+        waiting.add(shown)
         if waiting.full or shown.nbytes >= _LARGE:
             self._compute()
 
