@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -189,31 +188,25 @@ def test_looking_imports_no_torch(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_train_look_relabel_and_retrain(tmp_path: Path) -> None:
-    (tmp_path / "task.py").write_text(TASK)
-
-    def run(*arguments: object, code: int = 0) -> str:
-        command = [sys.executable, "-m", "fogline", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert ended.returncode == code, ended.stderr
-        return ended.stdout + ended.stderr
-
-    run("train", "task.py", "--name", "dots")
+def test_train_look_relabel_and_retrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("task.py").write_text(TASK)
+    trained = call("train", "task.py", "--name", "dots")
+    assert trained.exit_code == 0, trained.output
     folder = tmp_path / "runs" / "dots"
     previews = read_previews(folder)
     assert previews is not None
     assert (previews.kind, len(previews)) == ("rows", 240)
-    looked = run("examples", "dots", "--data")
+    looked = told("dots", "--data")
     for word in ("labels likely wrong", "leaks:", "duplicates:", "outliers:", "slices:"):
         assert word in looked
-    run("examples", "dots", "--edit", "relabel", "likely")
+    told("dots", "--edit", "relabel", "likely")
     assert len(set(Edits(folder).relabelled) & set(range(0, 240, 16))) >= 8
-    said = run("examples", "dots", "--retrain", "--seeds", 2)
+    said = told("dots", "--retrain", "--seeds", 2)
     assert "seed 1 with the edits" in said
     assert "held-out accuracy" in said.splitlines()[-2]
-    found = json.loads(run("examples", "dots", "--retrain", "--seeds", 2, "--task", "task.py:same", "--json"))
+    found = json.loads(told("dots", "--retrain", "--seeds", 2, "--task", "task.py:same", "--json"))
     assert found["seeds"] == [0, 1]
     assert found["words"].splitlines() == said.splitlines()[-3:]
-    assert "found no `other`" in run("examples", "dots", "--retrain", "--task", "task.py:other", code=2)
-    assert "expected `number`" in run("examples", "dots", "--retrain", "--task", "task.py:number", code=2)
+    assert "found no `other`" in refused("dots", "--retrain", "--task", "task.py:other")
+    assert "expected `number`" in refused("dots", "--retrain", "--task", "task.py:number")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fogline
 from fogline._examples.edits import Edits
 from fogline._examples.retrain import _STUDENT, FILE, compare, read_retrained, retrain
+from fogline.record.store import write_json
 from fogline.run import Run
 from run_folders import make_run
 
@@ -96,10 +97,13 @@ def test_what_is_missing_is_said(run: Run, tmp_path: Path) -> None:
         retrain(Run.open(run.folder))
     with pytest.raises(ValueError, match="at least one seed"):
         retrain(run, seeds=0)
+    write_json(run.folder / "run.json", run.info | {"source": {"kind": "watch"}})
+    with pytest.raises(ValueError, match="the loop of this run was its own"):
+        retrain(run)
     assert run.task is not None
     alone = fogline.Task(run.task.model, run.task.loss, run.task.train)
     with pytest.raises(ValueError, match="held-out data"):
-        retrain(run, alone)
+        retrain(run, alone, RECIPE)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

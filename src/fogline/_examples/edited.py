@@ -70,7 +70,8 @@ def _metrics(task: Task, opened: Opened) -> Mapping[str, Any]:
 def _same_data(train: Source, info: Mapping[str, Any]) -> None:
     """Raise where the data has another size or other values than that of the run."""
     about = info.get("task") or {}
-    count, known = about.get("train_examples"), about.get("fingerprint")
+    recorded = (info.get("examples") or {}).get("count")
+    count, known = about.get("train_examples", recorded), about.get("fingerprint")
     remedy = "give the task of this run, with its data in the same order"
     if count is not None and train.size != count:
         raise misfit(f"the {count} training examples of the run", train.size, remedy, "edits")

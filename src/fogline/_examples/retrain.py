@@ -146,6 +146,9 @@ def retrain(
     from fogline._examples.edited import edited
 
     info = read_info(run.folder)
+    watched = (info.get("source") or {}).get("kind") == "watch"
+    if recipe is None and (watched or not info.get("recipe")):
+        raise misfit("a recipe, since the loop of this run was its own", "none", "pass retrain(task, recipe)")
     resolved = recipe or Recipe.from_dict(info["recipe"])
     without = edited(task, [], {}, info)
     if without.valid is None:

@@ -20,6 +20,7 @@ from fogline.run import Run
 from fogline.words import number, plain
 
 if TYPE_CHECKING:
+    from fogline.recipe import Recipe
     from fogline.task import Task
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -47,11 +48,12 @@ def tell(
         ValueError, TypeError, FileNotFoundError: for bad input.
     """
     folder = find_run(name, runs)
-    task = _task(folder, task_file) if data or retrain or task_file is not None else None
+    given = _task(folder, task_file) if data or retrain or task_file is not None else None
+    task, recipe = given or (None, None)
     run = Run.open(folder, task=task)
     out = _Out(as_json)
     if retrain:
-        _retrain(run, seeds, out)
+        _retrain(run, recipe, seeds, out)
         return
     if undo:
         taken = Edits(folder).undo()
@@ -90,20 +92,25 @@ class _Out:
             say(json.dumps(self.values, indent=2))
 
 
-def _task(folder: Path, task_file: str | None) -> Task:
-    """The task of the run: from a file, by ``task`` or another name behind a colon, or as the run was started."""
+def _task(folder: Path, task_file: str | None) -> tuple[Task, Recipe | None]:
+    """The task of the run: from a file, by ``task`` or another name behind a colon, or as the run was started.
+
+    Beside it the recipe of that file, for a run whose loop was its own.
+    """
     from fogline.cli.sources import existing, load_task_file, task_from_source
 
     if task_file is not None:
         path, _, name = task_file.partition(":") if task_file.count(":") == 1 else (task_file, "", "")
-        return load_task_file(existing(Path(path), "a task file"), name or "task")[0]
+        task, recipe = load_task_file(existing(Path(path), "a task file"), name or "task")
+        watched = (read_info(folder).get("source") or {}).get("kind") == "watch"
+        return task, recipe if watched else None
     source = read_info(folder).get("source")
     if not source or source.get("kind") not in ("task", "data"):
         raise ValueError(
             f"expected a run started by `fogline train`, received {folder}, which was started from Python; "
             "name the file that makes its task with --task FILE.py"
         )
-    return task_from_source(source, folder)[0]
+    return task_from_source(source, folder)[0], None
 
 
 # -- listing -----------------------------------------------------------------------------------------------------------
@@ -290,10 +297,10 @@ def _value(label: str, names: Iterable[str] | None) -> str | int | float:
     return int(value) if value.is_integer() else value
 
 
-def _retrain(run: Run, seeds: int, out: _Out) -> None:
+def _retrain(run: Run, recipe: Recipe | None, seeds: int, out: _Out) -> None:
     from fogline._examples.retrain import retrain
 
-    found = retrain(run, seeds=seeds, say=(lambda words: None) if out.as_json else say)
+    found = retrain(run, None, recipe, seeds, say=(lambda words: None) if out.as_json else say)
     if out.as_json:
         say(found.to_json())
     else:
