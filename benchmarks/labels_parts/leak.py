@@ -78,7 +78,7 @@ def _trained(
         train=(pictures[~held], labels[~held]),
         valid=(pictures[held], labels[held]),
     )
-    recipe = fogline.Recipe(duration=f"{EPOCHS}ep", batch_size=64, lr=2e-3, seed=seed, device="cpu", watch=0)
+    recipe = fogline.Recipe(duration=f"{EPOCHS}ep", batch_size=64, lr=2e-3, seed=seed, device="cpu")
     return task, fogline.fit(task, recipe, runs=runs, progress=False)
 
 

@@ -94,15 +94,31 @@ def ask(folder: Path) -> dict[str, Any]:
     }
 
 
-def neighbours(rows: int, width: int = 64) -> float:
-    """Seconds that the ten nearest of each of so many rows take, exactly."""
-    from fogline._examples.neighbours import nearest
+def neighbours(rows: int = 200_000, width: int = 64, exact: int = 20_000) -> dict[str, Any]:
+    """Seconds that the ten nearest of each take, in cells and exactly, and the recall of cells on some of them."""
+    from fogline._examples.neighbours import MOST_EXACT, nearest, nearest_by_cells, unit
 
     torch.set_num_threads(1)
-    vectors = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, CLASSES, (rows,), generator=generator)
+    heaps = torch.randn(CLASSES, 16, generator=generator)[label] + 0.5 * torch.randn(rows, 16, generator=generator)
+    vectors = unit(heaps @ torch.randn(16, width, generator=generator))
     started = time.perf_counter()
-    nearest(vectors, k=10)
-    return time.perf_counter() - started
+    found, _ = nearest_by_cells(vectors, 10)
+    middle = time.perf_counter()
+    nearest(vectors[:exact], k=10)
+    ended = time.perf_counter()
+    truth, _ = nearest(vectors[:500], vectors, k=11)
+    hits = [len(set(a) & set(b[1:])) / 10 for a, b in zip(found[:500].tolist(), truth.tolist(), strict=True)]
+    return {
+        "rows": rows,
+        "width": width,
+        "seconds": middle - started,
+        "recall": float(np.mean(hits)),
+        "most_exact": MOST_EXACT,
+        "exact_rows": exact,
+        "exact_seconds": ended - middle,
+    }
 
 
 def _largest() -> float:

@@ -2,18 +2,19 @@
 
 A run predicts most classes well before it has learned any label by heart. Order the examples that it predicts to be of
 one class by how sure it is of that, the surest first. Labels that are wrong contradict it wherever in that order they
-lie: a slip of the pen does not ask how clear the example is. What the run itself mistakes, it is mostly unsure of, so
-those contradictions fall off steeply towards its surest predictions. At the rank r, a share from 0 to 1, of that
-order, the density of contradictions is therefore taken as
+lie: a slip of the pen does not ask how clear the example is. What the run itself mistakes, it is mostly unsure of. So
+at the rank r, a share from 0 to 1, the density of contradictions is taken as
 
-    n + c exp(b (r - 1)),    n >= 0, c >= 0, b >= 2,
+    n (1 + s (2 r - 1)) + c d(r)^g,    n >= 0, c >= 0, g one of 1, 1.5, 2, 3,
 
-and ``n``, fitted by maximum likelihood, is the number of wrong labels. Nothing in it has a unit: neither the scale of
-the outputs nor the number of classes matters. Predictions that were the same in two epochs on end are counted, which
-takes out most of what the run is undecided about.
+where d(r) = 1 - p(r) / p(0) is how much less probable the run finds its prediction there than at the top, and ``n``,
+fitted by maximum likelihood and averaged over g, is the number of wrong labels. The slope s is what each visit to a
+wrong label does to it: the run becomes less sure of what it predicts instead. It is read off from how far contradicted
+examples fall back from one epoch to the next, beyond what is usual. Nothing here has a unit: neither the scale of the
+outputs nor the number of classes matters. Predictions that were the same in two epochs on end are counted, which takes
+out most of what the run is undecided about.
 
-The estimate is taken from the epochs after the run has settled (the share of labels it agrees with grew by less than a
-tenth in an epoch), as long as it does not fall: when it does, the run has begun to learn the wrong labels too.
+The epoch is the first that finds the run settled: the share of labels it agrees with grew by less than a tenth.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from numpy.typing import NDArray
 
 from fogline._examples.dynamics import Floats, Record
 
-_BINS = 40
-_STEEPNESS = np.linspace(2.0, 20.0, 37)
-_ROUNDS = 200
-_FIRST = 2  # at the earliest, with the one before it: the first predictions are guesses
+BINS = 40
+_POWERS = (1.0, 1.5, 2.0, 3.0)
+_ROUNDS = 300
+_FIRST = 2  # the first epoch that may count, with the one before it: the very first predictions are guesses
 _SETTLED = 0.1
-_EPOCHS = 10  # that are looked at, at most
+_FEW = 20
+_PER_VISIT = 6.0  # with the density 1 + s (2 r - 1) the mean rank is 1/2 + s / 6
+_MENDED = 0.1  # by so much the run's own mistakes fall back in an epoch: it mends them
+_STEEPEST = 0.6
 _SHORTEST = 6e-8  # the smallest number above zero that float16 holds
+CENTRES = (np.arange(BINS) + 0.5) / BINS
 
 
 @dataclass(frozen=True)
@@ -43,26 +48,15 @@ class Sureness:
             prediction, or did not see the example.
         predicted: (N,) the class, -1 where the rank is NaN.
         wrong: (N,) whether the label is another.
+        doubt: (BINS,) how much less probable its predictions are to it at this rank than at the top: from 0 to 1.
+        pull: how much further contradicted examples fell back in the order than others did, in its surer half.
     """
 
     rank: Floats
     predicted: NDArray[np.int64]
     wrong: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Density:
-    """The density of contradictions over the rank.
-
-    Attributes:
-        count: of wrong labels.
-        deviation: standard deviation of that.
-        steepness: b of the formula above.
-    """
-
-    count: float
-    deviation: float
-    steepness: float
+    doubt: NDArray[np.float64]
+    pull: float
 
 
 @dataclass(frozen=True)
@@ -71,14 +65,16 @@ class Count:
 
     Attributes:
         value: the number.
+        deviation: standard deviation of that.
         interval: it is within, nineteen times in twenty.
-        epochs: the places of the epochs it was taken from.
-        sureness: of the first of them.
+        epoch: the place of the epoch it was taken from.
+        sureness: what the run thought there.
     """
 
     value: float
+    deviation: float
     interval: tuple[float, float]
-    epochs: tuple[int, ...]
+    epoch: int
     sureness: Sureness
 
 
@@ -88,21 +84,11 @@ def count_errors(record: Record, targets: NDArray[np.int64]) -> Count:
     Args:
         targets: (N,) labels.
     """
-    total, first = len(record.epochs), settled(record)
-    used: list[Density] = []
-    start: Sureness | None = None
-    for at in range(first, min(first + _EPOCHS, total)):
-        sure = sureness(record, targets, at)
-        found = density(sure)
-        if used and found.count < _mean(used) - max(used[0].deviation, found.deviation) / 2:
-            break
-        start = start or sure
-        used.append(found)
-    assert start is not None
-    value = _mean(used)
-    deviation = min(each.deviation for each in used)
+    at = settled(record)
+    sure = sureness(record, targets, at)
+    value, deviation = density(sure)
     interval = (max(0.0, value - 1.96 * deviation), min(value + 1.96 * deviation, float(record.count)))
-    return Count(value, interval, tuple(range(first, first + len(used))), start)
+    return Count(value, deviation, interval, at, sure)
 
 
 def settled(record: Record) -> int:
@@ -116,23 +102,41 @@ def settled(record: Record) -> int:
     return min(max(_FIRST, len(record.epochs) // 2), len(record.epochs) - 1)
 
 
-def _mean(found: list[Density]) -> float:
-    """Weighted by precision."""
-    weights = [1 / max(each.deviation, 1.0) ** 2 for each in found]
-    return sum(w * each.count for w, each in zip(weights, found, strict=True)) / sum(weights)
-
-
 def sureness(record: Record, targets: NDArray[np.int64], at: int) -> Sureness:
     """Of the epoch at this place and, unless it is the first, the one before it."""
     places = [at] if at == 0 else [at - 1, at]
     predicted = [record.values("predicted", place).astype(np.int64) for place in places]
     stable = (predicted[0] == predicted[-1]) & (predicted[0] >= 0)
-    score = sum(_log_largest(record, place) for place in places)
-    label = np.where(stable, predicted[-1], -1)
-    rank = np.full(record.count, np.nan)
     known = np.flatnonzero(stable)
-    rank[known] = rank_within(label[known], np.asarray(score)[known])
-    return Sureness(rank, label, stable & (label != targets))
+    scores = [_log_largest(record, place)[known] for place in places]
+    label, contradicted = predicted[-1][known], predicted[-1][known] != targets[known]
+    rank = np.full(record.count, np.nan)
+    rank[known] = rank_within(label, sum(scores[1:], scores[0]))
+    mean = np.exp(sum(scores[1:], scores[0]) / len(scores))
+    pull = 0.0 if len(scores) < 2 else _pull(label, contradicted, scores)
+    return Sureness(
+        rank,
+        np.where(stable, predicted[-1], -1),
+        stable & (predicted[-1] != targets),
+        _doubt(rank[known], mean),
+        pull,
+    )
+
+
+def _doubt(rank: Floats, probability: Floats) -> NDArray[np.float64]:
+    place = np.minimum((rank * BINS).astype(np.int64), BINS - 1)
+    means = np.bincount(place, probability, BINS) / np.maximum(np.bincount(place, minlength=BINS), 1)
+    falling = np.minimum.accumulate(np.where(means > 0, means, np.inf))
+    return 1 - falling / falling[0] if np.isfinite(falling[0]) else CENTRES.copy()
+
+
+def _pull(label: NDArray[np.int64], contradicted: NDArray[np.bool_], scores: list[Floats]) -> float:
+    before, after = (rank_within(label, score) for score in scores)
+    surer = before + after < 1
+    if (contradicted & surer).sum() < _FEW or not (~contradicted & surer).any():
+        return 0.0
+    back = after - before
+    return float(back[contradicted & surer].mean() - back[~contradicted & surer].mean())
 
 
 def _log_largest(record: Record, at: int) -> Floats:
@@ -164,38 +168,44 @@ def rank_within(group: NDArray[np.int64], score: Floats) -> Floats:
     return rank
 
 
-def density(sure: Sureness) -> Density:
-    """Fit the density of contradictions, scaled to all that were seen.
+def density(sure: Sureness) -> tuple[float, float]:
+    """The number of wrong labels and its standard deviation, scaled to all examples.
 
     Raises:
         ValueError: no example has a rank.
     """
-    ranked = np.isfinite(sure.rank)
-    if not ranked.any():
+    ranked = int(np.isfinite(sure.rank).sum())
+    if not ranked:
         raise ValueError("expected examples that were seen, received none")
-    counts = np.histogram(sure.rank[sure.wrong], bins=_BINS, range=(0.0, 1.0))[0].astype(np.float64)
-    fits = np.array([_fit(counts, steepness) for steepness in _STEEPNESS])  # (steepness, 3)
-    likelihood, number, deviation = fits.T
+    counts = np.histogram(sure.rank[sure.wrong], bins=BINS, range=(0.0, 1.0))[0].astype(np.float64)
+    if not counts.any():
+        return 0.0, 1.0
+    scale = len(sure.rank) / ranked
+    shapes = np.stack([(sure.doubt / max(sure.doubt.max(), 1e-9)) ** power + 1e-6 for power in _POWERS])
+    number, deviation = _fit(counts, shapes, 0.0)
+    pure = min(1.0, number / 2 / max(counts[: BINS // 2].sum(), 1.0))  # of the contradictions in the surer half
+    slope = _PER_VISIT * (sure.pull - (1 - pure) * _MENDED)
+    if slope > 0:
+        number, deviation = _fit(counts, shapes, min(slope, _STEEPEST))
+    return number * scale, deviation * scale
+
+
+def _fit(counts: NDArray[np.float64], shapes: NDArray[np.float64], slope: float) -> tuple[float, float]:
+    """n and its deviation: mixtures of two known shapes, (shapes, BINS), by expectation maximisation."""
+    flat = 1 + slope * (2 * CENTRES - 1)
+    total = shapes.sum(1)
+    number = np.full(len(shapes), max(counts[: BINS // 2].sum() * 2, 1.0))
+    mistakes = np.full(len(shapes), max(counts[-BINS // 4 :].sum() * 4, 1.0))
+    for _ in range(_ROUNDS):
+        share = counts * BINS / (number[:, None] * flat + mistakes[:, None] * shapes)
+        number, mistakes = number * (share * flat).mean(1), mistakes * (share * shapes).sum(1) / total
+    mean = np.maximum((number[:, None] * flat + mistakes[:, None] * shapes) / BINS, 1e-12)
+    likelihood = (counts * np.log(mean) - mean).sum(1)
     weights = np.exp(likelihood - likelihood.max())
     weights /= weights.sum()
-    mean = float(weights @ number)
-    spread = float(np.sqrt(weights @ (deviation**2 + (number - mean) ** 2)))
-    scale = len(sure.rank) / int(ranked.sum())
-    return Density(mean * scale, spread * scale, float(_STEEPNESS[likelihood.argmax()]))
-
-
-def _fit(counts: NDArray[np.float64], steepness: float) -> tuple[float, float, float]:
-    """Log-likelihood, n and its deviation for one b: a mixture of two known shapes, by expectation maximisation."""
-    centres = (np.arange(_BINS) + 0.5) / _BINS
-    shape = np.exp(steepness * (centres - 1))
-    flat, steep = max(counts[: _BINS // 2].sum() * 2, 1.0), max(counts[-_BINS // 4 :].sum() * 4, 1.0)
-    for _ in range(_ROUNDS):
-        share = counts * _BINS / np.maximum(flat + steep * shape, 1e-12)
-        before, flat, steep = flat, flat * share.mean(), steep * float(share @ shape / shape.sum())
-        if abs(flat - before) < 1e-3 * (before + 1):
-            break
-    mean = (flat + steep * shape) / _BINS
-    likelihood = float((counts * np.log(np.maximum(mean, 1e-300)) - mean).sum())
-    columns = np.stack([np.ones(_BINS), shape]) / _BINS
-    information = (columns / np.maximum(mean, 1e-9)) @ columns.T
-    return likelihood, flat, float(np.sqrt(np.linalg.pinv(information)[0, 0]))
+    estimate = float(weights @ number)
+    of_flat, of_both, of_shape = (
+        (product / BINS**2 / mean).sum(1) for product in (flat * flat, flat * shapes, shapes * shapes)
+    )
+    variance = of_shape / np.maximum(of_flat * of_shape - of_both**2, 1e-300)
+    return estimate, float(np.sqrt(weights @ (variance + (number - estimate) ** 2)))

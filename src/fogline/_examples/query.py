@@ -81,7 +81,9 @@ def _plain(values: Any) -> NDArray[Any]:
         return np.asarray(values.data)
     if values.dtype.kind in "iufb":
         return np.ma.filled(values.astype(np.float64), np.nan)
-    return np.ma.filled(values.astype(object), None)
+    found = np.array(values.data, dtype=object)
+    found[values.mask] = None
+    return found
 
 
 def _explained(message: str, columns: Mapping[str, NDArray[Any]]) -> str:
