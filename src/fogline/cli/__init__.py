@@ -118,6 +118,7 @@ def train(
     step: Annotated[Text, _recipe_option("auto, eager, compiled or chunked.", "MODE")] = None,
     workers: Annotated[Whole, _recipe_option("Processes that load data.", "COUNT")] = None,
     watch: Annotated[Real, _recipe_option("Share of the time that signals may cost.", "SHARE")] = None,
+    examples: Annotated[bool | None, typer.Option("--examples/--no-examples", rich_help_panel="Recipe")] = None,
     device: DeviceOption = None,
 ) -> None:
     """Train a model and say how it went.

@@ -58,7 +58,7 @@ class LossOfEach:
         >>> LossOfEach.of(mine, outputs, targets, torch.tensor(1.5))(outputs, targets)
         tensor([1., 2.])
         """
-        known = losses.family(loss) != "unknown"
+        known, value = losses.family(loss) != "unknown", value.detach()
         for function in (_unreduced(loss), _by_rows(loss)):
             if function is not None and _agrees(function, outputs, targets, None if known else value):
                 bounded = _bounded(function) if losses.on_probabilities(loss) else function
@@ -117,5 +117,5 @@ def _agrees(function: Callable[[Any, Any], Tensor], outputs: Tensor, targets: Te
         return False
     if value is None or value.ndim or not bool(torch.isfinite(value)):
         return True
-    off = [abs(float(total - value.detach())) for total in (found.mean(), found.sum())]
+    off = [abs(float(total - value)) for total in (found.mean(), found.sum())]
     return min(off) <= _TOLERANCE * abs(float(value)) + 1e-6
