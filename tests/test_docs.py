@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("quickstart", "how-to-choose", "watch", "doctor", "figures", "landscape", "dashboard", "examples")
+NAMES = (
+    "quickstart",
+    "how-to-choose",
+    "watch",
+    "doctor",
+    "figures",
+    "landscape",
+    "dashboard",
+    "examples",
+    "examples-ranking",
+)
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 
 
