@@ -47,10 +47,11 @@ def page(cells: Mapping[str, Cell], stamp: Mapping[str, Any]) -> str:
 
 _INTRODUCTION = """# Which labels are wrong, how many, and what is rare but right
 
-Wrong labels are planted in 5,000 MNIST images (a perceptron, 784-256-128-10, 20 epochs) and in 12,000 of
+Wrong labels are planted in 5,000 MNIST images (a perceptron, 784-256-128-10, 20 epochs) and in 6,000 of
 Fashion-MNIST (two convolutions, 8 epochs): to any other class (*symmetric*) or to the next one (*pair*). `fogline.fit`
 trains with its defaults, batches of 64, and nothing held out; then `fogline.examples(run).label_errors()` is asked,
-once with the data at hand and once from the recorded epochs alone. Made by `python benchmarks/labels.py --seeds 3 --write`; seeds 20 to 22
+once with the data at hand and once from the recorded epochs alone. Made by
+`python benchmarks/labels.py --seeds 3 --write`; seeds 20 to 22
 (Fashion-MNIST: 20). The method and its few weights were chosen on `load_digits`, on noise of 5, 10 and 30 percent, and
 on seeds 0 and 1 of the problems here; the count was mended once after a look at seeds 10 to 12, which are not shown."""
 
@@ -247,8 +248,8 @@ def _scale(cells: Mapping[str, Cell]) -> str:
     parts = [words, timing.table(["", "s"], rows)]
     if near := cells.get("neighbours"):
         parts.append(
-            f"With a task, neighbours come on top. Of {near['rows']:,} examples in {near['width']} dimensions (heaps of "
-            f"100 classes, drawn) the ten nearest take {near['seconds']:.0f} s in cells, which find "
+            f"With a task, neighbours come on top. Of {near['rows']:,} examples in {near['width']} dimensions (heaps "
+            f"of 100 classes, drawn) the ten nearest take {near['seconds']:.0f} s in cells, which find "
             f"{near['recall']:.1%} of those an exact search finds; the time grows as the number of examples. Up to "
             f"{near['most_exact']:,} the search is exact: {near['exact_seconds']:.0f} s for {near['exact_rows']:,}."
         )

@@ -1,7 +1,7 @@
 """Nearest neighbours in blocks of bounded memory: exact, and of very many rows in cells.
 
 Comparing every row with every other takes time as the square of their number. Above 50,000 rows each is compared only
-with those of the cells nearest to its own, which finds nearly all that are near.
+with those of the cells nearest to its own, which finds about nine in ten; benchmarks/labels.py measures it.
 """
 
 from __future__ import annotations
