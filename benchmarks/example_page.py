@@ -227,14 +227,14 @@ Made by `python benchmarks/example_page.py --write`.
 
 {page}
 
-Beside its own process nothing of this is needed again until an epoch is recorded; wall times are those of a machine that
-was busy with other things, as the load says.
+The first line is needed once, and again when an epoch has been recorded. Wall times are those of a machine that was busy
+with other things, as the load says.
 
 ## Edits of likely label errors
 
 Symmetric noise of 20 % was planted in the training labels (seed 1); held-out labels are as they were. The run is one of
-seed 0; likely label errors are those of `fogline.examples(run, task)`. Held-out accuracy, mean over seeds 0 to {last}, and
-the paired difference with its interval over seeds.
+seed 0; likely label errors are those of `fogline.examples(run, task)`. Held-out accuracy, mean over seeds 0 to {last},
+and the paired difference with its interval over seeds.
 
 {worth}
 """
