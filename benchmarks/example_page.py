@@ -227,8 +227,8 @@ Made by `python benchmarks/example_page.py --write`.
 
 {page}
 
-The first line is needed once, and again when an epoch has been recorded. Wall times are those of a machine that was busy
-with other things, as the load says.
+The first line is needed once, and again when an epoch has been recorded. Wall times are those of a machine that was
+busy with other things, as the load says.
 
 ## Edits of likely label errors
 
