@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fogline.record.store import Store
+from fogline.record.example_files import write_epoch, write_targets
+from fogline.record.store import Store, read_info, write_json
 from fogline.verdict import Verdict
 
 
@@ -160,3 +161,49 @@ def full_run(folder: Path) -> Path:
     add_findings(folder, [(0, finding()), (120, finding("dead_units", "minor", trial=None))])
     add_layers(folder, ["0", "2"])
     return add_confusion(folder, [[9, 1], [2, 8]])
+
+
+def add_examples(
+    folder: Path,
+    count: int = 60,
+    *,
+    epochs: int = 8,
+    classes: Sequence[str] = ("bird", "cat", "dog"),
+    wrong: Sequence[int] = (3, 14, 27),
+    seed: int = 0,
+) -> Path:
+    """What the examples of a classification did, in a run that is there; returns the folder.
+
+    The labels are 0, 1, 2, 0, ...; the wrong ones are really of the next class, which the run says until its last
+    epochs, in which it learns them by heart.
+    """
+    random, number = np.random.default_rng(seed), len(classes)
+    targets = np.arange(count) % number
+    truth = targets.copy()
+    truth[list(wrong)] = (truth[list(wrong)] + 1) % number
+    ease = random.uniform(1.5, 3.0, count)
+    for epoch in range(epochs):
+        share = (epoch + 1) / epochs
+        logits = random.normal(0, 0.3, (count, number))
+        logits[np.arange(count), truth] += 5 * share * ease
+        if share > 0.8:
+            logits[list(wrong), targets[list(wrong)]] += 9 * share * ease[list(wrong)]
+        chances = np.exp(logits - logits.max(1, keepdims=True))
+        chances /= chances.sum(1, keepdims=True)
+        own, others = logits[np.arange(count), targets], logits.copy()
+        others[np.arange(count), targets] = -np.inf
+        mine, predicted = chances[np.arange(count), targets], logits.argmax(1)
+        values = {
+            "loss": -np.log(mine + 1e-6),
+            "margin": own - others.max(1),
+            "confidence": mine,
+            "correct": predicted == targets,
+            "gradient_norm": 2 * (1 - mine),
+        }
+        columns: dict[str, Any] = {name: column.astype(np.float16) for name, column in values.items()}
+        write_epoch(folder, epoch, 10 * (epoch + 1), columns | {"predicted": predicted.astype(np.int16)})
+    write_targets(folder, targets.astype(np.int64))
+    info = read_info(folder)
+    about = {"kind": "classification", "count": count, "classes": list(classes)}
+    write_json(folder / "run.json", info | {"examples": about})
+    return folder

@@ -31,6 +31,18 @@ def blocks(page: str) -> list[tuple[int, str]]:
     return [(text[: fence.start()].count("\n") + 1, fence[1]) for fence in FENCE.finditer(text)]
 
 
+def programs(page: str) -> list[tuple[int, str]]:
+    """The same, where a block that imports nothing goes on with the names of the one before."""
+    found: list[tuple[int, str]] = []
+    for line, code in blocks(page):
+        if found and not re.search(r"^(import|from) ", code, re.MULTILINE):
+            begun, before = found.pop()
+            # Line numbers of a failure stay those of the page.
+            line, code = begun, before + "\n" * (line - begun - before.count("\n")) + code
+        found.append((line, code))
+    return found
+
+
 def execute(page: str, line: int, code: str, names: dict[str, Any]) -> None:
     # Line numbers of a failure are those of the page.
     exec(compile("\n" * line + code, str(ROOT / page), "exec"), names)
@@ -44,7 +56,7 @@ ALONE = [
     pytest.param(page, line, code, id=f"{page}:{line}")
     for page in pages()
     if page != TOGETHER and not translated(page)
-    for line, code in blocks(page)
+    for line, code in programs(page)
 ]
 
 

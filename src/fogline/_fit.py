@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fogline.data.source import fingerprint
+from fogline.data.source import InMemory, fingerprint
 from fogline.descent.batches import split
 from fogline.descent.confusion import Confusion, added_up
 from fogline.descent.group import World, joined
@@ -339,6 +339,8 @@ def _looped(
         descent.save()
         complete = True
         _finish(run, descent, info, slope)
+        if descent.world is None or descent.world.first:
+            _keep_looks(run.folder, prepared)
         if descent.world is not None:
             descent.world.together("the end of the run")
     except StopRequested:
@@ -359,6 +361,16 @@ def _recorded(prepared: Prepared) -> dict[str, Any] | None:
     """What ``run.json`` says of the examples."""
     examples = prepared.descent.examples
     return None if examples is None else examples.described(prepared.opened.facts.classes)
+
+
+def _keep_looks(folder: Path, prepared: Prepared) -> None:
+    """What some examples look like, where they were recorded and lie in memory: so that the dashboard shows them."""
+    from fogline._examples.looks import hardest, keep_looks
+
+    if prepared.descent.examples is None or not isinstance(prepared.opened.train, InMemory):
+        return
+    with suppress(OSError):  # the run is over and kept: pictures are no reason to fail
+        keep_looks(folder, prepared.opened, hardest(folder))
 
 
 def _leave(descent: Descent, info: dict[str, Any], *, save: bool = True) -> None:

@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from dashboard.conftest import Answer, Served
+from fogline._examples.edits import Edits
 from fogline.dashboard.guard import HEADERS, POLICY
-from run_folders import make_run
+from run_folders import add_examples, make_run
 
 FOREIGN_HOSTS = [
     "evil.example",
@@ -56,7 +57,19 @@ def test_localhost_is_ours_too(dashboard: Served) -> None:
     "cookie", [None, "", "fogline={token}", "fogline-{port}=", "fogline-{port}={token}", "x=y; ;;=", "a" * 4000]
 )
 @pytest.mark.parametrize(
-    "path", ["/", "/compare", "/runs/guarded", "/runs/guarded/parts", "/live", "/static/x/style.css", "/nothing"]
+    "path",
+    [
+        "/",
+        "/compare",
+        "/runs/guarded",
+        "/runs/guarded/parts",
+        "/runs/guarded/examples",
+        "/runs/guarded/examples/map?colour=loss",
+        "/runs/guarded/examples/0/thumbnail",
+        "/live",
+        "/static/x/style.css",
+        "/nothing",
+    ],
 )
 def test_nothing_is_shown_without_the_cookie(dashboard: Served, path: str, cookie: str | None) -> None:
     given = None if cookie is None else cookie.format(port=dashboard.port, token=dashboard.token)
@@ -79,12 +92,16 @@ def test_the_token_is_exchanged_for_a_cookie_that_scripts_and_other_sites_cannot
 
 
 @pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
-@pytest.mark.parametrize("path", ["/runs/guarded/stop", "/runs/guarded/sql"])
+@pytest.mark.parametrize("path", ["stop", "sql", "examples/edit", "examples/undo", "examples/list", "examples/sql"])
 def test_a_change_needs_our_own_origin(dashboard: Served, path: str, origin: str | None) -> None:
-    make_run(dashboard.runs / "guarded", verdict=None)
-    answer = dashboard.ask(path, "POST", '{"sql": "select 1"}', Origin=said(origin, dashboard))
+    folder = make_run(dashboard.runs / "guarded", verdict=None)
+    if not (folder / "examples").exists():
+        add_examples(folder)
+    body = '{"sql": "select 1", "ids": [1], "action": "drop"}'
+    answer = dashboard.ask(f"/runs/guarded/{path}", "POST", body, Origin=said(origin, dashboard))
     assert answer.status == 403
-    assert not (dashboard.runs / "guarded" / "stop").exists()
+    assert not (folder / "stop").exists()
+    assert len(Edits(folder)) == 0
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])

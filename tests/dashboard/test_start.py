@@ -14,7 +14,7 @@ import pytest
 
 from dashboard.conftest import served, start
 from fogline.record.store import read_info
-from run_folders import make_run, measured_rate
+from run_folders import add_examples, make_run, measured_rate
 
 TASK = """
 import torch, fogline
@@ -25,20 +25,23 @@ task = fogline.Task(model=nn.Linear(1, 1), loss=nn.MSELoss(), train=(X, 2 * X))
 
 
 def test_no_page_imports_pytorch(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", resolved=measured_rate())
+    add_examples(make_run(tmp_path / "run", resolved=measured_rate()))
     code = f"""
 import sys, types
 from pathlib import Path
 sys.modules["torch"] = None  # importing it fails from here on
 from fogline.cli import app
 import fogline.dashboard.server, fogline.dashboard.beside
-from fogline.dashboard import run_page, runs_page
+from fogline.dashboard import example_cards, run_page, runs_page
+from fogline.dashboard.example_table import Tables
 from fogline.dashboard.runs import Folder
 from fogline.plots import FIGURES
 folder = Folder(Path({str(tmp_path)!r}))
 view, summary = folder.view("run"), folder.summary("run")
 runs_page.runs_page(folder), runs_page.compare_page(folder, ["run", "run"])
-run_page.overview(view, summary), run_page.rate_page(view), run_page.landscape_page(view), run_page.examples_page(view)
+run_page.overview(view, summary), run_page.rate_page(view), run_page.landscape_page(view)
+seen = Tables().of(view.folder)
+run_page.examples_page(view, seen), example_cards.cards(seen, seen.with_edits, [0, 1], "run")
 for name in (*run_page.overview_figures(view), "rate"):
     FIGURES[name](view)
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,9 @@ from fogline._examples.dynamics import Record, open_record
 from fogline._examples.query import QueryError
 from fogline._examples.result import Examples, LabelErrors
 from fogline.run import Run
-from fogline.task import Task
+
+if TYPE_CHECKING:
+    from fogline.task import Task
 
 __all__ = ["Examples", "LabelErrors", "QueryError", "Record", "examples", "open_record"]
 
@@ -29,7 +31,8 @@ def examples(
 
     Args:
         run: a run or its folder.
-        task: of a run that was opened without one. With it the data itself is looked at: neighbours, duplicates, leaks.
+        task: of a run that was opened without one. With it the data itself is looked at: neighbours, duplicates, leaks;
+            and what some thousand examples look like is kept in the run, for the dashboard.
         columns: more columns of the table by name, a value for each training example.
 
     Returns:
@@ -47,4 +50,9 @@ def examples(
     for name, values in made.items():
         if values.shape != (record.count,):
             raise ValueError(f"expected the column {name!r} with {record.count} values, received shape {values.shape}")
-    return Examples(run, record, run.task or task, made)
+    task = run.task or task
+    if task is not None:
+        from fogline._examples.looks import keep_if_missing
+
+        keep_if_missing(run, task)
+    return Examples(run, record, task, made)

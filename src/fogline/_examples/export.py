@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from fogline._examples.query import load
 from fogline.errors import unknown
 from fogline.record.store import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv, delimiter '\t'", ".json": "json"}
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from fogline._examples.duplicates import OFTEN, RARELY, groups, near_by_chance, pairs
 from fogline._examples.dynamics import Floats, Record, summarise
+from fogline._examples.edits import Edits, Label, edit_columns
 from fogline._examples.export import cleanlab_table, write_fiftyone, write_table
-from fogline._examples.neighbours import nearest
+from fogline._examples.kept import keep_ranking, kept_ranking
 from fogline._examples.query import query
 from fogline._examples.ranking import Ranking, rank_labels
-from fogline._examples.slices import clusters, worse_slices
-from fogline._examples.spaces import Spaces
 from fogline.record.store import Table
 from fogline.run import Run
-from fogline.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fogline._examples.retrain import Retrained
+    from fogline._examples.spaces import Spaces
+    from fogline.recipe import Recipe
+    from fogline.task import Task
+
+# PyTorch is imported by what looks at the data: the record of a run is read without.
 
 _NEIGHBOURS = 10
 _MOST_CLUSTERS = 20
@@ -78,7 +83,7 @@ class Examples:
     ) -> None:
         self.run, self.record, self.task = run, record, task
         self.columns = dict(columns or {})
-        self.spaces = None if task is None else Spaces(run, record, task)
+        self.spaces = None if task is None else _spaces(run, record, task)
 
     def __len__(self) -> int:
         return self.record.count
@@ -88,13 +93,24 @@ class Examples:
 
     @cached_property
     def ranking(self) -> Ranking:
-        """The ranking of the labels; with a task the neighbours of each example have a say."""
-        return rank_labels(self.record, self.near)
+        """The ranking of the labels; with a task the neighbours of each example have a say.
+
+        That ranking is kept in the run, and is the one without a task from then on, until more epochs are recorded.
+        """
+        if self.spaces is None:
+            return kept_ranking(self.run.folder) or rank_labels(self.record)
+        found = rank_labels(self.record, self.near)
+        keep_ranking(self.run.folder, found)
+        return found
 
     @cached_property
     def near(self) -> list[NDArray[np.int64]]:
         """The ten nearest of each training example in each space there is, (N, 10); [] without a task."""
-        return [] if self.spaces is None else [nearest(rows, k=_NEIGHBOURS)[0] for rows in self.spaces.spaces()]
+        if self.spaces is None:
+            return []
+        from fogline._examples.neighbours import nearest
+
+        return [nearest(rows, k=_NEIGHBOURS)[0] for rows in self.spaces.spaces()]
 
     @cached_property
     def table(self) -> Table:
@@ -138,12 +154,13 @@ class Examples:
         )
 
     def sql(self, text: str) -> Table:
-        """Answer a ``select`` over the table ``examples``, which is :attr:`table`.
+        """Answer a ``select`` over the table ``examples``: :attr:`table`, and in ``edit`` and ``edit_label`` what was
+        decided about each.
 
         Raises:
             ValueError: it is no select, or names what is not there.
         """
-        return query(self.table.columns, text)
+        return query({**self.table.columns, **edit_columns(self.edits.table, len(self))}, text)
 
     def neighbours(self, example: int, k: int = 10) -> Table:
         """The training examples nearest to one of them by what the model makes of them, nearest first.
@@ -161,6 +178,8 @@ class Examples:
         """
         if not 0 <= example < len(self):
             raise IndexError(f"expected an example from 0 to {len(self) - 1}, received {example}")
+        from fogline._examples.neighbours import nearest
+
         rows = self._first_space()
         near, far = nearest(rows[example : example + 1], rows, k + 1)
         other = near[0] != example
@@ -176,6 +195,8 @@ class Examples:
         Raises:
             ValueError: the run has no task.
         """
+        from fogline._examples.neighbours import nearest
+
         near, far = nearest(self._first_space(), k=_NEIGHBOURS)
         mean = far.mean(1)
         score = mean / np.maximum(mean[near].mean(1), 1e-12)
@@ -196,6 +217,8 @@ class Examples:
         Raises:
             ValueError: the run has no task.
         """
+        from fogline._examples.duplicates import near_by_chance, pairs
+
         spaces = self._spaces()
         rows, labels = spaces.looks["train"], spaces.labels("train")
         found = pairs(rows, None, near_by_chance(rows) if within is None else within)
@@ -217,6 +240,8 @@ class Examples:
         Raises:
             ValueError: the run has no task, or the task holds nothing out.
         """
+        from fogline._examples.duplicates import RARELY
+
         count, found = self._across(within, RARELY)
         crossing = (found["first"] < count) & (found["second"] >= count)
         return Table(
@@ -240,12 +265,18 @@ class Examples:
         Raises:
             ValueError: the run has no task, or the task holds nothing out.
         """
+        from fogline._examples.duplicates import OFTEN, groups
+
         count, found = self._across(within, OFTEN)
         total = count + len(self._spaces().looks["valid"])
         number = groups(total, found)
         return number[:count], number[count:]
 
     def _across(self, within: float | None, chance: float) -> tuple[int, Table]:
+        import torch
+
+        from fogline._examples.duplicates import near_by_chance, pairs
+
         spaces = self._spaces()
         if "valid" not in spaces.looks:
             raise ValueError(
@@ -270,6 +301,8 @@ class Examples:
             ``column``, ``value``, ``count``, ``mean``, ``rest`` (the mean of the rest) and ``p``, corrected for how
             many slices were tested; the surest first. Slices may overlap.
         """
+        from fogline._examples.slices import clusters, worse_slices
+
         columns: dict[str, NDArray[Any]] = dict(self.columns)
         if self.record.kind == "classification" and "target" in self.table.columns:
             named = "target_class" if "target_class" in self.table.columns else "target"
@@ -360,6 +393,44 @@ class Examples:
         names = self.record.classes or [str(k) for k in range(int(self.table["target"].max()) + 1)]
         return write_fiftyone(Path(folder), pictures, self.table, names, chosen)
 
+    @property
+    def edits(self) -> Edits:
+        """What was decided about examples: relabelled, left out, kept; the data itself is never changed."""
+        return Edits(self.run.folder)
+
+    def edit(self, ids: Iterable[int], action: str, labels: Label | Sequence[Label] | None = None) -> None:
+        """Decide about examples: "relabel" with labels, "drop" or "keep"; ``examples.edits.undo()`` takes it back.
+
+        Args:
+            ids: their positions in the training data.
+            action: "relabel", "drop" (left out when retraining) or "keep" (looked at, and right as it is).
+            labels: to relabel, one for all or one for each: class names or numbers, or numbers to predict.
+
+        Raises:
+            ValueError, TypeError: examples, labels or an action that there are not.
+        """
+        self.edits.edit(ids, action, labels)
+
+    def retrain(
+        self, task: Task | None = None, recipe: Recipe | None = None, seeds: int | Sequence[int] = 3
+    ) -> Retrained:
+        """Train with the edits and without, from the same seeds, and compare the held-out scores.
+
+        Args:
+            task: by default the one of the run.
+            recipe: by default that of the run with its resolved values: nothing is measured again.
+            seeds: how many, or which; twice as many runs are trained.
+
+        Returns:
+            ``differences`` with their intervals, and a sentence for each as text.
+
+        Raises:
+            ValueError: nothing was edited, no task is at hand, nothing is held out, or the data is not that of the run.
+        """
+        from fogline._examples.retrain import retrain
+
+        return retrain(self.run, task or self.task, recipe, seeds)
+
     def _ranked(self) -> Ranking:
         if self.record.kind != "classification":
             raise ValueError(f"expected a run of a classification, received one of {self.record.kind}")
@@ -378,3 +449,9 @@ class Examples:
                 "fogline.examples(run, task=task)"
             )
         return self.spaces
+
+
+def _spaces(run: Run, record: Record, task: Task) -> Spaces:
+    from fogline._examples.spaces import Spaces
+
+    return Spaces(run, record, task)

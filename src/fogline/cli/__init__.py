@@ -448,6 +448,62 @@ def landscape(
         print_landscape(seen, folder, as_json=as_json, plot=plot, three=three)
 
 
+@app.command("examples")
+def list_examples(
+    run: RunArgument,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="FILE.py[:NAME]", help="The task of a run that was started from Python."),
+    ] = None,
+    data: Annotated[
+        bool,
+        typer.Option(
+            "--data", help="Also look at the data itself: leaks, copies, outliers, pictures for the dashboard."
+        ),
+    ] = False,
+    top: Annotated[int, typer.Option(metavar="COUNT", min=0, help="Label errors that are listed.")] = 20,
+    sql: Annotated[
+        str | None, typer.Option(metavar="SELECT", help="Ask the table `examples`, one row an example, in SQL.")
+    ] = None,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write that table as .csv or .parquet.")] = None,
+    edit: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="relabel|drop|keep IDS",
+            help="Decide about examples: 3,17,20-25; 3=cat,17=dog to relabel; likely:50 for the likeliest errors.",
+        ),
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Take back what was decided last.")] = False,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train with the edits and without, and compare held-out scores.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Of --retrain: twice as many runs.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Tell what each training example of a run did: likely label errors, and what stands out.
+
+    Edits are kept in the run folder; the data itself is never changed.
+    """
+    with told_plainly():
+        from fogline.cli.examples import tell
+
+        tell(
+            run,
+            runs,
+            task_file=task,
+            data=data,
+            top=top,
+            sql=sql,
+            export=export,
+            edit=edit,
+            undo=undo,
+            retrain=retrain,
+            seeds=seeds,
+            as_json=as_json,
+        )
+
+
 @app.command()
 def export(
     run: RunArgument,

@@ -91,8 +91,12 @@ def data_task(path: Path, target: str | None, valid: str | None) -> Task:
     return Task(train=str(path), valid=valid, target=target, name=path.stem)
 
 
-def load_task_file(path: Path) -> tuple[Task, Recipe | None]:
+def load_task_file(path: Path, called: str = "task") -> tuple[Task, Recipe | None]:
     """Run a Python file under a private name, with its folder importable, and take ``task`` and ``recipe`` from it.
+
+    Args:
+        path: of the file.
+        called: the name of its task.
 
     Raises:
         ValueError: the file has no ``task``; says what it has.
@@ -102,15 +106,15 @@ def load_task_file(path: Path) -> tuple[Task, Recipe | None]:
     from fogline.task import Task
 
     module = load_module(path)
-    if not hasattr(module, "task"):
+    if not hasattr(module, called):
         names = [name for name in vars(module) if not name.startswith("_")]
         raise ValueError(
-            f"expected {path} to define `task = fogline.Task(...)`, found no `task` in it"
+            f"expected {path} to define `{called} = fogline.Task(...)`, found no `{called}` in it"
             + (f"; it defines {', '.join(names)}" if names else "; it defines nothing")
         )
-    task, recipe = module.task, getattr(module, "recipe", None)
+    task, recipe = getattr(module, called), getattr(module, "recipe", None)
     if not isinstance(task, Task):
-        raise TypeError(f"expected `task` in {path} to be a fogline.Task, received {_kind(task)}")
+        raise TypeError(f"expected `{called}` in {path} to be a fogline.Task, received {_kind(task)}")
     if not (recipe is None or isinstance(recipe, Recipe)):
         raise TypeError(f"expected `recipe` in {path} to be a fogline.Recipe, received {_kind(recipe)}")
     return task, recipe

@@ -23,6 +23,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 
 from fogline.dashboard import assets, query, runs_page
+from fogline.dashboard.examples_app import ExamplePages
 from fogline.dashboard.guard import Access, Guard
 from fogline.dashboard.live import live
 from fogline.dashboard.markup import THEMES, empty, page
@@ -49,6 +50,7 @@ class Dashboard:
 
     def __init__(self, root: Path) -> None:
         self.folder = Folder(root)
+        self.example_pages = ExamplePages(self.folder)
         self._drawn: OrderedDict[tuple[Any, ...], str] = OrderedDict()
         self._keeping = threading.Lock()  # requests are answered by several threads
 
@@ -72,6 +74,7 @@ class Dashboard:
             Route("/tuning", self.searches),
             Route("/tuning/{name}", self.search),
             Route("/tuning/{name}/figures/{figure}", self.search_figure),
+            *self.example_pages.routes(),
             Route("/static/{version}/{file}", self.static),
         ]
 
@@ -127,9 +130,16 @@ class Dashboard:
         return self._of_run(request, landscape_page)
 
     def examples(self, request: Request) -> Response:
-        from fogline.dashboard.run_page import examples_page
+        from fogline.dashboard.run_page import examples_page, examples_wait
 
-        return self._of_run(request, examples_page)
+        name = request.path_params["name"]
+        view = self.folder.view(name)
+        if self.example_pages.at_once(name):
+            body = examples_page(view, self.example_pages.drawable(name))
+        else:
+            body = examples_wait(view)
+        scripts = ["figures.js", "sql.js", "examples.js"]
+        return HTMLResponse(page(name, body, theme=_theme(request), scripts=scripts, figures=True))
 
     def _of_run(self, request: Request, make: Page) -> Response:
         name = request.path_params["name"]

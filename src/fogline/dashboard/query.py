@@ -1,6 +1,7 @@
 """SQL over one run, in a process of its own that can read that run and nothing else, and may take only so long.
 
-``python -m fogline.dashboard.query`` reads ``{"folder": ..., "sql": ...}`` and writes the answer, both as JSON.
+``python -m fogline.dashboard.query`` reads ``{"folder": ..., "sql": ...}`` and writes the answer, both as JSON. With
+``examples``, a file of columns, there are also the tables ``examples``, ``classes`` and ``selected``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -35,12 +37,14 @@ class QueryError(ValueError):
     """The query cannot be answered; the text says why."""
 
 
-def ask(folder: Path, sql: str) -> dict[str, Any]:
+def ask(folder: Path, sql: str, examples: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The answer to a query over the tables of a run.
 
     Args:
         folder: of the run.
         sql: one ``select`` over steps, layers, scores, events and findings.
+        examples: with them there are three more tables. ``file`` has one row per example, ``edits`` the last decision
+            about each as (example, action, label), ``chosen`` the examples of the table ``selected``.
 
     Returns:
         ``columns``, ``rows`` (at most :data:`MOST_ROWS`) and whether there are ``more``.
@@ -51,7 +55,7 @@ def ask(folder: Path, sql: str) -> dict[str, Any]:
     if len(sql) > _MOST_SQL:
         raise QueryError(f"expected a query of at most {_MOST_SQL} characters, received {len(sql)}")
     command = [sys.executable, "-m", "fogline.dashboard.query"]
-    asked = json.dumps({"folder": str(folder), "sql": sql})
+    asked = json.dumps({"folder": str(folder), "sql": sql, "examples": examples})
     try:
         ended = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
@@ -68,18 +72,20 @@ def main() -> None:
     """Answer the one query that comes by standard input."""
     asked = json.load(sys.stdin)
     try:
-        answer = _answer(Path(asked["folder"]), asked["sql"])
+        answer = _answer(Path(asked["folder"]), asked["sql"], asked["examples"])
     except QueryError as error:
         answer = {"error": str(error)}
     json.dump(answer, sys.stdout)
 
 
-def _answer(folder: Path, sql: str) -> dict[str, Any]:
+def _answer(folder: Path, sql: str, examples: Mapping[str, Any] | None) -> dict[str, Any]:
     import duckdb
 
     with duckdb.connect(":memory:", config={"threads": 1, "memory_limit": f"{_MEMORY}MB"}) as connection:
         connection.execute("set temp_directory = ''")
         _load(connection, folder, sql)
+        if examples is not None:
+            _load_examples(connection, examples)
         for statement in _CLOSED:
             connection.execute(statement)
         _limit()
@@ -112,6 +118,50 @@ def _load(connection: Any, folder: Path, sql: str) -> None:
             connection.execute(f"create table {table} ({declared})")
             if re.search(rf"\b{table}\b", sql, re.IGNORECASE):
                 _copy(connection, source.execute(f"select * from {table}"), table, [kind for _, kind in columns])
+
+
+def _load_examples(connection: Any, asked: Mapping[str, Any]) -> None:
+    """The table of examples with the last decision about each, the names of classes, and what is chosen."""
+    import numpy as np
+    from safetensors import safe_open
+
+    with safe_open(asked["file"], framework="numpy") as opened:
+        about = json.loads(opened.metadata()["fogline"])
+        found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    found |= {name: np.array(values, dtype=object) for name, values in about["words"].items()}
+    connection.execute("create table classes (target bigint, name varchar)")
+    if about["classes"]:
+        connection.executemany("insert into classes values (?, ?)", list(enumerate(about["classes"])))
+    order = {name: f"c{at}" for at, name in enumerate(about["order"])}
+    connection.register("columns", {order[name]: _without_nan(values) for name, values in found.items()})
+    shown, joined = [], ""
+    for name, column in order.items():
+        called = f'"{name.replace(chr(34), chr(34) * 2)}"'
+        if name in found:
+            shown.append(f"{column} as {called}")
+        else:  # the names of the classes that another column has by number
+            joined += f" left join classes as of_{column} on of_{column}.target = {order[name.removesuffix('_class')]}"
+            shown.append(f"of_{column}.name as {called}")
+    decided = list(zip(*asked["edits"], strict=True)) or [(), (), ()]
+    columns = {"example": np.array(decided[0], dtype=np.int64), "edit": np.array(decided[1], dtype=object)}
+    columns["edit_label"] = _without_nan(np.array(decided[2], dtype=np.float64))
+    connection.register("block", columns)
+    connection.execute("create table decided as select example, edit::varchar as edit, edit_label from block")
+    connection.unregister("block")
+    connection.execute(
+        "create view examples as select all_of.*, coalesce(edit, '') as edit, edit_label "
+        f"from (select {', '.join(shown)} from columns{joined}) all_of left join decided using (example)"
+    )
+    connection.register("chosen", {"example": np.array(asked["chosen"], dtype=np.int64)})
+    connection.execute("create table selected as select * from chosen")
+    connection.unregister("chosen")
+
+
+def _without_nan(values: Any) -> Any:
+    """No value rather than NaN: by SQL, NaN is larger than any number."""
+    import numpy as np
+
+    return np.ma.masked_invalid(values) if values.dtype.kind == "f" else values
 
 
 def _copy(connection: Any, cursor: Any, table: str, kinds: list[str]) -> None:

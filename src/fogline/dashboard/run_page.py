@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from fogline.dashboard.examples import epochs_table
+from fogline.dashboard import examples_page as of_examples
+from fogline.dashboard.example_table import Seen
 from fogline.dashboard.findings import findings_section
 from fogline.dashboard.markup import (
     address,
@@ -266,11 +267,14 @@ def landscape_page(view: View) -> str:
     return _top(view.name, "landscape") + f'<section class="figures">{figures}</section>'
 
 
-def examples_page(view: View) -> str:
-    """What the run recorded of each example."""
-    table = epochs_table(view.folder / "examples")
-    words = table or empty("This run recorded no examples.")
-    return _top(view.name, "examples") + words
+def examples_page(view: View, seen: Seen | None) -> str:
+    """What the run recorded of each example; None where it cannot be drawn."""
+    return _top(view.name, "examples") + of_examples.examples_page(view, seen)
+
+
+def examples_wait(view: View) -> str:
+    """What stands there while the record of many examples is read."""
+    return _top(view.name, "examples") + of_examples.wait(view)
 
 
 def drawable(view: View, name: str) -> bool:

@@ -310,6 +310,28 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+@contextmanager
+def changing(folder: Path, table: str) -> Iterator[sqlite3.Connection]:
+    """A connection for one small change of ``run.sqlite``, also while another process writes it: all of it or nothing.
+
+    Args:
+        folder: the run folder.
+        table: that is changed; it is made where a folder of an earlier version lacks it.
+
+    Raises:
+        OSError: the folder cannot be written (disk full, read only).
+    """
+    try:
+        with closing(sqlite3.connect(folder / "run.sqlite", isolation_level=None, timeout=30)) as connection:
+            connection.execute("pragma journal_mode=wal")
+            connection.execute("begin immediate")
+            connection.execute(f"create table if not exists {table} ({_TABLES[table]})")
+            yield connection
+            connection.execute("commit")
+    except sqlite3.OperationalError as error:
+        raise OSError(f"the run folder {folder} cannot be written: {error}") from error
+
+
 def _some(cursor: sqlite3.Cursor) -> list[tuple[Any, ...]]:
     return cursor.fetchmany(_AT_ONCE)
 

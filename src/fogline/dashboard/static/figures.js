@@ -3,14 +3,14 @@
 const touched = window.matchMedia("(pointer: coarse)");
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
-function look() {
+export function look() {
   const theme = document.documentElement.dataset.theme;
   return theme === "dark" || (theme === "system" && dark.matches) ? "dark" : "light";
 }
 
 // Plotly is large: data is asked for while the browser still reads it.
 const plotly = document.getElementById("plotly");
-const ready = window.Plotly || !plotly ? Promise.resolve() : new Promise((done) => plotly.addEventListener("load", done));
+export const ready = window.Plotly || !plotly ? Promise.resolve() : new Promise((done) => plotly.addEventListener("load", done));
 
 async function ask(place) {
   const address = place.dataset.figure;
@@ -26,10 +26,11 @@ async function draw(place, answer) {
     return;
   }
   place.classList.remove("said");
-  // Zoom and what is hidden stay as they are when new data comes.
-  const layout = { ...figure.layout, uirevision: "kept", dragmode: touched.matches ? false : "zoom" };
+  // Zoom and what is hidden stay as they are when new data comes. A finger that drags is to scroll, unless the page asks.
+  const layout = { ...figure.layout, uirevision: "kept", dragmode: place.dataset.drag ?? (touched.matches ? false : "zoom") };
   await window.Plotly.react(place, figure.data, layout, { responsive: true, displayModeBar: false });
   place.classList.add("drawn");
+  place.dispatchEvent(new Event("drawn"));
 }
 
 function say(place, words) {

@@ -2,21 +2,9 @@
 
 import { draw_all } from "./figures.js";
 import { follow } from "./live.js";
+import { replace } from "./parts.js";
 
 const page = document.querySelector("[data-live]");
-
-function replace(html) {
-  const made = document.createElement("template");
-  made.innerHTML = html;
-  const next = made.content.firstElementChild;
-  const here = document.getElementById(next.id);
-  if (!here || here.isEqualNode(next)) return;
-  const open = [...here.querySelectorAll("details")].map((details) => details.open);
-  const focus = here.contains(document.activeElement) ? document.activeElement.className : null;
-  [...next.querySelectorAll("details")].forEach((details, at) => (details.open = open[at] ?? details.open));
-  here.replaceWith(next);
-  if (focus) next.querySelector(`[class="${CSS.escape(focus)}"]`)?.focus();
-}
 
 async function update(changed, gone) {
   const response = await fetch(page.dataset.parts);

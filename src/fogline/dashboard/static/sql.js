@@ -41,7 +41,8 @@ async function ask() {
   const response = await fetch(form.getAttribute("action"), {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ sql: query.value }),
+    // What is chosen on the page, where something can be: the table of that name.
+    body: JSON.stringify({ sql: query.value, selection: form.dataset.selection ? JSON.parse(form.dataset.selection) : {} }),
   });
   const found = await response.json();
   if (!response.ok) {
@@ -50,6 +51,43 @@ async function ask() {
   }
   const count = found.more ? `The first ${found.rows.length} rows.` : `${found.rows.length} rows.`;
   answer.replaceChildren(element("p", count, "faint"), table(found));
+  form.dispatchEvent(new CustomEvent("answered", { detail: found }));
+}
+
+// Queries that were saved in this browser.
+const saved = document.getElementById("saved");
+
+function kept() {
+  const found = JSON.parse(localStorage.getItem(form.dataset.saved) ?? "[]");
+  return Array.isArray(found) ? found.filter((text) => typeof text === "string") : [];
+}
+
+function keep(queries) {
+  localStorage.setItem(form.dataset.saved, JSON.stringify(queries));
+  show_kept();
+}
+
+function show_kept() {
+  saved.replaceChildren();
+  for (const text of kept()) {
+    const words = text.length > 40 ? `${text.slice(0, 39)}…` : text;
+    const use = element("button", words, "quiet");
+    const remove = element("button", "×", "quiet");
+    Object.assign(use, { type: "button", title: text });
+    use.dataset.query = text;
+    Object.assign(remove, { type: "button", title: "forget this query" });
+    remove.setAttribute("aria-label", `forget ${words}`);
+    remove.addEventListener("click", () => keep(kept().filter((other) => other !== text)));
+    saved.append(use, remove);
+  }
+}
+
+if (saved) {
+  document.getElementById("save").addEventListener("click", () => {
+    const text = query.value.trim();
+    if (text && !kept().includes(text)) keep([...kept(), text]);
+  });
+  show_kept();
 }
 
 if (form) {

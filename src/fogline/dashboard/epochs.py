@@ -1,11 +1,11 @@
-"""What a run recorded of its examples: the files of its ``examples/`` folder, one an epoch."""
+"""What a run recorded of its examples: the means of each epoch."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fogline.dashboard.markup import section
@@ -20,7 +20,7 @@ def epochs_table(folder: Path) -> str:
     if not folder.is_dir() or folder.is_symlink():
         return ""
     files = sorted(path for path in folder.glob("epoch-*.safetensors") if path.is_file() and not path.is_symlink())
-    means = [(path.stem, *_means(path)) for path in files[-_EPOCHS:]]
+    means = [(path.stem, *_means(path, path.stat().st_mtime_ns)) for path in files[-_EPOCHS:]]
     if not means:
         return ""
     columns = list(dict.fromkeys(name for _, _, values in means for name in values))
@@ -34,13 +34,18 @@ def epochs_table(folder: Path) -> str:
     )
 
 
-def _means(path: Path) -> tuple[int, dict[str, float]]:
-    """How many examples a file tells of, and the mean of each of its columns."""
+@lru_cache(maxsize=4 * _EPOCHS)  # a file is never written again, and those of a million examples take a while to read
+def _means(path: Path, _: int) -> tuple[int, dict[str, float]]:
+    """How many examples a file tells of, and the mean of each of its columns over those that were seen."""
     try:
         with safe_open(path, framework="numpy") as opened:
-            columns: dict[str, NDArray[np.generic]] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            columns = {name: opened.get_tensor(name) for name in opened.keys() if name != "predicted"}  # noqa: SIM118
     except (SafetensorError, OSError):
         return 0, {}
     count = max((len(values) for values in columns.values() if values.ndim), default=0)
-    plain = {name: values for name, values in columns.items() if values.ndim == 1 and values.size}
-    return count, {name: float(np.asarray(values, dtype=np.float64).mean()) for name, values in plain.items()}
+    found: dict[str, float] = {}
+    for name, values in columns.items():
+        seen = np.isfinite(values)
+        if values.ndim == 1 and seen.any():
+            found[name] = float(values[seen].mean(dtype=np.float64))
+    return count, found
