@@ -61,10 +61,11 @@ def open_storage(folder: Path, storage: str | None) -> Any:
         backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
         return optuna.storages.JournalStorage(backend)
     from sqlalchemy.exc import ArgumentError, OperationalError
+    from sqlalchemy.pool import NullPool
 
     address = storage.replace("postgresql://", "postgresql+psycopg://", 1)
     try:
-        return optuna.storages.RDBStorage(address)
+        return optuna.storages.RDBStorage(address, engine_kwargs={"poolclass": NullPool})  # none is left open
     except (ArgumentError, OperationalError) as error:
         raise ValueError(
             f"storage: expected the address of a database that answers, such as "
