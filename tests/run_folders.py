@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fogline.record.example_files import write_epoch, write_targets
+from fogline.record.example_files import epoch_file, targets_file, write
 from fogline.record.store import Store, read_info, write_json
 from fogline.verdict import Verdict
 
@@ -201,8 +201,8 @@ def add_examples(
             "gradient_norm": 2 * (1 - mine),
         }
         columns: dict[str, Any] = {name: column.astype(np.float16) for name, column in values.items()}
-        write_epoch(folder, epoch, 10 * (epoch + 1), columns | {"predicted": predicted.astype(np.int16)})
-    write_targets(folder, targets.astype(np.int64))
+        write(epoch_file(folder, epoch, 10 * (epoch + 1), columns | {"predicted": predicted.astype(np.int16)}))
+    write(targets_file(folder, targets.astype(np.int64)))
     info = read_info(folder)
     about = {"kind": "classification", "count": count, "classes": list(classes)}
     write_json(folder / "run.json", info | {"examples": about})

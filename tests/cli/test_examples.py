@@ -169,11 +169,11 @@ def test_a_run_without_examples_says_so(tmp_path: Path) -> None:
 def test_numbers_to_predict_are_listed_by_how_far_off_they_are(tmp_path: Path) -> None:
     import numpy as np
 
-    from fogline.record.example_files import write_epoch
+    from fogline.record.example_files import epoch_file, write
 
     folder = make_run(tmp_path / "run", examples={"kind": "regression", "count": 3, "classes": None})
     columns = {"residual": np.array([0.5, -3.0, np.nan], np.float32), "loss": np.array([0.25, 9.0, np.nan], np.float16)}
-    write_epoch(folder, 0, 10, columns)
+    write(epoch_file(folder, 0, 10, columns))
     lines = told(folder).splitlines()
     assert lines[2:] == ["largest residual", "example\tresidual", "1\t-3", "0\t0.5"]
 
