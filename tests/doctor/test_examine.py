@@ -98,7 +98,7 @@ def test_the_page_and_its_twin() -> None:
     assert finding["cause"] in page
     assert finding["remedy"]["title"] in page
     assert set(finding) == {
-        "cause", "severity", "confidence", "evidence", "explanation", "trial", "remedy", "advice",
+        "cause", "severity", "confidence", "evidence", "explanation", "trial", "remedy", "advice", "page",
     }  # fmt: skip
     assert finding["trial"]["seeds"] == list(SEEDS)
     low, high = finding["trial"]["interval"]
