@@ -350,9 +350,10 @@ def main() -> None:
             else:
                 for seed in range(PROBLEMS[name].seeds):
                     rows += measured(PROBLEMS[name], seed, Path(place) / f"{name}-{seed}")
-    print("\n" + page(rows, twos))
     if options.write:
         rows, twos = merged(rows, twos)
+    print("\n" + page(rows, twos))
+    if options.write:
         timing.write_evidence("edge", page(rows, twos), {"rows": rows, "two_bits": twos})
 
 
