@@ -252,7 +252,7 @@ off* that of converted and runtime in 1/255 of the outputs' range, *equal* the s
 held-out examples, the worst seed. *Faster* is the latency of float over that of int8, both files in ONNX Runtime in one
 process, one row a call, one thread, calls taking turns. Quantization-aware training takes a tenth of the steps of the
 run (100, or all where there were fewer, at least) at a third of its learning rate; where it lost more than
-post-training, the weights it began with were written. The network at 96 px was trained for 35 steps only: it is there
+post-training, the weights it began with were written. The network at 96 px was trained for 40 steps only: it is there
 for its size and speed.
 """
 
