@@ -6,7 +6,6 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from torch import nn
 
 from fogline.edge.capture import Captured, Graph, batch_shapes, capture
-from fogline.edge.kernels import Kernels
 from fogline.edge.needs import module, quiet
 from fogline.edge.onnx_file import Array
 from fogline.errors import misfit
@@ -58,11 +56,6 @@ def opened(path: Path, threads: int) -> Any:
     return call
 
 
-def looked(path: Path) -> tuple[Kernels | None, list[tuple[str, int]]]:
-    """The operators that XNNPACK did not take, from the description beside the file."""
-    return None, []
-
-
 def four_bits(model: nn.Module, captured: Captured) -> Captured:
     """A graph of linear layers with 4-bit weights in groups, whose inputs are rounded to 8 bits by their own range.
 
@@ -85,5 +78,4 @@ def four_bits(model: nn.Module, captured: Captured) -> Captured:
             weight_granularity=granularity.PerGroup(_GROUP),
         )
         quantization.quantize_(model, settings, filter_fn=fits)
-        found = capture(model, captured.example)
-    return replace(found, most=found.most)
+        return capture(model, captured.example)

@@ -288,13 +288,16 @@ class _Work:
         """Latency of one row against the same network in floats, and the size of its file."""
         found = self.target.twin(path, self.threads)
         row = self.captured.example[:1].numpy()
+        what = "int8" if self.bits == 8 else f"the {self.bits}-bit file"
         if found is not None:
-            return compare(lambda: found[0](row), lambda: call(row), batch=1, threads=self.threads), found[1]
+            return compare(lambda: found[0](row), lambda: call(row), batch=1, threads=self.threads, what=what), found[1]
         with tempfile.TemporaryDirectory() as folder:
             beside = Path(folder) / f"float{self.target.suffix}"
             self.target.write(Graph(self.captured.graph, self.captured.most).eval(), self.captured, beside, {})
             twin = self.target.opened(beside, self.threads)
-            return compare(lambda: twin(row), lambda: call(row), batch=1, threads=self.threads), size_of(beside)
+            return compare(lambda: twin(row), lambda: call(row), batch=1, threads=self.threads, what=what), size_of(
+                beside
+            )
 
     def _reported(self, path: Path, method: str, stages: Mapping[str, nn.Module], **found: Any) -> ExportReport:
         sample = self.subject.sample(_COMPARED)

@@ -77,7 +77,8 @@ def inspect_export(
         classes = targets is not None and not targets.is_floating_point()
         differences["float - runtime"] = difference(exact, own, exact, 0.0 if classes else None)
         row = inputs[:1].numpy()
-        latency = compare(lambda: twin(row), lambda: call(row), batch=1, threads=threads)
+        what = "int8" if rounded else "this file"
+        latency = compare(lambda: twin(row), lambda: call(row), batch=1, threads=threads, what=what)
     return ExportReport(
         path=path,
         target="onnx",

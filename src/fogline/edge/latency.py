@@ -22,6 +22,7 @@ class Latency:
         own_us: of the file in question.
         ratio: of float time to own time, the median over rounds: above one the file is faster than float.
         batch, threads, rounds: how it was measured.
+        what: what the file is called in the verdict.
     """
 
     float_us: float
@@ -30,15 +31,18 @@ class Latency:
     batch: int
     threads: int
     rounds: int
+    what: str = "int8"
 
     @property
     def verdict(self) -> str:
         """In words, which is faster here."""
         if self.ratio < 1 - _MARGIN:
-            return f"int8 is slower here: {self.own_us:.0f} us a call, float {self.float_us:.0f} us"
+            return f"{self.what} is slower here: {self.own_us:.0f} us a call, float {self.float_us:.0f} us"
         if self.ratio <= 1 + _MARGIN:
-            return f"int8 is as fast as float here: {self.own_us:.0f} us a call, float {self.float_us:.0f} us"
-        return f"int8 is {self.ratio:.2f}x faster here: {self.own_us:.0f} us a call, float {self.float_us:.0f} us"
+            return f"{self.what} is as fast as float here: {self.own_us:.0f} us a call, float {self.float_us:.0f} us"
+        return (
+            f"{self.what} is {self.ratio:.2f}x faster here: {self.own_us:.0f} us a call, float {self.float_us:.0f} us"
+        )
 
 
 def alternating(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> list[list[float]]:
@@ -68,8 +72,10 @@ def _timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def compare(floating: Callable[[], object], own: Callable[[], object], *, batch: int, threads: int) -> Latency:
+def compare(
+    floating: Callable[[], object], own: Callable[[], object], *, batch: int, threads: int, what: str = "int8"
+) -> Latency:
     """The latency of a program beside that of its float twin."""
     first, second = alternating([floating, own])
     ratio = median(a / b for a, b in zip(first, second, strict=True))
-    return Latency(median(first), median(second), ratio, batch, threads, _ROUNDS)
+    return Latency(median(first), median(second), ratio, batch, threads, _ROUNDS, what)

@@ -79,12 +79,17 @@ def _looked(path: Path) -> tuple[Kernels | None, list[tuple[str, int]]]:
     return kernels_of(path), float_weights(path)
 
 
+def _untold(_: Path) -> tuple[Kernels | None, list[tuple[str, int]]]:
+    """Of a runtime that does not say which kernels it takes."""
+    return None, []
+
+
 def _openvino() -> Target:
     from fogline.edge import openvino_file
 
     return Target(
         "openvino", ".xml", UNSIGNED, (32, 8), openvino_file.write, openvino_file.opened, openvino_file.twin,
-        lambda path: (None, []),
+        _untold,
     )  # fmt: skip
 
 
@@ -93,5 +98,5 @@ def _executorch() -> Target:
 
     return Target(
         "executorch", ".pte", SIGNED, (32, 8, 4), executorch_file.write, executorch_file.opened, lambda *_: None,
-        executorch_file.looked,
+        _untold,
     )  # fmt: skip
