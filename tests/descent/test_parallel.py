@@ -112,6 +112,13 @@ def test_a_model_in_parts_takes_the_same_steps_and_goes_on_in_any_number_of_proc
         "shard-00002-model-00001-of-00001.safetensors",
         "state.json",
     ]
+    group(tmp_path / "single", 2, "fit_variants", names=["plain"], parallel="fsdp", precision="float32")
+    single, double = (checkpoint.latest(folder / "plain")[0] for folder in (tmp_path / "single", one))
+    assert single is not None
+    assert double is not None
+    for name, value in double.model.items():
+        assert single.model[name].dtype == torch.float32
+        torch.testing.assert_close(single.model[name].double(), value, rtol=1e-4, atol=1e-5)
     for size in (4, 1):
         folder = tmp_path / f"cut-{size}"
         group(folder, 2, "leave_after", name="normalised", steps=20, parallel="fsdp")
