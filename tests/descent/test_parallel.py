@@ -64,7 +64,7 @@ def assert_same_run(run: Path, one: Path, within: float) -> None:
     assert found.model.keys() == wanted.model.keys()
     assert found.optimizer.keys() == wanted.optimizer.keys()
     for name, value in wanted.model.items():
-        torch.testing.assert_close(found.model[name], value, rtol=0, atol=within, msg=name + ": {}".format)
+        torch.testing.assert_close(found.model[name], value, rtol=0, atol=within, msg=(name + ": {}").format)
     for name, value in wanted.optimizer.items():  # products of L-BFGS are of any size
         torch.testing.assert_close(found.optimizer[name], value, rtol=1e-9, atol=within)
     steps, expected = read_table(run, "steps"), read_table(one, "steps")
