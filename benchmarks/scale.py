@@ -368,6 +368,8 @@ prediction for two.
 
 {fitted}
 
+The prediction takes each process to have a core of its own; on a busy machine (the load stands above) it has not.
+
 Simulated speed-up over one process at a global batch of {large:,} by number of processes; bandwidth and latency are
 assumed.
 

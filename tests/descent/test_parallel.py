@@ -69,7 +69,7 @@ def assert_same_run(run: Path, one: Path, within: float) -> None:
     )
     assert other_engine.keys() == engine.keys()
     for name, value in wanted.model.items():
-        torch.testing.assert_close(found.model[name], value, rtol=0, atol=within, msg=name + ": {}".format)
+        torch.testing.assert_close(found.model[name], value, rtol=0, atol=within, msg=(name + ": {}").format)
     for name, value in engine.items():  # products of L-BFGS are of any size
         torch.testing.assert_close(other_engine[name], value, rtol=1e-9, atol=within)
     steps, expected = read_table(run, "steps"), read_table(one, "steps")
@@ -122,6 +122,13 @@ def test_a_model_in_parts_takes_the_same_steps_and_goes_on_in_any_number_of_proc
         "shard-00002-model-00001-of-00001.safetensors",
         "state.json",
     ]
+    group(tmp_path / "single", 2, "fit_variants", names=["plain"], parallel="fsdp", precision="float32")
+    single, double = (checkpoint.latest(folder / "plain")[0] for folder in (tmp_path / "single", one))
+    assert single is not None
+    assert double is not None
+    for name, value in double.model.items():
+        assert single.model[name].dtype == torch.float32
+        torch.testing.assert_close(single.model[name].double(), value, rtol=1e-4, atol=1e-5)
     for size in (4, 1):
         folder = tmp_path / f"cut-{size}"
         group(folder, 2, "leave_after", name="normalised", steps=20, parallel="fsdp")

@@ -78,6 +78,7 @@ class Sharded:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # the shares are weighed already
+                module.set_force_sum_reduction_for_comms(True)  # gloo has no other for float32
         for name, parameter in model.named_parameters():
             self._scatter(parameter, values.pop(name, None))
         world.spread(list(model.buffers()))
