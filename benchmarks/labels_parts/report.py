@@ -211,7 +211,7 @@ def _leak(cells: Mapping[str, Cell]) -> str:
         if reached
         else "**The target, recall .9 at precision .9, is not reached.** The ten frames of a sign were taken while the "
         "car came nearer: the first and the last are further apart than frames of different signs in the same light, "
-        "and some of the tracks hold two signs."
+        "and at least one track holds two signs."
     )
     words = """2,000 frames of 200 German traffic signs, ten each, split at random: nearly every held-out frame has
 others of its sign in the training data. *Pairs* are those of one `track` across the split; the track is not

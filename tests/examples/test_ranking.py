@@ -129,3 +129,13 @@ def test_a_single_epoch_is_enough_to_count(tmp_path: Path) -> None:
     record = open_record(Run(made.folder))
     assert settled(record) == 0
     assert 0 < count_errors(record, made.targets).value < 2 * made.wrong.sum()
+
+
+def test_of_very_many_epochs_some_vote_and_all_are_counted(tmp_path: Path) -> None:
+    made = planted(tmp_path, 0.2, count=400, epochs=60, memorised=50)
+    record = open_record(Run(made.folder))
+    found = rank_labels(record)
+    assert found.window == 50
+    predicted = np.stack(list(record.over("predicted", 50)))
+    assert (found.wrong == (predicted != made.targets).sum(0)).all()
+    assert average_precision(made.wrong, found.score) > 0.9

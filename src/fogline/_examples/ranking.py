@@ -31,6 +31,7 @@ _SUREST = 0.3
 _MARGIN, _MISTAKES, _OWN = 3.0, 0.25, 0.6  # weights; benchmarks/labels.py says on what they were chosen
 _MOST_CLASSES = 2048  # above, pairs of classes have too few examples to tell anything
 _SOFT = 0.05
+_MOST_VOTES = 32  # epochs that are compared with each other
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,11 @@ def rank_labels(record: Record, neighbours: Sequence[NDArray[np.int64]] = ()) ->
     contradicted = sure.wrong & (sure.rank < _SURE)
     window = _window(record, contradicted, counted.epoch)
     margin, seen = _mean(record, "margin", window)
-    predicted = np.stack(list(record.over("predicted", window)))  # (window, N)
-    early, other, missed = _votes(predicted, targets)
+    early, other = _votes(_some_epochs(record, window), targets)
+    missed = sum(
+        ((predicted >= 0) & (predicted != targets) for predicted in record.over("predicted", window)),
+        start=np.zeros(record.count, dtype=np.int64),
+    )
     share = missed / np.maximum(seen, 1)
     unit = abs(float(np.median(margin[contradicted]))) if contradicted.any() else float(np.median(np.abs(margin)))
     dynamic = -_MARGIN * np.maximum(margin / max(unit, 1e-6), -1.0) + share
@@ -116,25 +120,27 @@ def _mean(record: Record, name: str, window: int) -> tuple[Floats, NDArray[np.in
     return total / np.maximum(count, 1), count
 
 
+def _some_epochs(record: Record, window: int) -> NDArray[Any]:
+    """The predictions of the first epochs, (epochs, N); of very many some evenly spaced ones."""
+    places = np.unique(np.linspace(0, window - 1, min(window, _MOST_VOTES)).round().astype(int))
+    return np.stack([record.values("predicted", int(at)) for at in places])
+
+
 def _votes(
     predicted: NDArray[Any],  # (epochs, N), -1 where not seen
     targets: NDArray[np.int64],  # (N,)
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The class most often predicted, the one most often predicted that is not the label (or -1), and how often not."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The class most often predicted, and the one most often predicted that is not the label (-1 where none was)."""
     early = np.full(predicted.shape[1], -1, dtype=np.int64)
     other = early.copy()
     most, most_other = np.zeros(len(early), dtype=np.int64), np.zeros(len(early), dtype=np.int64)
-    missed = np.zeros(len(early), dtype=np.int64)
     for candidate in predicted[::-1]:  # of equally many votes those of early epochs count
         votes = (predicted == candidate).sum(0)
-        valid = candidate >= 0
-        wrong = valid & (candidate != targets)
-        better = valid & (votes >= most)
+        better = (candidate >= 0) & (votes >= most)
         early[better], most[better] = candidate[better], votes[better]
-        better = wrong & (votes >= most_other)
+        better = (candidate >= 0) & (candidate != targets) & (votes >= most_other)
         other[better], most_other[better] = candidate[better], votes[better]
-        missed += wrong
-    return early, other, missed
+    return early, other
 
 
 def _of_pairs(sure: Sureness, targets: NDArray[np.int64], other: NDArray[np.int64]) -> Floats:
