@@ -393,8 +393,12 @@ def test_hooks_are_taken_away(tmp_path: Path) -> None:
     model, loss_fn = make_model(), nn.MSELoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     run = fogline.watch(model, optimizer, loss_fn=loss_fn, runs=tmp_path, name="mine")
+    assert (
+        hooks_of(model, optimizer) == 4 + 2
+    )  # one on each linear layer, until it is clear that no examples are logged
+    plain_loop(model, optimizer, run.log, steps=1)
     assert hooks_of(model, optimizer) == 4
-    plain_loop(model, optimizer, run.log)
+    plain_loop(model, optimizer, run.log, steps=STEPS - 1)
     run.note("half way", learning="well")
     run.close()
     run.close()

@@ -156,3 +156,12 @@ def test_mistakes_are_named(loss: Tensor, examples: Any, error: type[Exception],
         run.log(loss, examples=examples)
     with pytest.warns(UserWarning, match="no step was seen"):
         run.close()
+
+
+def test_a_folder_that_cannot_be_written_ends_the_recording_and_not_the_loop(tmp_path: Path) -> None:
+    _, run = simple(tmp_path)
+    (run.folder / "examples").write_text("no folder")
+    run.log(losses_of(2), examples=[0, 1])
+    run.log(losses_of(2), examples=[0, 1])
+    with pytest.warns(UserWarning, match="no step was seen"), pytest.warns(RuntimeWarning, match="no longer recorded"):
+        run.close()

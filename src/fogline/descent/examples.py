@@ -100,7 +100,7 @@ def recorder_of(
     if isinstance(tensors, tuple) and len(tensors) == 2 and isinstance(tensors[1], Tensor):
         targets = known_targets(columns, tensors[1])
         if targets is not None:
-            example_files.write_targets(folder, targets)
+            example_files.write(example_files.targets_file(folder, targets))
     return ExampleRecorder(folder, columns, batches, store)
 
 

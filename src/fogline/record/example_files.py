@@ -23,6 +23,7 @@ from fogline.record.store import Table
 
 TARGETS = "targets.safetensors"
 Columns = dict[str, NDArray[Any]]
+File = tuple[Path, bytes]
 
 
 def folder_of(run: Path) -> Path:
@@ -42,36 +43,33 @@ def number_of(path: Path) -> int:
     return int(digits) if digits.isdecimal() else -1
 
 
-def write_epoch(run: Path, epoch: int, step: int, columns: Columns) -> Path:
-    """Write the file of an epoch, beside, synced and renamed.
+def epoch_file(run: Path, epoch: int, step: int, columns: Columns) -> File:
+    """The file of an epoch.
 
     Args:
         step: optimizer steps done when it ended.
         columns: by name, each of shape (N,).
+    """
+    metadata = {"fogline": json.dumps({"epoch": epoch, "step": step})}
+    return folder_of(run) / f"epoch-{epoch:04d}.safetensors", save(columns, metadata)
+
+
+def targets_file(run: Path, found: NDArray[Any]) -> File:
+    """The file of what each example's target is, (N,) int64 or float32, or (N, outputs) float32."""
+    return folder_of(run) / TARGETS, save({"target": np.ascontiguousarray(found)}, {})
+
+
+def write(file: File) -> None:
+    """Write a file beside its place, synced, and rename it.
 
     Raises:
         OSError: the folder cannot be written; the file that was there is untouched.
     """
-    place = folder_of(run) / f"epoch-{epoch:04d}.safetensors"
-    _write(place, columns, {"fogline": json.dumps({"epoch": epoch, "step": step})})
-    return place
-
-
-def write_targets(run: Path, targets: NDArray[Any]) -> None:
-    """Write what each example's target is, (N,) int64 or float32, or (N, outputs) float32.
-
-    Raises:
-        OSError: as :func:`write_epoch`.
-    """
-    _write(folder_of(run) / TARGETS, {"target": targets}, {})
-
-
-def _write(place: Path, tensors: Columns, metadata: dict[str, str]) -> None:
+    place, content = file
     beside = place.with_name(f".{place.stem}.{os.getpid()}.tmp")
-    written = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata)
     try:
         place.parent.mkdir(exist_ok=True)
-        _write_synced(beside, written)
+        _write_synced(beside, content)
         beside.replace(place)
     except OSError as error:
         with suppress(OSError):
@@ -92,7 +90,7 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def has_targets(run: Path) -> bool:
-    """Whether :func:`write_targets` has been here."""
+    """Whether they have been written."""
     return (folder_of(run) / TARGETS).exists()
 
 
@@ -127,7 +125,7 @@ def lengthen(run: Path, count: int) -> None:
         longer = {name: _longer(column, count) for name, column in columns.items()}
         with safe_open(path, framework="numpy") as opened:
             metadata = opened.metadata() or {}
-        _write(path, longer, metadata)
+        write((path, save(longer, metadata)))
 
 
 def _longer(column: NDArray[Any], count: int) -> NDArray[Any]:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from fogline.record import example_files
 from fogline.record.columns import Columns
+from fogline.record.example_files import File
 
 _MOST_QUEUED = 1 << 28  # bytes that may wait for the disk before the steps do
+_SMALL = 1 << 14  # examples
 _IN_FULL = ("residual",)  # a number in the target's own unit: half precision may not hold it
 _MOST_SHORT = 1 << 15
 
@@ -71,9 +73,13 @@ class ExampleWriter:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "examples")
-        copied = [_on_the_host(epoch) for epoch in epochs]
+        # Where two threads work on small arrays each waits for the other all the time: that much is done here, and the
+        # thread is left to wait for the disk.
+        small = self.count <= _SMALL and all(epoch.values.device.type == "cpu" for epoch in epochs)
+        work: list[list[File] | tuple[Epoch, Any]]
+        work = [self._files(epoch) if small else _on_the_host(epoch) for epoch in epochs]
         size = sum(epoch.values.nbytes for epoch in epochs)
-        self._queued.append((self._thread.submit(self._write, copied), size))
+        self._queued.append((self._thread.submit(self._write, work), size))
         while len(self._queued) > 1 and sum(size for _, size in self._queued) > _MOST_QUEUED:
             self._queued.pop(0)[0].result()
 
@@ -95,18 +101,27 @@ class ExampleWriter:
             self._thread.shutdown()
             self._thread = None
 
-    def _write(self, copied: list[tuple[Epoch, Any]]) -> None:
-        for epoch, ready in copied:
-            if ready is not None:
-                ready.synchronize()
-            ids, values = gathered(self.order(epoch.number) if epoch.ids is None else epoch.ids, epoch.array)
-            names = self.columns.names
-            kept = encoded(names, values, ids, self.count, self.columns.classes)
-            example_files.write_epoch(self.run, epoch.number, epoch.step, kept)
-            if self.columns.targets and not example_files.has_targets(self.run):
-                found = np.full((self.count, self.columns.targets), np.nan, np.float32)
-                found[ids] = values[len(names) :].T
-                example_files.write_targets(self.run, as_targets(self.columns, found))
+    def _write(self, work: list[list[File] | tuple[Epoch, Any]]) -> None:
+        for one in work:
+            if isinstance(one, tuple):
+                epoch, ready = one
+                if ready is not None:
+                    ready.synchronize()
+                one = self._files(epoch)
+            for file in one:
+                example_files.write(file)
+
+    def _files(self, epoch: Epoch) -> list[File]:
+        """What is to be written of an epoch: its columns by example, and once the targets."""
+        ids, values = gathered(self.order(epoch.number) if epoch.ids is None else epoch.ids, epoch.array)
+        names = self.columns.names
+        kept = encoded(names, values, ids, self.count, self.columns.classes)
+        files = [example_files.epoch_file(self.run, epoch.number, epoch.step, kept)]
+        if self.columns.targets and not example_files.has_targets(self.run):
+            found = np.full((self.count, self.columns.targets), np.nan, np.float32)
+            found[ids] = values[len(names) :].T
+            files.append(example_files.targets_file(self.run, as_targets(self.columns, found)))
+        return files
 
 
 def _on_the_host(epoch: Epoch) -> tuple[Epoch, Any]:

@@ -6,7 +6,9 @@ taken away again when the loop logs a loss without saying whose it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ class WatchedExamples:
         self._calls: list[tuple[nn.Linear, Tensor]] = []
         self._latest: tuple[Tensor, Tensor, Tensor] | None = None
         self._hooks: list[RemovableHandle] = []
+        self._broken = False
         if isinstance(loss_fn, nn.Module):
             self._hooks.append(loss_fn.register_forward_hook(Hook(self._after_loss)))
             linear = [] if is_compiled(model) else [m for m in model.modules() if isinstance(m, nn.Linear)]
@@ -93,6 +96,8 @@ class WatchedExamples:
             TypeError, ValueError: the examples are no numbers from 0 on, or not as many as there are rows.
         """
         ids = _numbers(examples)
+        if self._broken:
+            return loss.detach().mean() if isinstance(loss, Tensor) else loss
         losses = loss.detach() if isinstance(loss, Tensor) and loss.ndim else None
         shown = self._shown(ids, losses)
         if self.columns is None:
@@ -189,20 +194,28 @@ class WatchedExamples:
         if len(self._seen) > self.writer.count:
             self.writer.count = len(self._seen)
             self.begun({"kind": self.columns.kind, "count": self.writer.count, "classes": None})
-        self.writer.write([Epoch(self.epoch, values, self.step, ids)])
+        with self._unbroken():
+            self.writer.write([Epoch(self.epoch, values, self.step, ids)])
 
     def finish(self) -> None:
-        """Write what is left, and bring all files to the same length.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
+        """Write what is left, and bring all files to the same length."""
         self.remove()
         self._close()
-        if self.writer is not None:
+        if self.writer is None:
+            return
+        with self._unbroken():
             self.writer.drain()
-            self.writer.close()
             example_files.lengthen(self.run, self.writer.count)
+        self.writer.close()
+
+    @contextmanager
+    def _unbroken(self) -> Iterator[None]:
+        """A folder that cannot be written ends the recording, and not the loop."""
+        try:
+            yield
+        except OSError as error:
+            self._broken = True
+            warnings.warn(f"what the examples do is no longer recorded: {error}", RuntimeWarning, stacklevel=6)
 
 
 def _numbers(examples: Any) -> NDArray[np.int64]:
