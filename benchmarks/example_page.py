@@ -27,7 +27,7 @@ FASHION = Path(os.environ.get("FOGLINE_DATA", timing.ROOT.parent / "shared" / "d
 
 def make_run(folder: Path) -> None:
     """A run of a million examples of a hundred classes, a tenth of them labelled wrongly, over twenty epochs."""
-    from fogline.record.example_files import write_epoch, write_targets
+    from fogline.record.example_files import epoch_file, targets_file, write
     from fogline.record.store import Store
 
     store, random = Store(folder), np.random.default_rng(0)
@@ -48,8 +48,8 @@ def make_run(folder: Path) -> None:
             "gradient_norm": 3 * (1 - learned),
         }
         columns: dict[str, Any] = {name: column.astype(np.float16) for name, column in values.items()}
-        write_epoch(folder, epoch, 1000 * epoch, columns | {"predicted": predicted.astype(np.int16)})
-    write_targets(folder, target.astype(np.int64))
+        write(epoch_file(folder, epoch, 1000 * epoch, columns | {"predicted": predicted.astype(np.int16)}))
+    write(targets_file(folder, target.astype(np.int64)))
     about = {"kind": "classification", "count": COUNT, "classes": [f"class {k}" for k in range(CLASSES)]}
     store.write_info({"name": folder.name, "verdict": None, "recipe": {}, "task": {}, "examples": about})
     store.close()

@@ -14,10 +14,9 @@ from dashboard.conftest import Served
 from dashboard.test_browser import WIDTH
 from fogline._examples.edits import Edits
 from fogline.dashboard.example_table import Tables
-from fogline.record.example_files import write_epoch
 from fogline.record.previews import Previews, write_previews
 from fogline.record.store import read_info, write_json
-from run_folders import add_examples, make_run
+from run_folders import add_examples, make_run, write_epoch
 
 Visit = Callable[..., Any]
 COUNT, WRONG = 60, [3, 14, 27]

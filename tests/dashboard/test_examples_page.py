@@ -21,9 +21,8 @@ from fogline.dashboard.example_cards import spark
 from fogline.dashboard.example_table import LISTS, SelectionError, Tables, inside, selected
 from fogline.dashboard.examples_page import wait
 from fogline.dashboard.runs import Folder, NoRunError
-from fogline.record.example_files import write_epoch
 from fogline.record.previews import Previews, write_previews
-from run_folders import add_examples, make_run
+from run_folders import add_examples, make_run, write_epoch
 
 COUNT, WRONG = 60, [3, 14, 27]
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3)).astype(np.uint8)
