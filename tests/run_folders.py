@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fogline.record.example_files import epoch_file, targets_file, write
+from fogline.record import example_files
 from fogline.record.store import Store, read_info, write_json
 from fogline.verdict import Verdict
 
@@ -163,6 +163,11 @@ def full_run(folder: Path) -> Path:
     return add_confusion(folder, [[9, 1], [2, 8]])
 
 
+def write_epoch(folder: Path, epoch: int, step: int, columns: dict[str, Any]) -> None:
+    """The file of an epoch, as the recorder writes it."""
+    example_files.write(example_files.epoch_file(folder, epoch, step, columns))
+
+
 def add_examples(
     folder: Path,
     count: int = 60,
@@ -201,8 +206,8 @@ def add_examples(
             "gradient_norm": 2 * (1 - mine),
         }
         columns: dict[str, Any] = {name: column.astype(np.float16) for name, column in values.items()}
-        write(epoch_file(folder, epoch, 10 * (epoch + 1), columns | {"predicted": predicted.astype(np.int16)}))
-    write(targets_file(folder, targets.astype(np.int64)))
+        write_epoch(folder, epoch, 10 * (epoch + 1), columns | {"predicted": predicted.astype(np.int16)})
+    example_files.write(example_files.targets_file(folder, targets.astype(np.int64)))
     info = read_info(folder)
     about = {"kind": "classification", "count": count, "classes": list(classes)}
     write_json(folder / "run.json", info | {"examples": about})

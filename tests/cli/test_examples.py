@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import fogline.cli as cli
 from fogline._examples.edits import Edits
 from fogline.record.previews import read_previews
-from run_folders import add_examples, make_run
+from run_folders import add_examples, make_run, write_epoch
 
 COUNT, WRONG = 60, [3, 14, 27]
 TASK = """
@@ -169,11 +169,9 @@ def test_a_run_without_examples_says_so(tmp_path: Path) -> None:
 def test_numbers_to_predict_are_listed_by_how_far_off_they_are(tmp_path: Path) -> None:
     import numpy as np
 
-    from fogline.record.example_files import epoch_file, write
-
     folder = make_run(tmp_path / "run", examples={"kind": "regression", "count": 3, "classes": None})
     columns = {"residual": np.array([0.5, -3.0, np.nan], np.float32), "loss": np.array([0.25, 9.0, np.nan], np.float16)}
-    write(epoch_file(folder, 0, 10, columns))
+    write_epoch(folder, 0, 10, columns)
     lines = told(folder).splitlines()
     assert lines[2:] == ["largest residual", "example\tresidual", "1\t-3", "0\t0.5"]
 

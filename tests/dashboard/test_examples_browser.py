@@ -14,10 +14,9 @@ from dashboard.conftest import Served
 from dashboard.test_browser import WIDTH
 from fogline._examples.edits import Edits
 from fogline.dashboard.example_table import Tables
-from fogline.record.example_files import epoch_file, write
 from fogline.record.previews import Previews, write_previews
 from fogline.record.store import read_info, write_json
-from run_folders import add_examples, make_run
+from run_folders import add_examples, make_run, write_epoch
 
 Visit = Callable[..., Any]
 COUNT, WRONG = 60, [3, 14, 27]
@@ -193,7 +192,7 @@ def test_an_epoch_that_comes_is_shown(visit: Visit, folder: Path) -> None:
     page = opened(visit, folder)
     columns = {name: np.full(COUNT, 0.5, np.float16) for name in ("loss", "margin", "confidence", "correct")}
     columns |= {"gradient_norm": columns["loss"], "predicted": np.zeros(COUNT, np.int16)}
-    write(epoch_file(folder, 8, 90, columns))
+    write_epoch(folder, 8, 90, columns)
     page.locator("#facts", has_text=re.compile(r"epochs recorded\s*9")).wait_for(timeout=30_000)
 
 

@@ -21,9 +21,8 @@ from fogline.dashboard.example_cards import spark
 from fogline.dashboard.example_table import LISTS, SelectionError, Tables, inside, selected
 from fogline.dashboard.examples_page import wait
 from fogline.dashboard.runs import Folder, NoRunError
-from fogline.record.example_files import epoch_file, write
 from fogline.record.previews import Previews, write_previews
-from run_folders import add_examples, make_run
+from run_folders import add_examples, make_run, write_epoch
 
 COUNT, WRONG = 60, [3, 14, 27]
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3)).astype(np.uint8)
@@ -183,7 +182,7 @@ def test_regression_and_plain_losses_have_a_page_too(dashboard: Served) -> None:
         for epoch in range(3):
             columns = {name: np.array([0.5, -2.0, 0.1, np.nan]), "gradient_norm": np.array([1.0, 2.0, 0.5, np.nan])}
             columns["loss"] = np.abs(columns[name])
-            write(epoch_file(folder, epoch, epoch, {key: value.astype(np.float32) for key, value in columns.items()}))
+            write_epoch(folder, epoch, epoch, {key: value.astype(np.float32) for key, value in columns.items()})
         assert "Highest loss" in read(dashboard, f"/runs/ex-{kind}/examples").words
         assert dashboard.ask(f"/runs/ex-{kind}/examples/map?colour=loss").json()["data"]
         assert post(dashboard, f"ex-{kind}", "list", list="loss")["ids"] == [1, 0, 2]

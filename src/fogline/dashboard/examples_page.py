@@ -215,7 +215,7 @@ def _dialog(seen: Seen) -> str:
         '<button type="button" class="quiet" data-edit="drop">leave out</button>'
         '<button type="button" class="quiet" data-edit="keep">keep</button></div>'
         '<div id="head"></div>'
-        '<div class="plot" id="curve" role="img" aria-label="The example over the epochs"></div>'
+        '<div id="curve" role="img" aria-label="The example over the epochs"></div>'
         '<div id="numbers"></div></dialog>'
     )
 
