@@ -32,6 +32,7 @@ def page(cells: Mapping[str, Cell], stamp: Mapping[str, Any]) -> str:
         "## How many are wrong, and where to cut",
         _HOW_MANY,
         _counts(cells),
+        _misses(cells),
         "## What it costs",
         _COSTS,
         _cost_table(cells),
@@ -128,6 +129,29 @@ def _counts(cells: Mapping[str, Cell]) -> str:
         rows.append(row)
     head = ["problem", "noise", "seed", "wrong", "said", "off", "F1", "right label", "expected / true"]
     return timing.table([*head, "cleanlab: off", "F1"], rows, text_columns=2)
+
+
+def _misses(cells: Mapping[str, Cell]) -> str:
+    """What is below a target, or below another ranking, in words."""
+    lines = []
+    for name, cell in _noisy(cells).items():
+        if not cell["wrong"]:
+            continue
+        rankings = _rankings(cells, name)
+        ours = rankings["fogline"]
+        where = f"{cell['problem']}, {_kind(cell)}, seed {cell['seed']}"
+        if abs(ours["count"] / cell["wrong"] - 1) > 0.15:
+            lines.append(f"- {where}: the number is off by more than 15 percent.")
+        if ours["f1"] < 0.9:
+            lines.append(f"- {where}: F1 {ours['f1']:.3f} is below .90.")
+        for other, row in rankings.items():
+            if row["average_precision"] > ours["average_precision"]:
+                lines.append(f"- {where}: *{other}* ranks better, {row['average_precision']:.4f}.")
+    if not lines:
+        return "Every number is within 15 percent, every F1 above .90, and no other ranking is better in any row."
+    why = """Where nothing is learned by heart before the run ends (few epochs, a low rate), the last loss is as good a
+witness as the first epochs, or better."""
+    return "**What does not hold:**\n\n" + "\n".join(lines) + "\n\n" + why
 
 
 def _cost_table(cells: Mapping[str, Cell]) -> str:
