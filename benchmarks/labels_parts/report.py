@@ -58,7 +58,8 @@ on seeds 0 and 1 of the problems here; the count was mended once after a look at
 
 _WHICH = """Average precision: the mean over the wrong labels of the share of wrong ones among all that are ranked at
 least as high. Median over seeds, the lowest in brackets. cleanlab ranks by out-of-fold probabilities of the same model
-trained the same way (AdamW at the rate our run found); of its two scores the better one is shown."""
+trained the same way (AdamW at the rate our run found); of its two scores the better one is shown. A blank was not
+measured."""
 
 _HOW_MANY = """The number the run gives, with its interval; *off* is against the number planted. F1 is that of the
 labels whose probability is above one half; *right label* is how often the label proposed for a wrong one is the true
