@@ -77,7 +77,7 @@ def ask(folder: Path) -> dict[str, Any]:
         return answer
 
     examples = timed("open", lambda: fogline.examples(folder))
-    errors = timed("label_errors", examples.label_errors)
+    timed("label_errors", examples.label_errors)
     timed("table", lambda: examples.table)
     timed("sql", lambda: examples.sql("select target, avg(label_error) as e from examples group by target order by e"))
     timed("export", lambda: examples.export(folder / "table.parquet"))
@@ -85,7 +85,6 @@ def ask(folder: Path) -> dict[str, Any]:
     return {
         "rows": len(examples),
         "epochs": len(examples.record.epochs),
-        "count": errors.count,
         "seconds": seconds,
         "before": before,
         "largest": _largest(),
