@@ -255,7 +255,7 @@ def of_batch(model: nn.Module, batch: Any) -> Tensor:
         (own, "compiled", "classification"),
         (fogline.on_batch(of_batch), "eager", "loss"),
     ],
-    ids=str,
+    ids=["eager", "compiled", "of a batch"],
 )
 def test_losses_of_ones_own(loss: Any, step: str, kind: str, tmp_path: Path) -> None:
     X, y = points()
