@@ -11,8 +11,9 @@ BENCH ?= $(sort $(wildcard benchmarks/*.py))
 demo: $(READY)
 	@$(RUN) -m fogline demo
 
+# A process a core, each of one thread: most tests train small models, which more threads do not make faster.
 test: $(READY)
-	@$(RUN) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n logical --maxprocesses 4 $(ARGS)
 
 bench: $(READY)
 	@for script in $(BENCH); do echo "== $$script"; $(RUN) $$script || exit 1; done
