@@ -40,7 +40,8 @@ def test_help_and_looking_import_no_torch(arguments: list[str], tmp_path: Path) 
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
 
 
-def test_every_field_of_a_recipe_has_an_option() -> None:
+def test_every_field_of_a_recipe_has_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # in a narrower terminal long names are cut
     shown = call("train", "--help").output
     for field in dataclasses.fields(Recipe):
         name = "option" if field.name == "options" else field.name.replace("_", "-")

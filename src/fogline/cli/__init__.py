@@ -122,6 +122,10 @@ def train(
     keep: Annotated[Whole, _recipe_option("Checkpoints kept.", "COUNT")] = None,
     step: Annotated[Text, _recipe_option("auto, eager, compiled or chunked.", "MODE")] = None,
     workers: Annotated[Whole, _recipe_option("Processes that load data.", "COUNT")] = None,
+    window: Annotated[Whole, _recipe_option("Rows shuffled together, of data larger than memory.", "ROWS")] = None,
+    checkpoint_activations: Annotated[
+        bool | None, typer.Option("--checkpoint-activations", rich_help_panel="Recipe", help="Compute them twice.")
+    ] = None,
     watch: Annotated[Real, _recipe_option("Share of the time that signals may cost.", "SHARE")] = None,
     examples: Annotated[bool | None, typer.Option("--examples/--no-examples", rich_help_panel="Recipe")] = None,
     device: DeviceOption = None,
