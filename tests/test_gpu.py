@@ -75,3 +75,89 @@ def test_mixed_precision_checks_itself(tmp_path: Path) -> None:
     run = fogline.fit(_task(), _recipe(precision="bf16"), runs=tmp_path)
     assert run.recipe.precision == "bf16"
     assert run.verdict is not fogline.Verdict.NONFINITE
+
+
+def _weights(run: fogline.Run) -> dict[str, Tensor]:
+    return dict(run.model.state_dict())
+
+
+@pytest.mark.parametrize("examples", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+def test_a_captured_step_has_the_bits_of_the_eager_one(optimizer: str, examples: bool, tmp_path: Path) -> None:
+    # A power of two is the same in float32; the last batch of an epoch is a short one.
+    recipe = _recipe(optimizer=optimizer, lr=2.0**-7, schedule="constant", warmup=0, batch_size=48, examples=examples)
+    eager = fogline.fit(_task(), recipe.replace(step="eager"), runs=tmp_path, name="eager")
+    captured = fogline.fit(_task(), recipe, runs=tmp_path, name="captured")
+    assert captured.info["mechanics"]["mode"] == "captured", captured.info["mechanics"]
+    for name, value in _weights(eager).items():
+        assert torch.equal(value, _weights(captured)[name]), name
+    assert list(eager.steps["loss"]) == list(captured.steps["loss"])
+    if examples:
+        for file in sorted((eager.folder / "examples").glob("epoch-*")):
+            assert file.read_bytes() == (captured.folder / "examples" / file.name).read_bytes()
+
+
+def test_a_captured_run_that_was_cut_has_the_same_bits(tmp_path: Path) -> None:
+    whole = fogline.fit(_task(), _recipe(duration="120st"), runs=tmp_path, name="whole")
+    loop = fogline.descend(_task(), _recipe(duration="120st"), runs=tmp_path, name="cut")
+    for step in loop:
+        if step.number == 100:
+            loop.close()  # type: ignore[attr-defined]  # a generator
+            break
+    resumed = fogline.resume(tmp_path / "cut", _task())
+    assert resumed.info["mechanics"]["mode"] == whole.info["mechanics"]["mode"] == "captured"
+    for name, value in _weights(whole).items():
+        assert torch.equal(value, _weights(resumed)[name]), name
+
+
+def test_a_model_that_waits_for_the_device_is_trained_eagerly(tmp_path: Path) -> None:
+    class Waits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) if float(x.sum()) > -1e9 else x[:, :2]
+
+    run = fogline.fit(Task(Waits, nn.CrossEntropyLoss(), _data()), _recipe(), runs=tmp_path)
+    assert run.info["mechanics"]["mode"] == "eager"
+    assert "cannot be a CUDA graph" in run.info["mechanics"]["why"]
+    assert run.steps["loss"][-1] < run.steps["loss"][0]
+
+
+def test_memory_that_does_not_suffice_changes_no_result(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 4096), nn.Tanh(), nn.Linear(4096, 4096), nn.Tanh(), nn.Linear(4096, 2))
+
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(1 << 16, 16, generator=generator)
+    task = Task(model, nn.CrossEntropyLoss(), (X, (X.sum(dim=1) > 0).long()))
+    recipe = _recipe(batch_size="full", duration="3st", optimizer="sgd", examples=False)
+    plenty = fogline.fit(task, recipe, runs=tmp_path, name="plenty")
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + (3 << 30)) / total)
+    try:
+        little = fogline.fit(task, recipe, runs=tmp_path, name="little")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert any(event["kind"] == "out_of_memory" for event in little.events)
+    for name, value in _weights(plenty).items():
+        torch.testing.assert_close(value, _weights(little)[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_doctor_says_on_the_device_what_it_says_on_the_cpu() -> None:
+    X, y = _data()
+    task = Task(lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2), nn.Softmax(1)),
+                nn.CrossEntropyLoss(), (X, y), valid=(X[:128], y[:128]))  # fmt: skip
+    found = {}
+    for device in ("cpu", "cuda"):
+        recipe = _recipe(device=device, duration="200st")
+        found[device] = [finding.cause for finding in fogline.diagnose(task, recipe).findings]
+    assert found["cuda"] == found["cpu"]
+    assert found["cuda"][0] == "double_softmax"
+
+
+def test_the_measured_rate_is_near_that_of_the_cpu() -> None:
+    rates = [fogline.find_lr(_task(), _recipe(device=d, lr="auto", duration="600st")).value for d in ("cpu", "cuda")]
+    assert 0.2 < rates[0] / rates[1] < 5

@@ -11,12 +11,13 @@ import torch
 
 from fogline.data.source import InMemory
 from fogline.descent.batches import rows_of
+from fogline.descent.captured import FEWEST, CannotCaptureError, CapturedStep
 from fogline.descent.graph import CannotCompileError, Program, compile_steps, trace
 from fogline.descent.interrupts import poll
 from fogline.descent.optimizer_state import in_eight_bits
 from fogline.descent.randomness import TRAIN, private_randomness, seed_step
 from fogline.descent.state import Descent
-from fogline.descent.step import CompiledStep, EagerStep, Machine
+from fogline.descent.step import CompiledStep, EagerStep, Kept, Machine, kept, put_back
 
 CHUNK = 16
 _WARM_UP, _ROUNDS = 2, 7
@@ -41,6 +42,8 @@ def choose_step(descent: Descent, chosen: dict[str, Any], *, chunks: bool) -> Ea
     if asked != "eager" and obstacle is not None:
         chosen |= {"mode": "eager", "why": obstacle}
         return eager
+    if asked != "eager" and eager.deferred:
+        return _captured(descent, eager, chosen)
     program = None
     try:
         if asked == "auto":
@@ -63,16 +66,31 @@ def choose_step(descent: Descent, chosen: dict[str, Any], *, chunks: bool) -> Ea
     return CompiledStep(eager, program)
 
 
+def _captured(descent: Descent, eager: EagerStep, chosen: dict[str, Any]) -> EagerStep:
+    """The step as a CUDA graph where it can be one: by rule, not by measurement, since it is never the slower one."""
+    ahead = None if descent.length.expected is None else descent.length.expected - descent.step
+    if "mode" not in chosen and ahead is not None and ahead < FEWEST:
+        chosen |= {"mode": "eager", "why": f"{ahead} steps lie ahead: recording a graph takes as long as a few"}
+        return eager
+    try:
+        rate = descent.rate(descent.step)
+        captured = CapturedStep(descent.machine, descent.batches, eager.examples, descent.step, rate)
+    except CannotCaptureError as error:
+        chosen |= {"mode": "eager", "why": str(error)}
+        return eager
+    chosen["mode"] = "captured"
+    return captured
+
+
 def _obstacle(descent: Descent) -> str | None:
     machine = descent.machine
-    deferred = isinstance(descent.stepper, EagerStep) and descent.stepper.deferred
     for there, what in (
         (machine.needs_closure, "the optimizer evaluates the loss several times a step"),
         (machine.scaler is not None, "float16 gradient scaling is taken eagerly"),
         (in_eight_bits(machine.optimizer), "the optimizer compiles its own part of the step"),
         (bool(machine.recompute), "activations are computed again on the way back"),
         (machine.parts > 1, "gradients are accumulated over micro-batches"),
-        (deferred, "steps are gated on the device there"),
+        (machine.device.type not in ("cpu", "cuda"), f"there are no graphs on {machine.device.type}"),
     ):
         if there:
             return what
@@ -124,7 +142,7 @@ def _measured(descent: Descent, chosen: dict[str, Any]) -> Program | None:
         return None
     program = _program(descent, 1)
     lr = torch.zeros(1, dtype=program.rate_type, device=descent.machine.device)
-    saved = _snapshot(descent.machine)
+    saved = kept(descent.machine)
     chosen["eager_seconds"], chosen["compiled_seconds"] = _medians(eager, lambda: program(batch, lr))
     _put_back(descent.machine, saved)
     share = chosen["compiled_seconds"] / chosen["eager_seconds"]
@@ -158,7 +176,7 @@ def _check_agreement(descent: Descent, program: Program) -> None:
         CannotCompileError: they differ.
     """
     machine = descent.machine
-    saved = _snapshot(machine)
+    saved = kept(machine)
     twin = EagerStep(machine.copied(), descent.batches, deferred=False)
     rate = descent.rate(0)
     in_memory = isinstance(descent.batches.source, InMemory)
@@ -188,16 +206,7 @@ def _check_agreement(descent: Descent, program: Program) -> None:
     _put_back(machine, saved)
 
 
-def _snapshot(machine: Machine) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    memory = [] if machine.clipping is None or machine.clipping.memory is None else [machine.clipping.memory]
-    state = [v for s in machine.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-    live = [*(p.data for p in machine.objective.model.parameters()), *machine.buffers, *state, *memory]
-    return live, [value.clone() for value in live]
-
-
-def _put_back(machine: Machine, saved: tuple[list[torch.Tensor], list[torch.Tensor]]) -> None:
-    with torch.no_grad():
-        for live, old in zip(*saved, strict=True):
-            live.copy_(old)
+def _put_back(machine: Machine, saved: Kept) -> None:
+    put_back(saved)
     for parameter in machine.parameters:
         parameter.grad = None

@@ -5,7 +5,8 @@ Both shortcuts reach below the documented interface: each is tried once, and whe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -63,3 +64,27 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     wrapped = type(optimizer).step
     bare = getattr(wrapped, "__wrapped__", None) if getattr(wrapped, "hooked", False) else None
     return optimizer.step if bare is None else lambda: bare(optimizer)
+
+
+def skips_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its kernels can be told by a flag on the device to leave everything as it is: PyTorch's fused ones.
+
+    >>> weight = torch.nn.Parameter(torch.ones(1))
+    >>> skips_itself(torch.optim.AdamW([weight], fused=True)), skips_itself(torch.optim.AdamW([weight]))
+    (True, False)
+    """
+    fused = type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+    return fused and all(group.get("fused") for group in optimizer.param_groups)
+
+
+@contextmanager
+def skipping(optimizer: torch.optim.Optimizer, flag: Tensor) -> Iterator[None]:
+    """Within it a step of such an optimizer changes nothing where the flag, of shape (), is True.
+
+    It is the way in which PyTorch's gradient scaler has them leave a step out.
+    """
+    optimizer.found_inf = flag.float()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]

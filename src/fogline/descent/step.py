@@ -21,7 +21,7 @@ from fogline.descent.optimizer_state import live_tensors
 from fogline.descent.optimizers import init_state, load_state_tensors, set_lr, state_scalars, state_tensors
 from fogline.descent.randomness import TRAIN, seed_step
 from fogline.descent.recompute import Recomputing
-from fogline.descent.shortcuts import backward, bare_step
+from fogline.descent.shortcuts import backward, bare_step, skipping, skips_itself
 from fogline.record.examples import ExampleRecorder
 
 _FEW = 16  # tensors up to which reading them one by one beats stacking them
@@ -114,6 +114,23 @@ class Machine:
         load_state_tensors(twin, state_tensors(optimizer), state_scalars(optimizer))
         objective, clipping = replace(self.objective, model=model), copy.deepcopy(self.clipping)
         return replace(self, objective=objective, optimizer=twin, clipping=clipping, events=[])
+
+
+Kept = list[tuple[Tensor, Tensor]]
+
+
+def kept(machine: Machine) -> Kept:
+    """Weights, buffers, optimizer state and clip memory: each live tensor, and a copy of it for :func:`put_back`."""
+    memory = [] if machine.clipping is None or machine.clipping.memory is None else [machine.clipping.memory]
+    state = [v for s in machine.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+    live = [*(p.data for p in machine.objective.model.parameters()), *machine.buffers, *state, *memory]
+    return [(value, value.clone()) for value in live]
+
+
+def put_back(before: Kept) -> None:
+    """Everything as it was when it was kept."""
+    for live, old in before:
+        live.copy_(old)
 
 
 class EagerStep:
@@ -281,18 +298,17 @@ class EagerStep:
         norm = torch.linalg.vector_norm(torch.stack(list(norms)))
         assert self.stuck is not None
         self.stuck |= ~(torch.isfinite(loss) & torch.isfinite(norm))
-        kept = [*machine.parameters, *live_tensors(machine.optimizer)]
+        memory = [] if machine.clipping is None or machine.clipping.memory is None else [machine.clipping.memory]
+        skips = skips_itself(machine.optimizer)
+        gated = memory if skips else [*machine.parameters, *live_tensors(machine.optimizer), *memory]
         with torch.no_grad():
+            before = [value.clone() for value in gated]
             if machine.clipping is not None:
-                memory = machine.clipping.memory
-                kept += [] if memory is None else [memory]
-                before = [value.clone() for value in kept]
                 machine.clipping(gradients, norm)
-            else:
-                before = [value.clone() for value in kept]
-            machine.optimizer.step()
-            for value, old in zip((*kept, *machine.buffers), (*before, *self._saved_buffers), strict=True):
-                value.copy_(torch.where(self.stuck, old, value))
+            with skipping(machine.optimizer, self.stuck) if skips else nullcontext():
+                self._step()
+            for value, old in zip((*gated, *machine.buffers), (*before, *self._saved_buffers), strict=True):
+                torch.where(self.stuck, old, value, out=value)
         return Outcome(loss, norm, None)
 
     def _with_closure(self, batch: Batch) -> Outcome:

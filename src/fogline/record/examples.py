@@ -127,6 +127,21 @@ class ExampleRecorder:
             start += shown.rows
         self._pass(self._step, 1)
 
+    def look(self) -> None:
+        """What comes shows its examples, for :meth:`taken`, and belongs to no step."""
+        self._shown, self._open = [], True
+
+    def taken(self) -> list[Shown]:
+        """What was shown since :meth:`look`."""
+        shown, self._shown, self._open = self._shown, [], False
+        return shown
+
+    def shown(self, step: int, shown: list[Shown]) -> None:
+        """Record a step that showed this, taken without the model's Python code."""
+        self.begin(step)
+        self._shown = shown
+        self.end()
+
     def span(self, step: int) -> tuple[int, int]:
         """The places in the epoch of the rows that are seen here, the first and the one behind the last."""
         place = self.batches.place(step)

@@ -1,0 +1,300 @@
+"""What only a GPU can show: steps beside a hand-written loop, many at once, memory, and the doctor's time there.
+
+    python benchmarks/gpu.py                  # everything, about two minutes
+    python benchmarks/gpu.py --only steps     # one part
+    python benchmarks/gpu.py --write DIR      # also DIR/gpu.json
+
+Contenders take slices in turn in one process, and a slice ends when the device is done; ``--device cpu`` tries the
+script itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fogline
+import population
+import timing
+from fogline import Recipe, Task
+from fogline.data.source import InMemory
+from fogline.descent.batches import Batches
+from fogline.descent.objective import Objective
+from fogline.descent.population import Population, populate
+
+_FOREVER = "10000000st"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, its data on the device, and how it is trained."""
+
+    title: str
+    model: Callable[[], nn.Module]
+    data: tuple[Tensor, Tensor]
+    batch: int
+    optimizer: str
+    precision: str = "float32"
+
+
+class LanguageModel(nn.Module):
+    """A decoder of six layers, 512 wide, over 1,000 words; logits of shape (rows, words, places)."""
+
+    def __init__(self, words: int = 1000, width: int = 512, layers: int = 6, places: int = 256) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, width), nn.Parameter(0.02 * torch.randn(places, width))
+        layer = nn.TransformerEncoderLayer(width, 8, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, words)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(places), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layers(self.words(x) + self.places[: x.shape[1]], mask=self.mask, is_causal=True)
+        logits: Tensor = self.head(hidden).transpose(1, 2)
+        return logits
+
+
+def problems(device: torch.device) -> list[Problem]:
+    """Made with seed 0."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    def numbers(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=generator).to(device)
+
+    def mlp() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    def cnn() -> nn.Module:
+        widths, layers = (3, 32, 64, 128), list[nn.Module]()
+        for a, b in pairwise(widths):
+            layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 10))
+
+    text = numbers(1000, 512, 257)
+    return [
+        Problem("MLP 64-128-128-10, batch 64, AdamW", mlp, (normal(4096, 64), numbers(10, 4096)), 64, "adamw"),
+        Problem("CNN 3 x 32 x 32, batch 128, momentum", cnn, (normal(8192, 3, 32, 32), numbers(10, 8192)), 128,
+                "momentum"),
+        Problem("transformer, 20M, 16 x 256, AdamW, bf16", LanguageModel, (text[:, :-1], text[:, 1:]), 16, "adamw",
+                "bf16"),
+    ]  # fmt: skip
+
+
+def raw(problem: Problem, device: torch.device) -> Iterator[Tensor]:
+    """The hand-written loop: rows shuffled on the device once an epoch, fused optimizer, nothing waits."""
+    torch.manual_seed(0)
+    model, loss_fn = problem.model().to(device).train(), nn.CrossEntropyLoss()
+    fused = device.type == "cuda"
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
+        if problem.optimizer == "adamw"
+        else torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=fused)
+    )
+    half = problem.precision == "bf16"
+    while True:
+        order = torch.randperm(len(problem.data[0]), device=device)
+        for rows in order.split(problem.batch):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
+                loss = loss_fn(model(problem.data[0][rows]), problem.data[1][rows])
+            loss.backward()
+            optimizer.step()
+            yield loss
+
+
+def ours(problem: Problem, device: torch.device, **changes: Any) -> Iterator[Any]:
+    """``fogline.descend``, with its log, signals and checkpoints."""
+    recipe = Recipe(
+        optimizer=problem.optimizer, lr=1e-4 if problem.optimizer == "adamw" else 1e-3, batch_size=problem.batch,
+        duration=_FOREVER, schedule="constant", warmup=0, device=str(device), precision=problem.precision, seed=0,
+    ).replace(**changes)  # fmt: skip
+    task = Task(problem.model, nn.CrossEntropyLoss(), problem.data)
+    return fogline.descend(task, recipe, runs=tempfile.mkdtemp(prefix="gpu-"), progress=False)
+
+
+def waited(device: torch.device) -> None:
+    """Until the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def in_turn(
+    loops: dict[str, Iterator[Any]], device: torch.device, seconds: float, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds a step of each loop, slice by slice."""
+    counts = {}
+    for name, loop in loops.items():
+        for _ in range(30):
+            next(loop)
+        waited(device)
+        started = time.perf_counter()
+        for _ in range(30):
+            next(loop)
+        waited(device)
+        counts[name] = max(10, int(30 * seconds / (time.perf_counter() - started)))
+    found: dict[str, list[float]] = {name: [] for name in loops}
+    for turn in range(rounds):
+        for name in list(loops) if turn % 2 else list(loops)[::-1]:
+            started = time.perf_counter()
+            for _ in range(counts[name]):
+                next(loops[name])
+            waited(device)
+            found[name].append((time.perf_counter() - started) / counts[name])
+    return found
+
+
+def steps(device: torch.device, seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Microseconds a step, and the ratio to the hand-written loop."""
+    rows = []
+    for problem in problems(device):
+        loops = {
+            "raw": raw(problem, device),
+            "fogline eager": ours(problem, device, step="eager"),
+            "fogline": ours(problem, device),
+            "fogline, no examples": ours(problem, device, examples=False),
+            "fogline, no watching": ours(problem, device, examples=False, watch=0.0),
+        }
+        found = in_turn(loops, device, seconds, rounds)
+        for name, times in found.items():
+            ratios = [a / b for a, b in zip(times, found["raw"], strict=True)]
+            rows.append({"problem": problem.title, "loop": name, "us": 1e6 * statistics.median(times),
+                         "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)})  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def together(device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """A step of 32 members in one program, in steps of one model, and which form is chosen."""
+    rows = []
+    for problem in population.problems():
+        data = tuple(leaf.to(device) for leaf in problem.data)
+        objective = Objective(problem.model.to(device), problem.loss)
+        batches = Batches(InMemory(data), 64, device=device)
+        recipe = Recipe(optimizer=problem.optimizer, batch_size=64)
+        chosen = populate(objective, recipe, population.MEMBERS, batches)
+        held = [batches.at(k) for k in range(8)]
+
+        def loop(many: Population, held: list[Any] = held) -> Iterator[None]:
+            rates = [10 ** (-4 + 3 * k / 31) for k in range(many.size)]
+            k = 0
+            while True:
+                many.step(k, held[k % 8], rates)
+                k += 1
+                yield
+
+        one = populate(objective, recipe, 1, batches, together=False).population
+        many = populate(objective, recipe, population.MEMBERS, batches, together=True).population
+        found = in_turn({"one": loop(one), "many": loop(many)}, device, 0.3, rounds)
+        ratio = statistics.median(a / b for a, b in zip(found["many"], found["one"], strict=True))
+        rows.append({"problem": problem.title, "one_us": 1e6 * statistics.median(found["one"]), "ratio": ratio,
+                     "chosen": "together" if chosen.together else "in turn", "why": chosen.why})  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+def memory(device: torch.device) -> list[dict[str, Any]]:
+    """Peak of device memory of 20 steps of the language model, and seconds a step."""
+    rows = []
+    problem = problems(device)[2]
+    for name, changes in {
+        "as it is": {},
+        "eager": {"step": "eager"},
+        "activations computed again": {"checkpoint_activations": True},
+        "four micro-batches": {"accumulate": 4, "batch_size": problem.batch // 4},
+        "state in 8 bits": {"optimizer": "adamw8bit"},
+    }.items():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        try:
+            loop = ours(problem, device, examples=False, **changes)
+            for _ in range(10):
+                next(loop)
+        except (ImportError, RuntimeError, ValueError) as error:
+            rows.append({"what": name, "failed": str(error)[:300]})
+            print(rows[-1], flush=True)
+            continue
+        waited(device)
+        started = time.perf_counter()
+        for _ in range(10):
+            next(loop)
+        waited(device)
+        rows.append({"what": name, "MiB": (torch.cuda.max_memory_allocated() - before) / 2**20,
+                     "ms": 100 * (time.perf_counter() - started)})  # fmt: skip
+        loop.close()  # type: ignore[attr-defined]  # a generator
+        print(rows[-1], flush=True)
+    return rows
+
+
+def doctor(device: torch.device) -> list[dict[str, Any]]:
+    """Causes found, seconds of the diagnosis and of a run, there and on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(2048, 16, generator=generator)
+    y = ((X[:, :4] ** 2).sum(1) > 3.4).long()
+
+    def net(*last: nn.Module) -> Callable[[], nn.Module]:
+        return lambda: nn.Sequential(
+            nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2), *last
+        )
+
+    cases = {
+        "sound": (net(), X, 1e-2), "rate too high": (net(), X, 3.0), "softmax twice": (net(nn.Softmax(1)), X, 1e-2),
+        "inputs not scaled": (net(), 3e3 * X + 1e4, 1e-3),
+    }  # fmt: skip
+    rows = []
+    for name, (model, inputs, lr) in cases.items():
+        row: dict[str, Any] = {"case": name}
+        for where in ("cpu", str(device)):
+            task = Task(model, nn.CrossEntropyLoss(), (inputs[:1536], y[:1536]), valid=(inputs[1536:], y[1536:]))
+            recipe = Recipe(optimizer="adamw", lr=lr, batch_size=64, duration="1000st", device=where,
+                            precision="float32")  # fmt: skip
+            started = time.perf_counter()
+            fogline.fit(task, recipe, runs=tempfile.mkdtemp(), progress=False)
+            row[f"{where} run"] = time.perf_counter() - started
+            started = time.perf_counter()
+            report = fogline.diagnose(task, recipe)
+            row[f"{where} diagnosis"] = time.perf_counter() - started
+            row[f"{where} says"] = [report.verdict, *(finding.cause for finding in report.findings)]
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", default=["steps", "together", "memory", "doctor"])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.4)
+    parser.add_argument("--write", type=Path)
+    asked = parser.parse_args()
+    device = torch.device(asked.device)
+    found: dict[str, Any] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+                             "stamp": timing.stamp()}  # fmt: skip
+    parts: dict[str, Callable[[], Any]] = {
+        "steps": lambda: steps(device, asked.seconds, asked.rounds), "together": lambda: together(device, asked.rounds),
+        "memory": lambda: memory(device), "doctor": lambda: doctor(device),
+    }  # fmt: skip
+    for part in asked.only:
+        found[part] = parts[part]()
+        if asked.write is not None:
+            (asked.write / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
