@@ -219,7 +219,6 @@ def memory(device: torch.device) -> list[dict[str, Any]]:
         "state in 8 bits": {"optimizer": "adamw8bit"},
     }.items():
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         try:
             loop = ours(problem, device, examples=False, **changes)
@@ -230,6 +229,7 @@ def memory(device: torch.device) -> list[dict[str, Any]]:
             print(rows[-1], flush=True)
             continue
         waited(device)
+        torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         for _ in range(10):
             next(loop)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 import fogline
 from fogline import Recipe, Task
+from fogline.descent.optimizers import OPTIMIZERS
 from fogline.descent.prepare import assemble, begin
 
 pytestmark = [
@@ -161,3 +164,41 @@ def test_the_doctor_says_on_the_device_what_it_says_on_the_cpu() -> None:
 def test_the_measured_rate_is_near_that_of_the_cpu() -> None:
     rates = [fogline.find_lr(_task(), _recipe(device=d, lr="auto", duration="600st")).value for d in ("cpu", "cuda")]
     assert 0.2 < rates[0] / rates[1] < 5
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_every_optimizer_steps_there_as_on_the_cpu(optimizer: str, tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 2))
+
+    task = Task(model, nn.CrossEntropyLoss(), _data())
+    recipe = Recipe(optimizer=optimizer, lr=OPTIMIZERS[optimizer].lr, batch_size="full", duration="60st",
+                    schedule="constant", precision="float32")  # fmt: skip
+    losses = {}
+    for device in ("cpu", "cuda"):
+        run = fogline.fit(task, recipe.replace(device=device), runs=tmp_path, name=device)
+        print(optimizer, device, run.info["mechanics"])
+        losses[device] = list(run.steps["loss"])
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-2, abs=1e-4)
+
+
+def test_two_processes_on_one_device_train_as_one(tmp_path: Path) -> None:
+    # NCCL wants a device for each process; gloo does not.
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, sys, torch, fogline\n"
+        "if 'WORLD_SIZE' in os.environ:\n"
+        "    os.environ['LOCAL_RANK'] = '0'\n"
+        "    torch.distributed.init_process_group('cpu:gloo,cuda:gloo')\n"
+        "X = torch.randn(512, 16, generator=torch.Generator().manual_seed(0)); y = (X.sum(dim=1) > 0).long()\n"
+        "task = fogline.Task(lambda: torch.nn.Linear(16, 2), torch.nn.CrossEntropyLoss(), (X, y))\n"
+        "recipe = fogline.Recipe(lr=0.0078125, batch_size=48, duration='60st', device='cuda', precision='float32')\n"
+        "fogline.fit(task, recipe, runs=sys.argv[1], name=sys.argv[2], progress=False)\n"
+    )
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for start, name in (([sys.executable], "one"), (several, "two")):
+        command = [*start, str(script), str(tmp_path), name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (fogline.Run(tmp_path / name).steps["loss"] for name in ("one", "two"))
+    assert list(two) == pytest.approx(list(one), rel=1e-4)

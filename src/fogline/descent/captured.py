@@ -63,9 +63,10 @@ class CapturedStep(EagerStep):
         before = kept(machine)
         try:
             with private_randomness(machine.device):
-                self._warm_up(step, rate)
-                self.examples = examples
-                self._record()
+                with self._on_the_device():
+                    self._warm_up(step, rate)
+                    self.examples = examples
+                    self._record()
                 put_back(before)
                 self._check(step, rate)
         except RuntimeError as error:  # everything that PyTorch and CUDA say no with
@@ -108,24 +109,32 @@ class CapturedStep(EagerStep):
         torch.cuda.current_stream(device).wait_stream(stream)
 
     def _record(self) -> None:
-        machine, groups = self.machine, self.machine.optimizer.param_groups
-        before: list[dict[str, Any]] = [{k: group[k] for k in ("lr", "capturable") if k in group} for group in groups]
+        machine = self.machine
         if self.examples is not None:
             self.examples.look()
         for parameter in machine.parameters:
             parameter.grad = None
         try:
-            for group, (rate, _) in zip(groups, self._rates, strict=True):
-                group["lr"] = rate
-                if "capturable" in group:
-                    group["capturable"] = True
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._step_of_graph()
         finally:
-            for group, old in zip(groups, before, strict=True):
-                group.update(old)
             if self.examples is not None:
                 self._shown = self.examples.taken()
+
+    @contextmanager
+    def _on_the_device(self) -> Iterator[None]:
+        """Within it the optimizer reads its rates from where a graph can find them."""
+        groups = self.machine.optimizer.param_groups
+        before: list[dict[str, Any]] = [{k: group[k] for k in ("lr", "capturable") if k in group} for group in groups]
+        for group, (rate, _) in zip(groups, self._rates, strict=True):
+            group["lr"] = rate
+            if "capturable" in group:
+                group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group, old in zip(groups, before, strict=True):
+                group.update(old)
 
     def _step_of_graph(self) -> None:
         machine = self.machine

@@ -331,6 +331,8 @@ def build_on(
         settings.setdefault("decoupled_weight_decay", True)
     settings |= _implementation_flags(spec, implementation)
     arguments = _arguments(spec.cls)
+    if "capturable" in arguments and any(role.parameter.device.type == "cuda" for role in roles):
+        settings.setdefault("capturable", True)  # counters on the device, where the gate can put them back
     if "weight_decay" in arguments:
         settings["weight_decay"] = decay or 0.0
     if "lr" in arguments or _takes_anything(spec.cls):

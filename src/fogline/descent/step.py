@@ -202,9 +202,14 @@ class EagerStep:
         return self._update(loss, norms, gradients)
 
     def _restorable(self) -> bool:
-        """Whether there is an optimizer state to go back to; where it cannot be made now, the first step makes it."""
-        ready = self._has_state
-        self._has_state = ready or init_state(self.machine.optimizer) or bool(self.machine.optimizer.state)
+        """Whether there is an optimizer state to go back to, all of it on the device.
+
+        Where it cannot be made now the first step makes it; a counter on the host would not hear of a refusal.
+        """
+        if not self._has_state:
+            optimizer, device = self.machine.optimizer, self.machine.device
+            made = init_state(optimizer) or bool(optimizer.state)
+            self._has_state = made and all(value.device.type == device.type for value in live_tensors(optimizer))
         return self._has_state
 
     def _in_memory(self, step: int, batch: Batch) -> Tensor:
