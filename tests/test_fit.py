@@ -185,3 +185,9 @@ def test_a_model_given_twice_starts_twice_from_the_same_weights(tmp_path: Path) 
         for start, name in ((model, "a"), (model, "b"), (twin, "c"))
     ]
     assert state(runs[0].model) == state(runs[1].model) == state(runs[2].model)
+
+
+def test_no_metrics_can_be_said_as_none() -> None:
+    assert Task(lambda: nn.Linear(2, 1), nn.MSELoss(), (torch.ones(4, 2), torch.ones(4, 1)), metrics=None).metrics == {}  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a dict of functions by name as `metrics`"):
+        Task(lambda: nn.Linear(2, 1), nn.MSELoss(), (torch.ones(4, 2), torch.ones(4, 1)), metrics=[nn.MSELoss()])  # type: ignore[arg-type]

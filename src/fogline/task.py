@@ -78,6 +78,10 @@ class Task:
             raise TypeError(f"Task: expected a module or a function that makes one as `model`, received {self.model!r}")
         if self.loss is not None and not (callable(self.loss) or isinstance(self.loss, OnBatch)):
             raise TypeError(f"Task: expected a function of (outputs, targets) as `loss`, received {self.loss!r}")
-        for name, metric in dict(self.metrics).items():
+        metrics: Any = {} if self.metrics is None else self.metrics  # as those say it who have none
+        if not isinstance(metrics, Mapping):
+            raise TypeError(f"Task: expected a dict of functions by name as `metrics`, received {metrics!r}")
+        object.__setattr__(self, "metrics", metrics)
+        for name, metric in metrics.items():
             if not callable(metric):
                 raise TypeError(f"Task: expected a function of (outputs, targets) as metric {name!r}, got {metric!r}")

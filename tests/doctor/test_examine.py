@@ -279,3 +279,36 @@ def test_one_label_for_all_that_held_out_rows_do_not_have() -> None:
     model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 4))
     given = fogline.Task(model, nn.CrossEntropyLoss(), (X, torch.ones_like(y)), (X[:60], torch.arange(60) % 4))
     assert "constant_target" in [finding.cause for finding in fogline.diagnose(given, RECIPE).findings]
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    order = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(X, dtype=torch.float32)[order] / 16, torch.tensor(y)[order]
+
+
+def test_units_that_died_of_long_steps_are_not_named_for_them() -> None:
+    X, y = _digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    report = fogline.diagnose(
+        model, (X[:1300], y[:1300]), loss=nn.CrossEntropyLoss(), valid=(X[1300:], y[1300:]), optimizer="adam", lr=1.0,
+        batch_size=32, duration="10ep",
+    )  # fmt: skip
+    assert [finding.cause for finding in report.findings] == ["lr_too_high"]
+
+
+def test_answers_shared_between_classes_have_no_rare_ones() -> None:
+    X, _ = _digits()
+    teacher = torch.randn(64, 10, generator=torch.Generator().manual_seed(34))
+    soft = ((X - 0.3) @ teacher * 0.8).softmax(1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    report = fogline.diagnose(
+        model, (X[:1300], soft[:1300]), loss=nn.CrossEntropyLoss(), valid=(X[1300:], soft[1300:]), optimizer="adam",
+        lr=3e-3, batch_size=32, duration="20ep",
+    )  # fmt: skip
+    assert report.verdict == "healthy"
+    assert not report.findings

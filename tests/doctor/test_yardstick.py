@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogline import on_batch
@@ -90,3 +91,48 @@ def test_a_squared_error_of_ones_own_is_judged_on_the_scale_of_the_targets() -> 
     targets = torch.linspace(50, 300, 40)[:, None]
     squashed = torch.sigmoid(targets / 100)  # in the right order, and nowhere near
     assert Yardstick("regression")(squashed, targets, lambda outputs, wanted: (outputs - wanted).square().mean()) < 0
+
+
+def _gaussian(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.gaussian_nll_loss(outputs[:, :1], targets, F.softplus(outputs[:, 1:]) + 1e-3)
+
+
+def test_one_of_several_numbers_answers_under_a_loss_of_ones_own() -> None:
+    targets = torch.linspace(-1, 1, 100)[:, None] ** 3
+    outputs = torch.cat([targets + 0.01, torch.full_like(targets, -5.0)], 1)
+    assert Yardstick("regression")(outputs, targets, _gaussian) == pytest.approx(1, abs=0.01)
+    assert Yardstick("regression")(outputs, targets, nn.MSELoss()) < 0.01
+
+
+def _survival(outputs: Tensor, targets: Tensor) -> Tensor:
+    risk = outputs[targets[:, 0].argsort(descending=True), 0]
+    return -(risk - risk.logcumsumexp(0)).mean()
+
+
+def _thresholds(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs, (targets[:, None] > torch.arange(2)).float())
+
+
+def _weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+    weights = targets.abs()
+    return (weights * (outputs - targets) ** 2).sum() / weights.sum()
+
+
+@pytest.mark.parametrize(
+    ("work", "width", "loss", "reads"),
+    [
+        ("regression", 1, _survival, False),
+        ("regression", 1, _weighted, True),
+        ("regression", 2, _gaussian, True),
+        ("regression", 1, lambda outputs, targets: ((outputs - targets) ** 2).sum(), True),
+        ("classes", 2, _thresholds, False),
+        ("classes", 3, lambda outputs, targets: F.cross_entropy(outputs, targets), True),
+        ("classes", 2, nn.CrossEntropyLoss(), True),
+    ],
+)
+def test_whether_outputs_say_what_targets_are(work: str, width: int, loss: object, reads: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(30) % 3 if work == "classes" else torch.randn(30, 1, generator=generator)
+    stick = Yardstick.of(targets, loss)
+    assert stick.work == work
+    assert stick.reads(torch.randn(30, width, generator=generator), targets, loss) is reads

@@ -13,7 +13,7 @@ from fogline._fit import attended
 from fogline._tune.sampling import RUNGS
 from fogline.descent.checkpoint import latest
 from fogline.descent.state import Descent
-from fogline.doctor.trial import FAILURES
+from fogline.doctor.case import FAILURES
 from fogline.recipe import Duration, Recipe
 from fogline.run import Run
 from fogline.task import Task

@@ -21,7 +21,7 @@ from fogline._tune.study import left_behind, mine, open_study, over, write_summa
 from fogline._tune.trial import Asked, make_trial, values_in_words
 from fogline.descent.interrupts import Interrupted, StopRequested, poll, requested_code, watched_signals
 from fogline.descent.prepare import Start, begin
-from fogline.doctor.trial import FAILURES
+from fogline.doctor.case import FAILURES
 from fogline.rate.find import planned_steps
 from fogline.run import Run
 from fogline.words import number

@@ -27,14 +27,14 @@ from fogline.doctor.bench import (
     level,
     times_longer,
 )
-from fogline.doctor.case import CPU, Case, open_case
+from fogline.doctor.case import CPU, FAILURES, Case, open_case
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Finding, Remedy, Suspicion, Trial
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Rejected, Report
 from fogline.doctor.standing import standing
-from fogline.doctor.trial import FAILURES, SEEDS, Laboratory, planned_steps
+from fogline.doctor.trial import SEEDS, Laboratory, planned_steps
 from fogline.task import Task
 
 FLOOR = 3000
@@ -410,9 +410,9 @@ class _Doctor:
         return max(_SHORTEST, min(int(affordable), observed))
 
     def _minimal(self, bench: Bench, chosen: list[Pair], whole: Trial) -> None:
-        """Leave out each part, the least likely first; what is not missed was not needed."""
+        """Leave out each part, what may follow from others and what is least likely first; what is not missed goes."""
         needed, shown = list(chosen), {suspicion.cause: whole for suspicion, _ in chosen}
-        for part in sorted(chosen, key=lambda pair: (pair[0].proof, pair[1].place != "rate", pair[0].strength)):
+        for part in sorted(chosen, key=_missed_least):
             without = [pair for pair in needed if pair is not part]
             if not without:
                 break
@@ -553,12 +553,20 @@ def _finding(kept: _Kept) -> Finding:
     )
 
 
+def _missed_least(part: Pair) -> tuple[float, ...]:
+    """In which order remedies are left out."""
+    suspicion, remedy = part
+    return suspicion.proof, not suspicion.follows, remedy.place != "rate", suspicion.strength
+
+
 def _rank(kept: _Kept) -> tuple[float, ...]:
     """What keeps a program from running first, then what leaves no doubt, then what gains most.
 
-    Of equals, a step that is too long or too short comes last: something else may have made it so.
+    What may follow from another fault comes after it. Of equals, a step that is too long or too short comes last:
+    something else may have made it so.
     """
     suspicion, trial = kept.suspicion, kept.trial
     effect = trial.effect if trial is not None else 0.0
     of_step = suspicion.cause in CAUSES["step"]
-    return not suspicion.blocks, not suspicion.proof, not kept.proven, -round(effect, 1), of_step, -suspicion.strength
+    likely = not suspicion.blocks, not suspicion.proof, not kept.proven, suspicion.follows
+    return *likely, -round(effect, 1), of_step, -suspicion.strength

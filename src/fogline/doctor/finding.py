@@ -128,6 +128,8 @@ class Suspicion:
         proof: the mechanism leaves no doubt: it is a finding also without a trial.
         blocks: the program cannot be trained at all until this is mended.
         of_data: it is the data that lacks something, so that it is said where no edit helps, too.
+        follows: it may well be of another fault's making, such as units that die of steps that are too long, or plain
+            steps that are slow on bad first weights: where both are supposed it is left out first, and named last.
         advice: what to do where no remedy can do it, and what to change in the code.
     """
 
@@ -139,6 +141,7 @@ class Suspicion:
     proof: bool = False
     blocks: bool = False
     of_data: bool = False
+    follows: bool = False
     severity: Severity = "serious"
     advice: str = ""
 

@@ -11,7 +11,7 @@ import torch
 
 from fogline.data.source import Batch, InMemory, leaves, map_tree
 from fogline.descent.prepare import Start
-from fogline.doctor.case import CPU, Case
+from fogline.doctor.case import CPU, Case, readable
 from fogline.doctor.causes import Cause, loop, number, output
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Finding, Remedy, Rows, Suspicion
@@ -70,7 +70,7 @@ def _case_of(start: Start) -> Case | None:
     task = replace(start.task, model=twin, train=data, valid=None)
     recipe = start.resolved.recipe.replace(batch_size=min(count, _ROWS), accumulate=1)
     yardstick = Yardstick("other") if on_batch else Yardstick.of(train.targets, loss)
-    return Case(task, recipe, loss, train, None, start.opened.facts, yardstick, learned=ids, held=ids)
+    return readable(Case(task, recipe, loss, train, None, start.opened.facts, yardstick, learned=ids, held=ids))
 
 
 def _some_rows(start: Start) -> Batch | None:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fogline.data import losses
+from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
-from fogline.doctor.heads import FAILURES, FAR, SCALES, answers, last_layer, value
+from fogline.doctor.heads import FAR, SCALES, answers, last_layer, value
 
 
 @dataclass(frozen=True)

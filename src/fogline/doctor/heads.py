@@ -12,13 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.anatomy import Anatomy, Layer, inputs_of, own_product
+from fogline.doctor.case import FAILURES
 from fogline.doctor.surgery import LayerOutput, Wrapped, new_linear, replaced
 
 Edit = Callable[[nn.Module], nn.Module]
 Maker = Callable[[], nn.Module]
 
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
-"""What a program may raise when it is given something else than it expects."""
 MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "softmax": (nn.Softmax, nn.Softmax2d), "log_softmax": (nn.LogSoftmax,), "sigmoid": (nn.Sigmoid,),
     "tanh": (nn.Tanh,), "relu": (nn.ReLU, nn.Threshold), "leaky_relu": (nn.LeakyReLU,),

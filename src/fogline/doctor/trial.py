@@ -29,7 +29,7 @@ from fogline.descent.randomness import private_randomness
 from fogline.descent.resolve import batch_rows, resolve_by_rule
 from fogline.descent.schedules import curve
 from fogline.descent.step import EagerStep, Machine
-from fogline.doctor.case import Case, Program
+from fogline.doctor.case import FAILURES, Case, Program
 from fogline.doctor.finding import Remedy, Trial
 from fogline.rate import measure_rate
 from fogline.recipe import Duration, Recipe
@@ -44,7 +44,6 @@ CLEARLY = 2.0
 _LOOKS = 16
 _TRAIN_ROWS = 1024
 _SCORED_AT_ONCE = 512
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 @dataclass

@@ -6,6 +6,7 @@ perfect.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ NAMES = {
     "regression": "skill (share of variance explained)",
     "other": "skill (share of the first loss that is gone)",
 }
+
+
+_MOST_NUMBERS = 8  # of which one may be the answer
 
 
 def work_of(targets: Any, loss: Any) -> Work:
@@ -90,6 +94,18 @@ class Yardstick:
     def name(self) -> str:
         return NAMES[self.work]
 
+    def reads(self, outputs: Any, targets: Any, loss: Any) -> bool:
+        """Whether these outputs say what the targets are; else only the loss can tell how good they are.
+
+        That is asked of a loss of one's own only: it may take thresholds between ordered classes, or compare the rows
+        of a batch with one another, as those of survival and ranking do.
+        """
+        if losses.family(loss) != "unknown" or not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+            return True
+        if self.work == "classes":
+            return outputs.ndim != 2 or outputs.shape[1] == 1 or outputs.shape[1] >= self.classes
+        return self.work != "regression" or not _compares_rows(outputs.detach(), targets, loss)
+
     def labels(self, targets: Any) -> Tensor | None:
         """The class of each row, (n,) int64; None where targets are no labels, or some are none."""
         if not isinstance(targets, Tensor) or self.work not in ("classes", "binary", "one_hot"):
@@ -122,6 +138,10 @@ class Yardstick:
             return self._binary(outputs, targets, loss)
         if _is_log_rate(loss):
             outputs = outputs.exp()
+        wide = outputs.reshape(len(outputs), -1)
+        if losses.family(loss) == "unknown" and wide.shape[1] > 1 == targets[:1].numel() and not _whole(targets):
+            # A loss of one's own, for more than one number: a mean and a variance, or quantiles. One of them answers.
+            return max(_explained(wide[:, k : k + 1], targets) for k in range(min(_MOST_NUMBERS, wide.shape[1])))
         explained = _explained(outputs, targets)
         # A loss of one's own may want outputs on a scale of their own: then their order tells.
         own_scale = losses.family(loss) == "unknown" and _prefers(loss, outputs, targets)
@@ -190,6 +210,10 @@ def _ranked_and_right(outputs: Tensor, wanted: Tensor, threshold: float) -> floa
     return (2 * area - 1 + 2 * balanced - 1) / 2
 
 
+def _whole(values: Tensor) -> bool:
+    return not values.is_floating_point() or bool((values == values.round()).all())
+
+
 def _explained(outputs: Tensor, targets: Tensor) -> float:
     wanted = targets.float().reshape(targets.shape[0], -1)
     found = outputs.reshape(outputs.shape[0], -1)
@@ -206,6 +230,23 @@ def _explained(outputs: Tensor, targets: Tensor) -> float:
     if not bool(varied.any()):
         return 0.0
     return float((1 - squares[varied] / variance[varied]).clamp(min=-1.0).mean())
+
+
+def _compares_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether the loss of a batch is neither an average of those of its halves, however weighted, nor their sum."""
+    if outputs.numel() == targets.numel():
+        outputs = outputs.reshape(targets.shape)
+    half = min(len(outputs), len(targets)) // 2
+    try:
+        whole, first, second = (
+            float(loss(outputs[rows], targets[rows]))
+            for rows in (slice(0, 2 * half), slice(0, half), slice(half, 2 * half))
+        )
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    near = 1e-4 * max(abs(first), abs(second)) + 1e-12
+    averaged = min(first, second) - near <= whole <= max(first, second) + near
+    return half > 1 and math.isfinite(whole) and not averaged and not abs(first + second - whole) <= near
 
 
 def _is_log_rate(loss: Any) -> bool:

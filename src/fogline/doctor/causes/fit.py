@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from fogline.data.source import cast
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.case import CPU, Case
+from fogline.doctor.case import CPU, FAILURES, Case
 from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.closeup import path_of, some_rows, spreads, wide
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RATE, RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import motion, resolved, standing, steps_of
 from fogline.doctor.surgery import has, replaced, reset, widened
-from fogline.doctor.trial import FAILURES
 from fogline.lanczos import lanczos
 
 _WIDE = 64

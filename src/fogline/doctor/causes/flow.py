@@ -34,6 +34,7 @@ _TENFOLD, _HUNDREDFOLD = math.log(10), math.log(100)
 _NEAR_LIMIT = 0.01
 """A sigmoid or tanh this near to its limit, relative to its range, lets less than 4 % of its gradient through."""
 _MOSTLY = 0.5
+_HANDFUL = 4
 _FEWEST_ROWS = 8
 SATURATING: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Tanh, nn.Softsign, nn.Hardsigmoid, nn.Hardtanh)
 BENDING: tuple[type[nn.Module], ...] = (
@@ -259,6 +260,7 @@ def _orthogonal() -> Remedy:
 class _Dead:
     name: str
     share: float
+    units: int
 
 
 def _dead_layers(layers: list[Layer]) -> list[_Dead]:
@@ -271,7 +273,7 @@ def _dead_layers(layers: list[Layer]) -> list[_Dead]:
         if len(layer.output) < _FEWEST_ROWS or not bool(torch.isfinite(output).all()):
             continue
         shut = (output < 0).all(0) & (gradient == 0).all(0)
-        found.append(_Dead(layer.name, float(shut.float().mean())))
+        found.append(_Dead(layer.name, float(shut.float().mean()), len(shut)))
     return found
 
 
@@ -301,6 +303,7 @@ def dead_units(exam: Examination) -> Suspicion | None:
     has_relu = any(isinstance(module, nn.ReLU) for module in anatomy.model.modules())
     leaks = (leaky,) if has_relu else ()
     at_first = exam.observed is None
+    narrow = all(layer.units <= _HANDFUL for layer in dead)  # of one or two units all are soon dead
     return Suspicion(
         "dead_units",
         0.85 if wholly and at_first else 0.5,
@@ -309,7 +312,8 @@ def dead_units(exam: Examination) -> Suspicion | None:
         + "most units of a layer are below zero for every example. A ReLU passes neither signal nor gradient there: "
         "what such a unit has learned is lost, and it cannot learn anything else.",
         (_reset(names), *leaks) if at_first else leaks,
-        proof=wholly and at_first,
+        proof=wholly and at_first and not narrow,
+        follows=narrow or not at_first,
         severity="fatal" if wholly else "serious",
         advice="" if leaks or at_first else "replace relu by leaky_relu, and take a lower learning rate",
     )

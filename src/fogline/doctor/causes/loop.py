@@ -22,10 +22,10 @@ from fogline.data.source import cast, leaves
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import CPU, Anatomy
+from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RECIPE, WRAP, Evidence, Remedy, Suspicion
 from fogline.doctor.surgery import Wrapped, as_drawn, frozen_as_drawn, hidden_modules, replaced
-from fogline.doctor.trial import FAILURES
 from fogline.doctor.uncut import EvaluatesWithoutDropout, Uncut, Within, within
 
 _FEW = 4

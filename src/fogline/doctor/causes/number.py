@@ -22,12 +22,11 @@ from fogline.descent.optimizers import spec_of
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.descent.replay import explain_refusal
 from fogline.doctor.anatomy import operation, rms
-from fogline.doctor.case import CPU
+from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.closeup import some_rows, wide
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import resolved, standing, steps_of
-from fogline.doctor.trial import FAILURES
 
 _MOST_NODES = 20_000
 _SAFE = 1e-6

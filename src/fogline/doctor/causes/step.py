@@ -266,6 +266,7 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
             "All weights share one learning rate here. Where slopes differ much from weight to weight it is too long "
             "for some and too short for the others.",
             (_with_adamw(),),
+            follows=True,
         )
     return None
 

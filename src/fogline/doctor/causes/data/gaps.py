@@ -12,11 +12,11 @@ from fogline.data import losses
 from fogline.data.source import cast, leaves
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.case import taken
+from fogline.doctor.case import FAILURES, taken
 from fogline.doctor.causes.data.common import kept_at, only
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
-from fogline.doctor.heads import FAILURES, value
+from fogline.doctor.heads import value
 
 
 def nan_in_data(exam: Examination) -> Suspicion | None:

@@ -13,11 +13,10 @@ from fogline.data import losses
 from fogline.data.source import cast, leaves, map_tree
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.case import taken
+from fogline.doctor.case import FAILURES, taken
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, Suspicion
-from fogline.doctor.heads import FAILURES
 
 _MUCH = 0.3  # of the rows of rare classes
 _FEWEST_OF_A_CLASS = 5
@@ -110,8 +109,8 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
     if pair is None or observed is None or observed.start is None or kept_at(exam, "balance"):
         return None
     labels = exam.case.yardstick.labels(pair[1])
-    if labels is None or len(labels) < 20:
-        return None
+    if labels is None or len(labels) < 20 or not bool((pair[1] == pair[1].round()).all()):
+        return None  # answers that are shared between classes have no rare ones
     counts = torch.bincount(labels).double()
     present = counts > 0
     common = float(counts.max())

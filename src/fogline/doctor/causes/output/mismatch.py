@@ -197,11 +197,12 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
         )  # fmt: skip
         return _mismatch(
             exam,
-            0.6,
+            0.9,
             (Evidence("last operation of the model", "softmax", "log_softmax, because nn.NLLLoss takes logarithms"),),
             "nn.NLLLoss takes the logarithms of probabilities, and the model gives the probabilities themselves: an "
             "example that is thought wrong has next to no gradient.",
             (ending,),
+            proof=True,
         )
     return None
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from fogline.data import losses
 from fogline.data.source import leaves
+from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
-from fogline.doctor.heads import FAILURES, value
+from fogline.doctor.heads import value
 from fogline.doctor.standing import standing
 from fogline.doctor.surgery import bare
 from fogline.recipe import Recipe
