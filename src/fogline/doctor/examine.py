@@ -428,6 +428,8 @@ class _Doctor:
             else:
                 self._reject(part[0], trial, f"not needed beside the others: {trial}")
         self.healed, self.healed_in = fmean(bench.scores(edits(needed))), bench.steps
+        if len(needed) == 1 < len(chosen) and shown[needed[0][0].cause] is whole:  # both were run already
+            shown[needed[0][0].cause] = bench.against_control(edits(needed), every_seed=True)
         for suspicion, remedy in needed:
             self._take(suspicion, remedy, shown[suspicion.cause])
 
