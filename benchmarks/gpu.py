@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py                  # everything, about two minutes
     python benchmarks/gpu.py --only steps     # one part
-    python benchmarks/gpu.py --write DIR      # also DIR/gpu.json
+    python benchmarks/gpu.py --json FILE      # also FILE, part by part
+    python benchmarks/gpu.py --page FILE      # docs/evidence/gpu.md from such a file, anywhere
 
 Contenders take slices in turn in one process, and a slice ends when the device is done; ``--device cpu`` tries the
 script itself.
@@ -275,14 +276,98 @@ def doctor(device: torch.device) -> list[dict[str, Any]]:
     return rows
 
 
+ABOUT = """# On a GPU
+
+Made by `python benchmarks/gpu.py --json FILE` on the machine named below and `--page FILE`. {stamp}
+
+PyTorch there is {torch}: an older one than this project asks for, of which the same code runs. Contenders take slices
+in turn in one process, a slice ends when the device is done, and the ratio is that of neighbours: median, and the
+lowest and highest of the rounds.
+
+## A step
+
+*Raw* is a loop written by hand: data on the device, rows shuffled there, fused optimizer, nothing that waits.
+`fogline` is `fogline.descend` as it is, with its log, signals and checkpoints; its step is one CUDA graph, replayed
+(`step="eager"` beside it). What an example did is recorded or not.
+
+{steps}
+
+## Many at once
+
+A step of 32 models in one program, in steps of one of them taken eagerly; taking turns would cost 32. The target is 4.
+
+{together}
+
+## Memory
+
+Peak of the device's memory over ten steps of the transformer, without what was there before, and the time of a step.
+
+{memory}
+
+## The doctor
+
+Seconds of a whole run and of its diagnosis, there and on the CPU of the same machine, and what was said. The models are
+small: their steps wait for launches, and trials step eagerly.
+
+{doctor}
+
+## What `tests/test_gpu.py` holds there
+
+No host synchronisation between log points; a captured step has the bits of the eager one, its examples included (at a
+rate that float32 holds exactly); a run that was cut and resumed has the same bits; a refused step changes nothing and
+is named; memory that does not suffice changes no result; every optimizer steps as on the CPU; the doctor and `find_lr`
+say what they say on the CPU.
+
+Not measured: several GPUs (NCCL), and FSDP2 on one.
+"""
+
+
+def page(found: dict[str, Any]) -> str:
+    """The evidence page from what was measured."""
+    ratio = [
+        [
+            row["problem"],
+            row["loop"],
+            f"{row['us']:,.0f}",
+            f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+        ]
+        for row in found["steps"]
+    ]
+    many = [
+        [row["problem"], f"{row['one_us']:,.0f}", f"{row['ratio']:.1f}", row["chosen"]] for row in found["together"]
+    ]
+    memories = [
+        [row["what"], *(["", "", row["failed"]] if "failed" in row else [f"{row['MiB']:,.0f}", f"{row['ms']:.1f}", ""])]
+        for row in found["memory"]
+    ]
+    doctors = [
+        [row["case"], *(f"{row[f'{where} {what}']:.1f}" for where in ("cpu", "cuda") for what in ("run", "diagnosis")),
+         ", ".join(row["cuda says"]), "the same" if row["cpu says"] == row["cuda says"] else ", ".join(row["cpu says"])]
+        for row in found["doctor"]
+    ]  # fmt: skip
+    return ABOUT.format(
+        stamp=timing.describe(found["stamp"]).rstrip(".") + f"; {found['device']}.",
+        torch=found["stamp"]["versions"]["torch"],
+        steps=timing.table(["problem", "loop", "us a step", "of raw"], ratio, text_columns=2),
+        together=timing.table(["problem", "us, one", "32 together", "chosen"], many),
+        memory=timing.table(["what", "MiB", "ms a step", ""], memories),
+        doctor=timing.table(["case", "CPU: run", "diagnosis", "GPU: run", "diagnosis", "said", "on the CPU"], doctors),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", default=["steps", "together", "memory", "doctor"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.4)
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
+    if asked.page is not None:
+        found = json.loads(asked.page.read_text())
+        timing.write_evidence("gpu", page(found), found)
+        return
     device = torch.device(asked.device)
     found: dict[str, Any] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
                              "stamp": timing.stamp()}  # fmt: skip
@@ -292,8 +377,8 @@ def main() -> None:
     }  # fmt: skip
     for part in asked.only:
         found[part] = parts[part]()
-        if asked.write is not None:
-            (asked.write / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+        if asked.json is not None:
+            asked.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -161,7 +161,8 @@ class Recipe:
     """Whether a loss that runs away goes back to the last good state at a third of the rate, at most three times; auto:
     where the learning rate was measured."""
     step: str = "auto"
-    """eager, compiled (one graph a step), chunked (several steps a call) or auto, by measurement."""
+    """eager, compiled (one graph a step), chunked (several steps a call) or auto: by measurement, and on a CUDA device
+    as one CUDA graph where the step can be one."""
     workers: int = 0
     """Processes that load data which is not in memory."""
     window: int | Literal["auto"] = "auto"
