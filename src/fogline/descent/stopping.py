@@ -140,7 +140,12 @@ def _window(count: int, share: float) -> int:
 
 
 def _start(losses: Numbers) -> float:
-    """The loss where the run began: of the first step, or of a few where single batches are noisy."""
+    """The loss where the run began: of the first step, or of a few where single batches are noisy.
+
+    A run that never again comes as low as its first step has left it at once: a few would hide where it was.
+    """
+    if len(losses) > 1 and losses[0] < losses[1:].min():
+        return float(losses[0])
     return float(np.median(losses[: max(1, min(5, len(losses) // 50))]))
 
 
