@@ -172,7 +172,7 @@ def test_slope_of_a_quadratic_is_exact() -> None:
 
 def test_a_run_that_left_its_start_at_once_diverged() -> None:
     noise = np.random.default_rng(0).standard_normal(400)
-    losses = np.concatenate([[2.3, 24.0, 570.0, 550.0, 14.0], 27 + 7 * noise])
+    losses = np.concatenate([[2.3, 24.0, 570.0, 550.0, 14.0], 27 + 4 * noise])
     found = judge(losses, np.ones(405), np.empty(0), slope=None, refused=np.zeros(405))
     assert found.verdict is Verdict.DIVERGED
     assert found.evidence["loss_at_start"] == 2.3
