@@ -219,6 +219,16 @@ class WatchedRun(Run):
         self._info["examples"] = described
         self._store.write_info(self._info)
 
+    def forward(self, batch: Any) -> None:
+        """Say that a batch goes forward, where the loop does not call the model itself but a part or a method of it.
+
+        Trainers with a ``training_step`` do so. From then on the rows of a step are those that were said.
+
+        Args:
+            batch: tensors in any structure; the first one's first dimension counts the examples.
+        """
+        self._observer.announce(batch)
+
     def note(self, message: str, **data: Any) -> None:
         """Keep a remark among the events of the run, with the step it was made at; ``data`` must fit in JSON."""
         self._store.event(self._observer.taken, "note", message, data)

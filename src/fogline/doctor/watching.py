@@ -105,6 +105,7 @@ class Inspector:
         self._was_training = False
         self._evaluations = {True: 0, False: 0}  # forward passes without gradient since the last with one, by mode
         self._given: tuple[Any, Any] | None = None
+        self._runs = True  # the model can be run on it
         self._output: Tensor | None = None
         self._paired = False
         self.first: FirstBatch | None = None
@@ -118,6 +119,19 @@ class Inspector:
 
     def forward(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass with gradients."""
+        self._goes_forward(step)
+        self.given(args, kwargs)
+
+    def announced(self, step: int, batch: Any) -> None:
+        """The loop says that a batch goes forward; the model's own forward may be called on it, or only its parts."""
+        self._goes_forward(step)
+        self._given, self._output, self._runs = ((batch,), {}), None, False
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What the model's own forward is called with."""
+        self._given, self._output, self._runs = (args, kwargs), None, True
+
+    def _goes_forward(self, step: int) -> None:
         seen = self._step
         seen.forwards += 1
         if self._noisy:
@@ -127,7 +141,6 @@ class Inspector:
                 seen.in_eval += 1
             if self._evaluations[True] or self._evaluations[False]:
                 self._evaluations = {True: 0, False: 0}
-        self._given, self._output = (args, kwargs), None
         if self.looking and step < _LAYER_LOOKS and not self._compiled and not self._layer_handles:
             self._hang_on_layers()
 
@@ -367,7 +380,7 @@ class Inspector:
 
     def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> None:
         self._paired, self._output = True, None
-        given = self._given[0] if self._given is not None else ()
+        given = self._given[0] if self._given is not None and self._runs else ()
         self.first = look(self.model, self.loss_fn, given, outputs, targets)
         line = calling_line()
         for found in read_pairing(loss, outputs, targets):
@@ -383,7 +396,7 @@ class Inspector:
         if getattr(self.optimizer, "grad_scale", None) is not None:
             return  # the scaler will leave this step out, by design
         self._named_nan = True
-        found = name_not_finite(self.model, self.named, self._given)
+        found = name_not_finite(self.model, self.named, self._given, runs=self._runs)
         self._say(step, told.not_finite(step, norm, found, self._line("step")))
 
     def _line(self, of: str) -> str:
