@@ -36,6 +36,7 @@ class Numbers:
     def __init__(self, loader: DataLoader[Any]) -> None:
         if not isinstance(loader, DataLoader):
             raise misfit("a torch DataLoader", type(loader).__name__, "pass the loader of the training data", "", TypeError)
+        loader = getattr(loader, "base_dataloader", loader)  # Accelerate's reads from the one it stands around
         sampler = loader.batch_sampler
         if sampler is None or not hasattr(loader.dataset, "__getitem__"):
             received = f"one over {type(loader.dataset).__name__} that has no batch sampler"

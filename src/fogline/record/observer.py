@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fogline.data.source import leaves
 from fogline.progress import ProgressFunction, ProgressReport
 from fogline.record.hook import Hook
 from fogline.record.probes import Window
@@ -251,7 +252,7 @@ class Observer:
     def _announce(self, batch: Any) -> None:
         if self.inspector is not None:
             self.inspector.announced(self.taken, batch)
-        self._goes_forward(rows_of((batch,), {}))
+        self._goes_forward(rows_of(tuple(leaves(batch)[:1]), {}))
 
     def _goes_forward(self, rows: int) -> None:
         self._fed = self._coming or Seen()
