@@ -233,6 +233,10 @@ class WatchedRun(Run):
         """Keep a remark among the events of the run, with the step it was made at; ``data`` must fit in JSON."""
         self._store.event(self._observer.taken, "note", message, data)
 
+    def found(self, finding: Finding) -> None:
+        """Keep a fault of the loop that somebody else saw, a plug-in for one; each cause is told once."""
+        self._inspector.say(self._observer.taken, finding)
+
     def close(self) -> None:
         """Write what is left, judge the run and take every hook away; a second call does nothing."""
         self._close(None)

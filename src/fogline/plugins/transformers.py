@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from fogline._watch import WatchedRun
 from fogline.descent.randomness import private_randomness
-from fogline.plugins.following import Following
+from fogline.doctor import told
+from fogline.plugins.following import Following, unwrapped
 from fogline.plugins.needs import needed
 from fogline.plugins.numbering import Numbers
 from fogline.plugins.recipes import recipe_of
@@ -34,6 +35,8 @@ transformers: Any = needed("transformers", "transformers")
 
 _Base: Any = transformers.TrainerCallback
 _NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
+_COMPARED = 3
+"""Batches whose loss is compared with the mean over its examples."""
 _CONSTANT = ("constant", "constant_with_warmup")
 
 
@@ -74,6 +77,7 @@ class FoglineCallback(_Base):  # type: ignore[misc]
         self._loss_fn = nn.CrossEntropyLoss()  # of which only the arguments are looked at
         self._logits: Tensor | None = None
         self._hook: Any = None
+        self._compared = self._whole = 0
         trainer.train = self._ending(trainer.train)
         trainer.training_step = self._logging(trainer.training_step)
 
@@ -171,10 +175,31 @@ class FoglineCallback(_Base):  # type: ignore[misc]
         numbers = None if self._numbers is None else self._numbers.next()
         if numbers is not None and _are_classes(logits, labels, len(numbers)):
             assert logits is not None
-            self._loss_fn(logits, labels.to(logits.device))  # shows the run outputs and targets
+            mean = self._loss_fn(logits, labels.to(logits.device))  # shows the run outputs and targets
             self._following.run.log(value, examples=numbers)
+            self._compare(loss, mean, shares or 1)
         else:
             self._following.run.log(value)
+
+    def _compare(self, loss: Tensor, mean: Tensor, batches: int) -> None:
+        """Whether the loss of an accumulated batch enters whole: models that ignore ``num_items_in_batch`` do that."""
+        if batches < 2 or self._compared >= _COMPARED:
+            return
+        self._compared += 1
+        self._whole += int(torch.isclose(loss.float(), mean.float(), rtol=1e-3))
+        if self._whole == _COMPARED:
+            self._say_undivided(batches)
+
+    def _say_undivided(self, batches: int) -> None:
+        run = self._following.run
+        if type(unwrapped(self._trainer.optimizer)).__name__ == "SGD":
+            run.found(told.undivided(0, batches, ""))
+        run.note(
+            f"the losses of {batches} accumulated batches are added and not divided by {batches}, since the model "
+            "takes num_items_in_batch and does not use it: loss and gradient are as many times too large, which "
+            "clipping, epsilon and SGD feel; set trainer.model_accepts_loss_kwargs = False",
+            batches=batches,
+        )
 
     def _after_forward(self, _: nn.Module, __: object, output: Any) -> None:
         if torch.is_grad_enabled():
@@ -187,6 +212,7 @@ class FoglineCallback(_Base):  # type: ignore[misc]
         if self._hook is not None:
             self._hook.remove()
         self._numbers, self._hook, self._logits = None, None, None
+        self._compared = self._whole = 0
 
 
 def find_lr(trainer: Any, **recipe_fields: Any) -> Rate:
