@@ -17,9 +17,10 @@ _INNER = tuple(str(Path(module.__file__).parent) for module in (torch, fogline) 
 
 
 def calling_line() -> str:
-    """The line that called, through PyTorch, trainers and this library: ``file.py:12: loss.backward()``; "" if none can be told.
+    """The line that called, through PyTorch, trainers and this library: ``file.py:12: loss.backward()``.
 
-    On an accelerator gradients are made in a thread of their own, where nobody's line is to be seen.
+    It is "" if none can be told. On an accelerator gradients are made in a thread of their own, where nobody's line
+    is to be seen.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

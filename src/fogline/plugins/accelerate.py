@@ -61,7 +61,7 @@ class AcceleratedRun:
         """
         numbers = None if loss is None or self._numbers is None else self._numbers.next()
         if self.run is not None:
-            self.run.log(loss, examples=numbers, valid=valid, **scores)
+            self.run.log(loss, examples=numbers, valid=_named(valid, scores))
 
     def note(self, message: str, **data: Any) -> None:
         """Keep a remark among the events."""
@@ -80,6 +80,13 @@ class AcceleratedRun:
             self._numbers.release()
         if self.run is not None:
             self.run.__exit__(kind, error, trace)
+
+
+def _named(valid: Any, scores: Mapping[str, Any]) -> Any:
+    """All held-out scores of a call by name; None where there are none."""
+    if valid is None:
+        return dict(scores) or None
+    return (dict(valid) if isinstance(valid, Mapping) else {"loss": valid}) | dict(scores)
 
 
 def watch(
@@ -104,8 +111,8 @@ def watch(
         accelerator: that prepared them.
         model, optimizer, scheduler: as ``prepare`` gave them.
         loss_fn: of the loop, a module where the examples are to be recorded by more than their loss.
-        loader: of the training data, as ``prepare`` gave it: what each example does is recorded. Then log ``loss_fn`` of
-            the batch where that is a module, else the loss of each example.
+        loader: of the training data, as ``prepare`` gave it: what each example does is recorded. Then log the
+            loss of ``loss_fn`` where that is a module, else the loss of each example.
         runs, name, share, progress: as in :func:`fogline.watch`.
 
     Raises:

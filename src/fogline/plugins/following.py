@@ -27,7 +27,9 @@ class Following:
         all: those of earlier ones, too.
     """
 
-    def __init__(self, runs: str | Path, name: str | None, share: float, progress: bool | ProgressFunction | None) -> None:
+    def __init__(
+        self, runs: str | Path, name: str | None, share: float, progress: bool | ProgressFunction | None
+    ) -> None:
         self._runs, self._name, self._share, self._progress = runs, name, share, progress
         self.open: list[WatchedRun] = []
         self.all: list[WatchedRun] = []

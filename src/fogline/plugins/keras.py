@@ -179,7 +179,7 @@ def _weights(model: Any) -> nn.Module:
 
 
 def _steps(optimizer: Any, weights: nn.Module) -> Any:
-    """Under the name of the Keras optimizer, which is what a run says it was trained with; PyTorch's where it has one."""
+    """Under the name of the Keras optimizer, which a run says it was trained with; PyTorch's own where it has one."""
     name = type(optimizer).__name__
     known = {"__module__": "torch.optim", "__qualname__": name} if hasattr(torch.optim, name) else {}
     kind = type(name, (_Steps,), known or {"__module__": __name__, "__qualname__": _Steps.__name__})

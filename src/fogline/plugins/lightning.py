@@ -261,7 +261,10 @@ def _recipe(trainer: Any, model: Any, fields: Mapping[str, Any]) -> Recipe:
         found["duration"] = f"{trainer.max_steps}st"
     elif trainer.max_epochs is not None and trainer.max_epochs > 0:
         found["duration"] = f"{trainer.max_epochs}ep"
-    if trainer.gradient_clip_val and str(trainer.gradient_clip_algorithm or "norm") in ("norm", "GradClipAlgorithmType.NORM"):
+    if trainer.gradient_clip_val and str(trainer.gradient_clip_algorithm or "norm") in (
+        "norm",
+        "GradClipAlgorithmType.NORM",
+    ):
         found["clip"] = trainer.gradient_clip_val
     found["precision"] = _PRECISIONS.get(str(trainer.precision), "auto")
     if "optimizer" in fields:
@@ -285,7 +288,9 @@ def _optimizer(model: Any) -> tuple[Optimizer, bool]:
         configured = configured[0] if len(configured) == 1 else configured
     if not isinstance(configured, Optimizer):
         received = "several" if isinstance(configured, tuple | list) else type(configured).__name__
-        raise misfit("one optimizer of configure_optimizers", received, "name one: optimizer='adamw'", "find_lr", TypeError)
+        raise misfit(
+            "one optimizer of configure_optimizers", received, "name one: optimizer='adamw'", "find_lr", TypeError
+        )
     return configured, scheduled
 
 

@@ -35,7 +35,9 @@ class Numbers:
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         if not isinstance(loader, DataLoader):
-            raise misfit("a torch DataLoader", type(loader).__name__, "pass the loader of the training data", "", TypeError)
+            raise misfit(
+                "a torch DataLoader", type(loader).__name__, "pass the loader of the training data", "", TypeError
+            )
         loader = getattr(loader, "base_dataloader", loader)  # Accelerate's reads from the one it stands around
         sampler = loader.batch_sampler
         if sampler is None or not hasattr(loader.dataset, "__getitem__"):

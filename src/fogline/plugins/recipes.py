@@ -77,7 +77,7 @@ def _ratios(optimizer: Optimizer, model: nn.Module) -> dict[str, float]:
     first = _rate(optimizer.param_groups[0])
     if not first:
         return {}
-    found = {}
+    found: dict[str, float] = {}
     for group in optimizer.param_groups:
         ratio = _rate(group) / first
         if ratio != 1:

@@ -124,7 +124,9 @@ class FoglineCallback(_Base):  # type: ignore[misc]
             control.should_training_stop = True
         return control
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any] | None = None, **_: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
         """Log what an evaluation found."""
         found = {name: value for name, value in (metrics or {}).items() if not name.endswith(_NO_SCORES)}
         found.pop("epoch", None)
@@ -233,7 +235,9 @@ def find_lr(trainer: Any, **recipe_fields: Any) -> Rate:
     device = next(trainer.model.parameters()).device
     with private_randomness(device):
         train = _plain_loader(trainer.get_train_dataloader(), trainer.args.train_batch_size)
-        held_out = isinstance(trainer.eval_dataset, torch.utils.data.Dataset) or hasattr(trainer.eval_dataset, "features")
+        held_out = isinstance(trainer.eval_dataset, torch.utils.data.Dataset) or hasattr(
+            trainer.eval_dataset, "features"
+        )
         valid = _plain_loader(trainer.get_eval_dataloader(), trainer.args.eval_batch_size) if held_out else None
     model = trainer.model
 
