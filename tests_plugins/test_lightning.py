@@ -101,6 +101,7 @@ def test_steps_and_losses_are_the_trainers_own(accumulated: int) -> None:
     steps = [part[k : k + accumulated] for part in per_epoch for k in range(0, len(part), accumulated)]
     assert callback.run.steps["loss"].tolist() == pytest.approx([sum(part) / len(part) for part in steps])
     assert callback.run.steps["examples"][-1] == 3 * ROWS - BATCH * len(steps[-1])
+    assert len(callback.run.findings) == 0
     assert callback.run.steps["lr"][0] == pytest.approx(0.1)
     assert callback.run.steps["lr"][-1] == pytest.approx(0.01)
 

@@ -57,6 +57,7 @@ class _Step:
     forwards: int = 0
     in_eval: int = 0
     backwards: int = 0
+    evaluations: int = 0  # of a closure
     stale: bool = False  # a gradient of an earlier step is in this one's
     factors: list[Tensor] = field(default_factory=list)  # what backward() began with at the loss
     called: list[tuple[str, bool, Tensor | None]] = field(default_factory=list)
@@ -196,8 +197,13 @@ class Inspector:
             self._lines["backward"] = self._lines.get("backward") or calling_line()
 
     def evaluates_closure(self) -> None:
-        """Before a closure is called: what it computes is a gradient of its own."""
-        self._step.backwards = 0
+        """Before a closure is called: once more, it computes a gradient of its own.
+
+        The first time the step may have been accumulated from batches before.
+        """
+        if self._step.evaluations:
+            self._step.backwards = 0
+        self._step.evaluations += 1
 
     def before_step(self, step: int, norm: float | Tensor | None) -> None:
         """Before the optimizer takes a step, its gradients there; ``norm`` is theirs."""

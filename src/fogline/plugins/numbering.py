@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from fogline.errors import misfit
 
@@ -40,7 +40,7 @@ class Numbers:
             )
         loader = getattr(loader, "base_dataloader", loader)  # Accelerate's reads from the one it stands around
         sampler = loader.batch_sampler
-        if sampler is None or not hasattr(loader.dataset, "__getitem__"):
+        if not can_be_numbered(loader) or sampler is None:
             received = f"one over {type(loader.dataset).__name__} that has no batch sampler"
             raise misfit("a DataLoader over numbered examples", received, "let the dataset return the numbers itself")
         self._given: deque[NDArray[np.int64]] = deque()
@@ -65,6 +65,13 @@ class Numbers:
     def release(self) -> None:
         """Give the loader its own batch sampler back."""
         object.__setattr__(self._loader, "batch_sampler", self._sampler)
+
+
+def can_be_numbered(loader: object) -> bool:
+    """Whether it is a loader that makes its batches of examples that it draws by their numbers."""
+    if not isinstance(loader, DataLoader):
+        return False
+    return loader.batch_sampler is not None and not isinstance(loader.dataset, IterableDataset)
 
 
 class _Remembering(BatchSampler):

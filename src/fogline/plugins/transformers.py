@@ -23,7 +23,7 @@ from fogline.descent.randomness import private_randomness
 from fogline.doctor import told
 from fogline.plugins.following import Following, unwrapped
 from fogline.plugins.needs import needed
-from fogline.plugins.numbering import Numbers
+from fogline.plugins.numbering import Numbers, can_be_numbered
 from fogline.plugins.recipes import recipe_of
 from fogline.progress import ProgressFunction
 from fogline.rate.find import Rate
@@ -112,9 +112,7 @@ class FoglineCallback(_Base):  # type: ignore[misc]
 
     def _begin_examples(self, model: nn.Module, loader: Any, *, resumed: bool) -> None:
         # A resumed training passes over batches that it does not train on: the numbers would be those of others.
-        if resumed or not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
-            return
-        if loader.batch_sampler is not None:
+        if can_be_numbered(loader) and not resumed:
             self._numbers = Numbers(loader)
             self._hook = model.register_forward_hook(self._after_forward)
 
