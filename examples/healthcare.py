@@ -154,8 +154,8 @@ def log_loss(probability: Floats, y: Floats) -> float:
 def threshold_for(recall: float, probability: Floats, y: Floats) -> float:
     """The highest threshold at which this share of the malignant rows is found."""
     found = np.sort(probability[y > 0.5])
-    missed = int(np.floor((1 - recall) * len(found)))
-    return float(found[missed])
+    wanted = int(np.ceil(recall * len(found) - 1e-9))
+    return float(found[len(found) - wanted])
 
 
 def sure_of(hits: int, rows: int, doubt: float = 0.05) -> float:
@@ -289,7 +289,7 @@ def draw_threshold(all_of: Sequence[Judged], folder: Path) -> Path:
     curves.line([(t, (p[y > 0.5] >= t).mean()) for t in places], BLUE)
     curves.line([(t, y[p >= t].mean()) for t in places], ORANGE)
     curves.words((0.62, 0.9), "recall", BLUE)
-    curves.words((0.1, 0.83), "precision", ORANGE)
+    curves.words((0.16, 0.86), "precision", ORANGE)
     each = Panel("recall of every split", "threshold that was chosen", (0, 1), (0.8, 1.005))
     each.line([(0, RECALL), (1, RECALL)], FAINT, 1, "4 3")
     each.dots([(one.threshold, one.recall) for one in all_of], BLUE, 3.5)
