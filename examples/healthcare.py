@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 TEST, FOLDS = 0.2, 5
 RECALL = 0.97
 """The share of malignant tumours that shall not be missed."""
-BINS = 10
+BINS, FEW = 10, 85
 FLIPPED = 0.05
 RECIPE = fogline.Recipe(optimizer="adamw", batch_size=32, duration="40ep", schedule="linear", precision="float32")
 DECAYED = RECIPE.replace(weight_decay=1.0)
@@ -186,6 +186,7 @@ class Judged:
 
     Attributes:
         single, calibrated: probabilities of one network, as it says and calibrated.
+        by_few: calibrated on as many rows as one part of a simple split would have.
         averaged: of all five, calibrated.
         y: 1 for malignant.
         threshold: that was chosen on the other rows.
@@ -194,6 +195,7 @@ class Judged:
 
     single: Floats
     calibrated: Floats
+    by_few: Floats
     averaged: Floats
     y: Floats
     calibration: Calibration
@@ -229,7 +231,9 @@ def one_split(X: Tensor, y: Tensor, seed: int, recipe: fogline.Recipe) -> Judged
     averaged = np.mean([calibration(z) for z in away], axis=0)
     hits, rows = int((stated[known > 0.5] >= threshold).sum()), int(known.sum())
     truth = y[test][:, 0].double().numpy()
-    return Judged(single, calibration(away[0]), averaged, truth, calibration, threshold, hits, rows)
+    few = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:FEW]
+    by_few = Calibration.fitted(log_odds[few], labels[few])(away[0])
+    return Judged(single, calibration(away[0]), by_few, averaged, truth, calibration, threshold, hits, rows)
 
 
 def flipped(y: Tensor, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -349,7 +353,7 @@ def say_calibration(all_of: Sequence[Judged]) -> None:
     """How good the probabilities are, each kind over all splits."""
     y = np.concatenate([one.y for one in all_of])
     print(f"  log-odds are calibrated by a factor of {np.mean([one.calibration.slope for one in all_of]):.2f}")
-    for name in ("single", "calibrated", "averaged"):
+    for name in ("single", "by_few", "calibrated", "averaged"):
         p = np.concatenate([getattr(one, name) for one in all_of])
         right = ((p > 0.5) == (y > 0.5)).mean()
         print(
