@@ -54,7 +54,7 @@ def execute(page: str, line: int, code: str, names: dict[str, Any]) -> None:
 
 def others(code: str) -> set[str]:
     """The trainers and loggers that a program needs."""
-    named = re.findall(r"^(?:import|from) (?:fogline\.plugins\.)?(\w+)|\bto_(\w+)\(", code, re.MULTILINE)
+    named = re.findall(r"^(?:import|from) (?:fogline\.plugins\.)?(\w+)|\bto_(\w+)", code, re.MULTILINE)
     return {name for pair in named for name in pair} & OTHERS
 
 
