@@ -100,7 +100,7 @@ class FoglineCallback(_Base):  # type: ignore[misc]
     def numbered(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """Let the callback know which examples the loader's batches are made of; gives the same loader.
 
-        For one process and one training loader::
+        For one process and one training loader:
 
             trainer.fit(model, callback.numbered(loader))
 
@@ -226,7 +226,7 @@ def find_lr(
     """Measure the learning rate of a LightningModule, as :func:`fogline.find_lr` does; nothing is disturbed.
 
     The optimizer is the one of ``configure_optimizers``, with what its groups' rates are to each other; length,
-    accumulation, clipping and precision are the trainer's. Set the rate where your module reads it::
+    accumulation, clipping and precision are the trainer's. Set the rate where your module reads it:
 
         model.lr = find_lr(trainer, model, loader).value
 

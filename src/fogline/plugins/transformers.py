@@ -219,7 +219,7 @@ def find_lr(trainer: Any, **recipe_fields: Any) -> Rate:
     """Measure the learning rate of a Trainer, as :func:`fogline.find_lr` does; nothing is disturbed.
 
     Model, data, collator, loss, optimizer (with what its groups' rates are to each other), length, accumulation,
-    clipping and precision are the trainer's::
+    clipping and precision are the trainer's:
 
         trainer.args.learning_rate = find_lr(trainer).value
 
