@@ -76,10 +76,11 @@ def made(kind: type[pl.LightningModule] = Classifier) -> pl.LightningModule:
     return kind()
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_weights_are_bitwise_what_they_are_without_it(accumulated: int) -> None:
-    plain = fitted(made(), accumulate_grad_batches=accumulated)
-    watched = fitted(made(), FoglineCallback(), accumulate_grad_batches=accumulated)
+def test_weights_are_bitwise_what_they_are_without_it(accumulated: int, precision: Any) -> None:
+    given = {"accumulate_grad_batches": accumulated, "precision": precision}
+    plain, watched = fitted(made(), **given), fitted(made(), FoglineCallback(), **given)
     for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -215,6 +216,27 @@ def test_each_of_several_optimizers_has_its_run() -> None:
     for place, run in enumerate(callback.runs):
         assert run.steps["loss"].tolist() == pytest.approx([losses[place] for losses in module.seen])
         assert run.steps["examples"][-1] == 3 * ROWS - BATCH
+
+
+def test_manual_accumulation_has_the_mean_of_its_losses() -> None:
+    class Accumulating(Adversaries):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            loss = (self.judge(batch[0]) - 1).square().mean()
+            self.manual_backward(loss)
+            self.seen.append((loss.item(), 0.0))
+            if batch_idx % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.judge.parameters(), lr=0.05)
+
+    callback = FoglineCallback()
+    module = fitted(made(Accumulating), callback)
+    losses = [loss for loss, _ in module.seen]
+    means = [(a + b) / 2 for a, b in zip(losses[::2], losses[1::2], strict=True)]
+    assert callback.run.steps["loss"].tolist() == pytest.approx(means)
 
 
 def test_a_healthy_module_has_no_finding() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ pytorch: Any = needed("lightning.pytorch", "lightning")
 
 _PRECISIONS = {"16-mixed": "fp16", "bf16-mixed": "bf16", "32-true": "float32", "64-true": "float64"}
 _Base: Any = pytorch.Callback
+_MOST_WAITING = 256
 
 
 class FoglineCallback(_Base):  # type: ignore[misc]
@@ -77,7 +79,7 @@ class FoglineCallback(_Base):  # type: ignore[misc]
         self._examples, self._losses, self._loss_fn = examples, losses, loss_fn
         self._numbers: Numbers | None = None
         self._batch: Any = None
-        self._waiting: list[Tensor] = []  # losses of manual optimization that no step was taken on
+        self._waiting: deque[Tensor] = deque(maxlen=_MOST_WAITING)  # of manual optimization, before a step on them
         self._announced: set[int] = set()
         self._hooks: list[Any] = []
         self._before: dict[str, Tensor] = {}
@@ -129,7 +131,7 @@ class FoglineCallback(_Base):  # type: ignore[misc]
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A batch goes forward; the LightningModule's own forward may not be called on it."""
-        self._batch, self._waiting = batch, []
+        self._batch = batch
         self._announced = set(range(len(self._following.open)))
         for run in self._following.open:
             run.forward(batch)
@@ -170,8 +172,8 @@ class FoglineCallback(_Base):  # type: ignore[misc]
         def log(_: Optimizer, __: Any, ___: Any) -> None:
             if place >= len(self._following.open):
                 return
-            run, waiting = self._following.open[place], self._waiting
-            self._waiting = []
+            run, waiting = self._following.open[place], list(self._waiting)
+            self._waiting.clear()
             if place not in self._announced:  # another step on the same batch
                 run.forward(self._batch)
             self._announced.discard(place)
@@ -211,7 +213,8 @@ class FoglineCallback(_Base):  # type: ignore[misc]
     def _end(self, error: BaseException | None) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._batch, self._waiting = [], None, []
+        self._hooks, self._batch = [], None
+        self._waiting.clear()
         self._following.end(error)
 
 

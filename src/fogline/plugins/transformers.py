@@ -233,10 +233,11 @@ def find_lr(trainer: Any, **recipe_fields: Any) -> Rate:
     device = next(trainer.model.parameters()).device
     with private_randomness(device):
         train = _plain_loader(trainer.get_train_dataloader(), trainer.args.train_batch_size)
-        held_out = isinstance(trainer.eval_dataset, torch.utils.data.Dataset) or hasattr(
-            trainer.eval_dataset, "features"
-        )
-        valid = _plain_loader(trainer.get_eval_dataloader(), trainer.args.eval_batch_size) if held_out else None
+        held_out = trainer.eval_dataset
+        if isinstance(held_out, dict):  # several by name
+            held_out = next(iter(held_out.values()), None)
+        rows = trainer.args.eval_batch_size
+        valid = None if held_out is None else _plain_loader(trainer.get_eval_dataloader(held_out), rows)
     model = trainer.model
 
     def loss(module: nn.Module, batch: dict[str, Any]) -> Tensor:
