@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-_TRAINERS = ("keras", "lightning", "transformers", "ultralytics")
+_TRAINERS = ("keras", "lightning", "transformers")
 collect_ignore = [f"src/fogline/plugins/{name}.py" for name in _TRAINERS if find_spec(name) is None]
 """A plug-in imports its trainer; where that is not installed there is nothing to collect."""
 

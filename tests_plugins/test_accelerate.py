@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fogline.plugins.accelerate import AcceleratedRun, watch
+from fogline.run import Run
 from fogline.verdict import Verdict
 
 ROWS, BATCH, EPOCHS = 96, 16, 2
@@ -102,6 +107,43 @@ def test_an_exception_ends_the_run_as_interrupted() -> None:
     assert run.run is not None
     assert run.run.verdict is Verdict.INTERRUPTED
     assert not run.stopping
+
+
+BY_TWO = """
+import torch
+from accelerate import Accelerator
+from test_accelerate import data
+from torch import nn
+from torch.utils.data import DataLoader
+from fogline.plugins.accelerate import watch
+
+torch.manual_seed(0)
+accelerator = Accelerator(cpu=True)
+model, loss_fn = nn.Linear(6, 3), nn.CrossEntropyLoss()
+optimizer, loader = torch.optim.SGD(model.parameters(), lr=0.1), DataLoader(data(), batch_size=8, shuffle=True)
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+assert accelerator.num_processes == 2
+with watch(accelerator, model, optimizer, loss_fn=loss_fn, loader=loader, name="two") as run:
+    for inputs, labels in loader:
+        optimizer.zero_grad()
+        loss = loss_fn(model(inputs), labels)
+        accelerator.backward(loss)
+        optimizer.step()
+        run.log(loss)
+"""
+
+
+def test_of_two_processes_the_main_one_records_what_it_sees(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(BY_TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "two.py"]
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    (run,) = [Run.open(folder) for folder in (tmp_path / "runs").iterdir()]
+    assert len(run.steps) == ROWS // 16
+    table = run.examples
+    seen = table["epochs"] > 0
+    assert seen.sum() == ROWS // 2
+    assert table["target"][seen].tolist() == data().tensors[1].numpy()[: len(seen)][seen].tolist()
 
 
 def test_other_processes_log_into_nothing() -> None:
