@@ -282,6 +282,38 @@ def test_the_rate_keeps_the_ratio_of_the_groups_and_disturbs_nothing() -> None:
     assert callback.run.steps["loss"][-3:].mean() < callback.run.steps["loss"][0]
 
 
+def test_the_rate_takes_a_datamodule_and_batch_normalisation() -> None:
+    class Convolving(Classifier):
+        def __init__(self, lr: float = 0.1) -> None:
+            super().__init__(lr)
+            self.encoder = nn.Sequential(
+                nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten()
+            )
+
+    class Module(pl.LightningDataModule):
+        ready = False
+
+        def setup(self, stage: str) -> None:
+            self.ready = stage == "fit"
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            assert self.ready
+            return loader()
+
+        def val_dataloader(self) -> DataLoader[Any]:
+            return loader(False)
+
+    module = made(Convolving)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    rates = [
+        find_lr(trainer(), module, Module()),
+        find_lr(trainer(), module, datamodule=Module()),
+        find_lr(trainer(), module, loader(), loader(False)),
+    ]
+    assert len({rate.value for rate in rates}) == 1
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
 def test_the_rate_asks_for_one_optimizer() -> None:
     with pytest.raises(ValueError, match="automatic optimization"):
         find_lr(trainer(), made(Adversaries), loader())
