@@ -209,16 +209,6 @@ class WatchedRun(Run):
         if held_out or scores:
             self._observer.scored()
 
-    def _logged(self, loss: Any, examples: Any, epoch: int | None) -> Any:
-        started = time.perf_counter()
-        loss = self._examples.log(loss, examples, epoch, self._observer.taken)
-        self._observer.budget.spent += time.perf_counter() - started
-        return loss
-
-    def _examples_known(self, described: dict[str, Any]) -> None:
-        self._info["examples"] = described
-        self._store.write_info(self._info)
-
     def forward(self, batch: Any) -> None:
         """Say that a batch goes forward, where the loop does not call the model itself but a part or a method of it.
 
@@ -228,6 +218,16 @@ class WatchedRun(Run):
             batch: tensors in any structure; the first one's first dimension counts the examples.
         """
         self._observer.announce(batch)
+
+    def _logged(self, loss: Any, examples: Any, epoch: int | None) -> Any:
+        started = time.perf_counter()
+        loss = self._examples.log(loss, examples, epoch, self._observer.taken)
+        self._observer.budget.spent += time.perf_counter() - started
+        return loss
+
+    def _examples_known(self, described: dict[str, Any]) -> None:
+        self._info["examples"] = described
+        self._store.write_info(self._info)
 
     def note(self, message: str, **data: Any) -> None:
         """Keep a remark among the events of the run, with the step it was made at; ``data`` must fit in JSON."""

@@ -393,7 +393,7 @@ class Inspector:
             self.say(step, told.pairing(found, line))
 
     def say(self, step: int, finding: Finding) -> None:
-        """Tell a finding, once a cause."""
+        """Tell a finding, each cause once."""
         if finding.cause not in self.told:
             self.told.add(finding.cause)
             self._tell(step, finding)
