@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
+
+_TRAINERS = ("keras", "lightning", "transformers")
+collect_ignore = [f"src/fogline/plugins/{name}.py" for name in _TRAINERS if find_spec(name) is None]
+"""A plug-in imports its trainer; where that is not installed there is nothing to collect."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The example programs whose answers are known in closed form say what their pages say."""
+"""The example programs say what their pages say, in closed form where there is one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import a_function
+import healthcare
 import linear_regression
+import numpy as np
 import pytest
 import torch
 from pictures import Panel
@@ -73,6 +75,72 @@ def test_a_contour_line_has_one_height() -> None:
         across, down = map(float, point.split(","))
         a, b = across / 100 - 5 - 1, 5 - down / 100 + 1
         assert 2 * a * a + 2 * 0.5 * a * b + b * b == pytest.approx(3, abs=0.02)
+
+
+# -- healthcare ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_split_are_all_there_once_and_as_malignant_as_all() -> None:
+    X, y = healthcare.measurements()
+    test, folds = healthcare.split(y, seed=3)
+    assert sorted(torch.cat([test, *folds]).tolist()) == list(range(len(X)))
+    shares = [y[rows].mean().item() for rows in (test, *folds)]
+    assert shares == pytest.approx([y.mean().item()] * len(shares), abs=0.02)
+
+
+def test_calibration_undoes_a_known_distortion() -> None:
+    """Labels are drawn with the probabilities of log-odds that are then distorted."""
+    draws = torch.Generator().manual_seed(0)
+    true = 2 * torch.randn(20_000, 1, generator=draws)
+    y = (torch.rand(20_000, 1, generator=draws) < torch.sigmoid(true)).float()
+    found = healthcare.Calibration.fitted(5 * true + 1, y)
+    assert found.slope == pytest.approx(0.2, rel=0.05)
+    assert found.offset == pytest.approx(-0.2, abs=0.06)
+    labels, raw = y.numpy()[:, 0], torch.sigmoid(5 * true + 1).double().numpy()[:, 0]
+    stated = found(5 * true + 1)
+    assert healthcare.calibration_error(stated, labels) < 0.02 < healthcare.calibration_error(raw, labels)
+    assert healthcare.log_loss(stated, labels) < healthcare.log_loss(raw, labels)
+
+
+def test_the_threshold_is_the_highest_with_the_recall() -> None:
+    probability, y = np.array([0.1, 0.2, 0.3, 0.4, 0.9, 0.05]), np.array([1, 1, 1, 1, 1, 0])
+    assert healthcare.threshold_for(1.0, probability, y) == 0.1
+    assert healthcare.threshold_for(0.8, probability, y) == 0.2
+
+
+@pytest.mark.parametrize("rows", [10, 42, 170])
+def test_what_hits_prove_is_the_exact_bound(rows: int) -> None:
+    from scipy.stats import beta
+
+    for hits in (1, rows // 2, rows - 1):
+        assert healthcare.sure_of(hits, rows) == pytest.approx(beta.ppf(0.05, hits, rows - hits + 1), abs=1e-6)
+    assert healthcare.sure_of(rows, rows) == pytest.approx(0.05 ** (1 / rows), abs=1e-6)
+    assert healthcare.sure_of(0, rows) == 0
+
+
+def test_one_split_says_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    X, y = healthcare.measurements()
+    judged = healthcare.one_split(X, y, 0, healthcare.DECAYED)
+    assert judged.hits / judged.rows >= healthcare.RECALL
+    assert judged.recall > 0.9
+    assert judged.precision > 0.8
+    assert 0.5 < judged.calibration.slope < 2
+    assert healthcare.log_loss(judged.averaged, judged.y) < 0.15
+    drawn = [
+        healthcare.draw_reliability([judged], [judged], tmp_path),
+        healthcare.draw_threshold([judged], tmp_path),
+    ]
+    assert all(ElementTree.parse(path).getroot().attrib["viewBox"] for path in drawn)
+
+
+def test_most_planted_labels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = healthcare.label_check(*healthcare.measurements())
+    assert found["among the first"] >= 0.7 * found["planted"]
+    assert found["expected"] == pytest.approx(found["planted"], rel=0.5)
+    assert found["expected as it is"] < found["planted"] / 2
+    assert ElementTree.parse(healthcare.draw_labels(found, tmp_path)).getroot().attrib["viewBox"]
 
 
 def test_pictures_are_well_formed(tmp_path: Path) -> None:

@@ -16,14 +16,28 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def pins() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
     return dict(line.lower().replace("_", "-").split("==") for line in lines)
 
 
-def test_every_line_of_the_constraints_is_a_plain_pin() -> None:
-    assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in pins())
-    assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins().values())
+def names(items: list[str]) -> set[str]:
+    return {re.split(r"[<>=\[ ]", item)[0] for item in items} - {"fogline"}
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-plugins.txt"])
+def test_every_line_of_the_constraints_is_a_plain_pin(file: str) -> None:
+    assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in pins(file))
+    assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins(file).values())
+
+
+def test_every_plug_in_is_pinned_and_in_the_extra_of_all() -> None:
+    extras = PROJECT["optional-dependencies"]
+    (everything,) = extras["plugins"]
+    parts = re.fullmatch(r"fogline\[(.*)\]", everything)[1].split(",")  # type: ignore[index]
+    wanted = names([item for part in parts for item in extras[part]] + extras["demo"] + extras["dev-plugins"])
+    assert wanted | names(PROJECT["dependencies"]) <= set(pins("constraints-plugins.txt"))
+    assert {path.stem for path in (ROOT / "src/fogline/plugins").glob("*.py")} >= set(parts) - {"ultralytics"}
 
 
 def test_every_dependency_is_pinned() -> None:
@@ -36,8 +50,7 @@ def test_every_dependency_is_pinned() -> None:
         *PROJECT["optional-dependencies"]["edge"],
         *PROJECT["optional-dependencies"]["docs"],
     ]
-    names = {re.split(r"[<>=\[ ]", item)[0] for item in wanted} - {"fogline"}
-    assert names <= set(pins())
+    assert names(wanted) <= set(pins())
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -46,6 +59,7 @@ def test_every_dependency_is_pinned() -> None:
     [
         ("demo", "python -m fogline demo"),
         ("test", "python -m pytest"),
+        ("test-plugins", "pytest -n logical --maxprocesses 2 tests_plugins"),
         ("bench", "python $script"),
         ("lint", "mypy codespell_lib"),
         ("docs", "mkdocs build --strict"),
@@ -76,6 +90,9 @@ def test_setup_says_which_python_it_needs(tmp_path: Path) -> None:
 def test_continuous_integration_ends_with_the_tests() -> None:
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     assert [line.split()[2] for line in lines if line.startswith("make ")] == ["lint", "test"]
+    asked = [line for line in lines if " make " in f" {line}"]
+    assert "test-plugins" in asked[-2]
+    assert "--no-print-directory test " in asked[-1]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 

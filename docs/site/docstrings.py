@@ -1,7 +1,7 @@
 """Docstrings are written to be read in a terminal; what Markdown and its parser do not know is rewritten for the site.
 
-Roles such as :class:`Name` become code, ``one, other: words`` under ``Args`` becomes a line for each name, and examples
-get a fence.
+Roles such as :class:`Name` become code, ``one, other: words`` under ``Args`` becomes a line for each name, examples get
+a fence, and ``::`` before what is indented is a colon.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import griffe
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`(~?)(?:[^`<]*<)?([^`>]+)>?`")
+_LITERAL = re.compile(r"::$", re.MULTILINE)
 _GROUP = re.compile(r"^( {4})(\**\w+(?:, \**\w+)+): (.*)$")
 
 
@@ -22,7 +23,7 @@ class Rewritten(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called for each object that was read."""
         if obj.docstring:
-            text = _ROLE.sub(_as_code, obj.docstring.value)
+            text = _LITERAL.sub(":", _ROLE.sub(_as_code, obj.docstring.value))
             obj.docstring.value = "\n".join(_fenced(_one_by_one(text.splitlines())))
 
 

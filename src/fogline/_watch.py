@@ -209,6 +209,16 @@ class WatchedRun(Run):
         if held_out or scores:
             self._observer.scored()
 
+    def forward(self, batch: Any) -> None:
+        """Say that a batch goes forward, where the loop does not call the model itself but a part or a method of it.
+
+        Trainers with a ``training_step`` do so. From then on the rows of a step are those that were said.
+
+        Args:
+            batch: tensors in any structure; the first one's first dimension counts the examples.
+        """
+        self._observer.announce(batch)
+
     def _logged(self, loss: Any, examples: Any, epoch: int | None) -> Any:
         started = time.perf_counter()
         loss = self._examples.log(loss, examples, epoch, self._observer.taken)
@@ -222,6 +232,10 @@ class WatchedRun(Run):
     def note(self, message: str, **data: Any) -> None:
         """Keep a remark among the events of the run, with the step it was made at; ``data`` must fit in JSON."""
         self._store.event(self._observer.taken, "note", message, data)
+
+    def found(self, finding: Finding) -> None:
+        """Keep a fault of the loop that somebody else saw, a plug-in for one; each cause is told once."""
+        self._inspector.say(self._observer.taken, finding)
 
     def close(self) -> None:
         """Write what is left, judge the run and take every hook away; a second call does nothing."""

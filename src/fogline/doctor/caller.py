@@ -11,18 +11,22 @@ import torch
 
 import fogline
 
+_TRAINERS = {"accelerate", "keras", "lightning", "pytorch_lightning", "transformers", "ultralytics"}
+"""Packages whose own loop calls backward() and step(): the line of their user is the one to name."""
 _INNER = tuple(str(Path(module.__file__).parent) for module in (torch, fogline) if module.__file__)
 
 
 def calling_line() -> str:
-    """The line that called, through PyTorch and this library: ``file.py:12: loss.backward()``; "" if none can be told.
+    """The line that called, through PyTorch, trainers and this library: ``file.py:12: loss.backward()``.
 
-    On an accelerator gradients are made in a thread of their own, where nobody's line is to be seen.
+    It is "" if none can be told. On an accelerator gradients are made in a thread of their own, where nobody's line
+    is to be seen.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_INNER) and not name.startswith("<frozen"):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if not name.startswith((*_INNER, "<frozen")) and package not in _TRAINERS:
             line = linecache.getline(name, frame.f_lineno).strip()
             return f"{Path(name).name}:{frame.f_lineno}" + (f": {line}" if line else "")
         frame = frame.f_back

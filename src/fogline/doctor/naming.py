@@ -30,7 +30,11 @@ class Named:
 
 
 def name_not_finite(
-    model: nn.Module, named: Sequence[tuple[str, nn.Parameter]], given: tuple[Any, Any] | None
+    model: nn.Module,
+    named: Sequence[tuple[str, nn.Parameter]],
+    given: tuple[Any, Any] | None,
+    *,
+    runs: bool = True,
 ) -> Named:
     """Look for the source of a gradient that is not finite, before the step is taken with it.
 
@@ -39,6 +43,7 @@ def name_not_finite(
 
     Args:
         given: the arguments of the latest forward pass, if they are known.
+        runs: whether the model is run on them; else they are only looked at.
     """
     for name, parameter in named:
         if not _finite(parameter):
@@ -49,7 +54,7 @@ def name_not_finite(
             bad = ~torch.isfinite(value.detach()).reshape(len(value), -1).all(1)
             rows = ", ".join(map(str, bad.nonzero().flatten()[:10].tolist()))
             return Named("The batch holds NaN or infinity.", None, (Evidence("rows of the batch", rows, "none"),), True)
-    operation = None if given is None else _forward_on_a_copy(model, given)
+    operation = None if given is None or not runs else _forward_on_a_copy(model, given)
     if operation is not None:
         ranges = tuple(Evidence("values that went in", str(r), "", layer=operation.module) for r in operation.ranges)
         return Named(
@@ -63,7 +68,8 @@ def name_not_finite(
     layer = bad_names[-1].rpartition(".")[0] or bad_names[-1]
     whole = len(bad_names) == len(named)
     where = "all gradients are bad, so it is the loss or the last layer" if whole else f"it begins in {layer!r}"
-    return Named(f"The gradient is not finite although the outputs of all modules are: {where}.", layer, ())
+    although = "although the outputs of all modules are" if runs else "although weights and batch are"
+    return Named(f"The gradient is not finite {although}: {where}.", layer, ())
 
 
 def _forward_on_a_copy(model: nn.Module, given: tuple[Any, Any]) -> Operation | None:

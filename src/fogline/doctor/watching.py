@@ -57,6 +57,7 @@ class _Step:
     forwards: int = 0
     in_eval: int = 0
     backwards: int = 0
+    evaluations: int = 0  # of a closure
     stale: bool = False  # a gradient of an earlier step is in this one's
     factors: list[Tensor] = field(default_factory=list)  # what backward() began with at the loss
     called: list[tuple[str, bool, Tensor | None]] = field(default_factory=list)
@@ -105,6 +106,7 @@ class Inspector:
         self._was_training = False
         self._evaluations = {True: 0, False: 0}  # forward passes without gradient since the last with one, by mode
         self._given: tuple[Any, Any] | None = None
+        self._runs = True  # the model can be run on it
         self._output: Tensor | None = None
         self._paired = False
         self.first: FirstBatch | None = None
@@ -118,6 +120,19 @@ class Inspector:
 
     def forward(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass with gradients."""
+        self._goes_forward(step)
+        self.given(args, kwargs)
+
+    def announced(self, step: int, batch: Any) -> None:
+        """The loop says that a batch goes forward; the model's own forward may be called on it, or only its parts."""
+        self._goes_forward(step)
+        self._given, self._output, self._runs = ((batch,), {}), None, False
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What the model's own forward is called with."""
+        self._given, self._output, self._runs = (args, kwargs), None, True
+
+    def _goes_forward(self, step: int) -> None:
         seen = self._step
         seen.forwards += 1
         if self._noisy:
@@ -127,7 +142,6 @@ class Inspector:
                 seen.in_eval += 1
             if self._evaluations[True] or self._evaluations[False]:
                 self._evaluations = {True: 0, False: 0}
-        self._given, self._output = (args, kwargs), None
         if self.looking and step < _LAYER_LOOKS and not self._compiled and not self._layer_handles:
             self._hang_on_layers()
 
@@ -163,10 +177,10 @@ class Inspector:
         self._evaluations = {True: 0, False: 0}
         if trained and not evaluated:
             names = [name for name, module in self._noisy if module.training]
-            self._say(step, told.train_mode(step, names, calling_line()))
+            self.say(step, told.train_mode(step, names, calling_line()))
         finding = self._schedule.at_an_epoch(step)
         if finding is not None:
-            self._say(step, finding)
+            self.say(step, finding)
 
     def accumulated(self) -> None:
         """After a gradient was added to ``.grad`` of the sentinel."""
@@ -183,8 +197,13 @@ class Inspector:
             self._lines["backward"] = self._lines.get("backward") or calling_line()
 
     def evaluates_closure(self) -> None:
-        """Before a closure is called: what it computes is a gradient of its own."""
-        self._step.backwards = 0
+        """Before a closure is called: once more, it computes a gradient of its own.
+
+        The first time the step may have been accumulated from batches before.
+        """
+        if self._step.evaluations:
+            self._step.backwards = 0
+        self._step.evaluations += 1
 
     def before_step(self, step: int, norm: float | Tensor | None) -> None:
         """Before the optimizer takes a step, its gradients there; ``norm`` is theirs."""
@@ -199,7 +218,7 @@ class Inspector:
     def after_step(self, step: int) -> None:
         """After a step was taken."""
         if step == 0 and self._schedule.steps_first():
-            self._say(step, told.schedule_first(self._line("step")))
+            self.say(step, told.schedule_first(self._line("step")))
         if step + 1 == SURE:
             self._check_idle(step)
             self._check_frozen(step)
@@ -213,7 +232,7 @@ class Inspector:
     def skipped(self, step: int, skips: int) -> None:
         """So many steps were skipped by a gradient scaler in all."""
         if skips >= _SKIPS and skips > 0.1 * (step + skips):
-            self._say(step, told.scale_collapse(step, skips))
+            self.say(step, told.scale_collapse(step, skips))
 
     def finish(
         self, step: int, losses: NDArray[np.float64], rates: NDArray[np.float64], not_finite: Sequence[int]
@@ -226,13 +245,13 @@ class Inspector:
         """
         self.remove()
         for finding in self._schedule.at_the_end(step - 1, rates) if step else ():
-            self._say(step - 1, finding)
+            self.say(step - 1, finding)
         for finding in self.first.explains(step - 1, losses) if self.first is not None and step else ():
-            self._say(step - 1, finding)
+            self.say(step - 1, finding)
         if len(not_finite) and not {"nan_source", "nan_in_data"} & self.told:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
             if bad:  # on a device nobody waited to look at the time
-                self._say(not_finite[0], told.not_finite_later(not_finite[0], bad))
+                self.say(not_finite[0], told.not_finite_later(not_finite[0], bad))
 
     def rest(self) -> None:
         """Look closely at nothing: watching must cost nothing that can be left out."""
@@ -292,7 +311,7 @@ class Inspector:
         if seen.stale and seen.backwards and step:
             counts["stale"] += 1
             if counts["stale"] == SURE:
-                self._say(step, told.missing_zero_grad(step, counts["stale"], self._line("backward")))
+                self.say(step, told.missing_zero_grad(step, counts["stale"], self._line("backward")))
         self._look_for_gradients(step)
         self._look_at_batch_norm(step)
         self._look_at_factors(step)
@@ -303,7 +322,7 @@ class Inspector:
         if len(without) == len(self.named):
             counts["no gradient"] += 1
             if counts["no gradient"] == SURE and seen.forwards:
-                self._say(step, told.no_gradient(step, len(self.named), self._line("step")))
+                self.say(step, told.no_gradient(step, len(self.named), self._line("step")))
             return
         counts["no gradient"] = 0
         called = list(dict.fromkeys(name for name, graph, _ in seen.called if graph))
@@ -312,7 +331,7 @@ class Inspector:
         if cut and has == called[cut:]:
             counts["cut"] += 1
             if counts["cut"] == _LAYER_LOOKS:
-                self._say(step, told.cut_graph(step, called[:cut], has[0]))
+                self.say(step, told.cut_graph(step, called[:cut], has[0]))
 
     def _own(self, name: str) -> Iterator[nn.Parameter]:
         return self.model.get_submodule(name).parameters(recurse=False)
@@ -323,7 +342,7 @@ class Inspector:
         if few:
             self._counts["tiny"] += 1
             if self._counts["tiny"] == _LAYER_LOOKS:
-                self._say(step, told.tiny_batch(step, *min(few, key=lambda seen: seen[1]), _TINY))
+                self.say(step, told.tiny_batch(step, *min(few, key=lambda seen: seen[1]), _TINY))
 
     def _look_at_factors(self, step: int) -> None:
         """Several full-weight losses a step, their gradients added: the step is so many times as long."""
@@ -337,7 +356,7 @@ class Inspector:
         if bool((factors == 1).all()):
             self._counts["scale"] += 1
             if self._counts["scale"] == SURE:
-                self._say(step, told.undivided(step, count, self._line("backward")))
+                self.say(step, told.undivided(step, count, self._line("backward")))
 
     def _check_mode(self, step: int) -> None:
         seen = self._step
@@ -345,7 +364,7 @@ class Inspector:
         if self._counts["eval"] == SURE:
             names = [name or "the model" for name, module in self._noisy if not module.training]
             line, switched = self._line("step"), self._was_training
-            self._say(step, told.eval_mode(step, SURE, names, switched=switched, line=line))
+            self.say(step, told.eval_mode(step, SURE, names, switched=switched, line=line))
 
     def _check_idle(self, step: int) -> None:
         still = [
@@ -355,26 +374,26 @@ class Inspector:
         ]
         hidden = [name for name, flag in still if flag]
         if hidden:
-            self._say(step, told.hidden_parameters(step, hidden))
+            self.say(step, told.hidden_parameters(step, hidden))
         elif still:
-            self._say(step, told.left_out(step, [name for name, _ in still]))
+            self.say(step, told.left_out(step, [name for name, _ in still]))
 
     def _check_frozen(self, step: int) -> None:
         """A frozen part that was trained before is fine-tuning; one that is as it was drawn is not."""
         frozen = frozen_as_drawn(self.model)
         if frozen:
-            self._say(step, told.frozen(step, frozen))
+            self.say(step, told.frozen(step, frozen))
 
     def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> None:
         self._paired, self._output = True, None
-        given = self._given[0] if self._given is not None else ()
+        given = self._given[0] if self._given is not None and self._runs else ()
         self.first = look(self.model, self.loss_fn, given, outputs, targets)
         line = calling_line()
         for found in read_pairing(loss, outputs, targets):
-            self._say(step, told.pairing(found, line))
+            self.say(step, told.pairing(found, line))
 
-    def _say(self, step: int, finding: Finding) -> None:
-        """Once a cause."""
+    def say(self, step: int, finding: Finding) -> None:
+        """Tell a finding, each cause once."""
         if finding.cause not in self.told:
             self.told.add(finding.cause)
             self._tell(step, finding)
@@ -383,8 +402,8 @@ class Inspector:
         if getattr(self.optimizer, "grad_scale", None) is not None:
             return  # the scaler will leave this step out, by design
         self._named_nan = True
-        found = name_not_finite(self.model, self.named, self._given)
-        self._say(step, told.not_finite(step, norm, found, self._line("step")))
+        found = name_not_finite(self.model, self.named, self._given, runs=self._runs)
+        self.say(step, told.not_finite(step, norm, found, self._line("step")))
 
     def _line(self, of: str) -> str:
         return self._lines.get(of, "")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fogline.data.source import leaves
 from fogline.progress import ProgressFunction, ProgressReport
 from fogline.record.hook import Hook
 from fogline.record.probes import Window
@@ -58,6 +59,8 @@ class Inspector(Protocol):
     looking: bool
 
     def forward(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
+    def announced(self, step: int, batch: Any) -> None: ...
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
     def evaluation(self) -> None: ...
     def loss(self, step: int, args: tuple[Any, ...], output: Any) -> None: ...
     def logged(self, step: int, loss: Any) -> None: ...
@@ -113,7 +116,7 @@ class Observer:
         self._logs: bool | None = None  # whether every row so far had its loss logged; None before the first
         self._logs_ahead: bool | None = None  # whether losses are logged before their step; None before the first
         self._inside, self._evaluations = False, 0
-        self._scaled = self._stopped = False
+        self._scaled = self._stopped = self._announces = False
         self._rows_a_step = self._wake = self._flushed_at = 0
         self._gradient: Tensor | None = None
         self._version = 0
@@ -192,6 +195,12 @@ class Observer:
             if self.inspector is not None:
                 self.inspector.logged(self.taken, loss)
 
+    def announce(self, batch: Any) -> None:
+        """A batch goes forward, by whatever way the loop has: the model's own forward passes are parts of it then."""
+        self._announces = True
+        if "forward" in self._hung and torch.is_grad_enabled():
+            self._announce(batch)
+
     def score(self, name: str, value: object, step: int | None) -> None:
         """Keep a held-out score, of the last step if none is given."""
         self.ledger.scores.append((max(0, self.taken - 1) if step is None else step, name, value_of(name, value)))
@@ -231,10 +240,23 @@ class Observer:
             if self.inspector is not None and not self._evaluations:
                 self.inspector.evaluation()
             return
+        if self._announces:
+            if self.inspector is not None:
+                self.inspector.given(args, kwargs)
+            return
         if self.inspector is not None:
             self.inspector.forward(self.taken, args, kwargs)
+        self._goes_forward(rows_of(args, kwargs))
+
+    @counted
+    def _announce(self, batch: Any) -> None:
+        if self.inspector is not None:
+            self.inspector.announced(self.taken, batch)
+        self._goes_forward(rows_of(tuple(leaves(batch)[:1]), {}))
+
+    def _goes_forward(self, rows: int) -> None:
         self._fed = self._coming or Seen()
-        self._fed.forward(rows_of(args, kwargs))
+        self._fed.forward(rows)
         self._window.forward()
         if not self._scaled and self.taken < _SCALER_SHOWS:
             autocast = torch.is_autocast_enabled(self._device)

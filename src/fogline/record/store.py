@@ -237,7 +237,12 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def read_table(
-    folder: Path, name: str, order: str = "step", columns: Sequence[str] = (), filled: str | None = None
+    folder: Path,
+    name: str,
+    order: str = "step",
+    columns: Sequence[str] = (),
+    filled: str | None = None,
+    after: int | None = None,
 ) -> Table:
     """One table of ``run.sqlite``, also while another process writes it.
 
@@ -249,6 +254,7 @@ def read_table(
         order: the columns that the rows are sorted by.
         columns: those that are wanted; all of them if none are named.
         filled: a column; only rows that have a value in it are read.
+        after: only rows with a step beyond this one are read.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -259,8 +265,10 @@ def read_table(
         there = [column for column in known if column in wanted]
         if not there or (filled is not None and filled not in known):
             return Table({column: np.array([], dtype=_TYPES[kind]) for column, kind in wanted.items()})
-        only = "" if filled is None else f"where {filled} is not null"
-        cursor = connection.execute(f"select {', '.join(there)} from {name} {only} order by {order}")
+        only = ["true"] if filled is None else [f"{filled} is not null"]
+        only += [] if after is None else [f"step > {int(after)}"]
+        query = f"select {', '.join(there)} from {name} where {' and '.join(only)} order by {order}"
+        cursor = connection.execute(query)
         blocks = [_block(rows, [wanted[column] for column in there]) for rows in iter(partial(_some, cursor), [])]
     parts = list(zip(*blocks, strict=True)) if blocks else [[np.array([], dtype=_TYPES[wanted[c]])] for c in there]
     found = {column: np.concatenate(values) for column, values in zip(there, parts, strict=True)}

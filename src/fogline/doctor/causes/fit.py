@@ -23,7 +23,7 @@ from fogline.lanczos import lanczos
 
 _WIDE = 64
 _SETTLED = 0.25
-_ROLLS = 5
+_EXCHANGES = 5
 _FEWEST_ROWS, _FEW_ROWS = 16, 40
 _HANDFUL = 4
 
@@ -255,9 +255,11 @@ def _blind(metric: Callable[[Any, Any], Any], right: Tensor, targets: Tensor) ->
         noise = torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
         right = right + 0.01 * right.std(0, correction=0) * noise
     best = _value(metric, right, targets)
-    rolls = [_value(metric, right.roll(1 + k * (len(right) // (_ROLLS + 1)), 0), targets) for k in range(1, _ROLLS + 1)]
-    others = [value for value in rolls if value is not None and math.isfinite(value)]
-    if best is None or not math.isfinite(best) or len(others) < _ROLLS:
+    # In an order drawn by chance: rows that are sorted by class would get as many right answers by a mere shift.
+    mixed = [torch.randperm(len(right), generator=torch.Generator().manual_seed(k)) for k in range(_EXCHANGES)]
+    exchanged = [_value(metric, right[order], targets) for order in mixed]
+    others = [value for value in exchanged if value is not None and math.isfinite(value)]
+    if best is None or not math.isfinite(best) or len(others) < _EXCHANGES:
         return None
     mean = sum(others) / len(others)
     spread = math.sqrt(sum((value - mean) ** 2 for value in others) / (len(others) - 1))
