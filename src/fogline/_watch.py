@@ -219,9 +219,32 @@ class WatchedRun(Run):
         self._info["examples"] = described
         self._store.write_info(self._info)
 
-    def note(self, message: str, **data: Any) -> None:
+    def log_examples(self, losses: Tensor, examples: Any, epoch: int) -> None:
+        """Keep the loss of each example as a pass over the data beside the training gives it; it is of no step.
+
+        Args:
+            losses: shape (rows,).
+            examples: which they are, shape (rows,), by their position in the data.
+            epoch: the passes over the data there were before.
+        """
+        self._logged(losses, examples, epoch)
+
+    def before_clipping(self, norm: Tensor | float) -> None:
+        """Tell the norm of the gradient that the loop is about to clip; else the run records what is left of it.
+
+        Example::
+
+            run.before_clipping(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        """
+        self._observer.unclipped = norm
+
+    def note(self, message: str, *, kind: str = "note", **data: Any) -> None:
         """Keep a remark among the events of the run, with the step it was made at; ``data`` must fit in JSON."""
-        self._store.event(self._observer.taken, "note", message, data)
+        self._store.event(self._observer.taken, kind, message, data)
+
+    def tell(self, finding: Finding) -> None:
+        """Keep a fault that was seen from outside among the findings of the run, each cause once."""
+        self._inspector.say(self._observer.taken, finding)
 
     def close(self) -> None:
         """Write what is left, judge the run and take every hook away; a second call does nothing."""

@@ -163,10 +163,10 @@ class Inspector:
         self._evaluations = {True: 0, False: 0}
         if trained and not evaluated:
             names = [name for name, module in self._noisy if module.training]
-            self._say(step, told.train_mode(step, names, calling_line()))
+            self.say(step, told.train_mode(step, names, calling_line()))
         finding = self._schedule.at_an_epoch(step)
         if finding is not None:
-            self._say(step, finding)
+            self.say(step, finding)
 
     def accumulated(self) -> None:
         """After a gradient was added to ``.grad`` of the sentinel."""
@@ -199,7 +199,7 @@ class Inspector:
     def after_step(self, step: int) -> None:
         """After a step was taken."""
         if step == 0 and self._schedule.steps_first():
-            self._say(step, told.schedule_first(self._line("step")))
+            self.say(step, told.schedule_first(self._line("step")))
         if step + 1 == SURE:
             self._check_idle(step)
             self._check_frozen(step)
@@ -213,7 +213,7 @@ class Inspector:
     def skipped(self, step: int, skips: int) -> None:
         """So many steps were skipped by a gradient scaler in all."""
         if skips >= _SKIPS and skips > 0.1 * (step + skips):
-            self._say(step, told.scale_collapse(step, skips))
+            self.say(step, told.scale_collapse(step, skips))
 
     def finish(
         self, step: int, losses: NDArray[np.float64], rates: NDArray[np.float64], not_finite: Sequence[int]
@@ -226,13 +226,13 @@ class Inspector:
         """
         self.remove()
         for finding in self._schedule.at_the_end(step - 1, rates) if step else ():
-            self._say(step - 1, finding)
+            self.say(step - 1, finding)
         for finding in self.first.explains(step - 1, losses) if self.first is not None and step else ():
-            self._say(step - 1, finding)
+            self.say(step - 1, finding)
         if len(not_finite) and not {"nan_source", "nan_in_data"} & self.told:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
             if bad:  # on a device nobody waited to look at the time
-                self._say(not_finite[0], told.not_finite_later(not_finite[0], bad))
+                self.say(not_finite[0], told.not_finite_later(not_finite[0], bad))
 
     def rest(self) -> None:
         """Look closely at nothing: watching must cost nothing that can be left out."""
@@ -292,7 +292,7 @@ class Inspector:
         if seen.stale and seen.backwards and step:
             counts["stale"] += 1
             if counts["stale"] == SURE:
-                self._say(step, told.missing_zero_grad(step, counts["stale"], self._line("backward")))
+                self.say(step, told.missing_zero_grad(step, counts["stale"], self._line("backward")))
         self._look_for_gradients(step)
         self._look_at_batch_norm(step)
         self._look_at_factors(step)
@@ -303,7 +303,7 @@ class Inspector:
         if len(without) == len(self.named):
             counts["no gradient"] += 1
             if counts["no gradient"] == SURE and seen.forwards:
-                self._say(step, told.no_gradient(step, len(self.named), self._line("step")))
+                self.say(step, told.no_gradient(step, len(self.named), self._line("step")))
             return
         counts["no gradient"] = 0
         called = list(dict.fromkeys(name for name, graph, _ in seen.called if graph))
@@ -312,7 +312,7 @@ class Inspector:
         if cut and has == called[cut:]:
             counts["cut"] += 1
             if counts["cut"] == _LAYER_LOOKS:
-                self._say(step, told.cut_graph(step, called[:cut], has[0]))
+                self.say(step, told.cut_graph(step, called[:cut], has[0]))
 
     def _own(self, name: str) -> Iterator[nn.Parameter]:
         return self.model.get_submodule(name).parameters(recurse=False)
@@ -323,7 +323,7 @@ class Inspector:
         if few:
             self._counts["tiny"] += 1
             if self._counts["tiny"] == _LAYER_LOOKS:
-                self._say(step, told.tiny_batch(step, *min(few, key=lambda seen: seen[1]), _TINY))
+                self.say(step, told.tiny_batch(step, *min(few, key=lambda seen: seen[1]), _TINY))
 
     def _look_at_factors(self, step: int) -> None:
         """Several full-weight losses a step, their gradients added: the step is so many times as long."""
@@ -337,7 +337,7 @@ class Inspector:
         if bool((factors == 1).all()):
             self._counts["scale"] += 1
             if self._counts["scale"] == SURE:
-                self._say(step, told.undivided(step, count, self._line("backward")))
+                self.say(step, told.undivided(step, count, self._line("backward")))
 
     def _check_mode(self, step: int) -> None:
         seen = self._step
@@ -345,7 +345,7 @@ class Inspector:
         if self._counts["eval"] == SURE:
             names = [name or "the model" for name, module in self._noisy if not module.training]
             line, switched = self._line("step"), self._was_training
-            self._say(step, told.eval_mode(step, SURE, names, switched=switched, line=line))
+            self.say(step, told.eval_mode(step, SURE, names, switched=switched, line=line))
 
     def _check_idle(self, step: int) -> None:
         still = [
@@ -355,15 +355,15 @@ class Inspector:
         ]
         hidden = [name for name, flag in still if flag]
         if hidden:
-            self._say(step, told.hidden_parameters(step, hidden))
+            self.say(step, told.hidden_parameters(step, hidden))
         elif still:
-            self._say(step, told.left_out(step, [name for name, _ in still]))
+            self.say(step, told.left_out(step, [name for name, _ in still]))
 
     def _check_frozen(self, step: int) -> None:
         """A frozen part that was trained before is fine-tuning; one that is as it was drawn is not."""
         frozen = frozen_as_drawn(self.model)
         if frozen:
-            self._say(step, told.frozen(step, frozen))
+            self.say(step, told.frozen(step, frozen))
 
     def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> None:
         self._paired, self._output = True, None
@@ -371,10 +371,10 @@ class Inspector:
         self.first = look(self.model, self.loss_fn, given, outputs, targets)
         line = calling_line()
         for found in read_pairing(loss, outputs, targets):
-            self._say(step, told.pairing(found, line))
+            self.say(step, told.pairing(found, line))
 
-    def _say(self, step: int, finding: Finding) -> None:
-        """Once a cause."""
+    def say(self, step: int, finding: Finding) -> None:
+        """Tell a finding, each cause once."""
         if finding.cause not in self.told:
             self.told.add(finding.cause)
             self._tell(step, finding)
@@ -384,7 +384,7 @@ class Inspector:
             return  # the scaler will leave this step out, by design
         self._named_nan = True
         found = name_not_finite(self.model, self.named, self._given)
-        self._say(step, told.not_finite(step, norm, found, self._line("step")))
+        self.say(step, told.not_finite(step, norm, found, self._line("step")))
 
     def _line(self, of: str) -> str:
         return self._lines.get(of, "")

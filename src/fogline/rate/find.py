@@ -187,7 +187,7 @@ def is_small(start: Start) -> bool:
     if start.batches.device.type != "cpu":
         return start.operations < _SMALL_ELSEWHERE
     convolves = any(isinstance(module, _ConvNd) for module in start.objective.model.modules())
-    return start.operations < _SMALL_ON_CPU and not convolves and start.resolved.recipe.optimizer != "muon"
+    return start.operations < _SMALL_ON_CPU and not convolves and start.resolved.recipe.optimizer not in ("muon", "musgd")
 
 
 def planned_steps(start: Start) -> int | None:
