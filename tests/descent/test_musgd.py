@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_cases import make_model, train
 from torch import Tensor, nn
 
 from fogline.descent.optimizers import build
 from fogline.descent.own_optimizers.muon import orthogonalise
 from fogline.descent.own_optimizers.musgd import MuSGD, orthogonal
+from optimizer_cases import make_model, train
 
 SHAPES = [(4, 3), (3, 4), (4, 4), (2, 12), (3, 4), (6, 2, 3, 3), (6, 2, 3, 3), (8, 1, 3, 3)]
 

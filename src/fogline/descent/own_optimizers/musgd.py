@@ -34,6 +34,7 @@ from fogline.descent.own_optimizers.muon import EPSILON, NEWTON_SCHULZ, orthogon
 
 WIDE = 2
 """Times as wide as high from which the small side alone is iterated: it has fewer operations there."""
+ITERATIONS = 5
 LARGE, MUCH_WIDER = 256, 4
 """Rows from which a CPU iterates in bfloat16, where the matrix is not so wide that the small side is cheaper still:
 twice as fast, and off by less than 1e-5 in an update at a rate of 0.01. Smaller matrices have larger entries, and the
@@ -166,14 +167,14 @@ def _by_the_small_side(matrices: Tensor) -> Tensor:
     first = matrices / torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
     gram = first @ first.mT
     product = None
-    for k in range(5):
+    for k in range(ITERATIONS):
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = polynomial if product is None else product @ polynomial
-        if k < 4:
+        product = polynomial if product is None else torch.bmm(product, polynomial)
+        if k + 1 < ITERATIONS:
             gram = polynomial @ gram @ polynomial
     assert product is not None
-    return product @ first
+    return torch.bmm(product, first)
 
 
 def musgd_groups(roles: list[ParameterRole], weight_decay: float | None) -> list[dict[str, Any]]:

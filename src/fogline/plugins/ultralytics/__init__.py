@@ -13,5 +13,9 @@ Nothing of Ultralytics is imported here: what is needed comes with the model tha
 
 from __future__ import annotations
 
+from fogline.plugins.ultralytics.rate import find_lr as find_lr
+from fogline.plugins.ultralytics.task import evaluate as evaluate
+from fogline.plugins.ultralytics.task import recipe as recipe
+from fogline.plugins.ultralytics.task import task as task
 from fogline.plugins.ultralytics.watching import Watching as Watching
 from fogline.plugins.ultralytics.watching import watch as watch

@@ -116,8 +116,8 @@ def always_clipped(norms: Sequence[float], limit: float, step: int, size: int) -
             Evidence("gradient norm before it is cut, median", median(norms), f"below {limit:g}", step),
         ),
         f"The loss is summed over the {size} images of a batch, and the gradient is as many times as long: every one "
-        f"is cut to a norm of {limit:g}. The length of a step says nothing of the slope any more, and another batch size "
-        "changes only its direction.",
+        f"is cut to a norm of {limit:g}. The length of a step says nothing of the slope any more, and another batch "
+        "size changes only its direction.",
         None,
         None,
         "choose the learning rate for steps of that length: fogline.plugins.ultralytics.find_lr measures it with the "
