@@ -316,8 +316,8 @@ def page(found: Results, steps: int, command: str, stamp: dict[str, Any]) -> str
     last = found.poisoned.guarded.losses
     return f"""# Ultralytics
 
-YOLO26n from its first weights by Ultralytics' own trainer, on drawn shapes: {IMAGES} images of {SIDE} pixels, a batch of
-{BATCH}, an update a batch (`nbs={BATCH}`), everything else as it is by default.
+YOLO26n from its first weights by Ultralytics' own trainer, on drawn shapes: {IMAGES} images of {SIDE} pixels, a batch
+of {BATCH}, an update a batch (`nbs={BATCH}`), everything else as it is by default.
 
 ## What watching costs
 
@@ -328,8 +328,8 @@ YOLO26n from its first weights by Ultralytics' own trainer, on drawn shapes: {IM
 
 ## The learning rate
 
-{steps} steps with what `optimizer="auto"` takes and with `find_lr`'s rate, set by `watch(yolo, lr=...)`; the loss is the
-mean of the last 30 steps, for an image. Each seed draws its own data, first weights and order.
+{steps} steps with what `optimizer="auto"` takes and with `find_lr`'s rate, set by `watch(yolo, lr=...)`; the loss is
+the mean of the last 30 steps, for an image. Each seed draws its own data, first weights and order.
 
 {rates_table(found.pairs)}
 

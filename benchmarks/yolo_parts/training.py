@@ -99,7 +99,7 @@ def train(
 
 
 def contrasting() -> Any:
-    """A trainer of one's own with a bug: it stretches each image from black to white, and one of one colour is 0 / 0."""
+    """A trainer of one's own with a bug: it stretches each image to full contrast, and one of one colour is 0 / 0."""
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     class Contrasting(DetectionTrainer):
