@@ -96,7 +96,7 @@ def pair(folder: Path, seed: int, steps: int) -> Pair:
     """Find a rate, and train with it and with what ``optimizer="auto"`` takes."""
     from ultralytics import YOLO
 
-    from fogline.plugins.ultralytics import find_lr, recipe  # noqa: F401
+    from fogline.plugins.ultralytics import find_lr
     from fogline.plugins.ultralytics.setting import setting
     from fogline.plugins.ultralytics.watching import base_rate
 
@@ -220,16 +220,17 @@ class Poisoned:
     """What became of a training with an image that gives NaN.
 
     Attributes:
-        broken: batch normalisation layers whose statistics are not finite at the end, without the guard.
+        broken: batch normalisation layers whose statistics are not finite at the end, without the guard and with it.
         ended: what Ultralytics said.
-        guarded: the losses with the guard.
+        first, last: mean losses of ten steps with the guard.
         named: the files that were named.
         skipped: batches that were left out.
     """
 
-    broken: int
+    broken: tuple[int, int]
     ended: str
-    guarded: Outcome
+    first: float
+    last: float
     named: list[str]
     skipped: int
 
@@ -242,19 +243,21 @@ def poisoned(folder: Path, steps: int) -> Poisoned:
     data = draw(place, train=IMAGES, valid=VALID, side=SIDE, seed=0)
     Image.new("RGB", (SIDE, SIDE)).save(place / "boxes" / "images" / "train" / "0017.png")
     given = settings(data, steps, 0) | PLAIN | {"save": True}
-    broken = 0
+    broken: list[int] = []
 
     def count(held: Any) -> None:
-        nonlocal broken
         layers = [m for m in held.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        broken = sum(not bool(torch.isfinite(layer.running_mean).all()) for layer in layers)
+        broken.append(sum(not bool(torch.isfinite(layer.running_mean).all()) for layer in layers))
 
     theirs, _ = train(given, folder, trainer=contrasting(), teardown=count)
-    guarded, watching = train(given, folder, trainer=contrasting(), guard=True)
+    _, watching = train(given, folder, trainer=contrasting(), teardown=count, guard=True)
     events = [row for row in watching.run.events if row["kind"] == "refused"]
     named = sorted({Path(part).name for row in events for part in row["message"].partition("images ")[2].split(", ")})
     last = "a loss of NaN" if theirs.losses and math.isnan(theirs.losses[-1]) else "a loss that is finite"
-    return Poisoned(broken, theirs.error or last, guarded, [name for name in named if name], len(events))
+    losses = watching.run.steps["loss"]
+    first_last = float(losses[:10].mean()), float(losses[-10:].mean())
+    names = [name for name in named if name]
+    return Poisoned((broken[0], broken[1]), theirs.error or last, *first_last, names, len(events))
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -313,7 +316,6 @@ def page(found: Results, steps: int, command: str, stamp: dict[str, Any]) -> str
     better = sum(p.ratio <= 1 for p in found.pairs)
     worst = max(p.ratio for p in found.pairs)
     speed, bad = timing.ratio(found.muon.theirs, found.muon.ours).median, found.poisoned
-    last = found.poisoned.guarded.losses
     return f"""# Ultralytics
 
 YOLO26n from its first weights by Ultralytics' own trainer, on drawn shapes: {IMAGES} images of {SIDE} pixels, a batch
@@ -353,8 +355,8 @@ One image of a single colour among {IMAGES}, and a trainer that stretches contra
 
 | | Ultralytics | with `guard=True` |
 |---|---|---|
-| ended with | {bad.ended} | loss {last[0]:.2f} at first, {bad.guarded.last:.2f} at last |
-| batch normalisation layers with NaN | {bad.broken} | 0 |
+| ended with | {bad.ended} | loss {bad.first:.2f} at first, {bad.last:.2f} at last |
+| batch normalisation layers with NaN | {bad.broken[0]} | {bad.broken[1]} |
 | named | nothing | {", ".join(bad.named)} ({bad.skipped} batches were left out) |
 
 {timing.describe(stamp)}
@@ -381,7 +383,7 @@ def main() -> None:
         print(muon_table(found.muon), found.muon.difference, found.muon.as_shipped, found.muon.exact, flush=True)
     if "poisoned" in wanted:
         found.poisoned = poisoned(folder, arguments.steps)
-        print(found.poisoned.ended, found.poisoned.named, found.poisoned.guarded.last, flush=True)
+        print(found.poisoned.ended, found.poisoned.named, found.poisoned.last, flush=True)
     if "rate" in wanted:
         found.pairs = []
         for seed in range(arguments.seeds):
