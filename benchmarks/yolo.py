@@ -105,7 +105,7 @@ def pair(folder: Path, seed: int, steps: int) -> Pair:
     yolo = YOLO("yolo26n.yaml")
     rate = find_lr(yolo, data=given["data"], **named)
     held = setting(yolo, given["data"], named)
-    auto_rate = base_rate(held.optimizer(held.model()).param_groups)
+    auto_rate = base_rate(held.beginning()[1].param_groups)
     auto, _ = train(given, folder)
     found, _ = train(given, folder, lr=rate.value)
     return Pair(seed, auto_rate, rate.value, rate.cost_steps, auto, found)

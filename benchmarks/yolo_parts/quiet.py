@@ -41,18 +41,15 @@ def _suppression() -> None:
     Two operators are then without a name, which is given here; overlapping boxes are suppressed in Python, as
     Ultralytics does itself where it finds no torchvision.
     """
-    try:
-        import torchvision
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)
-        import torchvision
-        from ultralytics.utils.nms import TorchNMS
+    for name in ("nms", "qnms") if not torch.cuda.is_available() else ():
+        if not hasattr(torch.ops.torchvision, name):
+            _LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision
+    from ultralytics.utils.nms import TorchNMS
 
+    if not torchvision.extension._has_ops():
         torchvision.ops.nms = TorchNMS.nms
 
 
-_KEPT: list[torch.library.Library] = []
-"""A library that is forgotten takes its names along."""
+_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
+"""Names are forgotten with the library that gave them."""

@@ -150,6 +150,7 @@ class WatchedRun(Run):
         self._examples = WatchedExamples(folder, model, loss_fn, self._examples_known)
         self._stop = StopFile(folder)
         self._stopping = self._closed = False
+        self._refused = 0
 
     @property
     def stopping(self) -> bool:
@@ -242,6 +243,11 @@ class WatchedRun(Run):
         """Keep a remark among the events of the run, with the step it was made at; ``data`` must fit in JSON."""
         self._store.event(self._observer.taken, kind, message, data)
 
+    def refuse(self, message: str, **data: Any) -> None:
+        """Tell the run that a step, or a part of one, was left out: it was not finite; ``data`` must fit in JSON."""
+        self._refused += 1
+        self.note(message, kind="refused", **data)
+
     def tell(self, finding: Finding) -> None:
         """Keep a fault that was seen from outside among the findings of the run, each cause once."""
         self._inspector.say(self._observer.taken, finding)
@@ -287,7 +293,7 @@ class WatchedRun(Run):
         info |= ending(
             judgement or Judgement(Verdict.INTERRUPTED),
             steps=observer.taken,
-            refused=0,
+            refused=self._refused,
             seconds=time.perf_counter() - observer.started,
             budget=observer.budget,
             message=message,
@@ -310,6 +316,8 @@ class WatchedRun(Run):
         losses, rates = table["loss"].astype(np.float64), table["lr"].astype(np.float64)
         bad = np.isin(table["step"], np.array(self._observer.ledger.not_finite, dtype=np.int64))
         known = np.isfinite(losses) | bad
+        if error is None and not taken and self._refused:
+            return Judgement(Verdict.NONFINITE, {"refused": self._refused}), _MESSAGES[Verdict.NONFINITE]
         if error is None and not taken:
             return None, "no step was seen, so there is no verdict; watch the optimizer whose step() the loop calls"
         if error is None and not known.any():

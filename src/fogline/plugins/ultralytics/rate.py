@@ -37,7 +37,7 @@ def find_lr(yolo: Any, *, data: Any, **settings: Any) -> Rate:
         TypeError, ValueError: it is no YOLO, or a setting is not known here.
     """
     found = setting(yolo, data, settings)
-    usual = base_rate(found.optimizer(found.model()).param_groups)
+    _, optimizer = found.beginning()
     start = begin(task(yolo, data=data, **settings), recipe(yolo, data=data, **settings))
     with Surroundings(start.batches.device, start.threads):
-        return measure_rate(start, around=usual)
+        return measure_rate(start, around=base_rate(optimizer.param_groups))

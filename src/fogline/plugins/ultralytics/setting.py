@@ -50,6 +50,12 @@ class Setting:
             parameter.requires_grad_(wanted)
         return model.float()
 
+    def beginning(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """A model and its optimizer, to be looked at; no random state is touched."""
+        with undisturbed():
+            model = self.model()
+            return model, self.optimizer(model)
+
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer that the trainer would take for this model and data."""
         args, batch = copy.copy(self.args), int(self.args.batch)
@@ -97,7 +103,7 @@ def setting(yolo: Any, data: Any, settings: Mapping[str, Any]) -> Setting:
     for name, why in (("multi_scale", "batches of changing size"), ("cls_pw", "class weights"), ("rect", "rectangles")):
         if settings.get(name):
             raise ValueError(f"expected no {name}, received {settings[name]!r}: {why} are not known here; leave it out")
-    with _undisturbed(), tempfile.TemporaryDirectory() as folder:
+    with undisturbed(), tempfile.TemporaryDirectory() as folder:
         overrides = {
             **yolo.overrides,
             **settings,
@@ -120,7 +126,8 @@ def _frozen(freeze: Any) -> list[str]:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
+    """Within it Ultralytics may draw random numbers and choose algorithms: both are as before afterwards."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark

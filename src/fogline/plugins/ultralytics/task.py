@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fogline
-from fogline.plugins.ultralytics.setting import Setting, setting
+from fogline.plugins.ultralytics.setting import Setting, setting, undisturbed
 from fogline.plugins.ultralytics.watching import CLIP, SUMMED, base_rate
 from fogline.task import on_batch
 
@@ -54,7 +54,8 @@ def task(yolo: Any, *, data: Any, **settings: Any) -> fogline.Task:
         print(run.verdict, evaluate(yolo, run.model, data="signs.yaml"))
     """
     found = setting(yolo, data, settings)
-    train, valid = (_images(found, part) for part in ("train", "val"))
+    with undisturbed():
+        train, valid = (_images(found, part) for part in ("train", "val"))
     name = str(getattr(yolo.model, "yaml_file", "") or found.args.model or "yolo")
     name = name.replace("\\", "/").rpartition("/")[2].partition(".")[0]
     return fogline.Task(
@@ -79,8 +80,8 @@ def recipe(yolo: Any, *, data: Any, **settings: Any) -> fogline.Recipe:
         ValueError: an optimizer other than AdamW, SGD and MuSGD.
     """
     found = setting(yolo, data, settings)
-    model, args = found.model(), found.args
-    optimizer = found.optimizer(model)
+    args = found.args
+    model, optimizer = found.beginning()
     groups = optimizer.param_groups
     lowest, names = base_rate(groups), {id(p): name for name, p in model.named_parameters()}
     scales = {names[id(p)]: g["lr"] / lowest for g in groups for p in g["params"] if g["lr"] > lowest}
@@ -237,7 +238,8 @@ def evaluate(yolo: Any, model: nn.Module, *, data: Any, **settings: Any) -> dict
     found.trainer.model, found.trainer.test_loader = judged, None
     validator = found.trainer.get_validator()
     validator.args.plots, validator.args.save_json = False, False
-    scores = validator(model=judged.eval())
+    with undisturbed():
+        scores = validator(model=judged.eval())
     return {str(name).removeprefix("metrics/"): float(value) for name, value in scores.items()}
 
 

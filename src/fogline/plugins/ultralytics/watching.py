@@ -264,7 +264,7 @@ class _Session:
         # A scale that is too large gives infinity by design, and the scaler leaves that step out itself.
         if self._guard is not None and not scaled and not self._guard.allows(norm):
             self.trainer.optimizer.zero_grad()
-            self.run.note("an update was left out: its gradient is not finite although the losses are", kind="refused")
+            self.run.refuse("an update was left out: its gradient is not finite although the losses are")
             self._stop_where_hopeless()
             return
         self._look_at_the_clip(norm)
@@ -295,7 +295,7 @@ class _Session:
         files = [str(batch["im_file"][row]) for row in rows] if "im_file" in batch else [f"row {row}" for row in rows]
         step = len(self._norms)
         said = f"images {', '.join(files)}" if files else "no single image"
-        self.run.note(f"a batch was left out: its loss is not finite; {said}", kind="refused", files=files)
+        self.run.refuse(f"a batch was left out: its loss is not finite; {said}", files=files)
         self.run.tell(findings.bad_batch(step, files, None, in_data=in_data))
 
     def batch_ended(self) -> None:
