@@ -651,8 +651,8 @@ def test_what_others_find_and_refuse_is_in_the_run(tmp_path: Path) -> None:
     found = Finding("nan_in_data", "serious", 0.9, (Evidence("image", "a.png"),), "One image is not finite.")
     model = make_model()
     with fogline.watch(model, torch.optim.SGD(model.parameters(), lr=0.01), runs=tmp_path) as run:
-        run.tell(found)
-        run.tell(found)
+        run.found(found)
+        run.found(found)
         run.refuse("left out", file="a.png")
     assert run.findings["cause"].tolist() == ["nan_in_data"]
     assert [row["data"] for row in run.events if row["kind"] == "refused"] == ['{"file": "a.png"}']

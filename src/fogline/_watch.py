@@ -248,8 +248,8 @@ class WatchedRun(Run):
         self._refused += 1
         self.note(message, kind="refused", **data)
 
-    def tell(self, finding: Finding) -> None:
-        """Keep a fault that was seen from outside among the findings of the run, each cause once."""
+    def found(self, finding: Finding) -> None:
+        """Keep a fault of the loop that somebody else saw, a plug-in for one; each cause is told once."""
         self._inspector.say(self._observer.taken, finding)
 
     def close(self) -> None:

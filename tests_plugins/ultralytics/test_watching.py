@@ -65,9 +65,9 @@ def test_weights_are_bit_for_bit_those_of_a_training_that_is_not_watched(
 def test_two_updates_of_twelve_batches(make: Make, given: Given, tmp_path: Path) -> None:
     yolo = make("yolo26n")
     watching = watch(yolo, runs=tmp_path)
-    yolo.train(**given(epochs=6, nbs=64, warmup_epochs=0, val=False, lr0=0.02))
+    yolo.train(**given(epochs=6, nbs=48, warmup_epochs=0, val=False, lr0=0.02))
     run = watching.run
-    assert len(run.steps) == planned_updates(12, 0, 8) == 2
+    assert len(run.steps) == planned_updates(12, 0, 6) == 2
     causes = dict(zip(run.findings["cause"].tolist(), run.findings["severity"].tolist(), strict=True))
     assert causes["too_few_steps"] == "serious"
     assert causes["optimizer_mismatch"] == "serious"  # lr0 was asked for, and auto does not take it
@@ -78,8 +78,8 @@ def test_the_rate_that_is_given_is_taken_and_ratios_are_kept(make: Make, given: 
     yolo = make("yolo26n")
     watch(yolo, lr=0.004, runs=tmp_path)
     yolo.train(**given(epochs=1, optimizer="MuSGD", val=False))
-    rates = {group["initial_lr"] for group in yolo.trainer.optimizer.param_groups if group["params"]}
-    assert rates == pytest.approx({0.004, 0.012})
+    rates = sorted({group["initial_lr"] for group in yolo.trainer.optimizer.param_groups if group["params"]})
+    assert rates == pytest.approx([0.004, 0.012])
 
 
 def contrasting() -> Any:

@@ -240,12 +240,12 @@ class _Session:
         updates = findings.planned_updates(batches, warmup, trainer.accumulate)
         told = findings.few_updates(updates, batches, trainer.accumulate, args.nbs, trainer.batch_size)
         if told is not None:
-            self.run.tell(told)
+            self.run.found(told)
         if warmup and not trainer.start_epoch:
-            self.run.tell(findings.long_warmup(warmup, batches) or findings.zero_first_step())
+            self.run.found(findings.long_warmup(warmup, batches) or findings.zero_first_step())
         taken = base_rate(groups)
         if asked.get("optimizer") == "auto" and not math.isclose(asked["lr"], taken) and asked["lr"] != _DEFAULT_RATE:
-            self.run.tell(findings.rate_ignored(asked["lr"], taken, type(trainer.optimizer).__name__))
+            self.run.found(findings.rate_ignored(asked["lr"], taken, type(trainer.optimizer).__name__))
         if trainer.resume:
             self.run.note(findings.RESUMED, epoch=trainer.start_epoch)
 
@@ -283,7 +283,7 @@ class _Session:
         share = findings.clipped_share(self._norms, CLIP)
         told = findings.always_clipped(self._norms, CLIP, len(self._norms) - 1, self.trainer.batch_size)
         if told is not None and self.summed:
-            self.run.tell(told)
+            self.run.found(told)
         elif told is not None:
             self.run.note(f"the gradient is cut to a norm of {CLIP:g} at {share:.0%} of the first steps")
 
@@ -296,7 +296,7 @@ class _Session:
         step = len(self._norms)
         said = f"images {', '.join(files)}" if files else "no single image"
         self.run.refuse(f"a batch was left out: its loss is not finite; {said}", files=files)
-        self.run.tell(findings.bad_batch(step, files, None, in_data=in_data))
+        self.run.found(findings.bad_batch(step, files, None, in_data=in_data))
 
     def batch_ended(self) -> None:
         """The loss of the batch, an image's share of it."""
