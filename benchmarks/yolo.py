@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +374,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=["overhead", "rate", "muon", "poisoned"])
     parser.add_argument("--write", action="store_true", help="write docs/evidence/yolo.md and yolo.json")
     arguments = parser.parse_args()
+    if find_spec("ultralytics") is None:
+        print(
+            "Ultralytics is not installed here; benchmarks/README.md says how to have it in an environment of its own"
+        )
+        return
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="yolo-"))
     quiet(folder)

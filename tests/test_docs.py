@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TOGETHER = "docs/troubleshooting.md"
 """The page whose blocks all begin with its first one."""
+OTHERS = {
+    "accelerate", "keras", "lightning", "mlflow", "tensorboard", "trackio", "transformers", "ultralytics", "wandb",
+}  # fmt: skip
+"""Packages of others that the plug-ins are for; what needs one of them is run by ``make test-plugins``."""
 
 
 def pages() -> list[str]:
@@ -48,6 +52,12 @@ def execute(page: str, line: int, code: str, names: dict[str, Any]) -> None:
     exec(compile("\n" * line + code, str(ROOT / page), "exec"), names)
 
 
+def others(code: str) -> set[str]:
+    """The trainers and loggers that a program needs."""
+    named = re.findall(r"^(?:import|from) (?:fogline\.plugins\.)?(\w+)|\bto_(\w+)", code, re.MULTILINE)
+    return {name for pair in named for name in pair} & OTHERS
+
+
 def translated(page: str) -> bool:
     return page.startswith("docs/ko/")
 
@@ -66,6 +76,9 @@ def test_the_code_runs(
 ) -> None:
     if page == "docs/edge.md" and find_spec("onnxruntime") is None:
         pytest.skip("the extra 'edge' is not installed: pip install 'fogline[edge]'")
+    absent = [name for name in others(code) if find_spec(name) is None]
+    if absent:
+        pytest.skip(f"run by make test-plugins: it needs {', '.join(absent)}")
     monkeypatch.chdir(tmp_path)
     execute(page, line, code, {"__name__": "__main__"})
     assert capsys.readouterr().out

@@ -44,6 +44,7 @@ class Setting:
         trainer.model = trainer.get_model(cfg=copy.deepcopy(yolo.model.yaml), weights=loaded, verbose=False)
         trainer.set_model_attributes()
         model: nn.Module = trainer.model
+        trainer.model = yolo.model  # a trainer that held on to each of them would keep all alive
         frozen = _frozen(self.args.freeze)
         for name, parameter in model.named_parameters():
             wanted = parameter.is_floating_point() and not any(part in name for part in frozen)

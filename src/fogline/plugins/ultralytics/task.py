@@ -13,13 +13,14 @@ engine can divide a batch into parts, and name the images of a bad one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 import fogline
 from fogline.plugins.ultralytics.setting import Setting, setting, undisturbed
@@ -42,7 +43,8 @@ def task(yolo: Any, *, data: Any, **settings: Any) -> fogline.Task:
             optimization are read by :func:`recipe` alone.
 
     Returns:
-        A task whose loss is Ultralytics' own, for an image on average.
+        A task whose loss is Ultralytics' own, for an image on average; its gradient is that of theirs, which is summed,
+        so that rates, clip and decay mean what they mean there.
 
     Raises:
         TypeError, ValueError: it is no YOLO, or a setting is not known here.
@@ -56,21 +58,18 @@ def task(yolo: Any, *, data: Any, **settings: Any) -> fogline.Task:
     found = setting(yolo, data, settings)
     with undisturbed():
         train, valid = (_images(found, part) for part in ("train", "val"))
-    name = str(getattr(yolo.model, "yaml_file", "") or found.args.model or "yolo")
-    name = name.replace("\\", "/").rpartition("/")[2].partition(".")[0]
     return fogline.Task(
         model=found.model,
-        loss=on_batch(ImageLoss(int(found.args.epochs), found.args.task in SUMMED)),
+        loss=on_batch(ImageLoss(int(found.args.epochs), found.args.task in SUMMED, found.accumulate)),
         train=_loader(train, int(found.args.batch), shuffle=True),
         valid=_loader(valid, int(found.args.batch), shuffle=False),
-        name=name,
+        name=Path(str(found.args.model)).stem,
     )
 
 
 def recipe(yolo: Any, *, data: Any, **settings: Any) -> fogline.Recipe:
     """How Ultralytics would descend, as a recipe: its optimizer, groups, clip, decay and length.
 
-    The clip of 10 is on a loss that is summed over the images of an update; here it is their mean, and so is the clip.
     The learning rate is left to be measured; the batch is that of an update, ``batch`` times what it accumulates.
 
     Args:
@@ -86,14 +85,13 @@ def recipe(yolo: Any, *, data: Any, **settings: Any) -> fogline.Recipe:
     lowest, names = base_rate(groups), {id(p): name for name, p in model.named_parameters()}
     scales = {names[id(p)]: g["lr"] / lowest for g in groups for p in g["params"] if g["lr"] > lowest}
     kind, options = _named(optimizer)
-    images = int(args.batch) * found.accumulate
     return fogline.Recipe(
         optimizer=kind,
         options=options,
         lr_scale=scales,
         weight_decay=max(float(group["weight_decay"]) for group in groups),
-        clip=CLIP / images if args.task in SUMMED else CLIP / found.accumulate,
-        batch_size=images,
+        clip=CLIP,
+        batch_size=int(args.batch) * found.accumulate,
         accumulate=found.accumulate,
         duration=f"{int(args.epochs)}ep",
         schedule="linear",
@@ -116,22 +114,25 @@ def _named(optimizer: torch.optim.Optimizer) -> tuple[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class ImageLoss:
-    """Ultralytics' loss of a batch, for an image on average.
+    """Ultralytics' loss of a batch: its value is that of an image, its gradient theirs of an update.
 
     Attributes:
         epochs: of the whole run.
         summed: whether their loss is the mean over images times their number.
+        accumulate: batches whose gradients they add up for an update, where the engine takes the mean.
     """
 
     epochs: int
     summed: bool
+    accumulate: int = 1
 
     def __call__(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         model.criterion = self.criterion(model, batch["epoch"][0])
         loss, _ = model.loss(as_theirs(batch))
         model.criterion = None  # it is made anew for each batch: nothing of it is carried along
         total: Tensor = loss.sum()
-        return total / len(batch["img"]) if self.summed else total
+        value = total.detach() / len(batch["img"]) if self.summed else total.detach()
+        return value + self.accumulate * (total - total.detach())
 
     def criterion(self, model: Any, epoch: Tensor) -> Any:
         """Their loss, with the weights of its two branches as they are in this epoch."""
@@ -245,14 +246,13 @@ def evaluate(yolo: Any, model: nn.Module, *, data: Any, **settings: Any) -> dict
 
 def _images(found: Setting, part: str) -> Images:
     trainer = found.trainer
-    trainer.model = found.yolo.model  # its stride is asked for
+    trainer.model = found.yolo.model  # it is asked for its stride
     theirs = trainer.build_dataset(trainer.data[part], mode=part, batch=int(found.args.batch))
     return Images(theirs, found.args, train=part == "train")
 
 
-def _loader(images: Images, batch: int, *, shuffle: bool) -> torch.utils.data.DataLoader[Any]:
-    found: Callable[..., torch.utils.data.DataLoader[Any]] = torch.utils.data.DataLoader
-    return found(images, batch_size=batch, shuffle=shuffle, collate_fn=collate)
+def _loader(images: Images, batch: int, *, shuffle: bool) -> DataLoader[Example]:
+    return DataLoader(images, batch_size=batch, shuffle=shuffle, collate_fn=collate)
 
 
 def _partners_from_all(transforms: Any) -> None:
