@@ -98,8 +98,8 @@ def pair(folder: Path, seed: int, steps: int) -> Pair:
     from ultralytics import YOLO
 
     from fogline.plugins.ultralytics import find_lr
+    from fogline.plugins.ultralytics.session import base_rate
     from fogline.plugins.ultralytics.setting import setting
-    from fogline.plugins.ultralytics.watching import base_rate
 
     given = settings(drawn(folder, seed), steps, seed)
     named = {name: value for name, value in given.items() if name != "data"}

@@ -39,8 +39,8 @@ def planned_updates(batches: int, warmup: int, full: int) -> int:
         warmup: batches of the warm-up.
         full: batches an update afterwards.
 
-    >>> planned_updates(12, 12, 8), planned_updates(12, 0, 1)
-    (4, 12)
+    >>> planned_updates(12, 12, 8), planned_updates(12, 0, 6)
+    (3, 2)
     """
     last, updates = -1, 0
     for batch in range(batches):

@@ -6,9 +6,9 @@ from typing import Any
 
 from fogline.descent.prepare import begin
 from fogline.descent.randomness import Surroundings
+from fogline.plugins.ultralytics.session import base_rate
 from fogline.plugins.ultralytics.setting import setting
 from fogline.plugins.ultralytics.task import recipe, task
-from fogline.plugins.ultralytics.watching import base_rate
 from fogline.rate.find import Rate, measure_rate
 
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import fogline
+from fogline.plugins.ultralytics.session import CLIP, SUMMED, base_rate
 from fogline.plugins.ultralytics.setting import Setting, setting, undisturbed
-from fogline.plugins.ultralytics.watching import CLIP, SUMMED, base_rate
 from fogline.task import on_batch
 
 Example = dict[str, Any]
