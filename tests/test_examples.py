@@ -6,10 +6,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import a_function
+import driving
 import healthcare
 import linear_regression
 import numpy as np
 import pytest
+import road_scenes
 import torch
 from pictures import Panel
 
@@ -154,3 +156,36 @@ def test_pictures_are_well_formed(tmp_path: Path) -> None:
         root = ElementTree.parse(path).getroot()
         assert root.attrib["viewBox"].startswith("0 0 ")
         assert root.find("{http://www.w3.org/2000/svg}title") is not None
+
+
+def test_frames_of_a_drive_are_near_copies_and_their_boxes_lie_inside() -> None:
+    held = road_scenes.drawn(drives=6, frames=4, seed=0)
+    assert held.frames.shape == (24, road_scenes.SIDE, road_scenes.SIDE, 3)
+    for kind, x, y, wide, high in (box for own in held.boxes for box in own):
+        assert 0 <= kind < len(held.names)
+        assert 0 <= x - wide / 2 < x + wide / 2 <= 1
+        assert 0 <= y - high / 2 < y + high / 2 <= 1
+    apart = np.abs(held.frames[:, None].astype(int) - held.frames[None]).mean((2, 3, 4))
+    nearest = (apart + 1e9 * np.eye(24)).argmin(1)
+    assert (held.drive[nearest] == held.drive).all()
+
+
+def test_scenes_are_written_as_ultralytics_reads_them(tmp_path: Path) -> None:
+    held = road_scenes.drawn(drives=2, frames=2, seed=0)
+    place = road_scenes.write(held, np.array([True, False, True, True]), tmp_path)
+    assert f"path: {tmp_path}" in place.read_text()
+    assert len(list((tmp_path / "images" / "train").iterdir())) == 3
+    lines = (tmp_path / "labels" / "val" / "00001.txt").read_text().split("\n")[:-1]
+    assert [tuple(map(float, line.split())) for line in lines] == [
+        pytest.approx(box, abs=1e-6) for box in held.boxes[1]
+    ]
+
+
+def test_the_leak_is_found_and_a_split_by_groups_has_none(tmp_path: Path) -> None:
+    held = road_scenes.drawn(drives=24, frames=5, seed=0)
+    train = driving.at_random(len(held))
+    found = driving.leak(held, train, *driving.looked_at(held, train, tmp_path))
+    assert found.copied > 0.8
+    assert found.right > 0.9
+    honest = driving.in_groups(found.group)
+    assert not set(found.group[honest]) & set(found.group[~honest])

@@ -627,3 +627,54 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / "your_own_loop.py"), run_name="__main__")
     assert "held-out accuracy 0.9" in capsys.readouterr().out
+
+
+def test_a_norm_told_before_the_clip_is_the_one_that_is_recorded(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    told = []
+    with fogline.watch(model, optimizer, runs=tmp_path) as run:
+        for x, y in batches():
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            told.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3).item())
+            run.before_clipping(told[-1])
+            optimizer.step()
+            run.log(loss)
+    assert run.steps["grad_norm"].tolist() == pytest.approx(told)
+
+
+def test_what_others_find_and_refuse_is_in_the_run(tmp_path: Path) -> None:
+    from fogline.doctor.finding import Evidence, Finding
+
+    found = Finding("nan_in_data", "serious", 0.9, (Evidence("image", "a.png"),), "One image is not finite.")
+    model = make_model()
+    with fogline.watch(model, torch.optim.SGD(model.parameters(), lr=0.01), runs=tmp_path) as run:
+        run.found(found)
+        run.found(found)
+        run.refuse("left out", file="a.png")
+    assert run.findings["cause"].tolist() == ["nan_in_data"]
+    assert [row["data"] for row in run.events if row["kind"] == "refused"] == ['{"file": "a.png"}']
+    assert run.verdict is Verdict.NONFINITE  # nothing but what was refused
+    assert run.info["refused"] == 1
+
+
+def test_a_dict_is_as_long_as_its_largest_tensor(tmp_path: Path) -> None:
+    class OnDict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 1)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.inner(batch["img"]).square().mean()
+
+    model = OnDict()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with fogline.watch(model, optimizer, runs=tmp_path) as run:
+        for _ in range(2):
+            loss = model({"boxes": torch.zeros(9, 1), "img": torch.ones(5, 4)})
+            loss.backward()
+            optimizer.step()
+            run.log(loss)
+    assert run.steps["examples"].tolist() == [0, 5]

@@ -165,3 +165,19 @@ def test_a_folder_that_cannot_be_written_ends_the_recording_and_not_the_loop(tmp
     run.log(losses_of(2), examples=[0, 1])
     with pytest.warns(UserWarning, match="no step was seen"), pytest.warns(RuntimeWarning, match="no longer recorded"):
         run.close()
+
+
+def test_losses_from_beside_the_training_are_of_no_step(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with fogline.watch(model, optimizer, runs=tmp_path) as run:
+        for epoch in range(2):
+            loss = model(torch.ones(3, 2)).square().mean()
+            loss.backward()
+            optimizer.step()
+            run.log(loss)
+            run.log_examples(torch.tensor([1.0, 2.0]), [1, 0], epoch)
+            run.log_examples(torch.tensor([3.0 + epoch]), [2], epoch)
+    assert run.examples["loss"].tolist() == pytest.approx([2.0, 1.0, 3.5])
+    assert run.steps["loss"].max() < 10
+    assert len(run.steps) == 2

@@ -150,6 +150,7 @@ class WatchedRun(Run):
         self._examples = WatchedExamples(folder, model, loss_fn, self._examples_known)
         self._stop = StopFile(folder)
         self._stopping = self._closed = False
+        self._refused = 0
 
     @property
     def stopping(self) -> bool:
@@ -229,9 +230,33 @@ class WatchedRun(Run):
         self._info["examples"] = described
         self._store.write_info(self._info)
 
-    def note(self, message: str, **data: Any) -> None:
+    def log_examples(self, losses: Tensor, examples: Any, epoch: int) -> None:
+        """Keep the loss of each example as a pass over the data beside the training gives it; it is of no step.
+
+        Args:
+            losses: shape (rows,).
+            examples: which they are, shape (rows,), by their position in the data.
+            epoch: the passes over the data there were before.
+        """
+        self._logged(losses, examples, epoch)
+
+    def before_clipping(self, norm: Tensor | float) -> None:
+        """Tell the norm of the gradient that the loop is about to clip; else the run records what is left of it.
+
+        Example::
+
+            run.before_clipping(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        """
+        self._observer.unclipped = norm
+
+    def note(self, message: str, *, kind: str = "note", **data: Any) -> None:
         """Keep a remark among the events of the run, with the step it was made at; ``data`` must fit in JSON."""
-        self._store.event(self._observer.taken, "note", message, data)
+        self._store.event(self._observer.taken, kind, message, data)
+
+    def refuse(self, message: str, **data: Any) -> None:
+        """Tell the run that a step, or a part of one, was left out: it was not finite; ``data`` must fit in JSON."""
+        self._refused += 1
+        self.note(message, kind="refused", **data)
 
     def found(self, finding: Finding) -> None:
         """Keep a fault of the loop that somebody else saw, a plug-in for one; each cause is told once."""
@@ -278,7 +303,7 @@ class WatchedRun(Run):
         info |= ending(
             judgement or Judgement(Verdict.INTERRUPTED),
             steps=observer.taken,
-            refused=0,
+            refused=self._refused,
             seconds=time.perf_counter() - observer.started,
             budget=observer.budget,
             message=message,
@@ -301,6 +326,8 @@ class WatchedRun(Run):
         losses, rates = table["loss"].astype(np.float64), table["lr"].astype(np.float64)
         bad = np.isin(table["step"], np.array(self._observer.ledger.not_finite, dtype=np.int64))
         known = np.isfinite(losses) | bad
+        if error is None and not taken and self._refused:
+            return Judgement(Verdict.NONFINITE, {"refused": self._refused}), _MESSAGES[Verdict.NONFINITE]
         if error is None and not taken:
             return None, "no step was seen, so there is no verdict; watch the optimizer whose step() the loop calls"
         if error is None and not known.any():

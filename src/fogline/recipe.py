@@ -22,7 +22,7 @@ _DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]+)\s*", r
 
 OPTIMIZERS = (
     "gd", "sgd", "momentum", "nesterov", "adam", "adamw", "nadam", "radam", "rmsprop", "adagrad", "adadelta", "adamax",
-    "asgd", "rprop", "lbfgs", "lion", "muon", "schedule_free", "prodigy",
+    "asgd", "rprop", "lbfgs", "lion", "muon", "musgd", "schedule_free", "prodigy",
 )  # fmt: skip
 """Names an optimizer can be given by; what stands behind them is in :mod:`fogline.descent.optimizers`."""
 EXTRA_OPTIMIZERS = ("adamw8bit",)

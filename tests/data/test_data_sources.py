@@ -320,3 +320,26 @@ def test_libraries_that_are_not_needed_are_not_imported():
 def test_a_target_name_beside_tensors_is_said_to_be_unused():
     facts = open_data(Task(nn.Linear(4, 3), nn.CrossEntropyLoss(), (X, Y), target="y")).facts
     assert any("target='y' is for frames and files" in note for note in facts.notes)
+
+
+class Counted(torch.utils.data.Dataset[torch.Tensor]):
+    """Gives the pass it was told it is read for."""
+
+    epoch = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor([self.epoch, index])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_is_told_which_pass_it_is_read_for(workers: int) -> None:
+    source = MapStyle(Counted())
+    for epoch in (3, 0):
+        (batch,) = source.loader([[1, 2]], workers, epoch=epoch)
+        assert batch.tolist() == [[epoch, 1], [epoch, 2]]

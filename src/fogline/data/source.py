@@ -146,7 +146,8 @@ class MapStyle:
     """A dataset with ``__getitem__`` and ``__len__``, read by PyTorch's own DataLoader in the order it is given.
 
     The random numbers an example draws (augmentation) depend only on (seed, epoch, index), so they are the same for any
-    number of workers and after a resume, and the random state of the caller is left as it was.
+    number of workers and after a resume, and the random state of the caller is left as it was. A dataset with a method
+    ``set_epoch`` is told which pass it is read for, before every batch, as samplers of PyTorch are.
     """
 
     dataset: Any
@@ -182,7 +183,9 @@ class MapStyle:
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """A batch, with a random state of its own around every example and around the collation."""
-        base = self.dataset.dataset if type(self.dataset) is Subset else self.dataset
+        base: Any = self.dataset.dataset if type(self.dataset) is Subset else self.dataset
+        if callable(getattr(base, "set_epoch", None)):
+            base.set_epoch(self.epoch)
         with PrivateRandom() as random:
             if callable(getattr(base, "__getitems__", None)):  # reads a batch at once: one state for the batch
                 random.seed(derived_seed(self.seed, self.epoch, *indices[:1]))

@@ -1,4 +1,4 @@
-"""Optimizers by name: PyTorch's own wherever it has one, ours (Lion, Muon, schedule-free, Prodigy) where not."""
+"""Optimizers by name: PyTorch's own wherever it has one, ours (Lion, Muon, MuSGD, schedule-free, Prodigy) where not."""
 
 import importlib
 import inspect
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fogline.descent.groups import ParameterRole, groups_of, parameter_groups, parameter_roles, scaled_roles
 from fogline.descent.implementation import IMPLEMENTATIONS, choose_implementation
 from fogline.descent.optimizer_state import init_state, load_state_tensors, state_scalars, state_tensors
-from fogline.descent.own_optimizers import Lion, Muon, Prodigy, ScheduleFreeAdamW, to_eval, to_train
+from fogline.descent.own_optimizers import Lion, Muon, MuSGD, Prodigy, ScheduleFreeAdamW, to_eval, to_train
 from fogline.descent.own_optimizers.muon import muon_groups
+from fogline.descent.own_optimizers.musgd import musgd_groups
 from fogline.errors import did_you_mean, unknown
 from fogline.recipe import EXTRA_OPTIMIZERS
 
@@ -169,6 +170,15 @@ _SPECS = (
         "transformers and deep networks on a GPU: fewer steps than adamw; slow on a CPU",
         weight_decay=0.01,
         grouping=muon_groups,
+    ),
+    OptimizerSpec(
+        "musgd",
+        MuSGD,
+        0.01,
+        "detectors as YOLO26 trains them: momentum with a share of orthogonal steps",
+        momentum=0.9,
+        proportional=False,  # its decay acts on weights that have moved already
+        grouping=musgd_groups,
     ),
     OptimizerSpec(
         "schedule_free",

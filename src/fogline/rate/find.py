@@ -136,12 +136,13 @@ def find_lr(
         return measure_rate(start)
 
 
-def measure_rate(start: Start, check: Callable[[], None] = lambda: None) -> Rate:
+def measure_rate(start: Start, check: Callable[[], None] = lambda: None, *, around: float | None = None) -> Rate:
     """:func:`find_lr` on data that is open and a model that is made.
 
     Args:
         start: left untouched.
         check: called between steps; may raise to stop.
+        around: where the race is begun, where that is known: then no bracket is looked for.
     """
     recipe = start.resolved.recipe
     spec = spec_of(recipe.optimizer)
@@ -149,10 +150,10 @@ def measure_rate(start: Start, check: Callable[[], None] = lambda: None) -> Rate
         rule = "the method finds its own step; this scales it"
         return Rate(spec.lr, (spec.lr, spec.lr), 0, {"rule": rule})
     with private_randomness(start.batches.device):
-        return _measured(start, check)
+        return _measured(start, check, around)
 
 
-def _measured(start: Start, check: Callable[[], None]) -> Rate:
+def _measured(start: Start, check: Callable[[], None], around: float | None) -> Rate:
     recipe, began = start.resolved.recipe, time.perf_counter()
     known = planned_steps(start)
     planned = known or EXPECTED
@@ -166,7 +167,10 @@ def _measured(start: Start, check: Callable[[], None]) -> Rate:
     objective = replace(start.objective, model=copy.deepcopy(start.objective.model).train())
     if recipe.precision == "fp16":
         objective.autocast = None  # probes do not scale the loss, and small gradients would vanish
-    bracket = _bracket(start, objective, held_out[0], budget, check)
+    if around is None:
+        bracket = _bracket(start, objective, held_out[0], budget, check)
+    else:
+        bracket = Bracket(around, None, None, None, 0.0)
     draws = 2 if budget >= _ENOUGH_FOR_TWO and isinstance(start.opened.train, InMemory) and recipe.shuffle else 1
     course = Course(objective, start.batches, recipe, held_out, is_small(start), draws, check)
     raced = race(course, bracket.centre, budget - bracket.cost)
@@ -187,7 +191,8 @@ def is_small(start: Start) -> bool:
     if start.batches.device.type != "cpu":
         return start.operations < _SMALL_ELSEWHERE
     convolves = any(isinstance(module, _ConvNd) for module in start.objective.model.modules())
-    return start.operations < _SMALL_ON_CPU and not convolves and start.resolved.recipe.optimizer != "muon"
+    multiplies = start.resolved.recipe.optimizer in ("muon", "musgd")
+    return start.operations < _SMALL_ON_CPU and not (convolves or multiplies)
 
 
 def planned_steps(start: Start) -> int | None:

@@ -89,6 +89,7 @@ class Observer:
         ledger: what was seen of the steps, and what went wrong in them.
         started: when the observing began, a reading of ``perf_counter``.
         hook_seconds: what the call of a hook costs.
+        unclipped: norm of the coming step's gradient before the loop clips it, where the loop tells it.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Observer:
         self._rows_a_step = self._wake = self._flushed_at = 0
         self._gradient: Tensor | None = None
         self._version = 0
+        self.unclipped: float | Tensor | None = None
         # Overflow in a backward pass reaches the early layers; a small parameter costs nothing to hold on to.
         sentinel: Any = next((p for _, p in named if p.ndim == 1), named[0][1])
         self._device = sentinel.device.type
@@ -324,7 +326,9 @@ class Observer:
         if self._coming is not None:
             groups = self.optimizer.param_groups
             gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-            if gradients:
+            if self.unclipped is not None:
+                self._coming.norm = value_of("norm", self.unclipped)
+            elif gradients:
                 norm = gradient_norm(gradients)
                 self._coming.norm = value_of("norm", norm if scale is None else norm / scale.to(norm.device))
         if self._window.probing:
@@ -335,7 +339,7 @@ class Observer:
     def _after_step(self, optimizer: Optimizer, _: object, __: object) -> None:
         if torch.compiler.is_compiling():
             return
-        self._gradient = None
+        self._gradient = self.unclipped = None
         found = optimizer.__dict__.get("found_inf")
         if found is None and self.taken + 1 < self._wake:
             self.taken += 1  # most steps, where they come too fast for a row each: every microsecond counts

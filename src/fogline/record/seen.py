@@ -93,10 +93,15 @@ def rate_of(optimizer: Optimizer) -> Value | None:
 
 
 def rows_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Rows of the first tensor given to the model; a list is a batch of examples of different sizes."""
+    """Rows of the first tensor given to the model; a list is a batch of examples of different sizes.
+
+    A dict is led by its largest tensor: beside the images of a batch lie the boxes of all of them, one after another.
+    """
     first = args[0] if args else None
     if isinstance(first, list):
         return len(first)
+    if isinstance(first, dict):
+        first = max(leaves(first), key=Tensor.numel, default=None)
     if not isinstance(first, Tensor):
         first = next(iter(leaves((args, kwargs))), None)
     return int(first.shape[0]) if first is not None and first.ndim else 0
