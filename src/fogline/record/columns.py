@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -45,16 +45,11 @@ class Shown:
     targets: Tensor | None = None
     losses: Tensor | None = None
     hidden: Tensor | None = None
+    rows: int = field(init=False)
 
-    @property
-    def rows(self) -> int:
+    def __post_init__(self) -> None:
         first = self.losses if self.outputs is None else self.outputs
-        return 0 if first is None or not first.ndim else first.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        first = self.losses if self.outputs is None else self.outputs
-        return 0 if first is None else first.nbytes
+        self.rows = 0 if first is None or not first.ndim else first.shape[0]
 
     def named(self) -> dict[str, Tensor]:
         """Its tensors by name."""
