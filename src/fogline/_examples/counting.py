@@ -14,9 +14,9 @@ examples fall back from one epoch to the next, beyond what is usual. Nothing her
 outputs nor the number of classes matters. Predictions that were the same in two epochs on end are counted, which takes
 out most of what the run is undecided about.
 
-The epoch is the first that finds the run settled: the share of labels it agrees with grew by less than a tenth. It is up
-to two epochs later, when the run mistakes less, where nothing is learned by heart meanwhile: the margins of the labels
-that it contradicts the most surely have not come back by more than a tenth from where they were lowest.
+The epoch is the first that finds the run settled: the share of labels it agrees with grew by less than a tenth. It is
+up to two epochs later, when the run mistakes less, where nothing is learned by heart meanwhile: the margins of the
+labels that it contradicts the most surely have not come back by more than a tenth from where they were lowest.
 """
 
 from __future__ import annotations

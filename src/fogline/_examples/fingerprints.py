@@ -95,7 +95,8 @@ def _discriminant(within: Tensor, between: Tensor, width: int) -> Tensor:
     whitened = torch.linalg.solve_triangular(lower, between, upper=False)
     whitened = torch.linalg.solve_triangular(lower, whitened.T, upper=False)
     _, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
-    return torch.linalg.solve_triangular(lower.T, vectors[:, -min(width, size - 1) :], upper=True)
+    found: Tensor = torch.linalg.solve_triangular(lower.T, vectors[:, -min(width, size - 1) :], upper=True)
+    return found
 
 
 def _rows(light: Tensor) -> Tensor:

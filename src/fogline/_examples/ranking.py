@@ -163,9 +163,11 @@ def _of_pairs(
     pair = targets[known] * classes + other[known]
     for _ in range(_ROUNDS):
         wrong = calibrated(score + found, count)[known]
-        planted = np.bincount(pair, wrong, classes**2)
-        mistaken = np.bincount(pair, (1 - wrong) * missed[known], classes**2)
-        found[known] = _PAIRS * np.log(shrunk(planted, off) / shrunk(mistaken, off))[pair]
+        planted, mistaken = (
+            shrunk(np.bincount(pair, weights, classes**2).astype(np.float64), off)
+            for weights in (wrong, (1 - wrong) * missed[known])
+        )
+        found[known] = _PAIRS * np.log(planted / mistaken)[pair]
     return found
 
 

@@ -1,10 +1,10 @@
 """What each example did, epoch by epoch: filled in the training step, written once an epoch.
 
 The columns of a step (:mod:`fogline.record.columns`) go into a buffer on the device, at the places its examples have
-in the epoch. Steps of few rows wait until their columns can be computed together, which costs a fraction. When the
-epoch is over the buffer is copied to the host, put in the order of the examples and written by a thread of its own
-(:mod:`fogline.record.example_writer`). What is in the buffer, and what waits, belongs to the checkpoint: a resumed run
-writes the same bytes.
+in the epoch. Steps of few rows wait until their columns can be computed together, which costs a fraction. Twice a
+second the epochs that are over are copied to the host, put in the order of the examples and written by a thread of its
+own (:mod:`fogline.record.example_writer`); which epochs that are moves no bits. A checkpoint waits until they are on
+the disk. What is in the buffer, and what waits, belongs to it: a resumed run writes the same bytes.
 
 The first 64 epochs all have a file; after that every second one of the next 64, every fourth of the next 128, and so
 on: a run of a million short epochs has about 500.
@@ -105,7 +105,8 @@ class ExampleRecorder:
         self.count, self.steps_per_epoch = batches.examples, batches.steps_per_epoch
         self.writer = ExampleWriter(run, columns, self.count, batches.epoch_rows)
         self.epoch = Epoch(0, self._fresh())
-        # Over, but perhaps to be gone back into; with what waits of them: one after another they take a third of the time.
+        # Over, but perhaps to be gone back into; with what waits of them: several one after another take a third of the
+        # time that each takes between steps.
         self._closed: list[tuple[Epoch, Waiting]] = []
         self._waiting = Waiting()
         self._until = 0  # the step that the epoch ends before, 0 before it is known
