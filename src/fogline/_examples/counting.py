@@ -14,9 +14,7 @@ examples fall back from one epoch to the next, beyond what is usual. Nothing her
 outputs nor the number of classes matters. Predictions that were the same in two epochs on end are counted, which takes
 out most of what the run is undecided about.
 
-The epoch is the first that finds the run settled: the share of labels it agrees with grew by less than a tenth. It is
-up to two epochs later, when the run mistakes less, where nothing is learned by heart meanwhile: the margins of the
-labels that it contradicts the most surely have not come back by more than a tenth from where they were lowest.
+The epoch is the first that finds the run settled: the share of labels it agrees with grew by less than a tenth.
 """
 
 from __future__ import annotations
@@ -33,9 +31,6 @@ _POWERS = (1.0, 1.5, 2.0, 3.0)
 _ROUNDS = 300
 _FIRST = 2  # the first epoch that may count, with the one before it: the very first predictions are guesses
 _SETTLED = 0.1
-_LATER = 2  # epochs
-_BACK = 0.1
-_SUREST = 0.25
 _FEW = 20
 _PER_VISIT = 6.0  # with the density 1 + s (2 r - 1) the mean rank is 1/2 + s / 6
 _MENDED = 0.1  # by so much the run's own mistakes fall back in an epoch: it mends them
@@ -91,9 +86,6 @@ def count_errors(record: Record, targets: NDArray[np.int64]) -> Count:
     """
     at = settled(record)
     sure = sureness(record, targets, at)
-    later = _later(record, sure.wrong & (sure.rank < _SUREST), at)
-    if later > at:
-        at, sure = later, sureness(record, targets, later)
     value, deviation = density(sure)
     interval = (max(0.0, value - 1.96 * deviation), min(value + 1.96 * deviation, float(record.count)))
     return Count(value, deviation, interval, at, sure)
@@ -108,19 +100,6 @@ def settled(record: Record) -> int:
             return at
         before = share
     return min(max(_FIRST, len(record.epochs) // 2), len(record.epochs) - 1)
-
-
-def _later(record: Record, contradicted: NDArray[np.bool_], at: int) -> int:
-    """The last epoch, up to two later, by which what is contradicted has not begun to be learned by heart."""
-    if contradicted.sum() < _FEW:
-        return at
-    lowest = 0.0
-    for place in range(max(at - 1, 0), min(at + _LATER, len(record.epochs) - 1) + 1):
-        middle = float(np.nanmedian(record.values("margin", place)[contradicted].astype(np.float32)))
-        lowest = min(lowest, middle)
-        if place > at and middle > (1 - _BACK) * lowest:
-            return place - 1
-    return min(at + _LATER, len(record.epochs) - 1)
 
 
 def sureness(record: Record, targets: NDArray[np.int64], at: int) -> Sureness:
