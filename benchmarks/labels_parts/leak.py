@@ -40,8 +40,8 @@ def leak(data: dict[str, np.ndarray], seed: int, runs: Path) -> dict[str, Any]:
     total = int((track[inside][:, None] == track[outside][None]).sum())
     found = examples.leaks(within=_WIDE)
     right = track[inside[found["train"]]] == track[outside[found["valid"]]]
-    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-    sound = precision >= 0.9
+    nearest = np.sort(np.unique(found["valid"], return_index=True)[1])  # of each held-out frame, its nearest pair
+    with_a_copy = int((track[inside][:, None] == track[outside][None]).any(0).sum())
     default = examples.leaks()
     sure = track[inside[default["train"]]] == track[outside[default["valid"]]]
     of_train, of_valid = examples.groups()
@@ -53,7 +53,9 @@ def leak(data: dict[str, np.ndarray], seed: int, runs: Path) -> dict[str, Any]:
     return {
         "seed": seed,
         "pairs": total,
-        "recall_at_90": float(np.cumsum(right)[sound].max() / total) if sound.any() else 0.0,
+        "recall_at_90": _recall(right, total),
+        "frames": with_a_copy,
+        "frames_recall_at_90": _recall(right[nearest], with_a_copy),
         "default_pairs": len(default),
         "default_precision": float(sure.mean()) if len(sure) else 1.0,
         "default_recall": float(sure.sum() / total),
@@ -67,6 +69,12 @@ def leak(data: dict[str, np.ndarray], seed: int, runs: Path) -> dict[str, Any]:
         "by_track": _split_again(pictures, labels, by_track, seed, runs),
         "test": _accuracy(run.model, *test),
     }
+
+
+def _recall(right: np.ndarray, total: int) -> float:
+    """The share of ``total`` that is found as far down a ranking as nine in ten are right."""
+    sound = np.cumsum(right) >= 0.9 * np.arange(1, len(right) + 1)
+    return float(np.cumsum(right)[sound].max() / total) if sound.any() else 0.0
 
 
 def _trained(

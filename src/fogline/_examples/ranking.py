@@ -8,6 +8,7 @@ Four things speak about a label, each on a scale of log-odds:
 - the share of these epochs in which the prediction was another class (*wrong*);
 - how often labels of this class are wrong in this way, against how often the run mistakes this class for that one:
   pair by pair of classes, each shrunk towards the mean of all pairs as far as they do not differ by more than chance;
+  both counted by the probabilities that come out, and again with those, five times;
 - where inputs or an embedding are at hand, what the *neighbours* were labelled and predicted to be.
 
 Memorisation starts where the median margin of the surely contradicted labels has come half way back from its lowest.
@@ -23,14 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fogline._examples.counting import Sureness, count_errors
+from fogline._examples.counting import count_errors
 from fogline._examples.dynamics import Floats, Record
 
 _SURE = 0.5  # the surer half of a class
-_SUREST = 0.3
-_MARGIN, _MISTAKES, _OWN = 3.0, 0.25, 0.6  # weights; benchmarks/labels.py says on what they were chosen
+_MARGIN, _PAIRS, _OWN = 3.0, 0.7, 0.6  # weights; benchmarks/labels.py says on what they were chosen
 _MOST_CLASSES = 2048  # above, pairs of classes have too few examples to tell anything
 _SOFT = 0.05
+_ROUNDS = 5
 _MOST_VOTES = 32  # epochs that are compared with each other
 
 
@@ -86,10 +87,10 @@ def rank_labels(record: Record, neighbours: Sequence[NDArray[np.int64]] = ()) ->
     share = missed / np.maximum(seen, 1)
     unit = abs(float(np.median(margin[contradicted]))) if contradicted.any() else float(np.median(np.abs(margin)))
     dynamic = -_MARGIN * np.maximum(margin / max(unit, 1e-6), -1.0) + share
-    dynamic += _of_pairs(sure, targets, other)
     company = _company(neighbours, targets, early)
-    score = dynamic - company
-    score = np.where(seen > 0, score, -np.inf)
+    own = dynamic - company
+    dynamic += _of_pairs(np.where(seen > 0, own, -np.inf), targets, other, share, counted.value)
+    score = np.where(seen > 0, dynamic - company, -np.inf)
     probability = calibrated(score, counted.value)
     alone = calibrated(np.where(seen > 0, dynamic, -np.inf), counted.value) if neighbours else probability
     rare = np.maximum(0.0, alone - probability).astype(np.float32)
@@ -143,24 +144,31 @@ def _votes(
     return early, other
 
 
-def _of_pairs(sure: Sureness, targets: NDArray[np.int64], other: NDArray[np.int64]) -> Floats:
-    """How much more often than on average labels go wrong in this way, less what the run itself mistakes; log-odds."""
-    classes = int(max(targets.max(initial=0), other.max(initial=0), sure.predicted.max(initial=0))) + 1
+def _of_pairs(
+    score: Floats, targets: NDArray[np.int64], other: NDArray[np.int64], missed: Floats, count: float
+) -> Floats:
+    """How much more often than on average labels go wrong in this way, less what the run itself mistakes; log-odds.
+
+    Args:
+        score: log-odds of a wrong label by all else, (N,).
+        targets, other: the label, and the class that is most often predicted instead, (N,).
+        missed: share of the epochs in which another class was predicted, (N,).
+        count: of wrong labels.
+    """
+    classes = int(max(targets.max(initial=0), other.max(initial=0))) + 1
+    found = np.zeros(len(targets))
     if classes > _MOST_CLASSES or classes < 2:
-        return np.zeros(len(targets))
-
-    def table(which: NDArray[np.bool_]) -> NDArray[np.float64]:
-        pairs = targets[which] * classes + sure.predicted[which]
-        return np.bincount(pairs, minlength=classes**2).astype(np.float64)
-
-    off = ~np.eye(classes, dtype=bool).ravel()
-    surely = table(sure.wrong & (sure.rank < _SUREST))
-    unsure = table(sure.wrong & (sure.rank >= _SURE))
-    planted = shrunk(surely, off)
-    mistaken = shrunk(np.maximum(unsure - surely * (1 - _SURE) / _SUREST, 0.0), off)
-    known = other >= 0
-    pair = targets * classes + np.maximum(other, 0)
-    return np.where(known, np.log(planted[pair]) - _MISTAKES * np.log(mistaken[pair]), 0.0)
+        return found
+    off, known = ~np.eye(classes, dtype=bool).ravel(), other >= 0
+    pair = targets[known] * classes + other[known]
+    for _ in range(_ROUNDS):
+        wrong = calibrated(score + found, count)[known]
+        planted, mistaken = (
+            shrunk(np.bincount(pair, weights, classes**2).astype(np.float64), off)
+            for weights in (wrong, (1 - wrong) * missed[known])
+        )
+        found[known] = _PAIRS * np.log(planted / mistaken)[pair]
+    return found
 
 
 def shrunk(counts: NDArray[np.float64], which: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -208,7 +216,7 @@ def calibrated(score: Floats, count: float) -> Floats:
     if not len(finite) or count <= 0:
         return np.zeros(len(score), dtype=np.float32)
     low, high = -float(finite.max()) - 60.0, -float(finite.min()) + 60.0
-    for _ in range(80):
+    for _ in range(50):
         shift = (low + high) / 2
         low, high = (shift, high) if _logistic(finite + shift).sum() < count else (low, shift)
     return _logistic(score + (low + high) / 2).astype(np.float32)

@@ -112,13 +112,13 @@ def steps(descent: Descent, report: ProgressFunction) -> Iterator[Taken]:
 def _look_around(descent: Descent, report: ProgressFunction) -> bool:
     """Do what is due besides steps; False when the descent is over."""
     settle(descent)
-    if descent.examples is not None:
-        descent.examples.collect()
     for event in descent.machine.events:
         descent.store.event(*event)
     descent.machine.events.clear()
     if descent.recorder.due(time.perf_counter()):
         descent.recorder.flush()
+        if descent.examples is not None:
+            descent.examples.collect()
         report(_progress(descent))
     descent.look_after()
     if descent.validation_due():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -31,7 +31,7 @@ Form = Literal["classes", "binary", "elementwise", "loss"]
 _MOST_TARGETS = 64  # numbers of one target that are kept with the columns
 
 
-@dataclass
+@dataclass(slots=True)
 class Shown:
     """What one forward pass showed: all of the same rows, and without a graph behind them.
 
@@ -45,11 +45,11 @@ class Shown:
     targets: Tensor | None = None
     losses: Tensor | None = None
     hidden: Tensor | None = None
+    rows: int = field(init=False)
 
     def __post_init__(self) -> None:
         first = self.losses if self.outputs is None else self.outputs
         self.rows = 0 if first is None or not first.ndim else first.shape[0]
-        self.nbytes = 0 if first is None else first.nbytes
 
     def named(self) -> dict[str, Tensor]:
         """Its tensors by name."""
@@ -182,33 +182,28 @@ class Columns:
     def _of_classes(self, shown: Shown) -> list[Tensor]:
         assert shown.outputs is not None
         assert shown.targets is not None
-        scores = _real(shown.outputs)  # (rows, classes, ...)
         soft = shown.targets.is_floating_point()
         labels = shown.targets.argmax(1) if soft else shown.targets
+        # Classes first: what is taken over them then runs along the rows, which is twice as fast for 10 classes.
+        scores = _real(shown.outputs).movedim(1, 0).contiguous()  # (classes, rows, ...)
         counted, kept = None, labels
         if not soft and self.ignored is not None:
-            counted, kept = (labels >= 0) & (labels != self.ignored), labels.clamp(0, scores.shape[1] - 1)
-        numbers = torch.arange(scores.shape[1], device=scores.device).view(-1, *[1] * (scores.ndim - 2))
-        # The softmax by hand, without the target's own class: of 10 classes it takes a tenth of the time of PyTorch's,
-        # and 1 - p_y keeps its digits where it is small.
-        others = scores.masked_fill(numbers == kept.unsqueeze(1), -torch.inf)
-        own, (rival, second) = scores.gather(1, kept.unsqueeze(1)).squeeze(1), others.max(1)
-        right = own >= rival
-        highest = torch.maximum(own, rival)
-        powers, own_power = (others - highest.unsqueeze(1)).exp(), (own - highest).exp()
-        rest = powers.sum(1)
-        total = rest + own_power
-        found = [own - rival, own_power / total, right.to(scores.dtype)]
-        if self.each is not None and self.each.plain and not soft:
-            found.insert(0, total.log() + (highest - own))
-        else:
-            found.insert(0, self._loss(shown))
+            counted, kept = (labels >= 0) & (labels != self.ignored), labels.clamp(0, len(scores) - 1)
+        place, logarithms = kept.unsqueeze(0), scores.log_softmax(0)
+        own = logarithms.gather(0, place).squeeze(0)
+        # Without the target's own class: 1 - p_y, the sum over the rest, keeps its digits where it is small.
+        others = logarithms.scatter(0, place, -torch.inf)
+        rival, second = others.max(0)
+        margin = own - rival
+        right = margin >= 0
+        plain = self.each is not None and self.each.plain and not soft
+        found = [-own if plain else self._loss(shown), margin, own.exp(), right.to(scores.dtype)]
         if self.head is not None:
-            if soft:
-                truth = _real(shown.targets)
-                squares = (scores.softmax(1) - truth).square().sum(1)
-            else:
-                squares = (powers.square().sum(1) + rest.square()) / total.square()
+            error = logarithms.exp() - _real(shown.targets).movedim(1, 0) if soft else others.exp_()
+            squares = (error * error).sum(0)
+            if not soft:
+                rest = error.sum(0)
+                squares += rest * rest
             found.append(_through(shown, squares))
         if not self.single:
             return [_mean(column, counted) for column in found]
@@ -382,7 +377,7 @@ def _mean(values: Tensor, counted: Tensor | None = None) -> Tensor:
 def _through(shown: Shown, squares: Tensor) -> Tensor:
     """The gradient norm of the last layer at each place, from the squared norm of the gradient of its output."""
     assert shown.hidden is not None
-    return (squares * (shown.hidden.square() + 1)).sqrt()
+    return (squares * (shown.hidden * shown.hidden + 1)).sqrt_()
 
 
 def _numbers_of(targets: Tensor) -> Tensor:

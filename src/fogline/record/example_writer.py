@@ -20,6 +20,7 @@ from fogline.record.example_files import File
 
 _MOST_QUEUED = 1 << 28  # bytes that may wait for the disk before the steps do
 _SMALL = 1 << 14  # examples
+_LARGE_FILE = 1 << 20  # bytes
 _IN_FULL = ("residual",)  # a number in the target's own unit: half precision may not hold it
 _MOST_SHORT = 1 << 15
 
@@ -60,6 +61,7 @@ class ExampleWriter:
         self.run, self.columns, self.count, self.order = run, columns, count, order
         self._thread: ThreadPoolExecutor | None = None
         self._queued: list[tuple[Future[None], int]] = []
+        self._unsynced: list[Path] = []
 
     def write(self, epochs: list[Epoch]) -> None:
         """Begin to write epochs. What is on the device is copied meanwhile.
@@ -86,14 +88,18 @@ class ExampleWriter:
     def drain(self) -> None:
         """Wait until all is on the disk.
 
+        A small file is brought there now, not when it is written: what the system has not brought there by itself when
+        the power goes was not in a checkpoint, and is recorded again.
+
         Raises:
             OSError: something could not be written.
         """
         queued, self._queued = self._queued, []
         for written, _ in queued:
             written.result()
-        if queued:
-            example_files.sync(self.run)
+        paths, self._unsynced = self._unsynced, []
+        if queued or paths:
+            example_files.sync(self.run, paths)
 
     def close(self) -> None:
         """End the thread."""
@@ -108,8 +114,11 @@ class ExampleWriter:
                 if ready is not None:
                     ready.synchronize()
                 one = self._files(epoch)
-            for file in one:
-                example_files.write(file)
+            for path, content in one:
+                large = len(content) >= _LARGE_FILE
+                example_files.write((path, content), synced=large)
+                if not large:
+                    self._unsynced.append(path)
 
     def _files(self, epoch: Epoch) -> list[File]:
         """What is to be written of an epoch: its columns by example, and once the targets."""
@@ -162,14 +171,17 @@ def encoded(
     """
     largest = torch.finfo(torch.float16).max
     halves = torch.from_numpy(values[: len(names)]).clamp(-largest, largest).half().numpy()
-    found: dict[str, NDArray[Any]] = {}
-    for name, column, half in zip(names, values, halves, strict=False):
+    kept = np.full((len(names), count), np.nan, np.float16)
+    kept[:, ids] = halves
+    found: dict[str, NDArray[Any]] = dict(zip(names, kept, strict=True))
+    for name in set(names) & {"predicted", *_IN_FULL}:
+        column = values[names.index(name)]
         if name == "predicted":
             found[name] = np.full(count, -1, np.int16 if classes < _MOST_SHORT else np.int32)
             found[name][ids] = np.where(np.isfinite(column), column, -1)
         else:
-            found[name] = np.full(count, np.nan, np.float32 if name in _IN_FULL else np.float16)
-            found[name][ids] = column if name in _IN_FULL else half
+            found[name] = np.full(count, np.nan, np.float32)
+            found[name][ids] = column
     return found
 
 

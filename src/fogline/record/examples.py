@@ -1,10 +1,10 @@
 """What each example did, epoch by epoch: filled in the training step, written once an epoch.
 
 The columns of a step (:mod:`fogline.record.columns`) go into a buffer on the device, at the places its examples have
-in the epoch. Steps of few rows wait until their columns can be computed together, which costs a fraction. When the
-epoch is over the buffer is copied to the host, put in the order of the examples and written by a thread of its own
-(:mod:`fogline.record.example_writer`). What is in the buffer, and what waits, belongs to the checkpoint: a resumed run
-writes the same bytes.
+in the epoch. Steps of few rows wait until their columns can be computed together, which costs a fraction. Twice a
+second the epochs that are over are copied to the host, put in the order of the examples and written by a thread of its
+own (:mod:`fogline.record.example_writer`); which epochs that are moves no bits. A checkpoint waits until they are on
+the disk. What is in the buffer, and what waits, belongs to it: a resumed run writes the same bytes.
 
 The first 64 epochs all have a file; after that every second one of the next 64, every fourth of the next 128, and so
 on: a run of a million short epochs has about 500.
@@ -12,6 +12,7 @@ on: a run of a million short epochs has about 500.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,24 +50,42 @@ def has_file(epoch: int) -> bool:
     return epoch % (1 << (epoch // IN_FULL).bit_length()) == 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Waiting:
-    """Steps whose columns are still to be computed: one after another in the epoch."""
+    """Steps whose columns are still to be computed: one after another in the epoch.
+
+    Attributes:
+        start: the place of the first row in the epoch.
+        rows, nbytes: of all, and of their outputs.
+        full: there is enough of it, or it is too large to be put one after the other.
+    """
 
     start: int = 0
     rows: int = 0
     nbytes: int = 0
     shown: list[Shown] = field(default_factory=list)
+    full: bool = False
 
     def add(self, shown: Shown) -> None:
-        """One more."""
+        """One more. Most steps end here, and every microsecond counts."""
+        first = shown.losses if shown.outputs is None else shown.outputs
+        size = 0 if first is None else first.nbytes
         self.shown.append(shown)
         self.rows += shown.rows
-        self.nbytes += shown.nbytes
+        self.nbytes += size
+        self.full = self.rows >= _ROWS_TOGETHER or self.nbytes >= _BYTES_TOGETHER or size >= _LARGE
 
-    @property
-    def full(self) -> bool:
-        return self.rows >= _ROWS_TOGETHER or self.nbytes >= _BYTES_TOGETHER
+
+def _runs(shown: list[Shown]) -> Iterator[list[Shown]]:
+    """Neighbours that can be put one after the other."""
+    run: list[Shown] = []
+    for one in shown:
+        if run and not run[-1].like(one):
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
 
 
 class ExampleRecorder:
@@ -86,7 +105,9 @@ class ExampleRecorder:
         self.count, self.steps_per_epoch = batches.examples, batches.steps_per_epoch
         self.writer = ExampleWriter(run, columns, self.count, batches.epoch_rows)
         self.epoch = Epoch(0, self._fresh())
-        self._closed: list[Epoch] = []  # over, but perhaps to be gone back into
+        # Over, but perhaps to be gone back into; with what waits of them: several one after another take a third of the
+        # time that each takes between steps.
+        self._closed: list[tuple[Epoch, Waiting]] = []
         self._waiting = Waiting()
         self._until = 0  # the step that the epoch ends before, 0 before it is known
         self._recorded = True
@@ -122,9 +143,15 @@ class ExampleRecorder:
             return
         self._open = False
         start, stop = self.span(self._step)
-        for shown in self._shown if self._fit(stop - start) else ():
-            self._wait(start, shown)
-            start += shown.rows
+        rows = 0
+        for shown in self._shown:
+            rows += shown.rows
+        if rows == stop - start:
+            for shown in self._shown:
+                self._wait(start, shown)
+                start += shown.rows
+        else:
+            self._miss(self.epoch.number, start)
         self._pass(self._step, 1)
 
     def look(self) -> None:
@@ -144,9 +171,8 @@ class ExampleRecorder:
 
     def span(self, step: int) -> tuple[int, int]:
         """The places in the epoch of the rows that are seen here, the first and the one behind the last."""
-        place = self.batches.place(step)
-        assert place is not None
-        return place.start, place.stop
+        start = (step - self._until + self.steps_per_epoch) * self.batches.batch_size
+        return start, min(start + self.batches.batch_size, self.count)
 
     def put(self, step: int, count: int, values: Tensor) -> None:
         """Keep the columns of steps that a compiled program computed, shape (columns, rows), on the CPU."""
@@ -154,45 +180,49 @@ class ExampleRecorder:
             self._turn(step // self.steps_per_epoch)
         if not self._recorded:
             return
-        place = self.batches.place(step)
-        assert place is not None
-        self.epoch.array[:, place.start : place.start + values.shape[1]] = values.numpy()
+        start, seen = (step - self._until + self.steps_per_epoch) * self.batches.batch_size, values.numpy()
+        self.epoch.array[:, start : start + seen.shape[1]] = seen
         self._pass(step, count)
 
     def _keep(self, _: nn.Module, given: tuple[Any, ...]) -> None:
         if self._open:
             self._hidden = given[0]
 
-    def _fit(self, rows: int) -> bool:
-        """Whether the forward passes of the step showed what is expected of its rows; said once if not."""
-        if sum(shown.rows for shown in self._shown) == rows and all(self.columns.fits(one) for one in self._shown):
-            return True
+    def _miss(self, epoch: int, start: int) -> None:
+        """A forward pass did not show what is expected of it; said once."""
         if not self._missed:
             self._missed = True
+            step = epoch * self.steps_per_epoch + start // self.batches.batch_size
             said = "what the examples of this step did is not recorded: its outputs are not shaped as the first ones"
-            self.store.event(self._step, "examples", said)
-        return False
+            self.store.event(step, "examples", said)
 
     def _wait(self, start: int, shown: Shown) -> None:
         waiting = self._waiting
-        if waiting.shown and not (waiting.start + waiting.rows == start and waiting.shown[-1].like(shown)):
+        if waiting.start + waiting.rows != start:
             self._compute()
             waiting = self._waiting
         if not waiting.shown:
             waiting.start = start
         waiting.add(shown)
-        if waiting.full or shown.nbytes >= _LARGE:
+        if waiting.full:
             self._compute()
 
     def _compute(self) -> None:
         """The columns of what waits go into the buffer."""
-        waiting = self._waiting
-        if not waiting.shown:
-            return
-        self._waiting = Waiting()
-        with torch.no_grad():
-            values = self.columns(Shown.joined(waiting.shown))
-            self.epoch.values[:, waiting.start : waiting.start + waiting.rows] = values
+        waiting, self._waiting = self._waiting, Waiting()
+        self._put_into(self.epoch, waiting)
+
+    def _put_into(self, epoch: Epoch, waiting: Waiting) -> None:
+        """The columns of what waits of an epoch, those of like forward passes together."""
+        start = waiting.start
+        for alike in _runs(waiting.shown):
+            shown = Shown.joined(alike)
+            if self.columns.fits(shown):
+                with torch.no_grad():
+                    epoch.values[:, start : start + shown.rows] = self.columns(shown)
+            else:
+                self._miss(epoch.number, start)
+            start += shown.rows
 
     def _turn(self, epoch: int) -> None:
         """Steps of another epoch come."""
@@ -205,12 +235,12 @@ class ExampleRecorder:
         """Close the epoch where the last of these steps was its last."""
         if step + count != self._until:
             return
-        self._compute()
         self.meet(self._until)
         self.epoch.step = self._until
         if self.count <= _FEW:  # the order of these is still there from cutting the batches
             self.epoch.ids = self.batches.epoch_rows(self.epoch.number)
-        self._closed.append(self.epoch)
+        self._closed.append((self.epoch, self._waiting))
+        self._waiting = Waiting()
 
     def _fresh(self) -> Tensor:
         return torch.full((self.columns.width, self.count), torch.nan, device=self.batches.device)
@@ -223,9 +253,9 @@ class ExampleRecorder:
     def back(self, step: int) -> None:
         """Go on from this step: what was recorded of it and of later ones is dropped."""
         self._compute()
-        epoch = step // self.steps_per_epoch
-        again = [closed for closed in (*self._closed, self.epoch) if closed.number == epoch]
-        self._closed = [closed for closed in self._closed if closed.number < epoch]
+        epoch, over = step // self.steps_per_epoch, self._computed()
+        again = [closed for closed in (*over, self.epoch) if closed.number == epoch]
+        self._closed = [(closed, Waiting()) for closed in over if closed.number < epoch]
         self._until = 0
         place = self.batches.place(step)
         if again and place is not None:
@@ -238,8 +268,14 @@ class ExampleRecorder:
         Raises:
             OSError: one of those before could not be written.
         """
-        closed, self._closed = self._closed, []
+        closed, self._closed = self._computed(), []
         self.writer.write(closed)
+
+    def _computed(self) -> list[Epoch]:
+        """The epochs that are over, with all of their columns."""
+        for epoch, waiting in self._closed:
+            self._put_into(epoch, waiting)
+        return [epoch for epoch, _ in self._closed]
 
     def finish(self, step: int) -> None:
         """At the end of the run: an epoch that it ends within has its file, too.
@@ -249,11 +285,8 @@ class ExampleRecorder:
         """
         if self._partly(step):
             self.meet(step)
-            waiting, epoch = self._waiting, self.epoch
-            self.epoch = replace(epoch, values=epoch.values.clone(), step=step)
-            self._compute()
-            self._closed.append(self.epoch)
-            self._waiting, self.epoch = waiting, epoch  # a run that goes on from here goes on with these
+            # A run that goes on from here goes on with the epoch and what waits as they are.
+            self._closed.append((replace(self.epoch, values=self.epoch.values.clone(), step=step), self._waiting))
         self.collect()
         self.writer.drain()
 
@@ -284,8 +317,10 @@ class ExampleRecorder:
         computed = waiting.start if waiting.shown else place.start
         found = {"columns": self.epoch.values[:, :computed].cpu()}
         # How many rows are computed together moves last digits: a resumed run must take the same ones together.
-        joined = Shown.joined(waiting.shown).named() if waiting.shown else {}
-        return found | {_WAITING + name: value.cpu() for name, value in joined.items()}
+        for k, alike in enumerate(_runs(waiting.shown)):
+            joined = Shown.joined(alike).named()
+            found |= {f"{_WAITING}{k:06d}/{name}": value.cpu() for name, value in joined.items()}
+        return found
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
         """Go on from a checkpoint of this step, with what :meth:`state` gave then."""
@@ -297,10 +332,13 @@ class ExampleRecorder:
             return
         device, computed = self.batches.device, tensors["columns"].shape[1]
         self.epoch.values[:, :computed] = tensors["columns"].to(device)
-        kept = {n.removeprefix(_WAITING): v.to(device) for n, v in tensors.items() if n.startswith(_WAITING)}
-        if kept:
-            shown = Shown(**kept)
-            self._waiting = Waiting(computed, shown.rows, shown.nbytes, [shown])
+        kept: dict[str, dict[str, Tensor]] = {}
+        for name in sorted(name for name in tensors if name.startswith(_WAITING)):
+            _, run, field_name = name.split("/")
+            kept.setdefault(run, {})[field_name] = tensors[name].to(device)
+        self._waiting.start = computed
+        for one in kept.values():
+            self._waiting.add(Shown(**one))
 
     def described(self, classes: tuple[str, ...] | None) -> dict[str, Any]:
         """What ``run.json`` says of the examples."""
