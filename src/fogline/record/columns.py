@@ -56,10 +56,6 @@ class Shown:
         fields = {"outputs": self.outputs, "targets": self.targets, "losses": self.losses, "hidden": self.hidden}
         return {name: value for name, value in fields.items() if value is not None}
 
-    def cloned(self) -> Shown:
-        """The same in memory of its own."""
-        return Shown(**{name: value.clone() for name, value in self.named().items()})
-
     def like(self, other: Shown) -> bool:
         """Whether both can be put one after the other: the same shapes but for the rows."""
         if self.outputs is None or other.outputs is None or self.targets is None or other.targets is None:

@@ -155,19 +155,14 @@ class ExampleRecorder:
         self._pass(self._step, 1)
 
     def look(self) -> None:
-        """What comes shows its examples, for :meth:`taken`, and belongs to no step."""
+        """What comes shows its examples, for :meth:`computed`, and belongs to no step."""
         self._shown, self._open = [], True
 
-    def taken(self) -> list[Shown]:
-        """What was shown since :meth:`look`."""
+    def computed(self) -> Tensor:
+        """The columns of what was shown since :meth:`look`, shape (columns, rows), on its device."""
         shown, self._shown, self._open = self._shown, [], False
-        return shown
-
-    def shown(self, step: int, shown: list[Shown]) -> None:
-        """Record a step that showed this, taken without the model's Python code."""
-        self.begin(step)
-        self._shown = shown
-        self.end()
+        with torch.no_grad():
+            return self.columns(Shown.joined(shown))
 
     def span(self, step: int) -> tuple[int, int]:
         """The places in the epoch of the rows that are seen here, the first and the one behind the last."""
@@ -175,13 +170,16 @@ class ExampleRecorder:
         return start, min(start + self.batches.batch_size, self.count)
 
     def put(self, step: int, count: int, values: Tensor) -> None:
-        """Keep the columns of steps that a compiled program computed, shape (columns, rows), on the CPU."""
+        """Keep the columns of steps that a compiled program or a graph computed, shape (columns, rows)."""
         if not self._until - self.steps_per_epoch <= step < self._until:
             self._turn(step // self.steps_per_epoch)
         if not self._recorded:
             return
-        start, seen = (step - self._until + self.steps_per_epoch) * self.batches.batch_size, values.numpy()
-        self.epoch.array[:, start : start + seen.shape[1]] = seen
+        start = (step - self._until + self.steps_per_epoch) * self.batches.batch_size
+        if values.device.type == "cpu":
+            self.epoch.array[:, start : start + values.shape[1]] = values.numpy()
+        else:
+            self.epoch.values[:, start : start + values.shape[1]] = values
         self._pass(step, count)
 
     def _keep(self, _: nn.Module, given: tuple[Any, ...]) -> None:
