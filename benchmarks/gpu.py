@@ -214,7 +214,6 @@ def memory(device: torch.device) -> list[dict[str, Any]]:
     problem = problems(device)[2]
     for name, changes in {
         "as it is": {},
-        "eager": {"step": "eager"},
         "activations computed again": {"checkpoint_activations": True},
         "four micro-batches": {"accumulate": 4, "batch_size": problem.batch // 4},
         "state in 8 bits": {"optimizer": "adamw8bit"},
@@ -222,7 +221,8 @@ def memory(device: torch.device) -> list[dict[str, Any]]:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         try:
-            loop = ours(problem, device, examples=False, **changes)
+            # What a CUDA graph holds for itself does not show in this count.
+            loop = ours(problem, device, examples=False, step="eager", **changes)
             for _ in range(10):
                 next(loop)
         except (ImportError, RuntimeError, ValueError) as error:
@@ -300,7 +300,8 @@ A step of 32 models in one program, in steps of one of them taken eagerly; takin
 
 ## Memory
 
-Peak of the device's memory over ten steps of the transformer, without what was there before, and the time of a step.
+Peak of the device's memory over ten eager steps of the transformer, without what was there before, and the time of a
+step. The state in 8 bits is compiled by torchao; most of this network's memory is activations.
 
 {memory}
 
@@ -313,12 +314,14 @@ small: their steps wait for launches, and trials step eagerly.
 
 ## What `tests/test_gpu.py` holds there
 
-No host synchronisation between log points; a captured step has the bits of the eager one, its examples included (at a
-rate that float32 holds exactly); a run that was cut and resumed has the same bits; a refused step changes nothing and
-is named; memory that does not suffice changes no result; every optimizer steps as on the CPU; the doctor and `find_lr`
-say what they say on the CPU.
+No host synchronisation between log points; a captured step has the bits of the eager one (at a rate that float32 holds
+exactly), and what an example did is the same to three digits; a run that was cut and resumed has the same bits; a
+refused step changes nothing and is named; memory that does not suffice changes no result; every optimizer but one steps
+as on the CPU; the doctor and `find_lr` say what they say on the CPU.
 
-Not measured: several GPUs (NCCL), and FSDP2 on one.
+What does not hold: the test of `adagrad` failed in that run and could not be looked into. Two processes on one device
+(gloo) trained to the end; that they give what one gives was not compared. Not measured: several GPUs (NCCL), and FSDP2
+on one. Small models are examined faster on the CPU: the doctor's trials step eagerly, one model after another.
 """
 
 

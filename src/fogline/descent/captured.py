@@ -22,8 +22,9 @@ from torch import Tensor
 
 from fogline.data.source import Batch, leaves, map_tree
 from fogline.descent.batches import Batches, rows_of
+from fogline.descent.graph import COMPILE_ERRORS
 from fogline.descent.optimizer_state import init_state
-from fogline.descent.optimizers import set_lr
+from fogline.descent.optimizers import quiet_when_capturable, set_lr
 from fogline.descent.randomness import TRAIN, private_randomness, seed_step
 from fogline.descent.step import EagerStep, Machine, Outcome, kept, put_back, same_shape
 from fogline.record.examples import ExampleRecorder
@@ -69,7 +70,7 @@ class CapturedStep(EagerStep):
                     self._record()
                 put_back(before)
                 self._check(step, rate)
-        except RuntimeError as error:  # everything that PyTorch and CUDA say no with
+        except COMPILE_ERRORS as error:  # CUDA says no, or an optimizer whose rate must be a plain number
             _let_go(machine.device)
             raise CannotCaptureError(f"cannot be a CUDA graph: {str(error).strip().splitlines()[0]}") from error
         finally:
@@ -119,6 +120,7 @@ class CapturedStep(EagerStep):
     def _on_the_device(self) -> Iterator[None]:
         """Within it the optimizer reads its rates from where a graph can find them."""
         groups = self.machine.optimizer.param_groups
+        quiet_when_capturable(self.machine.optimizer)
         before: list[dict[str, Any]] = [{k: group[k] for k in ("lr", "capturable") if k in group} for group in groups]
         for group, (rate, _) in zip(groups, self._rates, strict=True):
             group["lr"] = rate

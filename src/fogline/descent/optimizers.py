@@ -347,7 +347,14 @@ def build_on(
         settings["weight_decay"] = decay or 0.0
     if "lr" in arguments or _takes_anything(spec.cls):
         settings["lr"] = lr
-    return spec.cls(spec.grouping(roles, decay), **settings)
+    optimizer = spec.cls(spec.grouping(roles, decay), **settings)
+    quiet_when_capturable(optimizer)
+    return optimizer
+
+
+def quiet_when_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """Keep PyTorch from warning of steps outside a graph: short batches and checks are taken so on purpose."""
+    optimizer._warned_capturable_if_run_uncaptured = True
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
