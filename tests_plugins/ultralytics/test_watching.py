@@ -71,7 +71,7 @@ def test_two_updates_of_twelve_batches(make: Make, given: Given, tmp_path: Path)
     causes = dict(zip(run.findings["cause"].tolist(), run.findings["severity"].tolist(), strict=True))
     assert causes["too_few_steps"] == "serious"
     assert causes["optimizer_mismatch"] == "serious"  # lr0 was asked for, and auto does not take it
-    assert run.steps["lr"][0] == pytest.approx(0.002 * 5 / 7, rel=1e-3)
+    assert run.info["recipe"]["lr"] == pytest.approx(0.002 * 5 / 7, rel=1e-3)  # of three classes
 
 
 def test_the_rate_that_is_given_is_taken_and_ratios_are_kept(make: Make, given: Given, tmp_path: Path) -> None:
