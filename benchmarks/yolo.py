@@ -339,6 +339,10 @@ the mean of the last 30 steps, for an image. Each seed draws its own data, first
 At least as low on {better} of {len(found.pairs)} seeds (asked for: 4 of 5), at worst {worst:.3f} times as high (at most
 {WORSE:.2f}).
 
+Where every seed has the same rate, the race was won by its upper end on each of them (a warning of `find_lr` says so):
+it begins around auto's rate in ratios of the root of ten, goes one further while the end wins and the budget lasts, and
+what a short race wins is lowered for the length of the run.
+
 ## MuSGD
 
 A step on the parameters of YOLO26n, 126 matrices among them, on the same random gradients, in turn.

@@ -14,6 +14,7 @@ from PIL import Image
 from fogline.plugins.ultralytics import watch
 from fogline.plugins.ultralytics.findings import planned_updates
 from fogline.record.previews import read_previews
+from fogline.verdict import Verdict
 
 Make = Callable[[str], Any]
 Given = Callable[..., dict[str, Any]]
@@ -71,7 +72,7 @@ def test_two_updates_of_twelve_batches(make: Make, given: Given, tmp_path: Path)
     causes = dict(zip(run.findings["cause"].tolist(), run.findings["severity"].tolist(), strict=True))
     assert causes["too_few_steps"] == "serious"
     assert causes["optimizer_mismatch"] == "serious"  # lr0 was asked for, and auto does not take it
-    assert run.steps["lr"][0] == pytest.approx(0.002 * 5 / 7, rel=1e-3)
+    assert run.info["recipe"]["lr"] == pytest.approx(0.002 * 5 / 7, rel=1e-3)  # of three classes
 
 
 def test_the_rate_that_is_given_is_taken_and_ratios_are_kept(make: Make, given: Given, tmp_path: Path) -> None:
@@ -110,3 +111,29 @@ def test_a_poisoned_image_is_named_and_left_out(make: Make, given: Given, shapes
     assert [Path(row["message"].split()[-1]).name for row in run.events if row["kind"] == "refused"] == ["0009.png"]
     assert all(bool(torch.isfinite(value).all()) for value in yolo.trainer.model.state_dict().values())
     assert "nan_in_data" in run.findings["cause"].tolist()
+
+
+class LeftError(Exception):
+    """What a training is left by."""
+
+
+def test_a_resumed_training_is_said_not_to_be_the_one_that_was_left(make: Make, given: Given, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    def leave(trainer: Any) -> None:
+        raise LeftError
+
+    whole, left = make("yolo26n"), make("yolo26n")
+    whole.train(**given(name="whole"))
+    left.add_callback("on_model_save", leave)
+    watching = watch(left, runs=tmp_path)
+    with pytest.raises(LeftError):
+        left.train(**given(name="left"))
+    assert watching.run.verdict is Verdict.INTERRUPTED
+    again = YOLO(tmp_path / "theirs" / "left" / "weights" / "last.pt")
+    resumed = watch(again, runs=tmp_path)
+    again.train(resume=True)
+    assert any("not bit for bit" in message for message in resumed.run.events["message"])
+    assert len(resumed.run.steps) == 2
+    one, other = whole.trainer.model.state_dict(), again.trainer.model.state_dict()
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())  # which is why it is said
