@@ -39,7 +39,7 @@ def tune(
     recipe: Recipe | None = None,
     trials: int | None = None,
     budget: float | str | Duration | None = None,
-    method: str = "tpe",
+    method: str = "gp",
     pruning: str = "asha",
     workers: int = 1,
     together: bool = True,

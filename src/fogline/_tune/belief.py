@@ -1,0 +1,203 @@
+"""What the trials so far say of a setting that was not tried: a Gaussian process over settings and lengths of a trial.
+
+A setting is a point of the unit cube, a coordinate for each choice. Losses at a ninth, at a third and at the end of a
+trial are all told, as noisy looks at one surface that changes slowly with the length (Klein et al., 2020,
+arXiv:2003.10865), so that a pruned trial teaches as well. Only the order of the losses counts, not their size.
+
+The covariance of two looks at settings ``x`` and ``z`` after the shares ``s`` and ``t`` of a trial is::
+
+    v M(r) exp(-c |log s - log t|) + (how low losses are at all) + (and for this share)
+    M(r) = (1 + sqrt(5) r + 5 r^2 / 3) exp(-sqrt(5) r)        Matern 5/2,  r^2 = sum over choices of (x - z)^2 / l^2
+
+``v``, ``c``, the noise and a length ``l`` for each choice are those of the highest probability.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from torch import Tensor
+
+from fogline._minimize import minimize
+from fogline._tune.space import RATE, Span
+
+_LENGTH, _LENGTH_OF_RATE = 1.0, 0.25  # of the whole range, before anything is known
+_USUAL = (1.0, 0.02, 0.3)  # v, the noise's variance, c
+_SPREAD = (0.8, 0.7, 1.2, 0.8)  # of the logarithms of l, v, the noise and c
+_COMMON, _OF_SHARE = 1.0, 2.0  # variances of how low losses are
+_STEPS = 12
+_MOST = 400  # looks; the latest count
+_JITTER = 1e-6
+
+
+class Cube:
+    """A space as a unit cube.
+
+    Args:
+        space: as Optuna sees it. Choices that are numbers in rising order are a coordinate as well; others have no
+            order, and any two are as far apart.
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
+        self.space = dict(space)
+
+    def point(self, values: Mapping[str, Any]) -> list[float]:
+        """Where values lie."""
+        return [self._share(each, values[name]) for name, each in self.space.items()]
+
+    def values(self, point: Sequence[float]) -> dict[str, Any]:
+        """What lies at a point."""
+        return {name: placed(each, share) for (name, each), share in zip(self.space.items(), point, strict=True)}
+
+    def squares(self, some: Tensor, others: Tensor) -> Tensor:  # (n, d), (m, d) -> (d, n, m)
+        """Squared distances along each coordinate."""
+        apart = (some.T[:, :, None] - others.T[:, None, :]).square()
+        plain = torch.tensor([self._ordered(each) for each in self.space.values()], device=some.device)
+        return torch.where(plain[:, None, None], apart, (apart > 0).to(apart.dtype))
+
+    def lengths(self) -> list[float]:
+        """Over how much of a coordinate a loss changes, before anything is known."""
+        return [_LENGTH_OF_RATE if name == RATE else _LENGTH for name in self.space]
+
+    @staticmethod
+    def _ordered(distribution: BaseDistribution) -> bool:
+        if not isinstance(distribution, CategoricalDistribution):
+            return True
+        numbers = [x for x in distribution.choices if isinstance(x, int | float) and not isinstance(x, bool)]
+        return len(numbers) == len(distribution.choices) and numbers == sorted(numbers)
+
+    @staticmethod
+    def _share(distribution: Any, value: Any) -> float:
+        if isinstance(distribution, CategoricalDistribution):
+            place: int = distribution.choices.index(value)
+            return (place + 0.5) / len(distribution.choices)
+        low, high = float(distribution.low), float(distribution.high)
+        if distribution.log:
+            return math.log(value / low) / math.log(high / low)
+        return (float(value) - low) / (high - low)
+
+
+def placed(distribution: Any, share: float) -> Any:
+    """The value that lies this share of the way through a distribution.
+
+    >>> placed(CategoricalDistribution(["a", "b", "c"]), 0.5)
+    'b'
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[min(int(share * len(distribution.choices)), len(distribution.choices) - 1)]
+    return Span(distribution.low, distribution.high, distribution.log).at(share)
+
+
+class Belief:
+    """A Gaussian process fitted to looks at trials.
+
+    Args:
+        cube: that the points lie in.
+        points: of the settings looked at.
+        shares: of a trial after which they were looked at.
+        losses: infinite where a setting does not train.
+        free: the logarithms of the lengths, ``v``, the noise's variance and ``c``; by default fitted.
+
+    Attributes:
+        lowest: of the scores that were seen.
+    """
+
+    def __init__(
+        self,
+        cube: Cube,
+        points: Tensor,  # (n, d)
+        shares: Sequence[float],
+        losses: Sequence[float],
+        free: Tensor | None = None,
+    ) -> None:
+        self.cube = cube
+        self.factor: Tensor
+        self.weights: Tensor
+        self.points, self.logs = points[-_MOST:], _tensor(np.log(shares))[-_MOST:]
+        self.scores = normal_scores(losses[-_MOST:])
+        self.lowest = self.scores.min()
+        start = _tensor([math.log(x) for x in (*cube.lengths(), *_USUAL)])
+        spread = _tensor([_SPREAD[0]] * len(cube.space) + [*_SPREAD[1:]])
+        squares = cube.squares(self.points, self.points)
+
+        def surprise(free: Tensor) -> Tensor:
+            """Minus the logarithm of the probability of the scores and of the free numbers, up to a constant."""
+            factor = self._factor(free, squares)
+            seen = torch.linalg.solve_triangular(factor, self.scores[:, None], upper=False)
+            unusual = ((free - start) / spread).square().sum() / 2
+            total: Tensor = seen.square().sum() / 2 + factor.diagonal().log().sum() + unusual
+            return total
+
+        self.free = _tensor(minimize(surprise, start, max_steps=_STEPS, path="none").x) if free is None else free
+        self._condition()
+
+    def at(self, points: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:  # (m, d) -> (m), (m)
+        """Expected score after a share of a trial, and its standard deviation; low scores are good."""
+        logs = torch.full((len(points),), math.log(share), dtype=torch.float64, device="cpu")
+        across = self._covariance(self.free, self.cube.squares(points, self.points), logs, self.logs)
+        seen = torch.linalg.solve_triangular(self.factor, across.T, upper=False)
+        before = self.free[len(self.cube.space)].exp() + _COMMON + _OF_SHARE
+        return across @ self.weights, (before - seen.square().sum(0)).clamp_min(1e-9).sqrt()
+
+    def believing(self, points: Tensor) -> Belief:  # (m, d)
+        """What would be believed if whole trials at these points came out as expected."""
+        other = object.__new__(Belief)
+        other.cube, other.free, other.lowest = self.cube, self.free, self.lowest
+        other.points = torch.cat([self.points, points])
+        other.logs = torch.cat([self.logs, torch.zeros(len(points), dtype=torch.float64, device="cpu")])
+        other.scores = torch.cat([self.scores, self.at(points)[0]])
+        other._condition()
+        return other
+
+    def _condition(self) -> None:
+        self.factor = self._factor(self.free, self.cube.squares(self.points, self.points))
+        self.weights = torch.cholesky_solve(self.scores[:, None], self.factor)[:, 0]
+
+    def _factor(self, free: Tensor, squares: Tensor) -> Tensor:
+        noise = free[len(self.cube.space) + 1].exp() + _JITTER
+        covariance = self._covariance(free, squares, self.logs, self.logs)
+        factor: Tensor = torch.linalg.cholesky_ex(
+            covariance + noise * torch.eye(len(covariance), dtype=torch.float64, device="cpu")
+        )[0]
+        return factor
+
+    def _covariance(self, free: Tensor, squares: Tensor, logs: Tensor, others: Tensor) -> Tensor:
+        count = len(self.cube.space)
+        root = (5 * torch.einsum("d,dij->ij", (-2 * free[:count]).exp(), squares) + 1e-12).sqrt()
+        apart = (logs[:, None] - others[None, :]).abs()
+        alike = (1 + root + root.square() / 3) * torch.exp(-root - free[count + 2].exp() * apart)
+        covariance: Tensor = free[count].exp() * alike + _COMMON + _OF_SHARE * (apart < 1e-9)
+        return covariance
+
+
+def expected_gain(mean: Tensor, deviation: Tensor, best: Tensor) -> Tensor:
+    """By how much a normally distributed score is expected to fall below the best (Mockus et al., 1978).
+
+    >>> expected_gain(torch.zeros(1), torch.ones(1), torch.zeros(1))  # 1 / sqrt(2 pi)
+    tensor([0.3989])
+    """
+    z = (best - mean) / deviation
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    gain: Tensor = deviation * (z * torch.special.ndtr(z) + density)
+    return gain
+
+
+def normal_scores(losses: Sequence[float]) -> Tensor:
+    """Losses as the quantiles of a normal distribution that their ranks stand for; equal ones share their rank.
+
+    >>> normal_scores([3.0, 1.0, 1e9, math.inf]).round(decimals=2)
+    tensor([-0.3200, -1.1500,  0.3200,  1.1500], dtype=torch.float64)
+    """
+    order = np.sort(losses)
+    middle = (np.searchsorted(order, losses, "left") + np.searchsorted(order, losses, "right")) / 2
+    return _tensor([NormalDist().inv_cdf(float(rank) / len(order)) for rank in middle])
+
+
+def _tensor(numbers: Any) -> Tensor:
+    return torch.tensor(np.asarray(numbers), dtype=torch.float64, device="cpu")
