@@ -10,7 +10,7 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from torch import Tensor
 
-from fogline._tune.belief import Belief, Cube, normal_scores
+from fogline._tune.belief import Belief, Cube, scores_of
 from fogline._tune.space import RATE
 
 SPACE = {
@@ -66,15 +66,25 @@ def test_beliefs_are_those_of_the_formula() -> None:
     inverse = np.linalg.inv(np.array(within) + (noise + 1e-6) * np.eye(12))
     across = np.array([[covariance(x, z, 1.0, t) for z, t in zip(points, shares, strict=True)] for x in asked])
     mean, deviation = belief.at(asked)
-    assert mean.numpy() == pytest.approx(across @ inverse @ normal_scores(losses).numpy(), abs=1e-4)
+    assert mean.numpy() == pytest.approx(across @ inverse @ scores_of(losses).numpy(), abs=1e-4)
     variance = v + 3.0 - np.einsum("ij,jk,ik->i", across, inverse, across)
     assert deviation.square().numpy() == pytest.approx(variance, abs=1e-4)
 
 
-def test_only_the_order_of_losses_counts() -> None:
+@pytest.mark.parametrize(("factor", "offset"), [(1e6, 0.0), (1e-6, 0.0), (1.0, 100.0)])
+def test_scale_and_offset_of_losses_change_nothing(factor: float, offset: float) -> None:
     points, losses = drawn(20), np.random.default_rng(3).normal(size=20)
-    one, other = (Belief(Cube(SPACE), points, [1.0] * 20, list(each)) for each in (losses, 1e6 * np.exp(losses) + 7))
-    assert torch.equal(one.at(points)[0], other.at(points)[0])
+    one, other = (Belief(Cube(SPACE), points, [1.0] * 20, list(each)) for each in (losses, factor * losses + offset))
+    torch.testing.assert_close(one.at(points)[0], other.at(points)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "losses", [[1.0], [2.0, 2.0, 2.0], [math.inf, math.inf], [0.0, 0.0, math.inf], [-1e300, 1e300]]
+)
+def test_scores_are_finite_whatever_the_losses(losses: list[float]) -> None:
+    scores = scores_of(losses)
+    assert bool(scores.isfinite().all())
+    assert scores.tolist() == sorted(scores.tolist())
 
 
 def test_it_learns_what_matters() -> None:

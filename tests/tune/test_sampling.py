@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from fogline._tune.sampling import NEAR, goes_on, opening
-from fogline._tune.space import RATE
+from fogline._tune.plan import Plan
+from fogline._tune.sampling import ABOVE, NEAR, Halving, Sampler, goes_on, opening
+from fogline._tune.space import RATE, read_space
+from programs.searches import RECIPE, line_task
 
 SPACE = {
     RATE: FloatDistribution(1 / 30, 30.0, log=True),
@@ -20,18 +24,81 @@ USUAL = {RATE: 1.0, "width": 16, "optimizer": "momentum"}
 
 
 def test_the_first_trial_is_the_usual_one() -> None:
-    assert opening(0, SPACE, USUAL) == USUAL
+    assert opening(0, SPACE, USUAL, 4) == USUAL
 
 
-def test_the_opening_fills_the_space_evenly() -> None:
+def test_the_opening_fills_ranges_evenly() -> None:
     """Of an additive recurrence any 64 points in a row lie nearly as evenly as they can."""
-    points = [opening(number, SPACE, USUAL) for number in range(1, 65)]
-    counts = Counter(point["optimizer"] for point in points)
-    assert abs(counts["adamw"] - counts["momentum"]) <= 4
+    points = [opening(number, SPACE, USUAL, 1) for number in range(1, 65)]
     low = sum(point["width"] < 16 for point in points)
     assert abs(low - 32) <= 3
-    within = sum(1 / NEAR < point[RATE] < NEAR for point in points)
+    within = sum(1 / NEAR < point[RATE] / ABOVE < NEAR for point in points)
     assert within / 64 == pytest.approx(math.erf(1 / math.sqrt(2)), abs=0.04)  # of a normal distribution
+
+
+def test_the_opening_takes_its_turn_through_choices() -> None:
+    """Alone with every trial; together with every program, whose first trial has the measured rate."""
+    alone = [opening(number, SPACE, USUAL, 1)["optimizer"] for number in range(4)]
+    assert alone == ["momentum", "adamw", "momentum", "adamw"]
+    together = [opening(number, SPACE, USUAL, 4) for number in range(8)]
+    assert [each["optimizer"] for each in together] == ["momentum"] * 4 + ["adamw"] * 4
+    assert [number for number in range(8) if together[number][RATE] == 1.0] == [0, 4]
+
+
+def plan(method: str = "gp") -> Plan:
+    """Of a search whose trials are made by formula."""
+    space = read_space({"lr": "auto"}, RECIPE, None)
+    return Plan(line_task(), RECIPE, space, Path("none"), None, None, None, method, "asha", 1)
+
+
+def search(method: str, loss: Any, count: int) -> list[optuna.trial.FrozenTrial]:
+    """A search over the space above; ``loss(values, part)`` is that of a trial after ninths of it."""
+    sampler = Sampler(plan(method), SPACE, USUAL)
+    study = optuna.create_study(sampler=sampler, pruner=Halving(sampler))
+    for _ in range(count):
+        trial = study.ask(SPACE)
+        for part in (1, 3, 9):
+            trial.report(loss(trial.params, part), part)
+            if part < 9 and trial.should_prune():
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, loss(trial.params, 9))
+    return study.get_trials()
+
+
+def bowl(values: dict[str, Any], part: int) -> float:
+    """Lowest, at 0, for momentum at 4 times the measured rate and a width of 32."""
+    off = math.log(values[RATE] / 4) ** 2 + math.log(values["width"] / 32) ** 2 / 4
+    return off + (values["optimizer"] == "adamw") + 10 / part - 10 / 9
+
+
+def test_the_lowest_place_of_a_bowl_is_found() -> None:
+    found = min(trial.value for trial in search("gp", bowl, 24) if trial.value is not None)
+    assert found < 0.02
+    assert found < min(trial.value for trial in search("random", bowl, 24) if trial.value is not None) / 3
+
+
+def slow(values: dict[str, Any], part: int) -> float:
+    """The higher the rate up to ten times, the worse at first and the better at the end."""
+    rate = math.log(min(values[RATE], 10.0))
+    return rate if part == 1 else -rate
+
+
+def test_slow_starters_go_on_once_it_is_known_what_they_come_to() -> None:
+    trials = search("gp", slow, 30)
+    whole = [trial for trial in trials[-10:] if trial.value is not None]
+    assert len(whole) >= 7
+    assert all(trial.params[RATE] > 5 for trial in whole)
+
+
+def test_the_range_that_was_given_is_kept() -> None:
+    sampler = Sampler(plan(), SPACE, USUAL, lambda values: (0.5, 3.0 if values["optimizer"] == "adamw" else 2.0))
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(12):
+        trial = study.ask(SPACE)
+        assert 0.5 <= trial.params[RATE] <= (3.0 if trial.params["optimizer"] == "adamw" else 2.0)
+        study.tell(trial, -trial.params[RATE])
 
 
 def test_about_a_share_goes_on() -> None:

@@ -2,7 +2,8 @@
 
 A setting is a point of the unit cube, a coordinate for each choice. Losses at a ninth, at a third and at the end of a
 trial are all told, as noisy looks at one surface that changes slowly with the length (Klein et al., 2020,
-arXiv:2003.10865), so that a pruned trial teaches as well. Only the order of the losses counts, not their size.
+arXiv:2003.10865), so that a pruned trial teaches as well. Adding to all
+losses or multiplying them changes nothing.
 
 The covariance of two looks at settings ``x`` and ``z`` after the shares ``s`` and ``t`` of a trial is::
 
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ _COMMON, _OF_SHARE = 1.0, 2.0  # variances of how low losses are
 _STEPS = 12
 _MOST = 400  # looks; the latest count
 _JITTER = 1e-6
+_TINY = 1e-300
+_DOES_NOT_TRAIN = 0.5
 
 
 class Cube:
@@ -120,7 +122,7 @@ class Belief:
         self.factor: Tensor
         self.weights: Tensor
         self.points, self.logs = points[-_MOST:], _tensor(np.log(shares))[-_MOST:]
-        self.scores = normal_scores(losses[-_MOST:])
+        self.scores = scores_of(losses[-_MOST:])
         self.lowest = self.scores.min()
         start = _tensor([math.log(x) for x in (*cube.lengths(), *_USUAL)])
         spread = _tensor([_SPREAD[0]] * len(cube.space) + [*_SPREAD[1:]])
@@ -188,15 +190,24 @@ def expected_gain(mean: Tensor, deviation: Tensor, best: Tensor) -> Tensor:
     return gain
 
 
-def normal_scores(losses: Sequence[float]) -> Tensor:
-    """Losses as the quantiles of a normal distribution that their ranks stand for; equal ones share their rank.
+def scores_of(losses: Sequence[float]) -> Tensor:
+    """Losses on a scale on which what is below the median counts as it is, and what is far above it hardly does.
 
-    >>> normal_scores([3.0, 1.0, 1e9, math.inf]).round(decimals=2)
-    tensor([-0.3200, -1.1500,  0.3200,  1.1500], dtype=torch.float64)
+    It is ``asinh((loss - median) / (median - lowest))``, which adding to the losses and multiplying them leaves alone;
+    infinite losses lie a little above all others. The mean is 0, the standard deviation 1.
+
+    >>> scores_of([2.0, 1.0, 3.0, 1e9, math.inf]).round(decimals=2)
+    tensor([-0.8200, -0.8700, -0.7600,  1.2000,  1.2500], dtype=torch.float64)
     """
-    order = np.sort(losses)
-    middle = (np.searchsorted(order, losses, "left") + np.searchsorted(order, losses, "right")) / 2
-    return _tensor([NormalDist().inv_cdf(float(rank) / len(order)) for rank in middle])
+    seen = np.asarray(losses, dtype=np.float64)
+    finite = seen[np.isfinite(seen)]
+    if not len(finite):
+        return torch.zeros(len(seen), dtype=torch.float64, device="cpu")
+    middle = float(np.median(finite))
+    unit = max(middle - float(finite.min()), 1e-12 * abs(middle), _TINY)
+    scores = np.arcsinh((np.where(np.isfinite(seen), seen, finite.max()) - middle) / unit)
+    scores = np.where(np.isfinite(seen), scores, scores.max() + _DOES_NOT_TRAIN)
+    return _tensor((scores - scores.mean()) / max(float(scores.std()), 1e-9))
 
 
 def _tensor(numbers: Any) -> Tensor:

@@ -135,13 +135,16 @@ class Sampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         return torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(len(rows), len(self.space))
 
     def _most_promising(self, study: Any, number: int, belief: Belief) -> dict[str, Any]:
-        """The candidate with the largest expected gain, if those that run end as expected."""
+        """The candidate with the largest expected gain, if trials that run or were pruned end as expected.
+
+        Else a place where all are pruned would stay promising: nobody ever saw an end there.
+        """
         trials = study.get_trials(deepcopy=False)
         known = self._points([trial for trial in trials if looks(trial) and trial.state in _FINISHED])
         others = [each for each in trials if each.number != number and each.params.keys() == self.space.keys()]
-        running = [each for each in others if each.state not in _FINISHED]
-        if running:
-            belief = belief.believing(self._points(running))
+        open_ended = [each for each in others if RUNGS[-1] not in dict(looks(each))]
+        if open_ended:
+            belief = belief.believing(self._points(open_ended))
         best = known[belief.at(known)[0].argsort(stable=True)[:_BEST]].tolist()
         generator = np.random.default_rng((self.plan.recipe.seed, number))
         drawn = [*anywhere(generator, self.space, _CANDIDATES), *near(generator, self.space, best, _CANDIDATES)]
