@@ -147,6 +147,11 @@ class Belief:
         before = self.free[len(self.cube.space)].exp() + _COMMON + _OF_SHARE
         return across @ self.weights, (before - seen.square().sum(0)).clamp_min(1e-9).sqrt()
 
+    @property
+    def noise(self) -> Tensor:
+        """Standard deviation of a look at a score."""
+        return self.free[len(self.cube.space) + 1].exp().sqrt()
+
     def believing(self, points: Tensor) -> Belief:  # (m, d)
         """What would be believed if whole trials at these points came out as expected."""
         other = object.__new__(Belief)
@@ -178,16 +183,20 @@ class Belief:
         return covariance
 
 
-def expected_gain(mean: Tensor, deviation: Tensor, best: Tensor) -> Tensor:
-    """By how much a normally distributed score is expected to fall below the best (Mockus et al., 1978).
+def expected_gain(mean: Tensor, deviation: Tensor, lowest: Tensor, noise: Tensor) -> Tensor:
+    """By how much a score is expected to fall below the lowest, less what only the noise would add.
 
-    >>> expected_gain(torch.zeros(1), torch.ones(1), torch.zeros(1))  # 1 / sqrt(2 pi)
-    tensor([0.3989])
+    Augmented expected improvement (Huang et al., 2006): where a look would tell little more than is known, for one like
+    it was made before, ``1 - noise / sqrt(deviation^2 + noise^2)`` is near 0.
+
+    >>> one, none = torch.ones(1), torch.zeros(1)
+    >>> expected_gain(none, one, none, none), expected_gain(none, one, none, one)  # 1 / sqrt(2 pi), and 0.29 of it
+    (tensor([0.3989]), tensor([0.1168]))
     """
-    z = (best - mean) / deviation
+    z = (lowest - mean) / deviation
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    gain: Tensor = deviation * (z * torch.special.ndtr(z) + density)
-    return gain
+    news: Tensor = 1 - noise / (deviation.square() + noise.square()).sqrt()
+    return deviation * (z * torch.special.ndtr(z) + density) * news
 
 
 def scores_of(losses: Sequence[float]) -> Tensor:
