@@ -51,7 +51,7 @@ def test_together_and_apart_train_the_same_trial(tmp_path: Path) -> None:
     assert [step for step, _ in shared["curve"]] == [step for step, _ in alone["curve"]]
 
 
-@pytest.mark.parametrize("method", ["cmaes", "random"])
+@pytest.mark.parametrize("method", ["tpe", "cmaes", "random"])
 def test_every_method_searches_within_the_space(method: str, tmp_path: Path) -> None:
     tuned = fogline.tune(line_task(), SPACE, trials=8, runs=tmp_path, method=method, **FAST)
     assert len(tuned.trials) == 8

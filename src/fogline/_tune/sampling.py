@@ -29,6 +29,8 @@ RUNGS = (1, 3, 9)
 KEEP = {1: 1 / 3, 3: 1 / 2}
 """The best share of all that were compared at a rung goes on, at least one: rounded up, so that a few trials are not
 judged by the luck of the first (docs/LOG.md)."""
+FAIR, LOWEST = 0.25, 1 / 9
+"""The chance of being the best with which a trial goes on; and the share of a rung that does whatever its chance."""
 NEAR, ABOVE = 3.0, 1.5
 """Where the rates of the opening lie: around this multiple of the measured one, one standard deviation of their
 logarithm this factor away. Short trials want a little more than a run of full length."""
@@ -111,8 +113,8 @@ class Sampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             self._fitted = len(over), self._believed(over, None)
         return self._fitted[1]
 
-    def expected_ends(self, study: Any, trials: Sequence[Any]) -> list[float] | None:
-        """The scores that trials are expected to end with, by the looks at those that still run as well.
+    def chance(self, study: Any, trial: Any) -> float | None:
+        """How likely a trial that runs is to end below everything that was seen, by all looks so far.
 
         Returns:
             None where nothing is believed yet.
@@ -122,7 +124,8 @@ class Sampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             return None
         told = self._believed(study.get_trials(deepcopy=False), belief)
         assert told is not None
-        return told.at(self._points(trials))[0].tolist()
+        mean, deviation = told.at(self._points([trial]))
+        return float(torch.special.ndtr((told.lowest - mean) / deviation))
 
     def _believed(self, trials: Sequence[Any], fitted: Belief | None) -> Belief | None:
         """A belief from looks at trials; with the lengths of one that was fitted, where that is given."""
@@ -195,10 +198,11 @@ def make_pruner(plan: Plan, sampler: Sampler) -> Any:
 
 
 class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
-    """Asynchronous successive halving: a trial goes on where it is among the best of all that came to its rung.
+    """Asynchronous successive halving: a trial goes on where its loss is among the lowest of all that came to its rung.
 
-    It is where its loss is among the lowest there. Once a trial is whole and the sampler believes something, it is also
-    where its expected end is: some settings start slowly, and what such settings came to is known by then.
+    Once a trial is whole and the sampler believes something, it goes on where it has a fair chance to end below all
+    others: some settings start slowly, and what such settings came to is known by then; and of many near copies of the
+    best, which all have low losses, only those that may be better are worth their steps. The very lowest always go on.
 
     Args:
         sampler: whose belief is asked.
@@ -212,15 +216,13 @@ class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
         if part not in KEEP:
             return False
         trials = study.get_trials(deepcopy=False)
-        there = [each for each in trials if part in each.intermediate_values]
-        mine = [each.number for each in there].index(trial.number)
-        losses = [each.intermediate_values[part] for each in there]
-        if goes_on(losses[mine], losses, KEEP[part]):
-            return False
-        if all(each.state != optuna.trial.TrialState.COMPLETE for each in trials):
-            return True
-        ends = self.sampler.expected_ends(study, there)
-        return ends is None or not goes_on(ends[mine], ends, KEEP[part])
+        losses = [each.intermediate_values[part] for each in trials if part in each.intermediate_values]
+        chance = None
+        if any(each.state == optuna.trial.TrialState.COMPLETE for each in trials):
+            chance = self.sampler.chance(study, trial)
+        if chance is None:
+            return not goes_on(trial.intermediate_values[part], losses, KEEP[part])
+        return chance < FAIR and not goes_on(trial.intermediate_values[part], losses, LOWEST)
 
 
 def goes_on(loss: float, losses: Sequence[float], share: float) -> bool:
