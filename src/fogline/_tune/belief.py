@@ -195,8 +195,9 @@ def expected_gain(mean: Tensor, deviation: Tensor, lowest: Tensor, noise: Tensor
     """
     z = (lowest - mean) / deviation
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    news: Tensor = 1 - noise / (deviation.square() + noise.square()).sqrt()
-    return deviation * (z * torch.special.ndtr(z) + density) * news
+    news = 1 - noise / (deviation.square() + noise.square()).sqrt()
+    gain: Tensor = deviation * (z * torch.special.ndtr(z) + density) * news
+    return gain
 
 
 def scores_of(losses: Sequence[float]) -> Tensor:

@@ -36,7 +36,11 @@ NEAR, ABOVE = 3.0, 1.5
 logarithm this factor away. Short trials want a little more than a run of full length."""
 OWN = ("lr", "schedule", "warmup", "weight_decay")
 """Fields that trials in one program may each have their own of."""
-_OPENING = 8
+OPENING = (1.0, 0.5, 4.0, 2.0, 1.0, 0.5, 2.0, 4.0)
+"""The multiples of the measured rate that the opening tries, in turn."""
+WHOLE = (2, 7)
+"""Trials of the opening that are trained to their end whatever their losses on the way: what high rates come to, once
+they are lowered, cannot be told early."""
 _TRUST = 10.0
 """The gain of a candidate counts by how likely its rate is, to a power that falls as this over the number of trials
 (Hvarfner et al., 2022, arXiv:2204.11051): far ends are looked at late."""
@@ -84,7 +88,7 @@ class Sampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     ) -> None:
         self.plan, self.space, self.usual, self.reach = plan, space, usual, reach
         self.fixed: Mapping[str, Any] = {}
-        self.opening = 0 if plan.method == "random" else _OPENING
+        self.opening = 0 if plan.method == "random" else len(OPENING)
         self.cube = Cube(space)
         self._fitted: tuple[int, Belief | None] = (0, None)
 
@@ -213,7 +217,7 @@ class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
 
     def prune(self, study: Any, trial: Any) -> bool:
         part = trial.last_step
-        if part not in KEEP:
+        if part not in KEEP or (trial.number in WHOLE and self.sampler.opening):
             return False
         trials = study.get_trials(deepcopy=False)
         losses = [each.intermediate_values[part] for each in trials if part in each.intermediate_values]
@@ -240,8 +244,8 @@ def opening(
     """The values of an early trial: the usual ones first; then choices by turns and ranges filled evenly.
 
     The points of the ranges are those of an additive recurrence with the generalised golden ratio (Roberts, 2018). The
-    learning rate is spread as a normal distribution of its logarithm. A choice that trials in one program must share
-    takes its turn when the next program begins, at the measured rate.
+    learning rate takes its turn through a few multiples of the measured one. A choice that trials in one program must
+    share takes its turn when the next program begins.
 
     Args:
         number: of the trial.
@@ -259,9 +263,9 @@ def opening(
             turn = number if name in OWN else number // together
             values[name] = each.choices[(each.choices.index(usual[name]) + turn) % len(each.choices)]
         else:
-            values[name] = _spread(name, each, (0.5 + number * ratio ** -(ranges.index(name) + 1)) % 1)
-    if RATE in values and number % together == 0 and together > 1:
-        values[RATE] = usual[RATE]
+            values[name] = placed(each, (0.5 + number * ratio ** -(ranges.index(name) + 1)) % 1)
+    if RATE in values:
+        values[RATE] = OPENING[number % len(OPENING)]
     return values
 
 
