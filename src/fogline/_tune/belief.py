@@ -34,6 +34,7 @@ _COMMON, _OF_SHARE = 1.0, 2.0  # variances of how low losses are
 _STEPS = 12
 _MOST = 400  # looks; the latest count
 _JITTER = 1e-6
+_WORTHWHILE = 0.1
 _TINY = 1e-300
 _DOES_NOT_TRAIN = 0.5
 
@@ -107,7 +108,7 @@ class Belief:
         free: the logarithms of the lengths, ``v``, the noise's variance and ``c``; by default fitted.
 
     Attributes:
-        lowest: of the scores that were seen.
+        goal: a score that would be worthwhile: lower than the lowest seen by a tenth of their standard deviation.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Belief:
         self.weights: Tensor
         self.points, self.logs = points[-_MOST:], _tensor(np.log(shares))[-_MOST:]
         self.scores = scores_of(losses[-_MOST:])
-        self.lowest = self.scores.min()
+        self.goal = self.scores.min() - _WORTHWHILE
         start = _tensor([math.log(x) for x in (*cube.lengths(), *_USUAL)])
         spread = _tensor([_SPREAD[0]] * len(cube.space) + [*_SPREAD[1:]])
         squares = cube.squares(self.points, self.points)
@@ -155,7 +156,7 @@ class Belief:
     def believing(self, points: Tensor) -> Belief:  # (m, d)
         """What would be believed if whole trials at these points came out as expected."""
         other = object.__new__(Belief)
-        other.cube, other.free, other.lowest = self.cube, self.free, self.lowest
+        other.cube, other.free, other.goal = self.cube, self.free, self.goal
         other.points = torch.cat([self.points, points])
         other.logs = torch.cat([self.logs, torch.zeros(len(points), dtype=torch.float64, device="cpu")])
         other.scores = torch.cat([self.scores, self.at(points)[0]])
@@ -183,8 +184,8 @@ class Belief:
         return covariance
 
 
-def expected_gain(mean: Tensor, deviation: Tensor, lowest: Tensor, noise: Tensor) -> Tensor:
-    """By how much a score is expected to fall below the lowest, less what only the noise would add.
+def expected_gain(mean: Tensor, deviation: Tensor, goal: Tensor, noise: Tensor) -> Tensor:
+    """By how much a score is expected to fall below the goal, less what only the noise would add.
 
     Augmented expected improvement (Huang et al., 2006): where a look would tell little more than is known, for one like
     it was made before, ``1 - noise / sqrt(deviation^2 + noise^2)`` is near 0.
@@ -193,7 +194,7 @@ def expected_gain(mean: Tensor, deviation: Tensor, lowest: Tensor, noise: Tensor
     >>> expected_gain(none, one, none, none), expected_gain(none, one, none, one)  # 1 / sqrt(2 pi), and 0.29 of it
     (tensor([0.3989]), tensor([0.1168]))
     """
-    z = (lowest - mean) / deviation
+    z = (goal - mean) / deviation
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
     news = 1 - noise / (deviation.square() + noise.square()).sqrt()
     gain: Tensor = deviation * (z * torch.special.ndtr(z) + density) * news

@@ -29,7 +29,7 @@ RUNGS = (1, 3, 9)
 KEEP = {1: 1 / 3, 3: 1 / 2}
 """The best share of all that were compared at a rung goes on, at least one: rounded up, so that a few trials are not
 judged by the luck of the first (docs/LOG.md)."""
-FAIR, LOWEST = 0.25, 1 / 9
+FAIR, LOWEST = 0.15, 1 / 9
 """The chance of being the best with which a trial goes on; and the share of a rung that does whatever its chance."""
 NEAR, ABOVE = 3.0, 1.5
 """Where the rates of the opening lie: around this multiple of the measured one, one standard deviation of their
@@ -118,7 +118,7 @@ class Sampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         return self._fitted[1]
 
     def chance(self, study: Any, trial: Any) -> float | None:
-        """How likely a trial that runs is to end below everything that was seen, by all looks so far.
+        """How likely a trial that runs is to end clearly below all that was seen, by all looks so far.
 
         Returns:
             None where nothing is believed yet.
@@ -129,7 +129,7 @@ class Sampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         told = self._believed(study.get_trials(deepcopy=False), belief)
         assert told is not None
         mean, deviation = told.at(self._points([trial]))
-        return float(torch.special.ndtr((told.lowest - mean) / deviation))
+        return float(torch.special.ndtr((told.goal - mean) / deviation))
 
     def _believed(self, trials: Sequence[Any], fitted: Belief | None) -> Belief | None:
         """A belief from looks at trials; with the lengths of one that was fitted, where that is given."""
@@ -160,7 +160,7 @@ class Sampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         drawn = [*anywhere(generator, self.space, _CANDIDATES), *near(generator, self.space, best, _CANDIDATES)]
         candidates = [self._reached({**self.cube.values(point), **self.fixed}) for point in drawn]
         points = torch.tensor([self.cube.point(each) for each in candidates], dtype=torch.float64, device="cpu")
-        gain = expected_gain(*belief.at(points), belief.lowest, belief.noise)
+        gain = expected_gain(*belief.at(points), belief.goal, belief.noise)
         trust = _TRUST / (number + 1)
         likely = [likelihood(each[RATE]) ** trust if RATE in each else 1.0 for each in candidates]
         return candidates[int((gain * torch.tensor(likely, dtype=torch.float64, device="cpu")).argmax())]
