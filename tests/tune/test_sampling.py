@@ -79,7 +79,7 @@ def test_the_lowest_place_of_a_bowl_is_found() -> None:
     found, by_chance = (
         min(trial.value for trial in search(method, bowl, 24) if trial.state == COMPLETE) for method in ("gp", "random")
     )
-    assert found < min(0.02, by_chance / 3)
+    assert found < min(0.05, by_chance / 5)
 
 
 def slow(values: dict[str, Any], part: int) -> float:
@@ -94,7 +94,7 @@ def test_slow_starters_go_on_once_it_is_known_what_they_come_to() -> None:
         method: [trial for trial in search(method, slow, 24) if trial.state == COMPLETE] for method in ("gp", "random")
     }
     assert max(trial.params[RATE] for trial in whole["gp"]) > 25
-    assert max(trial.params[RATE] for trial in whole["random"]) < 5
+    assert max(trial.params[RATE] for trial in whole["random"]) < 10
 
 
 def test_the_range_that_was_given_is_kept() -> None:

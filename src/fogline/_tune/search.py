@@ -68,8 +68,8 @@ def tune(
         method: "gp" takes the setting with the largest expected gain by a Gaussian process over settings and lengths of
             a trial, which learns from pruned trials too; Optuna's "tpe" (Bergstra et al., 2011) and "cmaes" (Hansen,
             2016; numbers only, choices by TPE); or "random".
-        pruning: "asha" compares trials at 1/9 and 1/3 of their length and goes on with those that are among the lowest
-            third and half, or with "gp" are expected to end so (Li et al., 2020, arXiv:1810.05934); "hyperband" does
+        pruning: "asha" compares trials at 1/9 and 1/3 of their length and goes on with the lowest third and half (Li et
+            al., 2020, arXiv:1810.05934), with "gp" with those that have a fair chance to end lowest; "hyperband" does
             so in brackets of different haste, "none" trains all to their end.
         workers: processes of this machine.
         together: whether trials of a small model may share one program, in fours.
