@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fogline._tune.plan import Plan
