@@ -32,7 +32,7 @@ _USUAL = (1.0, 0.02, 0.3)  # v, the noise's variance, c
 _SPREAD = (0.8, 0.7, 1.2, 0.8)  # of the logarithms of l, v, the noise and c
 _COMMON, _OF_SHARE = 1.0, 2.0  # variances of how low losses are
 _STEPS = 12
-_MOST = 400  # looks; the latest count
+_MOST, _MOST_FITTED = 300, 120  # looks that count, and of them those that lengths are fitted to: the latest
 _JITTER = 1e-6
 _WORTHWHILE = 0.1
 _TINY = 1e-300
@@ -125,20 +125,25 @@ class Belief:
         self.points, self.logs = points[-_MOST:], _tensor(np.log(shares))[-_MOST:]
         self.scores = scores_of(losses[-_MOST:])
         self.goal = self.scores.min() - _WORTHWHILE
-        start = _tensor([math.log(x) for x in (*cube.lengths(), *_USUAL)])
-        spread = _tensor([_SPREAD[0]] * len(cube.space) + [*_SPREAD[1:]])
-        squares = cube.squares(self.points, self.points)
+        self.free = self._fitted() if free is None else free
+        self._condition()
+
+    def _fitted(self) -> Tensor:
+        """The logarithms of the lengths and the rest at which the latest scores are most probable."""
+        logs, scores = self.logs[-_MOST_FITTED:], self.scores[-_MOST_FITTED:]
+        squares = self.cube.squares(self.points[-_MOST_FITTED:], self.points[-_MOST_FITTED:])
+        start = _tensor([math.log(x) for x in (*self.cube.lengths(), *_USUAL)])
+        spread = _tensor([_SPREAD[0]] * len(self.cube.space) + [*_SPREAD[1:]])
 
         def surprise(free: Tensor) -> Tensor:
             """Minus the logarithm of the probability of the scores and of the free numbers, up to a constant."""
-            factor = self._factor(free, squares)
-            seen = torch.linalg.solve_triangular(factor, self.scores[:, None], upper=False)
+            factor = self._factor(free, squares, logs)
+            seen = torch.linalg.solve_triangular(factor, scores[:, None], upper=False)
             unusual = ((free - start) / spread).square().sum() / 2
             total: Tensor = seen.square().sum() / 2 + factor.diagonal().log().sum() + unusual
             return total
 
-        self.free = _tensor(minimize(surprise, start, max_steps=_STEPS, path="none").x) if free is None else free
-        self._condition()
+        return _tensor(minimize(surprise, start, max_steps=_STEPS, path="none").x)
 
     def at(self, points: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:  # (m, d) -> (m), (m)
         """Expected score after a share of a trial, and its standard deviation; low scores are good."""
@@ -164,12 +169,12 @@ class Belief:
         return other
 
     def _condition(self) -> None:
-        self.factor = self._factor(self.free, self.cube.squares(self.points, self.points))
+        self.factor = self._factor(self.free, self.cube.squares(self.points, self.points), self.logs)
         self.weights = torch.cholesky_solve(self.scores[:, None], self.factor)[:, 0]
 
-    def _factor(self, free: Tensor, squares: Tensor) -> Tensor:
+    def _factor(self, free: Tensor, squares: Tensor, logs: Tensor) -> Tensor:
         noise = free[len(self.cube.space) + 1].exp() + _JITTER
-        covariance = self._covariance(free, squares, self.logs, self.logs)
+        covariance = self._covariance(free, squares, logs, logs)
         factor: Tensor = torch.linalg.cholesky_ex(
             covariance + noise * torch.eye(len(covariance), dtype=torch.float64, device="cpu")
         )[0]

@@ -59,9 +59,10 @@ class Rates:
     def reach(self, values: Mapping[str, Any]) -> tuple[float, float]:
         """The multiples of the measured rate that lie within the range that was given, as far as is known."""
         low, high = self.ends()
-        if self.span is None or self._key(values) not in self._known:
+        known = None if self.span is None else self._known.get(self._key(values))
+        if self.span is None or known is None:
             return low, high
-        rate = self._within(self.at(values))
+        rate = self._within(self._scaled(known, values))
         return max(low, self.span.low / rate), min(high, self.span.high / rate)
 
     def _within(self, rate: float) -> float:
@@ -70,7 +71,10 @@ class Rates:
 
     def at(self, values: Mapping[str, Any]) -> float:
         """The measured rate for these choices; measured now where it is not known."""
-        known = self._kept(values)
+        return self._scaled(self._kept(values), values)
+
+    def _scaled(self, known: Mapping[str, Any], values: Mapping[str, Any]) -> float:
+        """A measured rate, carried to the batch size and schedule of these choices."""
         size = values.get("batch_size")
         rate = float(known["lr"])
         if isinstance(size, int) and known["rows"]:
