@@ -40,7 +40,8 @@ class Rates:
         dimension = plan.space.dimensions.get("lr")
         self.span = dimension if isinstance(dimension, Span) else None
         self.needed = dimension is not None or plan.recipe.lr == "auto"
-        self._known: dict[str, dict[str, Any]] = {}
+        kept = {name: known for name, known in study.user_attrs.items() if name.startswith("rate/")}
+        self._known: dict[str, dict[str, Any]] = {name.removeprefix("rate/"): known for name, known in kept.items()}
 
     def ends(self) -> tuple[float, float]:
         """The ends of the search as multiples of the measured rate; the same for all, whatever was measured for them.
