@@ -23,7 +23,7 @@ from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 
-from tune_parts import arena, contenders, report  # noqa: E402
+from tune_parts import arena, contenders, problems, report  # noqa: E402
 
 SEEDS = {"quick": 1, "reduced": 1, "full": 3}
 
@@ -51,10 +51,11 @@ def main() -> None:
     if importlib.util.find_spec("ray") is None:
         names.remove("Ray Tune ASHA")
         left_out.append("Ray Tune's ASHA is left out: ray is not installed (benchmarks/tune-requirements.txt).")
-    problems = arena.SCORED if arguments.set == "scored" else arena.CALIBRATION
+    names_of_set = arena.SCORED if arguments.set == "scored" else arena.CALIBRATION
     size = "quick" if arguments.quick else "full" if arguments.full else "reduced"
-    chosen = arguments.problems or (problems[:1] if size == "quick" else problems)
-    seeds = range(arguments.seeds or SEEDS[size])
+    chosen = arguments.problems or (names_of_set[:1] if size == "quick" else names_of_set)
+    first = arena.FIRST_SEED[arguments.set]
+    seeds = range(first, first + (arguments.seeds or SEEDS[size]))
     names = [name for name in names if not arguments.contenders or name in arguments.contenders]
     jobs = [Job(name, seed, who, arguments.cache) for seed in seeds for name in chosen for who in names]
     arguments.cache.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="all problems, three seeds")
     parser.add_argument("--problems", nargs="+", metavar="NAME", help="these only")
     parser.add_argument("--contenders", nargs="+", choices=list(contenders.CONTENDERS), help="these only")
-    parser.add_argument("--seeds", type=int, help="how many seeds, from 0")
+    parser.add_argument("--seeds", type=int, help="how many seeds")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--cache", type=Path, default=timing.ROOT / "build" / "tune", help="folder of the searches")
     parser.add_argument("--write", action="store_true", help="write docs/evidence/tune.md and .json")
@@ -100,7 +101,7 @@ def _prepare() -> None:
 
 def work(job: Job) -> str:
     """One search; its result is written to its file."""
-    task = arena.problem(job.problem).make(job.seed)
+    task = problems.problem(job.problem).make(job.seed)
     began = time.process_time()
     events = contenders.CONTENDERS[job.contender](task, job.seed)
     seconds = time.process_time() - began

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from fogline._tune.sampling import RUNGS
+from fogline._tune.sampling import OWN, RUNGS
 from fogline._tune.trial import PARTS, Asked, pruned_words
 from fogline.data.source import InMemory
 from fogline.descent.optimizers import spec_of
@@ -23,8 +23,6 @@ from fogline.descent.schedules import curve
 from fogline.rate.find import is_small
 from fogline.recipe import Recipe
 
-_OWN = ("lr", "schedule", "warmup", "weight_decay")
-"""Fields that members may each have their own of."""
 _SCORED_AT_ONCE = 1024
 _EXPLODED = 2.0  # of the first held-out loss and of everything gained
 
@@ -32,7 +30,7 @@ _EXPLODED = 2.0  # of the first held-out loss and of everything gained
 def own_names(names: Sequence[str], recipe: Recipe) -> list[str]:
     """Those of the searched names that members of one program need not share."""
     decays = recipe.optimizer in DECAYS_IN_GRADIENT + DECAYS_WEIGHTS
-    return [name for name in names if name in _OWN and (name != "weight_decay" or decays)]
+    return [name for name in names if name in OWN and (name != "weight_decay" or decays)]
 
 
 def fits_one_program(start: Start) -> bool:

@@ -12,7 +12,7 @@ from fogline._tune.space import Space, Span, label
 from fogline.recipe import Duration, Recipe
 from fogline.task import Task
 
-METHODS = ("tpe", "cmaes", "random")
+METHODS = ("gp", "tpe", "cmaes", "random")
 PRUNING = ("asha", "hyperband", "none")
 
 

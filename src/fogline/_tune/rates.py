@@ -40,6 +40,8 @@ class Rates:
         dimension = plan.space.dimensions.get("lr")
         self.span = dimension if isinstance(dimension, Span) else None
         self.needed = dimension is not None or plan.recipe.lr == "auto"
+        kept = {name: known for name, known in study.user_attrs.items() if name.startswith("rate/")}
+        self._known: dict[str, dict[str, Any]] = {name.removeprefix("rate/"): known for name, known in kept.items()}
 
     def ends(self) -> tuple[float, float]:
         """The ends of the search as multiples of the measured rate; the same for all, whatever was measured for them.
@@ -55,17 +57,25 @@ class Rates:
             return self.at(values) if self.needed else self.plan.recipe.lr
         return self._within(factor * self._within(self.at(values)))
 
+    def reach(self, values: Mapping[str, Any]) -> tuple[float, float]:
+        """The multiples of the measured rate that lie within the range that was given, as far as is known."""
+        low, high = self.ends()
+        known = None if self.span is None else self._known.get(self._key(values))
+        if self.span is None or known is None:
+            return low, high
+        rate = self._within(self._scaled(known, values))
+        return max(low, self.span.low / rate), min(high, self.span.high / rate)
+
     def _within(self, rate: float) -> float:
         """The rate, or the nearest end of the range that was given."""
         return rate if self.span is None else min(max(rate, self.span.low), self.span.high)
 
     def at(self, values: Mapping[str, Any]) -> float:
         """The measured rate for these choices; measured now where it is not known."""
-        key = f"rate/{self._key(values)}"
-        known = self.study.user_attrs.get(key)
-        if known is None:
-            known = self._measured(values)
-            self.study.set_user_attr(key, known)
+        return self._scaled(self._kept(values), values)
+
+    def _scaled(self, known: Mapping[str, Any], values: Mapping[str, Any]) -> float:
+        """A measured rate, carried to the batch size and schedule of these choices."""
         size = values.get("batch_size")
         rate = float(known["lr"])
         if isinstance(size, int) and known["rows"]:
@@ -74,6 +84,17 @@ class Rates:
         if wanted in _NEVER_LOWERS and measured not in _NEVER_LOWERS:
             rate *= NEVER_LOWERED  # as measuring it for that schedule would
         return rate
+
+    def _kept(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What was measured, here or by another worker, or is now."""
+        key = self._key(values)
+        if key not in self._known:
+            known = self.study.user_attrs.get(f"rate/{key}")
+            if known is None:
+                known = self._measured(values)
+                self.study.set_user_attr(f"rate/{key}", known)
+            self._known[key] = known
+        return self._known[key]
 
     def _accumulated(self, values: Mapping[str, Any]) -> int:
         return int(values.get("accumulate", self.plan.recipe.accumulate))

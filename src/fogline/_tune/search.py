@@ -1,7 +1,8 @@
 """``tune``: a search over recipes, and over the arguments of the function that makes the task.
 
-Optuna suggests and keeps; what is ours is what it knows at the start (the measured learning rate), what a trial costs
-(it is ended where others do better or where it diverges) and how trials of small models train (in one program).
+Optuna keeps the trials and has samplers of its own; what is ours is what a search knows at the start (the measured
+learning rate), what it learns from trials of any length (``belief.py``), what a trial costs (it ends where others do
+better or where it diverges) and how trials of small models train (in one program).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def tune(
     recipe: Recipe | None = None,
     trials: int | None = None,
     budget: float | str | Duration | None = None,
-    method: str = "tpe",
+    method: str = "gp",
     pruning: str = "asha",
     workers: int = 1,
     together: bool = True,
@@ -64,9 +65,12 @@ def tune(
         trials: the most that are begun.
         budget: what all of them may cost: a number of whole trials, steps (``"20000st"``) or a time (``"30min"``). No
             trial is begun once it is used up. 20 whole trials where neither it nor ``trials`` is given.
-        method: "tpe" (Bergstra et al., 2011), "cmaes" (Hansen, 2016; numbers only, choices by TPE) or "random".
-        pruning: "asha" compares trials at 1/9 and 1/3 of their length and goes on with about a third (Li et al., 2020,
-            arXiv:1810.05934), "hyperband" does so in brackets of different haste, "none" trains all to their end.
+        method: "gp" takes the setting with the largest expected gain by a Gaussian process over settings and lengths of
+            a trial, which learns from pruned trials too; Optuna's "tpe" (Bergstra et al., 2011) and "cmaes" (Hansen,
+            2016; numbers only, choices by TPE); or "random".
+        pruning: "asha" compares trials at 1/9 and 1/3 of their length and goes on with the lowest third and half (Li et
+            al., 2020, arXiv:1810.05934), with "gp" with those that have a fair chance to end lowest; "hyperband" does
+            so in brackets of different haste, "none" trains all to their end.
         workers: processes of this machine.
         together: whether trials of a small model may share one program, in fours.
         storage: a database for many machines, ``"postgresql://user@host/database"``; by default a journal in the

@@ -67,8 +67,8 @@ class Worker:
         if ends is not None:
             first[RATE] = 1.0
         self.space = distributions(plan, ends)
-        self.sampler = Sampler(plan, self.space, first)
-        self.study.sampler, self.study.pruner = self.sampler, make_pruner(plan)
+        self.sampler = Sampler(plan, self.space, first, self._reach)
+        self.study.sampler, self.study.pruner = self.sampler, make_pruner(plan, self.sampler)
         self._kinds: dict[str, _Kind] = {}
         self._starts: dict[str, Start] = {}
 
@@ -98,11 +98,16 @@ class Worker:
         trial.set_user_attr("worker", mine())
         return self._asked(trial)
 
-    def _asked(self, trial: Any) -> Asked:
-        stored = dict(trial.params)
-        factor = stored.pop(RATE, None)
+    def _reach(self, stored: Mapping[str, Any]) -> tuple[float, float]:
+        return self.rates.reach(self._chosen(stored))
+
+    def _chosen(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that stored ones stand for, without the learning rate."""
         dimensions = self.plan.space.dimensions
-        values = {name: chosen_value(dimensions[name], value) for name, value in stored.items()}  # type: ignore[arg-type]
+        return {name: chosen_value(dimensions[name], value) for name, value in stored.items() if name != RATE}  # type: ignore[arg-type]
+
+    def _asked(self, trial: Any) -> Asked:
+        factor, values = trial.params.get(RATE), self._chosen(trial.params)
         _, arguments = self.plan.space.split(values)
         recipe = self.plan.make_recipe(values, self.rates.lr(values, factor))
         shown = {"lr": recipe.lr, **values} if factor is not None else values

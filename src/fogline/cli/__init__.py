@@ -227,7 +227,7 @@ def tune(
     ] = None,
     trials: Annotated[Whole, typer.Option(metavar="COUNT", help="The most trials that are begun.")] = None,
     budget: Annotated[Text, typer.Option(metavar="COST", help="20 (whole trials), 20000st or 30min.")] = None,
-    method: Annotated[str, typer.Option(metavar="NAME", help="tpe, cmaes or random.")] = "tpe",
+    method: Annotated[str, typer.Option(metavar="NAME", help="gp, tpe, cmaes or random.")] = "gp",
     pruning: Annotated[str, typer.Option(metavar="NAME", help="asha, hyperband or none.")] = "asha",
     workers: Annotated[int, typer.Option(metavar="COUNT", help="Processes of this machine.")] = 1,
     together: Annotated[bool, typer.Option("--together/--apart", help="Small models share a program.")] = True,
