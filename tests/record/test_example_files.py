@@ -20,7 +20,9 @@ COLUMNS = {
 }
 
 
-@pytest.mark.parametrize("names", [["loss"], ["loss", "residual"], ["predicted", "many", "loss"], list(COLUMNS)], ids=str)
+@pytest.mark.parametrize(
+    "names", [["loss"], ["loss", "residual"], ["predicted", "many", "loss"], list(COLUMNS)], ids=str
+)
 def test_every_type_comes_back_bit_by_bit(names: list[str], tmp_path: Path) -> None:
     columns = {name: COLUMNS[name] for name in names}
     file = epoch_file(tmp_path, 7, 210, columns)
