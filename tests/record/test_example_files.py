@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from fogline.record import example_files
+from fogline.record.columns import Columns
 from fogline.record.example_files import epoch_file, packed, read, sync, targets_file, write
+from fogline.record.example_writer import Epoch, ExampleWriter
 
 COLUMNS = {
     "loss": np.array([0.5, np.nan, 65504.0], np.float16),
@@ -49,3 +52,17 @@ def test_a_row_of_a_transposed_table_is_written_as_it_reads(tmp_path: Path) -> N
     found = example_files.targets(tmp_path)
     assert found is not None
     np.testing.assert_array_equal(found, np.arange(12.0).reshape(3, 4).T)
+
+
+def test_targets_are_those_of_the_first_epoch_though_the_run_ends_within_the_next(tmp_path: Path) -> None:
+    columns = Columns("regression", "elementwise", (1,), targets=1)
+    whole = torch.arange(12.0).reshape(3, 4)  # loss, residual and target of four examples
+    partly = whole.clone()
+    partly[:, 1:] = torch.nan
+    writer = ExampleWriter(tmp_path, columns, 4, lambda epoch: np.roll(np.arange(4), epoch))
+    writer.write([Epoch(0, whole, 2), Epoch(1, partly, 3)])
+    writer.drain()
+    writer.close()
+    found = example_files.targets(tmp_path)
+    assert found is not None
+    np.testing.assert_array_equal(found, whole[2].numpy())
