@@ -38,6 +38,9 @@ def write(rows: int, epochs: int, folder: Path) -> None:
     """Files of a run: margins rise, of a tenth of the examples later."""
     from safetensors.numpy import save_file
 
+    from fogline.record.store import Store
+
+    Store(folder).close()
     random = np.random.default_rng(0)
     (folder / "examples").mkdir(exist_ok=True)
     target = random.integers(0, CLASSES, rows)

@@ -8,7 +8,7 @@ import torch
 
 from fogline._examples import neighbours
 from fogline._examples.duplicates import groups, near_by_chance, pairs
-from fogline._examples.fingerprints import fingerprints
+from fogline._examples.fingerprints import _with_its_own, fingerprints
 from fogline._examples.neighbours import nearest, nearest_by_cells, unit
 from fogline.record.store import Table
 
@@ -76,3 +76,28 @@ def test_a_moved_and_darker_picture_is_nearer_than_another_one() -> None:
     right = (near[:, 0] == np.arange(200)).mean()
     assert right > 0.95
     assert right >= (raw[:, 0] == np.arange(200)).mean()
+
+
+def test_directions_in_which_pairs_differ_are_learned_from_the_pairs() -> None:
+    """400 things, two views of each, which differ along half of the axes more than the made changes say."""
+    generator = torch.Generator().manual_seed(0)
+    strength = torch.tensor([0.7] * 6 + [0.1] * 6)
+    views = torch.randn(400, 12, generator=generator).repeat(2, 1)
+    views += strength * torch.randn(800, 12, generator=generator)
+    made = 0.1 * torch.randn(800, 12, generator=generator)
+
+    def found(rows: torch.Tensor) -> float:
+        near = nearest(torch.nn.functional.normalize(rows), k=1)[0][:, 0]
+        return float((near % 400 == np.arange(800) % 400).mean())
+
+    assert found(views) < 0.7
+    assert found(_with_its_own(views, made, torch.arange(800))) > 0.85
+
+
+def test_what_has_no_pairs_gets_none_by_learning() -> None:
+    """Pictures drawn each on its own: as few are near another one as the chance that is asked for."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1500, 1, 5, 5, generator=generator)
+    rows = fingerprints(torch.nn.functional.interpolate(coarse, 20, mode="bilinear"))
+    near = pairs(rows, None, near_by_chance(rows))
+    assert len(np.union1d(near["first"], near["second"])) < 0.01 * len(rows)

@@ -9,8 +9,8 @@ count for much: Fisher's linear discriminant, each picture a class of its own, i
 What it looks at are logarithms of the intensities, as light multiplies: as they are, without brightness and contrast of
 the picture, and how steep they are in each of four directions, place by place. Then the data is asked how its pictures
 of one thing differ: the differences of pictures that are nearest to each other, both ways, join the changes, twice.
-They are looked at in 128 directions only, so that they are many times more than what is learned from them, and what is
-no pair does not become one. Nothing else is trained, and the labels are not looked at.
+They are looked at in 64 directions only, and only where they are many times more than that: what is no pair does not
+become one. Nothing else is trained, and the labels are not looked at.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ _DARK = 0.03  # added before the logarithm, as a share of full light
 _FLAT = 0.02  # likewise of steepness, and _EVEN to the contrast of a picture
 _EVEN = 0.1
 _SIDE, _COARSE = 16, 8
-_FIRST, _WIDTH = 128, 64
+_WIDTH = 64
 _COPIES = 4
 _MOST = 4096  # pictures that the covariances are taken from
 _MOST_PAIRED = 1 << 14
 _ROUNDS = 2
+_MANY = 4  # pairs for each direction, below which nothing is learned from them
 _OWN = 0.3  # what the made changes weigh beside those that are found
 _RIDGE = 1e-3
 
@@ -52,7 +53,7 @@ def fingerprints(pictures: Tensor) -> Tensor:
     rows = _rows(some)
     middle = rows.mean(0)
     changes = torch.cat([_rows(_changed(some, generator)) - rows for _ in range(_COPIES)])
-    directions = _discriminant(_covariance(changes), _covariance(rows - middle), _FIRST)
+    directions = _discriminant(_covariance(changes), _covariance(rows - middle))
     found = torch.cat([(_rows(part) - middle) @ directions for part in torch.split(light, _MOST)])
     return F.normalize(_with_its_own(found, changes @ directions, order[:_MOST_PAIRED]))
 
@@ -60,13 +61,13 @@ def fingerprints(pictures: Tensor) -> Tensor:
 def _with_its_own(rows: Tensor, changes: Tensor, some: Tensor) -> Tensor:
     """The rows in the directions in which pictures of one thing, as far as they are found, differ the least."""
     made, between, sample = _covariance(changes), _covariance(rows), rows[some]
-    found = rows[:, -_WIDTH:]
+    found = rows
     for turn in range(_ROUNDS):
         pairs = _mutual(F.normalize(found[some]), 1 + turn)
-        if len(pairs) < 2 * rows.shape[1]:
+        if len(pairs) < _MANY * rows.shape[1]:
             break
         own = _covariance(sample[pairs[:, 0]] - sample[pairs[:, 1]]) / 2  # of both is twice that of one
-        found = rows @ _discriminant(own + _OWN * made, between, _WIDTH)
+        found = rows @ _discriminant(own + _OWN * made, between)
     return found
 
 
@@ -87,15 +88,15 @@ def _covariance(rows: Tensor) -> Tensor:
     return rows.T @ rows / len(rows)
 
 
-def _discriminant(within: Tensor, between: Tensor, width: int) -> Tensor:
-    """(d, width) directions in which ``between`` is largest against ``within``, which is one in all; the best last."""
+def _discriminant(within: Tensor, between: Tensor) -> Tensor:
+    """(d, 64) directions in which ``between`` is largest against ``within``, which is one in all; the best last."""
     size = len(within)
     within = within + (_RIDGE * between.diagonal().mean() + 1e-12) * torch.eye(size)
     lower = torch.linalg.cholesky(within)
     whitened = torch.linalg.solve_triangular(lower, between, upper=False)
     whitened = torch.linalg.solve_triangular(lower, whitened.T, upper=False)
     _, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
-    found: Tensor = torch.linalg.solve_triangular(lower.T, vectors[:, -min(width, size - 1) :], upper=True)
+    found: Tensor = torch.linalg.solve_triangular(lower.T, vectors[:, -min(_WIDTH, size - 1) :], upper=True)
     return found
 
 

@@ -62,6 +62,7 @@ class ExampleWriter:
         self._thread: ThreadPoolExecutor | None = None
         self._queued: list[tuple[Future[None], int]] = []
         self._unsynced: list[Path] = []
+        self._targets_known = False  # they are written, or on their way
 
     def write(self, epochs: list[Epoch]) -> None:
         """Begin to write epochs. What is on the device is copied meanwhile.
@@ -126,7 +127,9 @@ class ExampleWriter:
         names = self.columns.names
         kept = encoded(names, values, ids, self.count, self.columns.classes)
         files = [example_files.epoch_file(self.run, epoch.number, epoch.step, kept)]
-        if self.columns.targets and not example_files.has_targets(self.run):
+        self._targets_known = self._targets_known or not self.columns.targets or example_files.has_targets(self.run)
+        if not self._targets_known:
+            self._targets_known = True  # the epoch that comes next may be one that the run ends within
             found = np.full((self.count, self.columns.targets), np.nan, np.float32)
             found[ids] = values[len(names) :].T
             files.append(example_files.targets_file(self.run, as_targets(self.columns, found)))
