@@ -32,8 +32,8 @@ judged by the luck of the first (docs/LOG.md)."""
 FAIR, LOWEST = 0.15, 1 / 9
 """The chance of being the best with which a trial goes on; and the share of a rung that does whatever its chance."""
 NEAR, ABOVE = 3.0, 1.5
-"""Where the rates of the opening lie: around this multiple of the measured one, one standard deviation of their
-logarithm this factor away. Short trials want a little more than a run of full length."""
+"""Where the best rate is expected: around this multiple of the measured one, one standard deviation of its logarithm
+this factor away. Short trials want a little more than a run of full length."""
 OWN = ("lr", "schedule", "warmup", "weight_decay")
 """Fields that trials in one program may each have their own of."""
 OPENING = (1.0, 0.5, 4.0, 2.0, 1.0, 0.5, 2.0, 4.0)
@@ -298,7 +298,7 @@ def likelihood(factor: float) -> float:
 
 
 def anywhere(generator: np.random.Generator, space: Mapping[str, BaseDistribution], count: int) -> list[list[float]]:
-    """Points drawn evenly, save that half of the learning rates are drawn as those of the opening."""
+    """Points drawn evenly, save that half of the learning rates are drawn from where the best is expected."""
     points: Any = generator.uniform(size=(count, len(space)))
     for column, (name, each) in enumerate(space.items()):
         if name == RATE:
