@@ -10,7 +10,8 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fogline._tune.plan import Plan
-from fogline._tune.sampling import OPENING, WHOLE, Halving, Sampler, goes_on, opening
+from fogline._tune.pruning import Halving, goes_on
+from fogline._tune.sampling import OPENING, WHOLE, Sampler, opening
 from fogline._tune.space import RATE, read_space
 from programs.searches import RECIPE, line_task
 

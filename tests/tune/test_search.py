@@ -61,6 +61,11 @@ def test_every_method_searches_within_the_space(method: str, tmp_path: Path) -> 
         assert 1e-5 <= row["values"]["weight_decay"] <= 1e-1
 
 
+def test_brackets_of_different_haste_prune(tmp_path: Path) -> None:
+    tuned = fogline.tune(line_task(), SPACE, trials=12, runs=tmp_path, pruning="hyperband", together=False, **FAST)
+    assert {row["state"] for row in tuned.trials} == {"complete", "pruned"}
+
+
 def test_apart_a_search_that_goes_on_is_the_same_to_the_bit(tmp_path: Path) -> None:
     for trials in (2, 9, 11):  # in the opening, and after it
         halves = fogline.tune(line_task(), SPACE, trials=trials, runs=tmp_path, name="two", together=False, **FAST)

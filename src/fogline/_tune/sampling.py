@@ -1,4 +1,4 @@
-"""What is tried next, and what is ended on its way; all of it seeded by number.
+"""What is tried next, all of it seeded by number.
 
 First an opening that takes its turn through the choices, at rates around the measured one. Then, with ``method="gp"``,
 the setting whose expected gain over the best is largest, by what all trials so far say (``belief.py``), pruned ones
@@ -23,17 +23,11 @@ from fogline._tune.belief import Belief, Cube, expected_gain, placed
 from fogline._tune.plan import Plan
 from fogline._tune.space import RATE, Dimension, Span, label
 
-REDUCTION = 3
 RUNGS = (1, 3, 9)
 """Ninths of a trial at which it is compared with the others, and its end."""
-KEEP = {1: 1 / 3, 3: 1 / 2}
-"""The best share of all that were compared at a rung goes on, at least one: rounded up, so that a few trials are not
-judged by the luck of the first (docs/LOG.md)."""
-FAIR, LOWEST = 0.15, 1 / 9
-"""The chance of being the best with which a trial goes on; and the share of a rung that does whatever its chance."""
 NEAR, ABOVE = 3.0, 1.5
-"""Where the rates of the opening lie: around this multiple of the measured one, one standard deviation of their
-logarithm this factor away. Short trials want a little more than a run of full length."""
+"""Where the best rate is expected: around this multiple of the measured one, one standard deviation of its logarithm
+this factor away. Short trials want a little more than a run of full length."""
 OWN = ("lr", "schedule", "warmup", "weight_decay")
 """Fields that trials in one program may each have their own of."""
 OPENING = (1.0, 0.5, 4.0, 2.0, 1.0, 0.5, 2.0, 4.0)
@@ -90,7 +84,7 @@ class Sampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self.fixed: Mapping[str, Any] = {}
         self.opening = 0 if plan.method == "random" else len(OPENING)
         self.cube = Cube(space)
-        self._fitted: tuple[int, Belief | None] = (0, None)
+        self._fitted: tuple[list[int], Belief | None] = ([], None)
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
         return self.space
@@ -113,8 +107,9 @@ class Sampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     def belief(self, study: Any) -> Belief | None:
         """What the trials that are over say; None before there is one."""
         over = study.get_trials(deepcopy=False, states=_FINISHED)
-        if len(over) != self._fitted[0]:
-            self._fitted = len(over), self._believed(over, None)
+        numbers = [each.number for each in over]
+        if numbers != self._fitted[0]:
+            self._fitted = numbers, self._believed(over, None)
         return self._fitted[1]
 
     def chance(self, study: Any, trial: Any) -> float | None:
@@ -192,52 +187,6 @@ def looks(trial: Any) -> list[tuple[int, float]]:
     return sorted(seen.items())
 
 
-def make_pruner(plan: Plan, sampler: Sampler) -> Any:
-    """Optuna's pruner over ninths of a trial."""
-    if plan.pruning == "none":
-        return optuna.pruners.NopPruner()
-    if plan.pruning == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=RUNGS[-1], reduction_factor=REDUCTION)
-    return Halving(sampler)
-
-
-class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
-    """Asynchronous successive halving: a trial goes on where its loss is among the lowest of all that came to its rung.
-
-    Once a trial is whole and the sampler believes something, it goes on where it has a fair chance to end below all
-    others: some settings start slowly, and what such settings came to is known by then; and of many near copies of the
-    best, which all have low losses, only those that may be better are worth their steps. The very lowest always go on.
-
-    Args:
-        sampler: whose belief is asked.
-    """
-
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
-
-    def prune(self, study: Any, trial: Any) -> bool:
-        part = trial.last_step
-        if part not in KEEP or (trial.number in WHOLE and self.sampler.opening):
-            return False
-        trials = study.get_trials(deepcopy=False)
-        losses = [each.intermediate_values[part] for each in trials if part in each.intermediate_values]
-        chance = None
-        if any(each.state == optuna.trial.TrialState.COMPLETE for each in trials):
-            chance = self.sampler.chance(study, trial)
-        if chance is None:
-            return not goes_on(trial.intermediate_values[part], losses, KEEP[part])
-        return chance < FAIR and not goes_on(trial.intermediate_values[part], losses, LOWEST)
-
-
-def goes_on(loss: float, losses: Sequence[float], share: float) -> bool:
-    """Whether a loss is among the best share of losses, its own among them.
-
-    >>> goes_on(2.0, [1.0, 2.0], 1 / 3), goes_on(2.0, [1.0, 2.0, 3.0, 4.0], 1 / 3)
-    (False, True)
-    """
-    return sum(other < loss for other in losses) < math.ceil(share * len(losses))
-
-
 def opening(
     number: int, space: Mapping[str, BaseDistribution], usual: Mapping[str, Any], together: int
 ) -> dict[str, Any]:
@@ -298,7 +247,7 @@ def likelihood(factor: float) -> float:
 
 
 def anywhere(generator: np.random.Generator, space: Mapping[str, BaseDistribution], count: int) -> list[list[float]]:
-    """Points drawn evenly, save that half of the learning rates are drawn as those of the opening."""
+    """Points drawn evenly, save that half of the learning rates are drawn from where the best is expected."""
     points: Any = generator.uniform(size=(count, len(space)))
     for column, (name, each) in enumerate(space.items()):
         if name == RATE:

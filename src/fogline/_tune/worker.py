@@ -14,8 +14,9 @@ import optuna
 
 from fogline._tune.cohort import Cohort, fits_one_program, own_names
 from fogline._tune.plan import Plan
+from fogline._tune.pruning import make_pruner
 from fogline._tune.rates import Rates
-from fogline._tune.sampling import Sampler, chosen_value, distributions, make_pruner
+from fogline._tune.sampling import Sampler, chosen_value, distributions
 from fogline._tune.space import RATE, Span, label
 from fogline._tune.study import left_behind, mine, open_study, over, write_summary
 from fogline._tune.trial import Asked, make_trial, values_in_words
