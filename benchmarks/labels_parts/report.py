@@ -56,8 +56,8 @@ once with the data at hand and once from the recorded epochs alone. Made by
 (Fashion-MNIST: 20). The method and its few weights were chosen on `load_digits`, on noise of 5, 10 and 30 percent, and
 on seeds 0 and 1 of the problems here; the count was mended once after a look at seeds 10 to 12, which are not shown.
 How pairs of classes go wrong was changed on seeds 0 and 1, scored here, and kept; a count taken up to two epochs later
-was chosen and scored with it, missed almost half of 2,000 wrong labels once, and was taken back. What cleanlab finds on
-MNIST, and with symmetric errors, was measured before, at commit 034e35c: nothing of it has changed since."""
+was chosen and scored with it, missed almost half of 2,000 wrong labels once, and was taken back. What cleanlab finds
+on MNIST, and with symmetric errors, was measured before, at commit 034e35c: nothing of it has changed since."""
 
 _WHICH = """Average precision: the mean over the wrong labels of the share of wrong ones among all that are ranked at
 least as high. Median over seeds, the lowest in brackets. cleanlab ranks by out-of-fold probabilities of the same model
