@@ -57,7 +57,7 @@ once with the data at hand and once from the recorded epochs alone. Made by
 on seeds 0 and 1 of the problems here; the count was mended once after a look at seeds 10 to 12, which are not shown.
 How pairs of classes go wrong was changed on seeds 0 and 1, scored here, and kept; a count taken up to two epochs later
 was chosen and scored with it, missed almost half of 2,000 wrong labels once, and was taken back. What cleanlab finds
-on MNIST, and with symmetric errors, was measured before, at commit 034e35c: nothing of it has changed since."""
+on MNIST, and with symmetric 20 %, was measured before, at commit 034e35c: nothing of it has changed since."""
 
 _WHICH = """Average precision: the mean over the wrong labels of the share of wrong ones among all that are ranked at
 least as high. Median over seeds, the lowest in brackets. cleanlab ranks by out-of-fold probabilities of the same model
@@ -68,8 +68,8 @@ _HOW_MANY = """The number the run gives, with its interval; *off* is against the
 labels whose probability is above one half; *right label* is how often the label proposed for a wrong one is the true
 one. *Expected* is the precision it foretells where as many are looked at as are wrong, beside the true one there."""
 
-_OVERLAP = """Where classes overlap, what is between them looks like what is wrong. Of the 60 labels of Fashion-MNIST that
-are called wrong the most surely (as published, seed 0) about ten are arguably wrong, plain T-shirts that bear the
+_OVERLAP = """Where classes overlap, what is between them looks like what is wrong. Of the 60 labels of Fashion-MNIST
+that are called wrong the most surely (as published, seed 0) about ten are arguably wrong, plain T-shirts that bear the
 label of shirts; about twenty are right, checked shirts and turtlenecks taken for coats; the others cannot be told at 28
 by 28 pixels. On seeds 0 and 1, where methods are chosen, the number on Fashion-MNIST is too high by 23 to 40 percent
 with 20 percent of wrong labels, and by 2 percent with 40."""
