@@ -253,9 +253,8 @@ def _leak(cells: Mapping[str, Cell]) -> str:
     )
     words = """2,000 frames of 200 German traffic signs, ten each, split at random: nearly every held-out frame has
 others of its sign in the training data. *Pairs* are those of one `track` across the split; *held-out frames* those that
-have another of their track in the training data, each ranked by its nearest pair. The track is not shown to the method, but what it compares was
-chosen on these frames: there are no others with tracks.
-A small CNN, 15 epochs."""
+have another of their track in the training data, each ranked by its nearest pair. The track is not shown to the method,
+but what it compares was chosen on these frames: there are no others with tracks. A small CNN, 15 epochs."""
     second = """Held-out accuracy of the same model where the split is made at random, in whole groups that were found,
 and in whole tracks; and on the 600 frames of signs that are in neither."""
     return "\n\n".join(
