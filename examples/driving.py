@@ -176,9 +176,7 @@ def curves(random: Detector, honest: Detector, place: Path) -> Path:
     for found, colour, words in ((random, ORANGE, "split at random"), (honest, BLUE, "split by groups")):
         panel.line([(k + 1, value) for k, value in enumerate(found.curve)], colour, 2)
         last = found.curve[-1]
-        panel.words(
-            (len(found.curve) * 0.72, last + 0.06 if last == highest else max(0.03, last - 0.12)), words, colour
-        )
+        panel.words((len(found.curve) * 0.72, last + 0.06 if last == highest else max(0.03, last - 0.2)), words, colour)
     return save([panel], place, "mAP50 by epoch for both splits", columns=1)
 
 

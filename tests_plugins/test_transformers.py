@@ -156,10 +156,10 @@ def test_a_stop_that_was_asked_for_ends_the_training() -> None:
                 (callback.run.folder / "stop").touch()
             return super().compute_loss(*given, **named)
 
-    made = trainer(kind=Stopped, num_train_epochs=50)
+    made = trainer(kind=Stopped, num_train_epochs=5000)
     callback = watched(made)
     made.train()
-    assert made.state.global_step < 50
+    assert made.state.global_step < 5000  # it is looked for a few times a second
 
 
 def test_each_training_has_its_run() -> None:
