@@ -319,6 +319,9 @@ exactly), and what an example did is the same to three digits; a run that was cu
 refused step changes nothing and is named; memory that does not suffice changes no result; every optimizer but one steps
 as on the CPU; the doctor and `find_lr` say what they say on the CPU.
 
+Changed since and not run there again: which batches are replayed after a resume that begins at a short one, and float64
+weights, which are stepped eagerly.
+
 What does not hold: the test of `adagrad` failed in that run and could not be looked into. Two processes on one device
 (gloo) trained to the end; that they give what one gives was not compared. Not measured: several GPUs (NCCL), and FSDP2
 on one. Small models are examined faster on the CPU: the doctor's trials step eagerly, one model after another.

@@ -47,12 +47,14 @@ class CapturedStep(EagerStep):
             or the graph gives other losses than the eager step. Weights, buffers and state are as they were.
     """
 
-    def __init__(self, machine: Machine, batches: Batches, examples: ExampleRecorder | None, step: int, rate: float):
+    def __init__(self, machine: Machine, batches: Batches, examples: ExampleRecorder | None, rate: float) -> None:
         super().__init__(machine, batches, deferred=True)
+        if any(parameter.dtype == torch.float64 for parameter in machine.parameters):
+            raise CannotCaptureError("a graph reads its learning rate in float32, and the weights are float64")
         if not init_state(machine.optimizer):
             raise CannotCaptureError(f"the state of {type(machine.optimizer).__name__} cannot be made beforehand")
-        batch = next(batches.stream(step))
-        self._rows: Batch = map_tree(torch.clone, batch)
+        # That of the first step, also where a run is resumed: which batches are replayed must not depend on it.
+        self._rows: Batch = map_tree(torch.clone, next(batches.stream(0)))
         self._rates = [
             (torch.zeros((), device=machine.device), group.get("lr_scale", 1.0))
             for group in machine.optimizer.param_groups
@@ -65,11 +67,11 @@ class CapturedStep(EagerStep):
         try:
             with private_randomness(machine.device):
                 with self._on_the_device():
-                    self._warm_up(step, rate)
+                    self._warm_up(rate)
                     self.examples = examples
                     self._record()
                 put_back(before)
-                self._check(step, rate)
+                self._check(rate)
         except COMPILE_ERRORS as error:  # CUDA says no, or an optimizer whose rate must be a plain number
             _let_go(machine.device)
             raise CannotCaptureError(f"cannot be a CUDA graph: {str(error).strip().splitlines()[0]}") from error
@@ -97,16 +99,16 @@ class CapturedStep(EagerStep):
         loss, norm = self._signals.clone().unbind()
         return Outcome(loss, norm, None)
 
-    def _warm_up(self, step: int, rate: float) -> None:
+    def _warm_up(self, rate: float) -> None:
         """On a stream of its own, as PyTorch asks for."""
         device = self.machine.device
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            super().take(step, self._rows, rate)  # allocates, for which the host may wait
+            super().take(0, self._rows, rate)  # allocates, for which the host may wait
             with _never_waiting():
                 for _ in range(_WARM_UP - 1):
-                    super().take(step, self._rows, rate)
+                    super().take(0, self._rows, rate)
         torch.cuda.current_stream(device).wait_stream(stream)
 
     def _record(self) -> None:
@@ -146,11 +148,11 @@ class CapturedStep(EagerStep):
         assert isinstance(outcome.gradient_norm, Tensor)
         self._signals.copy_(torch.stack([loss.float(), outcome.gradient_norm.float()]))
 
-    def _check(self, step: int, rate: float) -> None:
+    def _check(self, rate: float) -> None:
         """The losses of the first steps must be those of the eager step: Python code that counts or draws is frozen."""
         examples, self.examples = self.examples, None
         twin = EagerStep(self.machine.copied(), self.batches, deferred=False)
-        for number, batch in enumerate(islice(self.batches.stream(step), 2), step):
+        for number, batch in enumerate(islice(self.batches.stream(0), 2)):
             if rows_of(batch) != rows_of(self._rows):
                 break
             loss, expected = float(self.take(number, batch, rate).loss), float(twin.take(number, batch, rate).loss)

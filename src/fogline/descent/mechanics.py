@@ -74,7 +74,7 @@ def _captured(descent: Descent, eager: EagerStep, chosen: dict[str, Any]) -> Eag
         return eager
     try:
         rate = descent.rate(descent.step)
-        captured = CapturedStep(descent.machine, descent.batches, eager.examples, descent.step, rate)
+        captured = CapturedStep(descent.machine, descent.batches, eager.examples, rate)
     except CannotCaptureError as error:
         chosen |= {"mode": "eager", "why": str(error)}
         return eager
