@@ -97,6 +97,26 @@ class Following:
         return found[0]
 
 
+class Followed:
+    """A callback that has such runs."""
+
+    _following: Following
+
+    @property
+    def run(self) -> WatchedRun:
+        """The run of the latest training, that of its first optimizer where there are several.
+
+        Raises:
+            ValueError: nothing was trained yet.
+        """
+        return self._following.run
+
+    @property
+    def runs(self) -> list[WatchedRun]:
+        """All runs, one for each training, and for each optimizer where there are several."""
+        return list(self._following.all)
+
+
 def unwrapped(optimizer: Any) -> Any:
     """The optimizer of PyTorch inside those that trainers put around it."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):

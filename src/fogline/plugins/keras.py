@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fogline._watch import WatchedRun
 from fogline.errors import misfit
-from fogline.plugins.following import Following
+from fogline.plugins.following import Followed, Following
 from fogline.plugins.needs import needed
 from fogline.progress import ProgressFunction
 
@@ -27,7 +26,7 @@ keras: Any = needed("keras", "keras")
 _Base: Any = keras.callbacks.Callback
 
 
-class FoglineCallback(_Base):  # type: ignore[misc]
+class FoglineCallback(Followed, _Base):  # type: ignore[misc]
     """Watches what ``model.fit`` does, as :func:`fogline.watch` watches a loop of your own.
 
     A run begins with the training and ends with it. Losses are those of ``compute_loss``, penalties of layers included;
@@ -58,20 +57,6 @@ class FoglineCallback(_Base):  # type: ignore[misc]
         super().__init__()
         self._following = Following(runs, name, share, progress)
         self._shadowed: list[tuple[Any, str]] = []
-
-    @property
-    def run(self) -> WatchedRun:
-        """The run of the latest training.
-
-        Raises:
-            ValueError: nothing was trained yet.
-        """
-        return self._following.run
-
-    @property
-    def runs(self) -> list[WatchedRun]:
-        """All runs, one for each training."""
-        return list(self._following.all)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Open a run."""

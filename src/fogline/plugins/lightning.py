@@ -21,9 +21,8 @@ from torch.nn.modules.loss import _Loss
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from fogline._watch import WatchedRun
 from fogline.errors import misfit
-from fogline.plugins.following import Following, is_number
+from fogline.plugins.following import Followed, Following, is_number
 from fogline.plugins.needs import needed
 from fogline.plugins.numbering import Numbers
 from fogline.plugins.recipes import recipe_of
@@ -40,7 +39,7 @@ _Base: Any = pytorch.Callback
 _MOST_WAITING = 256
 
 
-class FoglineCallback(_Base):  # type: ignore[misc]
+class FoglineCallback(Followed, _Base):  # type: ignore[misc]
     """Watches what ``Trainer.fit`` does, as :func:`fogline.watch` watches a loop of your own.
 
     A run begins with the training, after a checkpoint was loaded and the sanity check was made, and ends with it, also
@@ -84,20 +83,6 @@ class FoglineCallback(_Base):  # type: ignore[misc]
         self._hooks: list[Any] = []
         self._before: dict[str, Tensor] = {}
         self._held_out: set[str] = set()
-
-    @property
-    def run(self) -> WatchedRun:
-        """The run of the latest fit, of its first optimizer.
-
-        Raises:
-            ValueError: nothing was trained yet.
-        """
-        return self._following.run
-
-    @property
-    def runs(self) -> list[WatchedRun]:
-        """All runs, one for each optimizer of each fit."""
-        return list(self._following.all)
 
     def numbered(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """Let the callback know which examples the loader's batches are made of; gives the same loader.

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fogline._watch import WatchedRun
 from fogline.descent.randomness import private_randomness
 from fogline.doctor import told
-from fogline.plugins.following import Following, unwrapped
+from fogline.plugins.following import Followed, Following, unwrapped
 from fogline.plugins.needs import needed
 from fogline.plugins.numbering import Numbers, can_be_numbered
 from fogline.plugins.recipes import recipe_of
@@ -40,7 +39,7 @@ _COMPARED = 3
 _CONSTANT = ("constant", "constant_with_warmup")
 
 
-class FoglineCallback(_Base):  # type: ignore[misc]
+class FoglineCallback(Followed, _Base):  # type: ignore[misc]
     """Watches what ``Trainer.train`` does, as :func:`fogline.watch` watches a loop of your own.
 
     A run begins with every training and ends with it, also by an exception. The loss of a step is the one that its
@@ -80,20 +79,6 @@ class FoglineCallback(_Base):  # type: ignore[misc]
         self._compared = self._whole = 0
         trainer.train = self._ending(trainer.train)
         trainer.training_step = self._logging(trainer.training_step)
-
-    @property
-    def run(self) -> WatchedRun:
-        """The run of the latest training.
-
-        Raises:
-            ValueError: nothing was trained yet.
-        """
-        return self._following.run
-
-    @property
-    def runs(self) -> list[WatchedRun]:
-        """All runs, one for each training."""
-        return list(self._following.all)
 
     # -- what the trainer calls ------------------------------------------------------------------------------------
 
