@@ -34,6 +34,8 @@ from fogline.data.source import InMemory
 from fogline.descent.batches import Batches
 from fogline.descent.objective import Objective
 from fogline.descent.population import Population, populate
+from fogline.descent.prepare import operations_of
+from fogline.descent.resolve import WORTH_ROUNDING
 
 _FOREVER = "10000000st"
 
@@ -179,6 +181,52 @@ def steps(device: torch.device, seconds: float, rounds: int) -> list[dict[str, A
     return rows
 
 
+def sizes(device: torch.device) -> list[Problem]:
+    """Networks of growing width: where a step of bfloat16 begins to be the faster one."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (2048,), generator=generator).to(device)
+    rows = torch.randn(2048, 256, generator=generator).to(device)
+    pictures = torch.randn(2048, 3, 32, 32, generator=generator).to(device)
+
+    def perceptron(width: int) -> Callable[[], nn.Module]:
+        def made() -> nn.Module:
+            wide = [layer for _ in range(3) for layer in (nn.Linear(width, width), nn.ReLU())]
+            return nn.Sequential(nn.Linear(256, width), nn.ReLU(), *wide, nn.Linear(width, 10))
+
+        return made
+
+    def cnn(width: int) -> Callable[[], nn.Module]:
+        def made() -> nn.Module:
+            layers = list[nn.Module]()
+            for a, b in pairwise((3, width, width, 2 * width, 2 * width)):
+                layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+            return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10))
+
+        return made
+
+    return [
+        *(Problem(f"perceptron, 4 of {w}", perceptron(w), (rows, labels), 256, "adamw") for w in (256, 1024, 4096)),
+        *(Problem(f"CNN, 4 of {w} to {2 * w}", cnn(w), (pictures, labels), 128, "adamw") for w in (16, 64)),
+        *(problem for problem in problems(device) if problem.precision == "bf16"),
+    ]
+
+
+def rounding(device: torch.device, seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """A step in bfloat16 over one in float32, by the operations of a forward pass."""
+    rows = []
+    for problem in sizes(device):
+        loops = {p: ours(problem, device, precision=p, examples=False) for p in ("float32", "bf16")}
+        found = in_turn(loops, device, seconds, rounds)
+        ratios = [a / b for a, b in zip(found["bf16"], found["float32"], strict=True)]
+        counted = Objective(problem.model().to(device), nn.CrossEntropyLoss(), device_type=device.type)
+        batch = tuple(leaf[: problem.batch] for leaf in problem.data)
+        rows.append({"problem": problem.title, "operations": operations_of(counted, batch),
+                     "us": 1e6 * statistics.median(found["float32"]), "ratio": statistics.median(ratios),
+                     "low": min(ratios), "high": max(ratios)})  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
 def together(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """A step of 32 members in one program, in steps of one model, and which form is chosen."""
     rows = []
@@ -292,6 +340,13 @@ lowest and highest of the rounds.
 
 {steps}
 
+## Rounding
+
+A step in bfloat16 over one in float32. `precision="auto"` takes bfloat16 where the forward pass over a batch has at
+least {worth:.0e} operations.
+
+{rounding}
+
 ## Many at once
 
 A step of 32 models in one program, in steps of one of them taken eagerly; taking turns would cost 32. The target is 4.
@@ -339,6 +394,11 @@ def page(found: dict[str, Any]) -> str:
         ]
         for row in found["steps"]
     ]
+    rounded = [
+        [row["problem"], f"{row['operations']:.1e}", f"{row['us']:,.0f}",
+         f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"]
+        for row in sorted(found["rounding"], key=lambda row: row["operations"])
+    ]  # fmt: skip
     many = [
         [row["problem"], f"{row['one_us']:,.0f}", f"{row['ratio']:.1f}", row["chosen"]] for row in found["together"]
     ]
@@ -355,6 +415,8 @@ def page(found: dict[str, Any]) -> str:
         stamp=timing.describe(found["stamp"]).rstrip(".") + f"; {found['device']}.",
         torch=found["stamp"]["versions"]["torch"],
         steps=timing.table(["problem", "loop", "us a step", "of raw"], ratio, text_columns=2),
+        worth=WORTH_ROUNDING,
+        rounding=timing.table(["problem", "operations", "us, float32", "of float32"], rounded),
         together=timing.table(["problem", "us, one", "32 together", "chosen"], many),
         memory=timing.table(["what", "MiB", "ms a step", ""], memories),
         doctor=timing.table(["case", "CPU: run", "diagnosis", "GPU: run", "diagnosis", "said", "on the CPU"], doctors),
@@ -363,7 +425,7 @@ def page(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", default=["steps", "together", "memory", "doctor"])
+    parser.add_argument("--only", nargs="+", default=["steps", "rounding", "together", "memory", "doctor"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.4)
@@ -378,9 +440,12 @@ def main() -> None:
     found: dict[str, Any] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
                              "stamp": timing.stamp()}  # fmt: skip
     parts: dict[str, Callable[[], Any]] = {
-        "steps": lambda: steps(device, asked.seconds, asked.rounds), "together": lambda: together(device, asked.rounds),
-        "memory": lambda: memory(device), "doctor": lambda: doctor(device),
-    }  # fmt: skip
+        "steps": lambda: steps(device, asked.seconds, asked.rounds),
+        "rounding": lambda: rounding(device, asked.seconds, asked.rounds),
+        "together": lambda: together(device, asked.rounds),
+        "memory": lambda: memory(device),
+        "doctor": lambda: doctor(device),
+    }
     for part in asked.only:
         found[part] = parts[part]()
         if asked.json is not None:

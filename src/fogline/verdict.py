@@ -16,8 +16,8 @@ class Verdict(Enum):
 
     CONVERGED = "Converged: the run is at a minimum and nothing more is to be gained; use the model as it is."
     NOISE_FLOOR = (
-        "Noise floor: the steps only jitter around a minimum; decay the learning rate to zero, average the weights, "
-        "or take a larger batch to get lower."
+        "Noise floor: steps of this length only jitter, and the loss falls no further; decay the learning rate to "
+        "zero, average the weights, or take a larger batch to get lower."
     )
     IMPROVING = "Still improving: the budget ended first; train longer (resume with a longer duration)."
     STALLED = (

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fogline
 from fogline.descent.objective import Objective
 from fogline.descent.precision import compare
+from fogline.descent.resolve import Resolved, resolve_precision
 
 
 def _data() -> tuple[Tensor, Tensor]:
@@ -37,9 +38,21 @@ class Scaled(nn.Module):
         return out
 
 
-def _coarse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Differences of numbers about 1000, whose last digit bfloat16 does not have, beside a constant that hides them."""
-    return 100 + 1e-3 * ((outputs + 1000) - (targets + 1000).to(outputs.dtype)).square().mean().float()
+class Lifted(nn.Module):
+    """Outputs about 10,000, whose last digits bfloat16 does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _model()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x) + 10_000
+        return out
+
+
+def _beside_a_constant(outputs: Tensor, targets: Tensor) -> Tensor:
+    """What tells the losses apart is hidden."""
+    return 100 + 1e-3 * (outputs - 10_000 - targets).square().mean()
 
 
 def _run(model: nn.Module, runs: Path, precision: str, **fields: object) -> fogline.Run:
@@ -71,7 +84,7 @@ def test_numbers_beyond_float16_are_found(tmp_path: Path) -> None:
 
 
 def test_a_gradient_that_is_lost_is_found_where_the_loss_agrees(tmp_path: Path) -> None:
-    run = _run(_model(), tmp_path, "bf16", loss=_coarse)
+    run = _run(Lifted(), tmp_path, "bf16", loss=_beside_a_constant)
     assert run.recipe.precision == "float32"
     assert any("cosine" in text and text.startswith("bf16 is not used") for text in run.events["message"])
 
@@ -104,3 +117,49 @@ def test_recurrent_layers_can_be_checked() -> None:
     enabled = torch.backends.cudnn.enabled
     assert not compare(Objective(model, nn.MSELoss(), torch.bfloat16), _data()).fault
     assert torch.backends.cudnn.enabled == enabled
+
+
+def test_a_loss_is_computed_in_full(tmp_path: Path) -> None:
+    seen = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append((outputs.dtype, torch.is_autocast_enabled("cpu")))
+        return (outputs - targets).square().mean()
+
+    run = _run(_model(), tmp_path, "bf16", loss=loss)
+    assert run.recipe.precision == "bf16"
+    assert set(seen) == {(torch.float32, False)}
+
+
+def test_what_raises_in_mixed_precision_is_told(tmp_path: Path) -> None:
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = _model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                raise RuntimeError("unsafe to autocast\n(and more)")
+            out: Tensor = self.inner(x)
+            return out
+
+    run = _run(Picky(), tmp_path, "bf16")
+    assert run.recipe.precision == "float32"
+    assert "bf16 is not used: self-check failed: it raises RuntimeError: unsafe to autocast" in list(
+        run.events["message"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("operations", "device", "chosen"), [(1e6, "cuda", "float32"), (1e12, "cuda", "bf16"), (1e12, "cpu", "float32")]
+)
+def test_small_steps_keep_their_digits(
+    operations: float, device: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    found = Resolved(fogline.Recipe(device=device))
+    resolve_precision(found, operations)
+    assert found.recipe.precision == chosen
+    kept = Resolved(fogline.Recipe(device=device, precision="fp16"))
+    resolve_precision(kept, operations)
+    assert kept.recipe.precision == "fp16"

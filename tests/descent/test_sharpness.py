@@ -162,9 +162,17 @@ def test_no_memory_for_it_ends_the_measuring_and_not_the_training() -> None:
 def test_where_rounding_would_hide_the_difference_nothing_is_measured() -> None:
     probe = sharpness(Quadratic(), "gd")
     assert can_measure(probe.machine, probe.spec)
-    probe.machine.objective.autocast = torch.bfloat16
-    assert not can_measure(probe.machine, probe.spec)
     assert not can_measure(sharpness(Quadratic().bfloat16(), "gd").machine, probe.spec)
+
+
+def test_under_mixed_precision_it_is_measured_in_full() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    batch = torch.sin(torch.arange(24.0)).reshape(8, 3), torch.cos(torch.arange(8.0))[:, None]
+    full, mixed = (sharpness(model, "gd", nn.MSELoss()) for _ in range(2))
+    mixed.machine.objective.autocast = torch.bfloat16
+    value = full.measure(1, batch, 0.1)
+    assert value is not None
+    assert mixed.measure(1, batch, 0.1) == value
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "lbfgs"])

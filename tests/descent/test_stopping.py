@@ -120,6 +120,14 @@ def test_verdict_is_right_in_any_unit_of_the_loss(name: str, factor: float, tmp_
     assert run.verdict is case.verdict, run.judgement
 
 
+@pytest.mark.parametrize("name", ["step too small", "step too small, noisy"])
+def test_coarse_digits_do_not_hide_that_there_is_a_fall(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    task = fogline.Task(case.model, case.loss, case.data)
+    run = fogline.fit(task, fogline.Recipe(**case.recipe, precision="bf16"), runs=tmp_path)
+    assert run.verdict is Verdict.STALLED, run.judgement
+
+
 def test_nan_everywhere_is_nonfinite(tmp_path: Path) -> None:
     X, y = _regression()
     run = fogline.fit(nn.Linear(8, 1), (X, y * torch.nan), loss=nn.MSELoss(), lr=0.1, duration="50st", runs=tmp_path)

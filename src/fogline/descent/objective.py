@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.data.source import Batch
+from fogline.data.source import Batch, map_tree
 from fogline.task import Loss, OnBatch
 
 
@@ -57,19 +57,26 @@ class Objective:
         return self.forward(batch)[:2]
 
     def forward(self, batch: Batch) -> Forward:
-        """All that a forward pass gives."""
-        if self.autocast is None:
-            return self._evaluate(batch)
-        with torch.autocast(self.device_type, self.autocast):
-            return self._evaluate(batch)
+        """All that a forward pass gives.
 
-    def _evaluate(self, batch: Batch) -> Forward:
+        Under mixed precision the loss of (outputs, targets) is computed in full: it costs next to nothing, no digit of
+        it gets lost, and some losses (``nn.BCELoss``) refuse anything else.
+        """
         if isinstance(self.loss, OnBatch):
-            value = self.loss.function(self.model, batch)
+            with self._mixed():
+                value = self.loss.function(self.model, batch)
             return Forward(None, value) if value.ndim == 0 else Forward(None, value.mean(), value)
         inputs, targets = batch
-        outputs = self.model(inputs)
+        with self._mixed():
+            outputs = self.model(inputs)
+            if self.autocast is not None and not _is_tree(outputs):
+                return Forward(outputs, losses.evaluated(self.loss, outputs, targets))
+        if self.autocast is not None:
+            outputs = map_tree(_in_full, outputs)
         return Forward(outputs, losses.evaluated(self.loss, outputs, targets))
+
+    def _mixed(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.autocast is None else torch.autocast(self.device_type, self.autocast)
 
     @contextmanager
     def without_learning(self) -> Iterator[None]:
@@ -80,6 +87,15 @@ class Objective:
     @property
     def supervised(self) -> bool:
         return not isinstance(self.loss, OnBatch)
+
+
+def _is_tree(outputs: Any) -> bool:
+    """Whether its tensors can be exchanged: an object of a class of its own keeps those it has."""
+    return isinstance(outputs, Tensor) or type(outputs) in (tuple, list, dict)
+
+
+def _in_full(leaf: Tensor) -> Tensor:
+    return leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf
 
 
 def mode(model: nn.Module, training: bool) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -26,16 +27,20 @@ class Comparison:
         mixed, full: the losses.
         cosine: between the gradients; 1 where they point the same way, NaN where one is not finite.
         ratio: length of the mixed one over that of the full one.
+        raised: what the mixed one raised, where it did.
     """
 
     mixed: float
     full: float
     cosine: float
     ratio: float
+    raised: str = ""
 
     @property
     def fault(self) -> str:
         """Why mixed precision cannot be used, in words; empty where it can."""
+        if self.raised:
+            return self.raised
         if not abs(self.mixed - self.full) <= _LOSS * abs(self.full) + _NEAR_ZERO:
             return f"the first loss is {self.mixed:.6g}, in full precision it is {self.full:.6g}"
         if not self.cosine >= _LEAST_COSINE or not 0.5 <= self.ratio <= 2:
@@ -64,12 +69,18 @@ def compare(objective: Objective, batch: Batch) -> Comparison:
     """
     rows = part(batch, 0, min(_ROWS, rows_of(batch)))
     with mode(objective.model, training=False), _recurrent(objective.model):
-        scale = _SCALE if objective.autocast == torch.float16 else 1.0
-        mixed, there = _gradient(objective, rows, scale)
-        while scale > 1 and not bool(torch.isfinite(there).all()):  # the scaler too goes down until it is
-            scale /= 4
-            mixed, there = _gradient(objective, rows, scale)
         full, here = _gradient(replace(objective, autocast=None), rows, 1.0)
+        scale = _SCALE if objective.autocast == torch.float16 else 1.0
+        try:
+            mixed, there = _gradient(objective, rows, scale)
+            while scale > 1 and not bool(torch.isfinite(there).all()):  # the scaler too goes down until it is
+                scale /= 4
+                mixed, there = _gradient(objective, rows, scale)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # an operation that is refused in it
+            raised = f"it raises {type(error).__name__}: {str(error).splitlines()[0]}"
+            return Comparison(math.nan, full, math.nan, math.nan, raised)
     lengths = float(there.norm()), float(here.norm())
     product = lengths[0] * lengths[1]
     if product == 0:

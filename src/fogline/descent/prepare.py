@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -31,7 +32,7 @@ from fogline.descent.optimizers import build, choose_implementation, set_lr, spe
 from fogline.descent.parallel import ParallelStep
 from fogline.descent.precision import compare
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
-from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule
+from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule, resolve_precision
 from fogline.descent.scoring import Scorer
 from fogline.descent.share import Share
 from fogline.descent.sharpness import Sharpness, can_measure
@@ -146,8 +147,7 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
     spread = world is not None and recipe.parallel == "fsdp"
     if not spread:
         model = model.to(device)
-    autocast = _TYPES.get(recipe.precision)
-    objective = Objective(model, loss, autocast, device.type)
+    objective = Objective(model, loss, device_type=device.type)
     rows = batch_rows(recipe, opened.train.size)
     batches = Batches(opened.train, rows, recipe.seed, recipe.shuffle, recipe.workers, device)
     with private_randomness(device):
@@ -162,6 +162,8 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
             first, odd = _tried(model, loss, first, metrics, opened.facts)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
     operations = 0 if spread else operations_of(objective, first)
+    resolve_precision(resolved, math.inf if spread else operations)
+    objective.autocast = _TYPES.get(resolved.recipe.precision)
     threads = 1 if device.type == "cpu" and operations < _SMALL_STEP else torch.get_num_threads()
     return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], operations, threads)
 
@@ -448,9 +450,9 @@ def _check_precision(start: Start) -> None:
         seed_everything(resolved.recipe.seed, 0, PROBE, start.batches.device)
         found = compare(objective, next(start.batches.stream(0)))
     if found.fault:
-        asked, why = resolved.recipe.precision, f"self-check failed: {found.fault}"
+        why = f"self-check failed: {found.fault}"
+        start.notes.append(f"{resolved.recipe.precision} is not used: {why}")
         resolved.choose("precision", "float32", why)
-        start.notes.append(f"{asked} is not used: {why}")
         objective.autocast = None
         return
     resolved.choose("precision", resolved.recipe.precision, f"self-check passed: {found}")

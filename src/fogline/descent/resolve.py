@@ -17,6 +17,8 @@ from fogline.descent.schedules import canonical
 from fogline.recipe import Recipe
 
 _STEPS_AIMED = 2000
+WORTH_ROUNDING = 1e9
+"""Operations of a forward pass from which a step is faster in bfloat16 (docs/evidence/gpu.md)."""
 _SELF_PACED = ("schedule_free", "prodigy")
 
 
@@ -55,7 +57,8 @@ def resolve_by_rule(recipe: Recipe, opened: Opened, model: nn.Module) -> Resolve
     open_ended = recipe.duration == "auto" and recipe.schedule in ("auto", "wsd")
     _schedule(found, open_ended)
     _duration(found, opened, open_ended)
-    _precision(found, model)
+    if recipe.precision == "auto" and any(p.dtype == torch.float64 for p in model.parameters()):
+        found.choose("precision", "float64", "the type of the model's weights")
     if isinstance(opened.train, Streamed) and recipe.window == "auto":
         rows, size = opened.train.window_rows, opened.train.window_rows * opened.train.row_bytes / (1 << 20)
         why = f"{WINDOW_BYTES >> 20} MiB or the largest chunk; two windows of {size:.1f} MiB are in memory at most"
@@ -153,13 +156,18 @@ def _schedule(found: Resolved, open_ended: bool) -> None:
             found.choose("warmup", 0.05, "5 % of the run")
 
 
-def _precision(found: Resolved, model: nn.Module) -> None:
-    recipe = found.recipe
-    if recipe.precision != "auto":
+def resolve_precision(found: Resolved, operations: float) -> None:
+    """bfloat16 where products of matrices are most of a step; elsewhere it costs digits and gains nothing.
+
+    Args:
+        found: of which ``precision="auto"`` is resolved, and nothing else is touched.
+        operations: floating-point operations of a forward pass over one batch.
+    """
+    if found.recipe.precision != "auto":
         return
-    if any(p.dtype == torch.float64 for p in model.parameters()):
-        found.choose("precision", "float64", "the type of the model's weights")
-    elif recipe.device == "cuda" and torch.cuda.is_bf16_supported():
-        found.choose("precision", "bf16", "this GPU computes in bfloat16")
-    else:
+    if found.recipe.device != "cuda" or not torch.cuda.is_bf16_supported():
         found.choose("precision", "float32", "no faster type that is safe here")
+    elif operations < WORTH_ROUNDING:
+        found.choose("precision", "float32", "so small a step would not be faster in bfloat16")
+    else:
+        found.choose("precision", "bf16", "this GPU computes in bfloat16")

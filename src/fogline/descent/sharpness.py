@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -131,8 +132,9 @@ class Sharpness:
         seed_step(machine.seed, step, PROBE, machine.device)
         rows = rows_of(batch)
         total = [torch.zeros_like(p) for p in machine.parameters]
+        exact = replace(machine.objective, autocast=None)
         for piece in split(batch, -(-rows // machine.parts)):
-            loss = machine.objective(piece) * (1.0 if machine.summed else rows_of(piece) / rows)
+            loss = exact(piece) * (1.0 if machine.summed else rows_of(piece) / rows)
             found = torch.autograd.grad(loss, machine.parameters, allow_unused=True)
             total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
         return total
@@ -140,7 +142,7 @@ class Sharpness:
 
 def can_measure(machine: Machine, spec: OptimizerSpec) -> bool:
     """Whether the limit is known, the model small enough, and the difference of two gradients not lost in rounding."""
-    exact = machine.objective.autocast is None and all(p.dtype in _EXACT for p in machine.parameters)
+    exact = all(p.dtype in _EXACT for p in machine.parameters)
     small = sum(p.numel() for p in machine.parameters) <= MOST_PARAMETERS
     return spec.edge is not None and exact and small
 

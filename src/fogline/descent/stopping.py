@@ -232,7 +232,10 @@ def measure_slope(
         size = sum(float(g.double().square().sum()) for g in sums)
         gain, length = 0.0, 0.0
         if size > 0 and math.isfinite(size):
-            gain, length = _search(objective, scored, parameters, kept, sums, stride / math.sqrt(size), check)
+            # Nearer than this, the fall foretold drowns in the digits that the type of the outputs has.
+            seen = 4 * torch.finfo(objective.autocast or parameters[0].dtype).eps * abs(float(np.mean(losses))) / size
+            first = max(stride / math.sqrt(size), seen)
+            gain, length = _search(objective, scored, parameters, kept, sums, first, check)
     noise = max(0.0, (squares / count - size) / max(1, count - 1))
     return Slope(
         gain=gain,
