@@ -184,6 +184,50 @@ def test_every_optimizer_steps_there_as_on_the_cpu(optimizer: str, tmp_path: Pat
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-2, abs=1e-4)
 
 
+@pytest.mark.parametrize("step", ["eager", "auto"])
+def test_gradients_are_clipped_there(step: str, tmp_path: Path) -> None:
+    losses = [
+        list(
+            fogline.fit(_task(), _recipe(clip="adaptive", step=s, device=d), runs=tmp_path, name=f"{d}-{s}").steps[
+                "loss"
+            ]
+        )
+        for d, s in (("cpu", "eager"), ("cuda", step))
+    ]
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-3)
+    assert fogline.find_lr(_task(), _recipe(clip="adaptive", lr="auto")).value > 0
+
+
+def test_small_steps_stay_in_full_precision_and_large_ones_do_not(tmp_path: Path) -> None:
+    def wide() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 2))
+
+    small = fogline.fit(_task(), _recipe(precision="auto"), runs=tmp_path, name="small")
+    task = Task(wide, nn.CrossEntropyLoss(), _data())
+    large = fogline.fit(task, _recipe(precision="auto", batch_size=512, duration="5st"), runs=tmp_path, name="large")
+    assert (small.recipe.precision, large.recipe.precision) == ("float32", "bf16")
+
+
+def test_probabilities_are_trained_in_mixed_precision(tmp_path: Path) -> None:
+    """``nn.BCELoss`` refuses half precision, and gets full."""
+    X, y = _data()
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1), nn.Sigmoid())
+    run = fogline.fit(
+        Task(model, nn.BCELoss(), (X, y.float()[:, None])), _recipe(precision="bf16"), runs=tmp_path, name="bce"
+    )
+    assert run.recipe.precision == "bf16"
+    assert run.steps["loss"][-1] < run.steps["loss"][0]
+
+
+def test_what_was_trained_there_is_exported(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("torchao")
+    run = fogline.fit(_task(), _recipe(), runs=tmp_path, name="net")
+    report = fogline.export(run, tmp_path / "net.onnx", qat=Recipe(lr=1e-4, duration="20st"))
+    assert report.scores["runtime"]["accuracy"] >= report.scores["float"]["accuracy"] - 0.03
+    assert report.differences["fake - converted"].largest == 0
+
+
 def test_two_processes_on_one_device_train_as_one(tmp_path: Path) -> None:
     # NCCL wants a device for each process; gloo does not.
     script = tmp_path / "train.py"

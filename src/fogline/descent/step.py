@@ -282,13 +282,13 @@ class EagerStep:
         finite = isfinite(value) and isfinite(size)
         if isfinite(value) and machine.scaler is not None:
             if finite and machine.clipping is not None:
-                machine.clipping(gradients, torch.tensor(size, dtype=loss.dtype))
+                machine.clipping(gradients, loss.new_tensor(size))
             machine.scaler.step(machine.optimizer)  # leaves the step out where its scale was too large, by design
             machine.scaler.update()
             return Outcome(value, size, finite=True)
         if finite:
             if machine.clipping is not None:
-                machine.clipping(gradients, torch.tensor(size, dtype=loss.dtype))
+                machine.clipping(gradients, loss.new_tensor(size))
             self._step()
         else:
             self._restore_buffers()
