@@ -28,6 +28,10 @@ def labels(classes: int = 3) -> Tensor:
     return (rows()[:, 0].abs() * 2).long().clamp_max(classes - 1)
 
 
+def soft_labels() -> Tensor:
+    return 0.1 / 3 + 0.9 * F.one_hot(labels(), 3).float()
+
+
 def yes_no() -> Tensor:
     return (rows()[:, :1] > 0).float()
 
@@ -124,6 +128,7 @@ PLANTED: list[tuple[str, nn.Module, Any, Callable[[], Tensor]]] = [
     ("output_activation", net(1, nn.Sigmoid()), nn.MSELoss(), lambda: 2 * yes_no() - 1),
     ("loss_mismatch", net(3), nn.NLLLoss(), labels),
     ("loss_mismatch", net(3, nn.Softmax(dim=1)), nn.NLLLoss(), labels),
+    ("loss_mismatch", net(3, nn.Softmax(dim=1)), nn.KLDivLoss(reduction="batchmean"), soft_labels),
     ("loss_mismatch", net(1), hinge, yes_no),
     ("loss_mismatch", net(1), nn.HingeEmbeddingLoss(), yes_no),
     ("loss_mismatch", net(1), nn.BCEWithLogitsLoss(), lambda: labels().float()[:, None]),
@@ -148,6 +153,7 @@ SOUND: list[tuple[nn.Module, Any, Callable[[], Tensor]]] = [
     (net(5), nn.CrossEntropyLoss(), labels),
     (net(3, nn.LogSoftmax(dim=1)), nn.NLLLoss(), labels),
     (net(3, nn.LogSoftmax(dim=1)), nn.CrossEntropyLoss(), labels),
+    (net(3, nn.LogSoftmax(dim=1)), nn.KLDivLoss(reduction="batchmean"), soft_labels),
     (net(3, nn.Softmax(dim=1)), entropy_of_labels, labels),
     (net(3, nn.Sigmoid()), entropy_of_shares, labels),
     (net(3, nn.Softplus()), entropy_of_shares, labels),

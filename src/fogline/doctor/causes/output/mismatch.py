@@ -190,7 +190,8 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
             (_log_softmax(exam), matching(exam)),
             proof=known,
         )
-    if isinstance(exam.program.loss, nn.NLLLoss) and bend(exam.anatomy) == "softmax":
+    taken = type(exam.program.loss)
+    if taken in (nn.NLLLoss, nn.KLDivLoss) and bend(exam.anatomy) == "softmax":
         ending = ended_by(
             exam, lambda: nn.LogSoftmax(dim=1), "put nn.LogSoftmax(dim=1) in the place of the softmax at the end",
             "model[-1] = nn.LogSoftmax(dim=1)",
@@ -198,9 +199,9 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
         return _mismatch(
             exam,
             0.9,
-            (Evidence("last operation of the model", "softmax", "log_softmax, because nn.NLLLoss takes logarithms"),),
-            "nn.NLLLoss takes the logarithms of probabilities, and the model gives the probabilities themselves: an "
-            "example that is thought wrong has next to no gradient.",
+            (Evidence("last operation of the model", "softmax", f"log_softmax: nn.{taken.__name__} takes logarithms"),),
+            f"nn.{taken.__name__} takes the logarithms of probabilities, and the model gives the probabilities "
+            "themselves: an example that is thought wrong has next to no gradient.",
             (ending,),
             proof=True,
         )
