@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,46 +15,69 @@ from fogline.data import losses
 from fogline.doctor import told
 from fogline.doctor.finding import Finding
 from fogline.doctor.scaling import NORMS, InputExcess, TargetExcess, input_excess, scales_of, target_excess
+from fogline.doctor.sorting import between_batches
 
 _LEARNS = 0.5
 """Of the loss of the best constant answer: a loop whose loss ends above it has learned little."""
+_NOTHING = 0.9
 _FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 8, 512, 64
 
 
 @dataclass(frozen=True)
 class FirstBatch:
-    """What one batch shows of inputs and targets.
+    """What one batch shows of inputs and targets, and a few more of targets.
 
     Attributes:
+        loss_fn: the loss of the loop.
         inputs, targets: how far they are from what first weights are made for; None where that is unknown, or well.
-        constants: loss of the best answer that does not depend on the inputs, of this and the next few batches.
+        seen: the targets of this batch and of others, as far as they were looked at, by the step they were used in.
     """
 
+    loss_fn: Any
     inputs: InputExcess | None
     targets: TargetExcess | None
-    constants: tuple[float, ...] = ()
+    seen: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def and_also(self, loss_fn: Any, targets: Tensor) -> FirstBatch:
-        """With the targets of another batch, by which the constant is known better."""
-        return replace(self, constants=(*self.constants, *_constants(loss_fn, targets)))
+    def and_also(self, step: int, targets: Tensor) -> FirstBatch:
+        """With the targets of another batch; a step may be taken on several."""
+        if not targets.ndim:
+            return self
+        return replace(self, seen={**self.seen, step: (*self.seen.get(step, ()), targets.detach()[:_MOST_ROWS].cpu())})
+
+    @property
+    def _batches(self) -> list[Tensor]:
+        """The targets of each step; none where they are of several shapes."""
+        alike = len({targets.shape[1:] for step in self.seen.values() for targets in step}) == 1
+        return [torch.cat(list(step)) for step in self.seen.values()] if alike else []
 
     def explains(self, step: int, recorded: NDArray[np.float64]) -> Iterator[Finding]:
-        """Findings for a loop that ended with these losses: none where it learned all the same."""
+        """Findings for a loop that ended with these losses; but for the order of the rows, none where it learned."""
+        batches = self._batches
+        sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
+        if sorted_by is not None:
+            yield told.unshuffled(step, sorted_by)
         share = self.share_left(recorded)
-        if share is not None and share > _LEARNS:
-            if self.inputs is not None:
-                yield told.unscaled_input(step, self.inputs)
-            if self.targets is not None:
-                yield told.unscaled_target(step, self.targets)
+        if share is None or share <= _LEARNS:
+            return
+        if self.inputs is not None:
+            yield told.unscaled_input(step, self.inputs)
+        if self.targets is not None:
+            yield told.unscaled_target(step, self.targets)
+        if share > _NOTHING and _reduction(self.loss_fn) == "sum":
+            yield told.summed(step, sum(map(len, batches)) / len(batches), share)
 
     def share_left(self, recorded: NDArray[np.float64]) -> float | None:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""
         finite = recorded[np.isfinite(recorded)]
-        constant = sum(self.constants) / max(1, len(self.constants))
-        return float(finite[-max(1, len(finite) // 10) :].mean()) / constant if len(finite) and constant > 0 else None
+        constant = _constant(self.loss_fn, self._batches)
+        if constant is None or not constant > 0 or not len(finite):
+            return None
+        return float(finite[-max(1, len(finite) // 10) :].mean()) / constant
 
 
-def look(model: nn.Module, loss_fn: Any, given: Sequence[Any], outputs: Tensor, targets: Tensor | None) -> FirstBatch:
+def look(
+    model: nn.Module, loss_fn: Any, given: Sequence[Any], outputs: Tensor, targets: Tensor | None, step: int = 0
+) -> FirstBatch:
     """Look at a batch before any step was taken on it.
 
     Args:
@@ -65,7 +88,8 @@ def look(model: nn.Module, loss_fn: Any, given: Sequence[Any], outputs: Tensor, 
     numbers = targets is not None and losses.family(loss_fn) == "elementwise"
     excess = _targets(outputs, targets) if numbers and targets is not None else None
     inputs = _inputs(model, given[0]) if given and isinstance(given[0], Tensor) else None
-    return FirstBatch(inputs, excess, () if targets is None else _constants(loss_fn, targets))
+    found = FirstBatch(loss_fn, inputs, excess)
+    return found if targets is None else found.and_also(step, targets)
 
 
 def _inputs(model: nn.Module, inputs: Tensor) -> InputExcess | None:
@@ -88,21 +112,31 @@ def _targets(outputs: Tensor, targets: Tensor) -> TargetExcess | None:
     return excess if excess is not None and excess.times > 1 else None
 
 
-def _column(values: Tensor) -> Tensor:
-    return values[:, None] if values.ndim == 1 else values
+def _columns(targets: Tensor) -> Tensor:
+    """Columns of numbers: one a class for labels."""
+    if targets.is_floating_point():
+        return targets.reshape(len(targets), -1)[:, :_MOST_COLUMNS]
+    labels = targets.reshape(len(targets), -1)[:, 0]
+    return (labels[:, None] == torch.arange(_MOST_COLUMNS)).float()
 
 
-def _constants(loss_fn: Any, targets: Tensor) -> tuple[float, ...]:
-    """Loss of the best constant answer to a batch, the variance or the entropy of the labels; none if unknown."""
-    targets, kind = targets.detach(), losses.family(loss_fn)
-    if getattr(loss_fn, "reduction", "mean") != "mean" or targets.ndim == 0 or len(targets) < _FEWEST_ROWS:
-        return ()
+def _reduction(loss_fn: Any) -> str:
+    return str(getattr(loss_fn, "reduction", "mean"))
+
+
+def _constant(loss_fn: Any, batches: Sequence[Tensor]) -> float | None:
+    """Loss of the best constant answer to a batch, the variance or the entropy of the targets; None if unknown."""
+    kind, reduction = losses.family(loss_fn), _reduction(loss_fn)
+    if reduction not in ("mean", "sum") or sum(map(len, batches)) < _FEWEST_ROWS:
+        return None
+    targets = torch.cat(list(batches))
+    times = targets.numel() / len(batches) if reduction == "sum" else 1.0
     if isinstance(loss_fn, nn.MSELoss):
-        return (float(targets.double().var(0).mean()),)
+        return times * float(targets.double().var(0).mean())
     if kind == "classes" and not targets.is_floating_point() and getattr(loss_fn, "weight", None) is None:
         shares = torch.bincount(targets.reshape(-1).clamp_min(0)).double() / targets.numel()
-        return (float(-(shares * shares.clamp_min(1e-12).log()).sum()),)
+        return times * float(-(shares * shares.clamp_min(1e-12).log()).sum())
     if kind == "binary":
         share = targets.double().mean().clamp(1e-12, 1 - 1e-12)
-        return (float(-(share * share.log() + (1 - share) * (1 - share).log())),)
-    return ()
+        return times * float(-(share * share.log() + (1 - share) * (1 - share).log()))
+    return None

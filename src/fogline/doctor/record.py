@@ -20,10 +20,24 @@ if TYPE_CHECKING:
 
 _WORTH_SAYING = 0.5
 _NOTHING_LEARNED = 0.97
+_LITTLE_LEARNED = 0.9
+_LEAP, _CRAWL = 0.2, 0.01  # of the length of the weights: of one step, of all of them
+_DECOUPLED = ("adamw", "adamw8bit", "lion", "muon", "musgd")  # their decay is no part of the gradient
 _IMPROVES = 0.15  # of all that was gained came in the last third
 _MUCH_LEFT = 0.3
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
-_EXPLAINS_DIVERGENCE = ("missing_zero_grad", "accumulation_scale", "nan_in_data", "nan_source")
+_DIVERGENCE = ("lr_too_high", "exploding_gradient", "nan_source")
+_EXPLAINS = {
+    **dict.fromkeys(("missing_zero_grad", "accumulation_scale", "nan_in_data", "nan_source"), _DIVERGENCE),
+    "schedule_step_unit": ("bad_schedule",),
+    "symmetric_init": ("dead_units", "vanishing_gradient", "lr_too_high", "lr_too_low", "too_few_steps"),
+    "detached_graph": ("lr_too_low", "dead_units", "too_few_steps"),
+    "sum_reduction": ("lr_too_high",),
+    "unscaled_input": ("lr_too_high",),
+    "unscaled_target": ("lr_too_low", "lr_too_high"),
+    "parameters_not_optimized": ("too_few_steps",),
+    "frozen_parameters": ("too_few_steps",),
+}  # what follows from a fault that was told
 _FOLLOWS_DIVERGENCE = ("nan_source", "dead_units", "vanishing_gradient")
 _LOGARITHMS = ("log", "log2", "log10", "log1p", "backward of log", "backward of log2", "backward of log10", "xlogy")
 _VANISHED = 1e-6
@@ -56,12 +70,12 @@ def findings_of_record(run: Run) -> list[Finding]:
     """Findings from the tables and ``run.json``, most likely first: those told as it ran, and the signals'."""
     signals = {finding.cause: finding for finding in _from_signals(run)}
     told = [_with_more(_read(row["data"]), signals) for row in run.findings]
+    if run.judgement is not None and run.judgement.verdict is Verdict.DIVERGED:
+        told = [f for f in told if f.cause != "nan_source"]  # the loss had grown without bound before it overflowed
     known = {finding.cause for finding in told}
     found = [f for f in signals.values() if f.cause not in known]
-    if known & set(_EXPLAINS_DIVERGENCE):
-        found = [f for f in found if f.cause not in ("lr_too_high", "exploding_gradient", "nan_source")]
-    if "schedule_step_unit" in known:
-        found = [f for f in found if f.cause != "bad_schedule"]
+    for cause in known & set(_EXPLAINS):
+        found = [f for f in found if f.cause not in _EXPLAINS[cause]]
     if any(f.cause == "lr_too_high" for f in (*told, *found)):
         found = [f for f in found if f.cause not in _FOLLOWS_DIVERGENCE]
     ranks = ("fatal", "serious", "minor")
@@ -103,6 +117,8 @@ def _from_signals(run: Run) -> Iterator[Finding]:
     schedule = _schedule(run, verdict)
     yield from _rate(run, verdict, evidence) if schedule is None else (schedule,)
     yield from _layers(run)
+    if (run.info.get("loss_over_constant") or 0.0) > _LITTLE_LEARNED:
+        yield from _lengths(run)
     if verdict in (Verdict.IMPROVING, Verdict.NOISE_FLOOR):
         yield from _too_few_steps(verdict, evidence)
     if verdict is Verdict.OVERFIT:
@@ -222,6 +238,47 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
         yield Finding(
             "lr_too_low", "serious", 0.7 if far > 3 else 0.55, tuple(seen),
             "Steps are so short that the slope does not change over one of them: the way down is much longer.",
+            remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
+        )  # fmt: skip
+
+
+def _lengths(run: Run) -> Iterator[Finding]:
+    """Of a run that learned next to nothing: how long its steps were against the weights they move, and why."""
+    table = run.layers
+    if not len(table):
+        return
+    first = table["step"] == table["step"].min()
+    weights, updates, gradients = (
+        float(np.linalg.norm(_finite(table[name][first]))) for name in ("weight_norm", "update_norm", "grad_norm")
+    )
+    rates, decay = _finite(run.steps["lr"]), float(run.info["recipe"].get("weight_decay") or 0.0)
+    at = float(run.steps["lr"][min(int(table["step"].min()), len(run.steps) - 1)])
+    if not (weights > 0 and gradients > 0 and updates > 0 and at > 0):
+        return
+    share, rate = updates / weights, float(rates.max())
+    pull = decay * weights / gradients
+    if pull > 1 and run.info["recipe"]["optimizer"] not in _DECOUPLED:
+        yield Finding(
+            "regularization_too_strong", "serious", 0.75,
+            (Evidence("pull of the weight decay over the gradient of the loss, at the start", pull, "well below 1"),
+             Evidence("weight decay", decay)),
+            "The run learned next to nothing, and the weight decay pulls the weights to zero more strongly than the "
+            "loss pulls them anywhere.",
+            remedy=Remedy("a hundredth of the weight decay, or none", f"weight_decay={decay / 100:.3g}"),
+        )  # fmt: skip
+    elif share * rate / at > _LEAP:
+        yield Finding(
+            "lr_too_high", "serious", 0.7,
+            (Evidence("length of a step over that of the weights, at the start", share * rate / at, "about 0.001"),),
+            "The run learned next to nothing, and a few of its steps move the weights as far as they are from zero.",
+            remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
+        )  # fmt: skip
+    elif share * float(rates.sum()) / at < _CRAWL and bool((table["grad_norm"][first] > 0).all()):
+        yield Finding(
+            "lr_too_low", "serious", 0.8,
+            (Evidence("length of all steps together over that of the weights, at most", share * float(rates.sum()) / at,
+                      "0.1 or more"),),
+            "The run learned next to nothing, and its weights are where they began: all steps together are too short.",
             remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
         )  # fmt: skip
 

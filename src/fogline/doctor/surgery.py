@@ -280,6 +280,17 @@ def _is_frozen(module: nn.Module) -> bool:
     return bool(own) and all(not p.requires_grad for p in own)
 
 
+def alike(module: nn.Module) -> bool:
+    """Whether all units of a layer have the same weights, but for the rounding of a few steps."""
+    if not isinstance(module, (nn.Linear, _ConvNd, nn.RNNBase)):
+        return False
+    gates = {"LSTM": 4, "GRU": 3}.get(getattr(module, "mode", ""), 1)
+    weight = next(p for name, p in module.named_parameters(recurse=False) if name.startswith("weight"))
+    blocks = weight.detach().flatten(1).chunk(gates)
+    slack = 1e-5 * float(weight.detach().abs().max())
+    return len(blocks[0]) > 1 and all(float((block - block[0]).abs().max()) <= slack for block in blocks)
+
+
 def as_drawn(module: nn.Module) -> bool:
     """Whether the weights are uniform within PyTorch's bound, as it draws those of linear, convolution and RNN layers.
 

@@ -9,6 +9,7 @@ from fogline.doctor.finding import Evidence, Finding, Remedy, Severity
 from fogline.doctor.graphs import Pairing
 from fogline.doctor.naming import Named
 from fogline.doctor.scaling import InputExcess, TargetExcess
+from fogline.doctor.sorting import Between
 
 _MUCH_LONGER = 4  # a rate within three times of the best is none that hurts
 
@@ -50,6 +51,52 @@ def cut_graph(step: int, names: Sequence[str], following: str) -> Finding:
         "were.",
         advice=f"pass the output of {names[-1]!r} on as it is; if it is meant to stay fixed, freeze it with "
         "requires_grad_(False)",
+    )
+
+
+def without_graph(step: int, names: Sequence[str]) -> Finding:
+    return _finding(
+        "detached_graph",
+        0.75,
+        Evidence("layers that are run without a graph though they are in the optimizer", _listed(names), "none", step),
+        "These layers are in the optimizer and hold the random weights they were made with, yet they are run within "
+        "torch.no_grad(): no gradient reaches them, and they stay as they were drawn.",
+        Remedy("let gradients through", "take the torch.no_grad() around these layers away"),
+    )
+
+
+def symmetric(step: int, names: Sequence[str]) -> Finding:
+    return _finding(
+        "symmetric_init",
+        0.9,
+        Evidence("layers whose units all have the same weights", _listed(names), "none", step),
+        "After some steps all units of these layers still have the same weights: they began alike, get the same "
+        "gradient and stay alike. However wide such a layer is, it does the work of a single unit, or of none.",
+        Remedy("draw the first weights at random", "layer.reset_parameters()  # PyTorch's own first weights"),
+        severity="fatal",
+    )
+
+
+def unshuffled(step: int, found: Between) -> Finding:
+    return _finding(
+        "unshuffled_data",
+        min(0.9, 0.4 + found.share),
+        Evidence("share of the targets' variance that lies between batches", found.share, found.by_chance, step),
+        "Batches differ in their targets by far more than chance: the rows are taken in an order that follows the "
+        "targets, and each step unlearns what the last ones taught.",
+        Remedy("shuffle the rows", "loader = DataLoader(data, batch_size=..., shuffle=True)"),
+    )
+
+
+def summed(step: int, rows: float, left: float) -> Finding:
+    return _finding(
+        "sum_reduction",
+        0.7,
+        Evidence("rows whose losses are added up for a step", rows, 1, step),
+        "The loop hardly learned anything, and its loss is the sum over the batch: the steps are as many times longer "
+        "as there are rows.",
+        Remedy("take the mean", 'reduction="mean", or a learning rate divided by the batch size'),
+        more=(Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1"),),
     )
 
 

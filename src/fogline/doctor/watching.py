@@ -34,7 +34,7 @@ from fogline.doctor.first_batch import FirstBatch, look
 from fogline.doctor.graphs import read_pairing
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
-from fogline.doctor.surgery import frozen_as_drawn, hidden_modules
+from fogline.doctor.surgery import alike, as_drawn, frozen_as_drawn, hidden_modules
 from fogline.record.hook import Hook
 
 CLOSE_LOOKS = 12
@@ -101,7 +101,7 @@ class Inspector:
         self._layer_handles: list[RemovableHandle] = []
         self._sentinel: Any = next((p for _, p in named if p.ndim == 1), named[0][1])
         self._held: bool | None = None
-        self._counts = dict.fromkeys(("stale", "looked", "eval", "no gradient", "cut", "tiny", "scale"), 0)
+        self._counts = dict.fromkeys(("stale", "looked", "eval", "no gradient", "cut", "lost", "tiny", "scale"), 0)
         self._noisy = [(name, m) for name, m in model.named_modules() if _depends_on_mode(m)]
         self._was_training = False
         self._evaluations = {True: 0, False: 0}  # forward passes without gradient since the last with one, by mode
@@ -152,17 +152,18 @@ class Inspector:
 
     def loss(self, step: int, args: tuple[Any, ...], output: Any) -> None:
         """After the loss module."""
-        if not self.looking or not isinstance(output, Tensor) or not output.requires_grad:
+        looks = self.looking or step & (step - 1) == 0  # later at every power of two, for the order of the rows
+        if not looks or not isinstance(output, Tensor) or not output.requires_grad:
             return
-        if output.numel() == 1:
+        if output.numel() == 1 and self.looking:
             factors = self._step.factors
             output.register_hook(Hook(lambda gradient: factors.append(gradient.detach())))  # type: ignore[no-untyped-call]
         if len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
             return
-        if not self._paired:
+        if not self._paired and self.looking:
             self._pair(step, output, args[0], args[1])
         elif self.first is not None:
-            self.first = self.first.and_also(self.loss_fn, args[1])
+            self.first = self.first.and_also(step, args[1])
 
     def logged(self, step: int, loss: Any) -> None:
         """A loss was logged; its graph can be read also after backward()."""
@@ -222,6 +223,7 @@ class Inspector:
         if step + 1 == SURE:
             self._check_idle(step)
             self._check_frozen(step)
+            self._check_symmetric(step)
         self._step, self._given, self._held = _Step(), None, None
         if self._layer_handles:
             self._take_off_layers()
@@ -326,12 +328,22 @@ class Inspector:
             return
         counts["no gradient"] = 0
         called = list(dict.fromkeys(name for name, graph, _ in seen.called if graph))
+        self._look_for_lost_graph(step, set(called), without)
         has = [name for name in called if any(p.grad is not None for p in self._own(name))]
         cut = called.index(has[0]) if has else 0
         if cut and has == called[cut:]:
             counts["cut"] += 1
             if counts["cut"] == _LAYER_LOOKS:
                 self.say(step, told.cut_graph(step, called[:cut], has[0]))
+
+    def _look_for_lost_graph(self, step: int, called: set[str], without: set[str]) -> None:
+        """Layers that only ever run without a graph, though they were never trained and are in the optimizer."""
+        bare = dict.fromkeys(name for name, graph, _ in self._step.called if not graph and name not in called)
+        lost = [name for name in bare if any(f"{name}.{own}" in without for own in ("weight", "bias"))]
+        if called and lost and all(as_drawn(self.model.get_submodule(name)) for name in lost):
+            self._counts["lost"] += 1
+            if self._counts["lost"] == _LAYER_LOOKS:
+                self.say(step, told.without_graph(step, lost))
 
     def _own(self, name: str) -> Iterator[nn.Parameter]:
         return self.model.get_submodule(name).parameters(recurse=False)
@@ -378,6 +390,13 @@ class Inspector:
         elif still:
             self.say(step, told.left_out(step, [name for name, _ in still]))
 
+    def _check_symmetric(self, step: int) -> None:
+        """Units that are still alike after some steps; those of the last layer have targets of their own."""
+        owners = list(dict.fromkeys(name.rpartition(".")[0] for name, p in self.named if p.grad is not None))
+        names = [name for name in owners[:-1] if alike(self.model.get_submodule(name))]
+        if names:
+            self.say(step, told.symmetric(step, names))
+
     def _check_frozen(self, step: int) -> None:
         """A frozen part that was trained before is fine-tuning; one that is as it was drawn is not."""
         frozen = frozen_as_drawn(self.model)
@@ -387,7 +406,7 @@ class Inspector:
     def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> None:
         self._paired, self._output = True, None
         given = self._given[0] if self._given is not None and self._runs else ()
-        self.first = look(self.model, self.loss_fn, given, outputs, targets)
+        self.first = look(self.model, self.loss_fn, given, outputs, targets, step)
         line = calling_line()
         for found in read_pairing(loss, outputs, targets):
             self.say(step, told.pairing(found, line))

@@ -17,6 +17,7 @@ from fogline.doctor.case import FAILURES, taken
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, Suspicion
+from fogline.doctor.sorting import between_batches
 
 _MUCH = 0.3  # of the rows of rare classes
 _FEWEST_OF_A_CLASS = 5
@@ -36,19 +37,14 @@ def unshuffled_data(exam: Examination) -> Suspicion | None:
     if pair is None or (recipe.shuffle and not by_loader) or kept_at(exam, "order"):
         return None
     rows = min(exam.case.batch_size, len(pair[1]))
-    share = _between(_coded(exam, pair[1]), rows)
-    if share is None:
-        return None
-    size, batches = len(pair[1]), math.ceil(len(pair[1]) / rows)
-    by_chance = (batches - 1) / (size - 1)
-    error = math.sqrt(2 * (batches - 1)) / (size - 1)  # of a chi-squared with k - 1 degrees, over n - 1
-    if share < by_chance + 6 * error or share < 2 * by_chance:
+    found = between_batches(torch.split(_coded(exam, pair[1]), rows)) if rows else None
+    if found is None:
         return None
     return Suspicion(
         "unshuffled_data",
-        min(0.95, 0.4 + share),
+        min(0.95, 0.4 + found.share),
         (
-            Evidence("share of the targets' variance that lies between batches", share, by_chance),
+            Evidence("share of the targets' variance that lies between batches", found.share, found.by_chance),
             Evidence("shuffling", "off", "on"),
         ),
         "The rows are taken in the order they are stored in, and that order follows the targets: each batch holds one "
@@ -62,17 +58,6 @@ def _coded(exam: Examination, targets: Tensor) -> Tensor:
     if exam.case.yardstick.work == "classes" and targets.ndim == 1:
         return nn.functional.one_hot(targets.clamp_min(0).long()).double()
     return targets.reshape(len(targets), -1).double()
-
-
-def _between(columns: Tensor, rows: int) -> float | None:
-    size = len(columns)
-    if rows >= size or rows < 1 or size < 8 or not bool(torch.isfinite(columns).all()):
-        return None
-    centred = columns - columns.mean(0)
-    whole = float(centred.square().sum())
-    groups = torch.split(centred, rows)
-    between = sum(len(group) * float(group.mean(0).square().sum()) for group in groups)
-    return between / whole if whole > 0 else None
 
 
 def _shuffled_always() -> Remedy:
