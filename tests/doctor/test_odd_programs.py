@@ -144,3 +144,13 @@ def test_no_cause_raises(name: str) -> None:
             assert Examination(exam.case, (remedy,)).anatomy.stage == exam.anatomy.stage
         if remedy.on_recipe is not None:
             assert isinstance(remedy.on_recipe(recipe), fogline.Recipe)
+
+
+def test_a_crawl_over_single_rows() -> None:
+    """Every next row has another slope, so that the slope after a step says nothing of the step's length."""
+    X = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    y = X.prod(dim=1, keepdim=True)
+    torch.manual_seed(0)
+    task = fogline.Task(nn.Sequential(nn.Linear(2, 1), nn.Sigmoid()), nn.BCELoss(), (X, y))
+    report = fogline.diagnose(task, fogline.Recipe(optimizer="sgd", lr=0.001, batch_size=1, duration="50ep"))
+    assert report.findings[0].cause == "lr_too_low"

@@ -113,7 +113,8 @@ def lr_too_low(exam: Examination) -> Suspicion | None:
     if not _began(exam) or not _rate_is_given(exam) or exam.observed is None:
         return None
     stands, moves, steps, lr = standing(exam), motion(exam), steps_of(exam), exam.observed.lr
-    if moves.refused or not steps.count or not steps.overshoot < _STRAIGHT:
+    crawls = steps.path < 0.2 and steps.each < _TIMID  # whatever the next batch says of the slope
+    if moves.refused or not steps.count or not (steps.overshoot < _STRAIGHT or crawls):
         return None
     still = steps.path < _HARDLY_MOVED and steps.each < 3 * _TIMID
     aligned = steps.overshoot < -0.8 and steps.cosine > 0.95 and (moves.slope > _FALLING or moves.fallen < 0.1)
