@@ -20,6 +20,8 @@ from fogline.doctor.sorting import between_batches
 _LEARNS = 0.5
 """Of the loss of the best constant answer: a loop whose loss ends above it has learned little."""
 _NOTHING = 0.9
+_SORTED = 0.3
+"""Of the targets' variance between batches; samplers that draw several rows of each of a few classes stay below it."""
 _FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 8, 512, 64
 
 
@@ -54,7 +56,7 @@ class FirstBatch:
         """Findings for a loop that ended with these losses; but for the order of the rows, none where it learned."""
         batches = self._batches
         sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
-        if sorted_by is not None:
+        if sorted_by is not None and sorted_by.share > _SORTED:
             yield told.unshuffled(step, sorted_by)
         share = self.share_left(recorded)
         if share is None or share <= _LEARNS:
