@@ -186,15 +186,15 @@ def test_every_optimizer_steps_there_as_on_the_cpu(optimizer: str, tmp_path: Pat
 
 @pytest.mark.parametrize("step", ["eager", "auto"])
 def test_gradients_are_clipped_there(step: str, tmp_path: Path) -> None:
-    losses = [
-        list(
-            fogline.fit(_task(), _recipe(clip="adaptive", step=s, device=d), runs=tmp_path, name=f"{d}-{s}").steps[
-                "loss"
-            ]
-        )
-        for d, s in (("cpu", "eager"), ("cuda", step))
-    ]
-    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-3)
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 2))
+
+    task, recipe = Task(model, nn.CrossEntropyLoss(), _data()), _recipe(clip="adaptive", step=step)
+    losses = {
+        device: list(fogline.fit(task, recipe.replace(device=device), runs=tmp_path, name=device).steps["loss"])
+        for device in ("cpu", "cuda")
+    }
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-2, abs=1e-3)
     assert fogline.find_lr(_task(), _recipe(clip="adaptive", lr="auto")).value > 0
 
 

@@ -17,7 +17,7 @@ from fogline.descent.schedules import canonical
 from fogline.recipe import Recipe
 
 _STEPS_AIMED = 2000
-WORTH_ROUNDING = 1e9
+WORTH_ROUNDING = 3e9
 """Operations of a forward pass from which a step is faster in bfloat16 (docs/evidence/gpu.md)."""
 _SELF_PACED = ("schedule_free", "prodigy")
 
