@@ -33,8 +33,8 @@ def joined(count: int, near: Table, within: float) -> Table:
 
     >>> near = Table({"first": np.array([0, 1]), "second": np.array([1, 2]), "distance": np.array([0.2, 0.3])})
     >>> found = joined(3, near, within=1.0)
-    >>> list(zip(*found.columns.values()))[1:]  # the mean of 0.3 and FAR
-    [(0, 2, 0.9), (1, 2, 0.9)]
+    >>> found["distance"].tolist()  # then the mean of 0.3 and FAR
+    [0.2, 0.9, 0.9]
     """
     members = {row: [row] for row in range(count)}
     closeness = _closeness(count, near)
@@ -80,8 +80,8 @@ def _pairs(merges: list[tuple[list[int], list[int], float]]) -> Table:
     one = [np.repeat(left, len(right)) for left, right, _ in merges]
     other = [np.tile(right, len(left)) for left, right, _ in merges]
     first, second = (np.concatenate([np.empty(0, dtype=np.int64), *parts]) for parts in (one, other))
-    heights = np.array([height for _, _, height in merges])
-    distance = np.repeat(np.round(heights, 6), [len(left) * len(right) for left, right, _ in merges])
+    sizes = np.array([len(left) * len(right) for left, right, _ in merges], dtype=np.int64)
+    distance = np.repeat(np.round([height for _, _, height in merges], 6), sizes)
     first, second = np.minimum(first, second), np.maximum(first, second)
     order = np.lexsort((second, first, distance))
     return Table({"first": first[order], "second": second[order], "distance": distance[order]})

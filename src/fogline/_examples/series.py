@@ -9,8 +9,9 @@ kinds and of each kind: differences between frames that follow each other add up
 What pictures of a kind have in common is subtracted before. Two pictures are compared at the best of some positions and
 sizes of the one. Their distance is in units of what is usual around them, the geometric mean over their neighbours.
 
-So many directions fit any pairs, also pairs by chance. Therefore :func:`in_series` asks first whether there are series
-at all, by distances that did not learn from so many.
+So many directions fit any pairs, also pairs by chance. Therefore this is for data of which it is known that they come
+in series of eight or more, and :func:`in_series` asks first whether there can be series at all, by distances that did
+not learn from so many. Copies in twos and threes it would join with others.
 """
 
 from __future__ import annotations
