@@ -15,7 +15,8 @@ from fogline.record.store import Table
 
 def plain(far: np.ndarray, within: float) -> dict[tuple[int, int], float]:
     """Average linkage by comparing all clusters with all."""
-    clusters, found = [[row] for row in range(len(far))], {}
+    clusters = [[row] for row in range(len(far))]
+    found: dict[tuple[int, int], float] = {}
     while len(clusters) > 1:
         apart = [(far[np.ix_(clusters[a], clusters[b])].mean(), a, b) for b in range(len(clusters)) for a in range(b)]
         height, a, b = min(apart)

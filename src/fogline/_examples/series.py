@@ -151,7 +151,7 @@ def _from_groups(views: _Views, group: Tensor) -> list[Tensor]:
     apart = views.rows - middle[group]
 
     def within(members: Tensor) -> Tensor:
-        free = len(members) - len(group[members].unique())
+        free = len(members) - int(group[members].bincount().count_nonzero())
         return apart[members].T @ apart[members] / max(1, free)
 
     shared = (1 - _OWN_KIND) * within(torch.arange(len(group))) + prints.MADE * views.made
@@ -197,4 +197,5 @@ def _usual(far: NDArray[np.float64]) -> NDArray[np.float64]:
     ordered = np.sort(far, axis=1)
     rest = ordered[:, 1:] if ordered.shape[1] > 1 else ordered
     least = np.maximum(0.1 * ordered[:, -1:], 1e-6)
-    return np.exp(np.log(np.maximum(rest, least)).mean(1))
+    found: NDArray[np.float64] = np.exp(np.log(np.maximum(rest, least)).mean(1))
+    return found
