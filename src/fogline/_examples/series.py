@@ -188,7 +188,7 @@ def _at_best(views: _Views, members: Tensor, axes: Tensor, rows: Tensor, near: T
         others = rows[near[part]]
         for moved in views.moved:
             own = F.normalize(moved[members[part]].float() @ axes)
-            best[part] = torch.maximum(best[part], torch.einsum("nd,nkd->nk", own, others))
+            best[part] = torch.maximum(best[part], torch.einsum("ij,ikj->ik", own, others))
     return (2 - 2 * best.double()).clamp(min=0.0).sqrt().numpy()
 
 
