@@ -226,11 +226,11 @@ def _leak(cells: Mapping[str, Cell]) -> str:
         "recall at precision .9": lambda cell: f"{cell['recall_at_90']:.2f}",
         "held-out frames": lambda cell: f"{cell['frames']:,}",
         "their recall at precision .9": lambda cell: f"{cell['frames_recall_at_90']:.2f}",
-        "`leaks()`": lambda cell: (
+        "`leaks(series=True)`": lambda cell: (
             f"{cell['default_pairs']} pairs, precision {cell['default_precision']:.2f}, "
             f"recall {cell['default_recall']:.2f}"
         ),
-        "`groups()`": lambda cell: (
+        "`groups(series=True)`": lambda cell: (
             f"{cell['groups']} of {cell['tracks']}, precision {cell['group_precision']:.2f}, "
             f"recall {cell['group_recall']:.2f}"
         ),
@@ -254,7 +254,8 @@ def _leak(cells: Mapping[str, Cell]) -> str:
     words = """2,000 frames of 200 German traffic signs, ten each, split at random: nearly every held-out frame has
 others of its sign in the training data. *Pairs* are those of one `track` across the split; *held-out frames* those that
 have another of their track in the training data, each ranked by its nearest pair. The track is not shown to the method,
-but what it compares was chosen on these frames: there are no others with tracks. A small CNN, 15 epochs."""
+but what it compares was chosen on these frames: there are no others with tracks. That the frames come in series is
+said to it (`series=True`). A small CNN, 15 epochs."""
     second = """Held-out accuracy of the same model where the split is made at random, in whole groups that were found,
 and in whole tracks; and on the 600 frames of signs that are in neither."""
     return "\n\n".join(

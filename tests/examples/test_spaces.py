@@ -80,6 +80,8 @@ def test_pictures_in_other_light_leak(pictures: fogline.Examples) -> None:
     leaks = pictures.leaks()
     assert set(zip(leaks["train"], leaks["valid"], strict=True)) >= {(50 + k, k) for k in range(10)}
     assert len(leaks) < 14
+    asked = pictures.leaks(series=True)  # there are no series, so nothing is learned from them
+    assert asked["train"].tolist() == leaks["train"].tolist()
     of_train, of_valid = pictures.groups()
     assert (of_train[50:60] == of_valid[:10]).all()
 

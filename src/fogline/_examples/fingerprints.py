@@ -26,12 +26,12 @@ _FLAT = 0.02  # likewise of steepness, and _EVEN to the contrast of a picture
 _EVEN = 0.1
 _SIDE, _COARSE = 16, 8
 _WIDTH = 64
-_COPIES = 4
-_MOST = 4096  # pictures that the covariances are taken from
+COPIES = 4
+MOST = 4096  # pictures that the covariances are taken from
 _MOST_PAIRED = 1 << 14
 _ROUNDS = 2
 _MANY = 4  # pairs for each direction, below which nothing is learned from them
-_OWN = 0.3  # what the made changes weigh beside those that are found
+MADE = 0.3  # what the made changes weigh beside those that are found
 _RIDGE = 1e-3
 
 
@@ -45,36 +45,41 @@ def fingerprints(pictures: Tensor) -> Tensor:
     >>> fingerprints(pictures).shape
     torch.Size([20, 64])
     """
-    low, high = float(pictures.min()), float(pictures.max())
-    light = (pictures.float() - low) / max(high - low, 1e-12)
+    light = as_light(pictures)
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(light), generator=generator)
-    some = light[order[:_MOST]]
-    rows = _rows(some)
+    some = light[order[:MOST]]
+    rows = looked_at(some)
     middle = rows.mean(0)
-    changes = torch.cat([_rows(_changed(some, generator)) - rows for _ in range(_COPIES)])
-    directions = _discriminant(_covariance(changes), _covariance(rows - middle))
-    found = torch.cat([(_rows(part) - middle) @ directions for part in torch.split(light, _MOST)])
+    changes = torch.cat([looked_at(changed(some, generator)) - rows for _ in range(COPIES)])
+    directions = discriminant(covariance(changes), covariance(rows - middle))
+    found = torch.cat([(looked_at(part) - middle) @ directions for part in torch.split(light, MOST)])
     return F.normalize(_with_its_own(found, changes @ directions, order[:_MOST_PAIRED]))
+
+
+def as_light(pictures: Tensor) -> Tensor:
+    """The pictures from 0 to 1."""
+    low, high = float(pictures.min()), float(pictures.max())
+    return (pictures.float() - low) / max(high - low, 1e-12)
 
 
 def _with_its_own(rows: Tensor, changes: Tensor, some: Tensor) -> Tensor:
     """The rows in the directions in which pictures of one thing, as far as they are found, differ the least."""
-    made, between, sample = _covariance(changes), _covariance(rows), rows[some]
+    made, between, sample = covariance(changes), covariance(rows), rows[some]
     found = rows
     for turn in range(_ROUNDS):
-        pairs = _mutual(F.normalize(found[some]), 1 + turn)
+        pairs = mutual(F.normalize(found[some]), 1 + turn)
         if len(pairs) < _MANY * rows.shape[1]:
             break
-        own = _covariance(sample[pairs[:, 0]] - sample[pairs[:, 1]]) / 2  # of both is twice that of one
-        found = rows @ _discriminant(own + _OWN * made, between)
+        own = covariance(sample[pairs[:, 0]] - sample[pairs[:, 1]]) / 2  # of both is twice that of one
+        found = rows @ discriminant(own + MADE * made, between)
     return found
 
 
-def _mutual(rows: Tensor, k: int) -> Tensor:
+def mutual(rows: Tensor, k: int) -> Tensor:
     """(M, 2) pairs of rows each of which is among the k nearest of the other.
 
-    >>> _mutual(torch.tensor([[0.0], [1.0], [3.0]]), 1).tolist()
+    >>> mutual(torch.tensor([[0.0], [1.0], [3.0]]), 1).tolist()
     [[0, 1]]
     """
     near = torch.from_numpy(nearest(rows, k=k)[0])
@@ -83,24 +88,24 @@ def _mutual(rows: Tensor, k: int) -> Tensor:
     return torch.stack([own[both], near[both]], 1)
 
 
-def _covariance(rows: Tensor) -> Tensor:
+def covariance(rows: Tensor) -> Tensor:
     """About zero, (d, d)."""
     return rows.T @ rows / len(rows)
 
 
-def _discriminant(within: Tensor, between: Tensor) -> Tensor:
-    """(d, 64) directions in which ``between`` is largest against ``within``, which is one in all; the best last."""
+def discriminant(within: Tensor, between: Tensor, width: int = _WIDTH) -> Tensor:
+    """(d, width) directions in which ``between`` is largest against ``within``, which is one in all; the best last."""
     size = len(within)
     within = within + (_RIDGE * between.diagonal().mean() + 1e-12) * torch.eye(size)
     lower = torch.linalg.cholesky(within)
     whitened = torch.linalg.solve_triangular(lower, between, upper=False)
     whitened = torch.linalg.solve_triangular(lower, whitened.T, upper=False)
     _, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
-    found: Tensor = torch.linalg.solve_triangular(lower.T, vectors[:, -min(_WIDTH, size - 1) :], upper=True)
+    found: Tensor = torch.linalg.solve_triangular(lower.T, vectors[:, -min(width, size - 1) :], upper=True)
     return found
 
 
-def _rows(light: Tensor) -> Tensor:
+def looked_at(light: Tensor) -> Tensor:
     """What is looked at in each picture, (N, d): of at most 16 pixels a side, and of 8."""
     logs = torch.log(_at_most(light.clamp(min=0.0), _SIDE) + _DARK)
     middle = logs.mean((2, 3), keepdim=True)
@@ -122,14 +127,20 @@ def _at_most(light: Tensor, side: int) -> Tensor:
     return F.adaptive_avg_pool2d(light, side) if max(light.shape[-2:]) > side else light
 
 
-def _changed(light: Tensor, generator: torch.Generator) -> Tensor:
-    """Copies that are moved, drawn nearer, blurred and lit differently, each in its own way."""
+def changed(light: Tensor, generator: torch.Generator, by: float = 0.06) -> Tensor:
+    """Copies that are moved, drawn nearer, blurred and lit differently, each in its own way.
+
+    Args:
+        light: (N, channels, height, width), from 0 to 1.
+        generator: of the changes.
+        by: how far they are moved, as a share of half of the picture, and by how much they grow; a deviation.
+    """
     count = len(light)
     normal = torch.randn(count, 5, generator=generator)
     place = torch.zeros(count, 2, 3)
-    place[:, 0, 0] = 1 + 0.06 * normal[:, 0]
+    place[:, 0, 0] = 1 + by * normal[:, 0]
     place[:, 1, 1] = place[:, 0, 0] * (1 + 0.02 * normal[:, 1])
-    place[:, :, 2] = 0.06 * normal[:, 2:4]
+    place[:, :, 2] = by * normal[:, 2:4]
     grid = F.affine_grid(place, list(light.shape), align_corners=False)
     moved = F.grid_sample(light, grid, padding_mode="reflection", align_corners=False)
     blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)

@@ -226,12 +226,14 @@ class Examples:
             return found
         return Table({**found.columns, "same_label": labels[found["first"]] == labels[found["second"]]})
 
-    def leaks(self, within: float | None = None) -> Table:
+    def leaks(self, within: float | None = None, series: bool = False) -> Table:
         """Pairs of a training and a held-out example that show the same, the nearest first.
 
         Args:
             within: the largest distance, in units of the distance that is usual around the two; by default such that
-                one example of a thousand has a neighbour so near by chance. Larger values find more, and err more.
+                one example of a thousand has a neighbour so near by chance, and 1 in series. Larger values find more,
+                and err more.
+            series: pictures come in series, of eight or more frames of each thing: as :meth:`groups` says.
 
         Returns:
             ``train``, ``valid`` (positions in the two sets) and ``distance``. Where there are labels, pairs of one
@@ -242,7 +244,7 @@ class Examples:
         """
         from fogline._examples.duplicates import RARELY
 
-        count, found = self._across(within, RARELY)
+        count, found = self._across(within, RARELY, series)
         crossing = (found["first"] < count) & (found["second"] >= count)
         return Table(
             {
@@ -252,12 +254,16 @@ class Examples:
             }
         )
 
-    def groups(self, within: float | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def groups(self, within: float | None = None, series: bool = False) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The groups that nearly the same examples form, over both sets: a split should not cut through one.
 
         Args:
             within: the largest distance of a link, in units of what is usual; by default such that one example of two
-                has a link by chance: what is joined wrongly does a split no harm, what is not joined does.
+                has a link by chance: what is joined wrongly does a split no harm, what is not joined does. In series 1.
+            series: pictures come in series, of eight or more frames of each thing, as from a moving camera. Then how
+                frames of one thing differ is learned from the pictures themselves, and what is far apart is joined over
+                what lies between. Of copies in twos and threes, or among many single pictures, it joins far too much.
+                Where hardly any example has company at all, nothing is learned.
 
         Returns:
             The number of the group of each training example, (N,), and of each held-out one, (M,).
@@ -267,12 +273,12 @@ class Examples:
         """
         from fogline._examples.duplicates import OFTEN, groups
 
-        count, found = self._across(within, OFTEN)
+        count, found = self._across(within, OFTEN, series)
         total = count + len(self._spaces().looks["valid"])
         number = groups(total, found)
         return number[:count], number[count:]
 
-    def _across(self, within: float | None, chance: float) -> tuple[int, Table]:
+    def _across(self, within: float | None, chance: float, series: bool) -> tuple[int, Table]:
         import torch
 
         from fogline._examples.duplicates import near_by_chance, pairs
@@ -285,6 +291,14 @@ class Examples:
         rows = torch.cat([spaces.looks["train"], spaces.looks["valid"]])
         labels = [spaces.labels(split) for split in ("train", "valid")]
         known = None if labels[0] is None or labels[1] is None else np.concatenate([labels[0], labels[1]])
+        if series and spaces.pictures:
+            from fogline._examples.linkage import joined
+            from fogline._examples.series import in_series
+
+            if in_series(rows, known):
+                return len(spaces.looks["train"]), joined(
+                    len(rows), spaces.links(known), 1.0 if within is None else within
+                )
         within = near_by_chance(rows, chance) if within is None else within
         return len(spaces.looks["train"]), pairs(rows, known, within)
 

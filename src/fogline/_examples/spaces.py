@@ -22,6 +22,7 @@ from fogline._examples.neighbours import unit
 from fogline.data.intake import Opened, open_data
 from fogline.data.source import InMemory, Source, Stream, leaves, map_tree
 from fogline.descent.randomness import private_randomness
+from fogline.record.store import Table
 from fogline.run import Run
 from fogline.task import Task
 
@@ -41,6 +42,7 @@ class Spaces:
 
     def __init__(self, run: Run, record: Record, task: Task) -> None:
         self.run, self.record, self.task = run, record, task
+        self._links: Table | None = None
 
     @cached_property
     def opened(self) -> Opened:
@@ -114,6 +116,14 @@ class Spaces:
         whole = fingerprints(torch.cat([self.pictures[split] for split in self.sources]))
         parts = torch.split(whole, [len(self.pictures[split]) for split in self.sources])
         return dict(zip(self.sources, parts, strict=True))
+
+    def links(self, labels: NDArray[np.int64] | None) -> Table:
+        """Pairs of pictures that are near each other as those of one series are, over both splits."""
+        from fogline._examples.series import links
+
+        if self._links is None:
+            self._links = links(torch.cat([self.pictures[split] for split in self.sources]), labels)
+        return self._links
 
     def spaces(self) -> list[Tensor]:
         """Rows of the training examples in each space there is, the embedding first."""
