@@ -206,8 +206,8 @@ class _Work:
                 self.scores["fake"], self.model = scores, model
         told = f"post-training quantization lost {before:.2%} of the {name}, "
         _, after = self.lost()
-        gained = f"fine-tuned {after:.2%}" if after < before else "and fine-tuning was no better: its weights were kept"
-        self.notes.append(told + gained)
+        better = "which fine-tuning made good" if after <= 0 else f"fine-tuned {after:.2%}"
+        self.notes.append(told + (better if after < before else "and fine-tuning was no better: its weights were kept"))
 
     def float_report(self, path: Path) -> ExportReport:
         """The file of the model in floats."""
@@ -320,7 +320,9 @@ class _Work:
         outputs = {name: outputs_of(stage.eval(), sample) for name, stage in stages.items()}
         names = list(stages)
         return {
-            f"{first} - {second}": difference(outputs[first], outputs[second], outputs["float"], threshold)
+            f"{first} - {second}": difference(
+                outputs[first], outputs[second], outputs["float"], threshold, self.subject.multilabel
+            )
             for first, second in pairwise(names)
         }
 
