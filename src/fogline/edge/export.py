@@ -204,10 +204,9 @@ class _Work:
             scores = self.subject.score(model)
             if self.lost(scores)[1] < self.lost()[1]:
                 self.scores["fake"], self.model = scores, model
-        told = f"post-training quantization lost {before:.2%} of the {name}, "
-        _, after = self.lost()
-        better = "which fine-tuning made good" if after <= 0 else f"fine-tuned {after:.2%}"
-        self.notes.append(told + (better if after < before else "and fine-tuning was no better: its weights were kept"))
+        after = self.lost()[1]
+        gained = f"fine-tuned {max(0.0, after):.2%}" if after < before else "fine-tuning no less: its weights were kept"
+        self.notes.append(f"post-training quantization lost {max(0.0, before):.2%} of the {name}, {gained}")
 
     def float_report(self, path: Path) -> ExportReport:
         """The file of the model in floats."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fogline._fit import fit, resume
 from fogline.data.source import Stream
@@ -31,17 +32,21 @@ def fine_tuning(subject: Subject) -> Recipe:
     """The recipe of a run for its fine-tuning: a tenth of its steps, at a rate that is measured again, to zero.
 
     The rate of the run is none of this model's: batch normalisation, which holds activations in place while weights
-    move, has been folded into the weights, and they may be far smaller than they were.
+    move, has been folded into the weights, and they may be far smaller than they were. It is measured by the curvature;
+    a sweep from weights that are trained already finds nothing. So an optimizer whose edge of stability is not known
+    gives way to AdamW.
     """
     recipe, taken = subject.recipe, int(subject.run.info.get("steps") or 0)
     steps = max(math.ceil(_SHARE * taken), min(_FEWEST, max(1, taken)))
-    paced = recipe.schedule == "constant" and not spec_of(recipe.optimizer).schedulable
+    if spec_of(recipe.optimizer).edge is None:
+        recipe = recipe.replace(optimizer="adamw", options={}, weight_decay=None)
     return recipe.replace(
         lr="auto",
+        lr_scale={},  # by names of modules that a graph does not have
         guard="auto",
         duration=f"{steps}st",
-        schedule=recipe.schedule if paced else "linear",
-        warmup=0 if paced else 0.05,
+        schedule="linear",
+        warmup=0.05,
         validate_every=f"{math.ceil(steps / _VALIDATIONS)}st",
         patience=None,
     )
@@ -66,10 +71,12 @@ def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, li
     model.settle_after = _settling(subject, recipe)
     task = replace(subject.task, model=model, name=f"{subject.run.name}-qat")
     folder = subject.run.folder.with_name(f"{subject.run.name}-qat")
-    if _interrupted(folder, recipe):
-        run = resume(folder, task)
-    else:
-        run = fit(task, recipe, runs=folder.parent, name=_free(folder), progress=False)
+    # The curvature that the rate is measured by is a second derivative, and fused kernels of attention have none.
+    with sdpa_kernel(SDPBackend.MATH):
+        if _interrupted(folder, recipe):
+            run = resume(folder, task)
+        else:
+            run = fit(task, recipe, runs=folder.parent, name=_free(folder), progress=False)
     best = run.model.cpu().eval()
     assert isinstance(best, Quantized)
     last, (checkpoint, _) = copy.deepcopy(best), latest(run.folder)
