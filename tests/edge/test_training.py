@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import fogline
+from edge.networks import Reader
 from fogline.edge.capture import capture
 from fogline.edge.quantize import Quantized, calibrate, quantized
 from fogline.edge.subject import Subject
@@ -39,6 +43,26 @@ def rounded(subject: Subject) -> Quantized:
 def test_a_short_run_is_fine_tuned_as_long_as_it_was(subject: Subject) -> None:
     recipe = fine_tuning(subject)
     assert (recipe.duration, recipe.schedule, recipe.validate_every) == ("80st", "linear", "16st")
+
+
+def test_what_the_curvature_says_nothing_of_gives_way(subject: Subject) -> None:
+    other = subject.recipe.replace(optimizer="nadam", options={"momentum_decay": 0.01}, lr_scale={"0": 2.0})
+    recipe = fine_tuning(replace(subject, recipe=other))
+    assert (recipe.optimizer, recipe.options, recipe.lr_scale) == ("adamw", {}, {})
+    assert fine_tuning(subject).optimizer == "adamw"
+    momentum = fine_tuning(replace(subject, recipe=subject.recipe.replace(optimizer="momentum")))
+    assert momentum.optimizer == "momentum"
+
+
+def test_the_curvature_of_attention_is_known(tmp_path: Path) -> None:
+    inputs, targets = torch.randn(64, 4, 6, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        task = fogline.Task(Reader(), nn.CrossEntropyLoss(), (inputs, targets), (inputs, targets))
+    recipe = fogline.Recipe(optimizer="adamw", lr=1e-3, batch_size=32, duration="4st", step="eager")
+    subject = Subject.of(fogline.fit(task, recipe, runs=tmp_path, progress=False), None)
+    run, _ = trained(subject, rounded(subject), fine_tuning(subject))
+    assert run.info["resolved"]["lr"]["evidence"]["edge"] > 0
 
 
 def test_the_rate_is_measured_again_since_folding_takes_the_normalisation_away(subject: Subject) -> None:
