@@ -283,8 +283,8 @@ says nothing of fine-tuning. The choice is made on the data that is scored, whic
 The layers of the network at 96 px were chosen after looking at latencies: a network of 1.05 M weights with more
 depthwise convolutions at 48 px was 2.6 times faster than float, one of 1.11 M weights 3.1 times. It is trained for 250
 steps of 16 pictures, faint shapes in strong noise, and not every seed has learned much by then: the table below says
-which. Its float file runs more than twice slower in some processes than in most, where int8 is as fast as always; why is
-not known. The highest of its ratios comes of that and is no merit of int8.
+which. Its float file takes more than twice as long in some processes as in most, int8 the same in all; why is not
+known. The highest of its ratios comes of that and is no merit of int8.
 """
 
 
