@@ -13,7 +13,6 @@ import fogline
 from fogline.edge.capture import capture
 from fogline.edge.quantize import calibrate, convert, quantized
 from fogline.edge.subject import Subject, losses_of
-from fogline.edge.training import fine_tuning
 
 X = torch.linspace(-1, 1, 48).reshape(-1, 2)
 FIELDS: dict[str, Any] = {
@@ -73,15 +72,6 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         break
     with pytest.raises(ValueError, match=r"expected finite weights, received NaN or infinite ones in '0\.weight'"):
         Subject.of(fogline.Run.open(tmp_path / "nan"), fogline.Task(model, nn.MSELoss(), (X, X)))
-
-
-def test_the_fine_tuning_is_a_tenth_as_long_at_a_third_of_the_rate(tmp_path: Path) -> None:
-    task = fogline.Task(autoencoder(), nn.MSELoss(), (X, X), (X, X))
-    run = fogline.fit(task, runs=tmp_path, **{**FIELDS, "duration": "1500st"})
-    recipe = fine_tuning(Subject.of(run, None))
-    assert recipe.duration == "150st"
-    assert recipe.lr == pytest.approx(0.1 / 3)
-    assert recipe.schedule == "linear"
 
 
 @pytest.mark.parametrize(("better", "worse", "chance"), [(0.9, 0.8, 0.1), (2.0, 3.0, 10.0)])

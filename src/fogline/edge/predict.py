@@ -28,7 +28,7 @@ class Model:
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads, options.log_severity_level = threads, 3  # errors; what it optimizes is no news
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         stored = self.session.get_modelmeta().custom_metadata_map.get("fogline", "{}")
         self.about: dict[str, Any] = json.loads(stored)
@@ -72,20 +72,28 @@ class Model:
         return (values - mean.reshape(shape)) / scale.reshape(shape)
 
     def predict(self, inputs: Any) -> list[dict[str, Any]]:
-        """One answer for each input: the class and its probability, or the numbers with their units."""
+        """One answer for each input: its class and the probability, all that apply, or the numbers with their units."""
         outputs = self.outputs(inputs)[0]
         if self.about.get("kind") != "classification":
             return [self._numbers(row) for row in outputs.reshape(len(outputs), -1)]
-        classes = self.about.get("classes")
-        if outputs.ndim < 2 or outputs.shape[1] == 1:
-            yes = outputs.reshape(len(outputs)) > self.about.get("threshold", 0.0)
-            return [{"class": _name(classes, int(flag))} for flag in yes]
-        return [self._class(row, classes) for row in outputs]
+        if outputs.ndim < 2 or outputs.shape[1] == 1 or self.about.get("multilabel"):
+            return [self._yes(row) for row in outputs > self.about.get("threshold", 0.0)]
+        return [self._class(row) for row in outputs]
 
-    def _class(self, row: Any, classes: list[str] | None) -> dict[str, Any]:
-        best = int(row.argmax())
-        raised = np.exp(row - row.max())
-        return {"class": _name(classes, best), "probability": round(float(raised[best] / raised.sum()), 4)}
+    def _yes(self, flags: Any) -> dict[str, Any]:
+        classes = self.about.get("classes")
+        if self.about.get("multilabel"):
+            return {"classes": [_name(classes, int(place)) for place in np.flatnonzero(flags)]}
+        return {"class": _name(classes, int(flags.item())) if flags.size == 1 else flags.astype(int).tolist()}
+
+    def _class(self, row: Any) -> dict[str, Any]:
+        """The class and its probability; of a picture in which every place has a class, the numbers of these."""
+        if row.ndim > 1:
+            return {"class": row.argmax(0).tolist()}
+        best, known = int(row.argmax()), bool((row >= 0).all()) and abs(float(row.sum()) - 1) < 1e-3
+        raised = row if known else np.exp(row - row.max())  # the network may end in a softmax of its own
+        probability = round(float(raised[best] / raised.sum()), 4)
+        return {"class": _name(self.about.get("classes"), best), "probability": probability}
 
     def _numbers(self, row: Any) -> dict[str, Any]:
         units = self.about.get("units") or []

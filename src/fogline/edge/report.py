@@ -105,9 +105,7 @@ class ExportReport:
         weights = [item for item in self.float_weights if item[1] > 0]
         if weights and self.bits < 32:
             count = sum(size for _, size in weights)
-            lines.append(
-                f"still stored as float: {count:,} values in {len(weights)} constants, most in {weights[0][0]}"
-            )
+            lines.append(f"still stored as float: {count:,} values, most in {weights[0][0]}")
         if self.layers:
             noisy = ", ".join(f"{item.name} {item.signal_to_noise:.0f} dB" for item in self.layers[:_SHOWN])
             lines.append(f"noisiest layers: {noisy}")

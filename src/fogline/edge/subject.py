@@ -87,6 +87,11 @@ class Subject:
         return cls(run, start.task, recipe, model.float().eval(), opened, tuple(notes))
 
     @property
+    def multilabel(self) -> bool:
+        """Whether each of several outputs says yes or no for itself."""
+        return self.opened.facts.outputs > 1 and losses.family(self.task.loss) == "binary"
+
+    @property
     def scorer(self) -> Scorer:
         """Of the held-out data; of the training data where there is none."""
         return Scorer(self.opened.valid or self.opened.train, self.task.metrics, _ROWS, _CPU)
@@ -163,6 +168,7 @@ class Subject:
             "classes": None if facts.classes is None else list(facts.classes),
             "columns": None if facts.columns is None else list(facts.columns),
             "threshold": facts.threshold,
+            "multilabel": self.multilabel,
             "encoder": None if encoder is None else encoder.to_dict(),
             "target": getattr(encoder, "target", None) or self.task.target,
         }

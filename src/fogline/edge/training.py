@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fogline._fit import fit, resume
 from fogline.data.source import Stream
+from fogline.descent.checkpoint import latest, load_model_tensors
 from fogline.descent.optimizers import spec_of
 from fogline.descent.resolve import batch_rows
 from fogline.edge.quantize import Quantized
@@ -21,31 +24,39 @@ from fogline.verdict import Verdict
 
 _SHARE = 0.1  # of the steps of the run
 _FEWEST = 100  # steps, unless the run itself had fewer
-_LOWER = 3.0  # the learning rate of the run is divided by it
 _MOVING = 2 / 3  # share of the steps in which ranges follow the data
 _VALIDATIONS = 5
 
 
 def fine_tuning(subject: Subject) -> Recipe:
-    """The recipe of a run for its fine-tuning: a tenth of its steps at a third of its learning rate, to zero."""
+    """The recipe of a run for its fine-tuning: a tenth of its steps, at a rate that is measured again, to zero.
+
+    The rate of the run is none of this model's: batch normalisation, which holds activations in place while weights
+    move, has been folded into the weights, and they may be far smaller than they were. It is measured by the curvature;
+    a sweep from weights that are trained already finds nothing. So an optimizer whose edge of stability is not known
+    gives way to AdamW.
+    """
     recipe, taken = subject.recipe, int(subject.run.info.get("steps") or 0)
     steps = max(math.ceil(_SHARE * taken), min(_FEWEST, max(1, taken)))
-    assert not isinstance(recipe.lr, str)
-    paced = recipe.schedule == "constant" and not spec_of(recipe.optimizer).schedulable
+    if spec_of(recipe.optimizer).edge is None:
+        recipe = recipe.replace(optimizer="adamw", options={}, weight_decay=None)
     return recipe.replace(
-        lr=recipe.lr / _LOWER,
+        lr="auto",
+        lr_scale={},  # by names of modules that a graph does not have
+        guard="auto",
         duration=f"{steps}st",
-        schedule=recipe.schedule if paced else "linear",
-        warmup=0 if paced else 0.05,
+        schedule="linear",
+        warmup=0.05,
         validate_every=f"{math.ceil(steps / _VALIDATIONS)}st",
         patience=None,
     )
 
 
-def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, Quantized]:
-    """Fine-tune a calibrated model; gives the run and the model with the best weights and ranges.
+def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, list[Quantized]]:
+    """Fine-tune a calibrated model; gives the run, and the model at its lowest held-out loss and as it was last.
 
-    The run is called after the one it comes from; one that was interrupted is taken up where it stopped.
+    Both, since a network that grows surer of itself can err less at a higher loss: it is for the metric to say which is
+    better. The run is called after the one it comes from; one that was interrupted is taken up where it stopped.
 
     Raises:
         Interrupted: a signal came; exporting again goes on.
@@ -56,18 +67,22 @@ def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, Qu
         precision="float32",
         step="eager" if recipe.step == "auto" else recipe.step,
         ema=None,  # averaged weights would meet the ranges of others
-        guard=False if recipe.guard == "auto" else recipe.guard,
     )
     model.settle_after = _settling(subject, recipe)
     task = replace(subject.task, model=model, name=f"{subject.run.name}-qat")
     folder = subject.run.folder.with_name(f"{subject.run.name}-qat")
-    if _interrupted(folder, recipe):
-        run = resume(folder, task)
-    else:
-        run = fit(task, recipe, runs=folder.parent, name=_free(folder), progress=False)
+    # The curvature that the rate is measured by is a second derivative, and fused kernels of attention have none.
+    with sdpa_kernel(SDPBackend.MATH):
+        if _interrupted(folder, recipe):
+            run = resume(folder, task)
+        else:
+            run = fit(task, recipe, runs=folder.parent, name=_free(folder), progress=False)
     best = run.model.cpu().eval()
     assert isinstance(best, Quantized)
-    return run, best
+    last, (checkpoint, _) = copy.deepcopy(best), latest(run.folder)
+    if checkpoint is not None:
+        load_model_tensors(last, checkpoint.model)
+    return run, [best, last]
 
 
 def _device(subject: Subject, model: Quantized) -> str:
