@@ -125,8 +125,7 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
         min(0.9, 0.4 + 0.5 * (usual - recall)),
         (relative, Evidence("share of the rare classes' rows that are recognised", recall, usual)),
         f"Some classes have up to {ratio:.0f} times fewer rows than the most common one, and the model does not find "
-        "them: "
-        "ignoring a rare class costs the loss next to nothing. Weights make each class count the same.",
+        "them: ignoring a rare class costs the loss next to nothing. Drawn as often as the others it counts the same.",
         remedies,
         of_data=usual - recall > max(0.5, 3 * error) or _lacking(counts) > 0,
         advice=_MORE_ROWS,
