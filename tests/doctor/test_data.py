@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fogline
 from fogline.doctor.case import open_case
-from fogline.doctor.causes import data
+from fogline.doctor.causes import data, fit
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
+from fogline.doctor.standing import standing
 from fogline.doctor.trial import Laboratory
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=20, duration="20ep")
@@ -229,10 +230,27 @@ def test_rare_classes_that_are_not_found() -> None:
     given = in_motion(classification((X[use], y[use]), recipe=RECIPE.replace(lr=0.001)), 40)
     found = data.class_imbalance(given)
     assert found is not None
-    weights = mended(given, found).program.loss.weight
-    assert weights[1] > 5 * weights[0]
-    again = mended(given, found, 1)
+    again = mended(given, found)
     assert torch.bincount(again.program.train[1]).min() > 100
+    weights = mended(given, found, 1).program.loss.weight
+    assert weights[1] > 5 * weights[0]
+
+
+def test_rare_classes_that_are_known_by_heart() -> None:
+    """Neither are the labels of the other rows mixed up, nor are those learned by heart as well."""
+    X = torch.randn(1200, 30, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(1200) % 3
+    X[torch.arange(1200), y] += 3.0
+    use = (y != 1) | (torch.arange(1200) < 15)
+    train = X[:600][use[:600]], y[:600][use[:600]]
+    wide = nn.Sequential(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 3))
+    task = fogline.Task(wide, nn.CrossEntropyLoss(), train, valid=(X[600:], y[600:]))
+    given = in_motion(Examination(open_case(task, RECIPE)), 300)
+    assert standing(given).train_score - standing(given).score > 0.3
+    assert data.class_imbalance(given) is not None
+    assert data.shuffled_labels(given) is None
+    overfitted = fit.overfitting(given)
+    assert overfitted is None or not overfitted.proof
 
 
 def test_rare_classes_that_are_found() -> None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import fogline
+from fogline.doctor.bench import Bench
 from fogline.doctor.case import apply_to, open_case, program
-from fogline.doctor.finding import CAUSES, Remedy, Rows, Suspicion
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import CAUSES, Remedy, Rows, Suspicion, Trial
 from fogline.doctor.trial import SEEDS, Laboratory, compared
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="20ep")
@@ -137,6 +139,21 @@ def test_a_trial_is_accepted_beyond_the_noise_of_the_seeds_only() -> None:
     assert not accepted([0.8, 0.2, 0.3], [0.3, 0.3, 0.3])  # one lucky seed
     assert not accepted([0.33, 0.34, 0.33], [0.3, 0.31, 0.3])  # sure, and too little to matter
     assert not accepted([0.1, 0.1, 0.1], [0.3, 0.31, 0.3])
+
+
+def test_what_is_wrong_beyond_doubt_is_mended_by_any_gain_beyond_the_noise() -> None:
+    case = open_case(task(), RECIPE)
+    bench = Bench(Laboratory(case, 0), Examination(case), (), steps=30)
+
+    def suffices(first: tuple[float, ...], *, costs: bool) -> bool:
+        trial = Trial("", "", SEEDS, "", first, (0.3, 0.31, 0.3), 30, 90, accepted=False)
+        return bench.suffices(trial, Remedy("", "", costs=costs))
+
+    assert suffices((0.32, 0.33, 0.32), costs=True)
+    assert not suffices((0.3, 0.31, 0.3), costs=True)  # no gain
+    assert not suffices((0.5, 0.2, 0.3), costs=True)  # one lucky seed
+    assert suffices((0.3, 0.31, 0.3), costs=False)
+    assert not suffices((0.1, 0.1, 0.1), costs=False)
 
 
 def test_remedies_of_rows_know_them_by_their_place() -> None:

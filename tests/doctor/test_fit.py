@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import fogline
 from fogline.doctor.case import open_case
 from fogline.doctor.causes import fit
 from fogline.doctor.examination import Examination
+from fogline.doctor.remedies import smoothed_labels
 from fogline.doctor.trial import Laboratory
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="30ep")
@@ -77,18 +79,45 @@ def test_silent(name: str) -> None:
     assert causes(HEALTHY[name]()) == []
 
 
-@pytest.mark.parametrize("kind", ["labels", "numbers"])
-def test_overfitting(kind: str) -> None:
+def by_heart(kind: str) -> Examination:
+    """Seventy rows of thirty columns, of which one says a little."""
     source = torch.Generator().manual_seed(0)
     X = torch.randn(270, 30, generator=source)
     y = X[:, 0] + 1.5 * torch.randn(270, generator=source)
     y = (y > 0).long() if kind == "labels" else y[:, None]
-    exam = observed((X[:70], y[:70]), net(30, 2 if kind == "labels" else 1, 128), steps=300, valid=(X[70:], y[70:]))
-    found = fit.overfitting(exam)
+    return observed((X[:70], y[:70]), net(30, 2 if kind == "labels" else 1, 128), steps=300, valid=(X[70:], y[70:]))
+
+
+@pytest.mark.parametrize("kind", ["labels", "numbers"])
+def test_overfitting(kind: str) -> None:
+    found = fit.overfitting(by_heart(kind))
     assert found is not None
     assert found.proof
-    assert found.remedies[0].on_recipe is not None
-    assert found.remedies[0].on_recipe(RECIPE).patience == 5
+    places = [remedy.place for remedy in found.remedies]
+    assert places == (["smoothing", "rate"] if kind == "labels" else ["rate"])
+
+
+def test_smoothed_labels_keep_what_else_the_loss_does() -> None:
+    weights, given = torch.tensor([1.0, 3.0]), torch.tensor([[2.0, -1.0], [0.5, 0.0], [1.0, 1.0]])
+    exam = observed(labels(), net(8, 3), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 1.0])), steps=20)
+    remedy = smoothed_labels(exam)
+    assert remedy is not None
+    assert remedy.on_loss is not None
+    target = torch.tensor([0, 1, -100])
+    wanted = F.cross_entropy(given, target, weight=weights, label_smoothing=0.2)
+    assert remedy.on_loss(nn.CrossEntropyLoss(weight=weights))(given, target) == wanted
+    assert remedy.on_loss(F.cross_entropy)(given, target) == F.cross_entropy(given, target, label_smoothing=0.2)
+    squares = nn.MSELoss()
+    assert remedy.on_loss(squares) is squares
+
+
+def test_a_trial_scores_the_weights_that_fit_keeps(tmp_path: Path) -> None:
+    exam = by_heart("labels")
+    case = exam.case
+    run = fogline.fit(case.task, RECIPE.replace(step="eager", seed=1), runs=tmp_path, progress=False)
+    laboratory = Laboratory(case, 1e6)
+    trial = laboratory.run(exam.program, laboratory.planned, (1,))[0]
+    assert trial.score == laboratory.score(run.model, exam.program, exam.program.held)
 
 
 def test_underfitting_for_want_of_units() -> None:

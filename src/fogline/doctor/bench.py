@@ -10,7 +10,7 @@ from statistics import fmean
 from fogline.doctor.case import Case, program
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Remedy, Suspicion, Trial
-from fogline.doctor.trial import SEEDS, Descended, Laboratory, compared, planned_steps
+from fogline.doctor.trial import CLEARLY, SEEDS, Descended, Laboratory, compared, planned_steps
 
 ENOUGH = 0.03
 """A score must differ by this much to be worth a word."""
@@ -97,6 +97,16 @@ class Bench:
         enough = reached + max(self.margin, AS_GOOD * (1 - reached))
         return fmean(trial.with_it) >= enough or self._in_full(remedies) >= enough
 
+    def suffices(self, trial: Trial, remedy: Remedy) -> bool:
+        """Whether the remedy of a cause that leaves no doubt is kept, although the trial was not won.
+
+        How much a trial must gain guards against findings where nothing is wrong; here something is. So no harm will
+        do, and of what takes something away a gain of whatever size beyond the noise of the seeds.
+        """
+        if not remedy.costs:
+            return self.harmless(trial, [remedy])
+        return len(trial.seeds) > 1 and trial.steps == self.steps and trial.effect > CLEARLY * trial.error
+
     def harmless(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
         """Whether the remedied program is not clearly worse, over as many steps as the control was observed for."""
         if trial.effect >= -ENOUGH:
@@ -133,12 +143,15 @@ def _key(remedies: Sequence[Remedy]) -> tuple[str, ...]:
 
 
 def level(exam: Examination) -> float:
-    """What the observed descent would keep: the score at its lowest held-out loss, or at its end if that is better."""
+    """What ``fit`` would keep of the observed descent: the score at its lowest held-out loss.
+
+    Where the task has no held-out rows it keeps the last weights; the better of both is taken then.
+    """
     observed = exam.observed
     assert observed is not None
     finite = [(loss, score) for _, score, loss in observed.looks if math.isfinite(loss)]
     kept = min(finite)[1] if finite else observed.score
-    return max(kept, observed.score)
+    return kept if exam.case.valid is not None else max(kept, observed.score)
 
 
 def lengthens(suspicion: Suspicion, case: Case) -> bool:

@@ -449,8 +449,9 @@ class _Doctor:
             self.kept = before
 
     def _alone(self, benches: list[Bench], suspicion: Suspicion) -> None:
-        trial = None
+        tried: list[Trial] = []
         for remedy in suspicion.remedies:
+            trial = None
             for bench in benches:
                 if not bench.affords([remedy]):
                     break
@@ -459,14 +460,18 @@ class _Doctor:
                     self.healed, self.healed_in = fmean(trial.with_it), bench.steps
                     self._take(suspicion, remedy, trial)
                     return
-            if suspicion.proof and trial is not None and not remedy.costs and benches[-1].harmless(trial, [remedy]):
+            if trial is None:
+                continue
+            tried.append(trial)
+            if suspicion.proof and benches[-1].suffices(trial, remedy):
                 self._take(suspicion, remedy, trial)
                 return
+        best = max(tried, key=lambda trial: (len(trial.seeds), trial.effect), default=None)
         if suspicion.proof:
-            self._take(suspicion, None, trial)
+            self._take(suspicion, None, best)
             return
-        why = "not tried: the budget is spent" if trial is None else f"no clear gain: {trial}"
-        self._reject(suspicion, trial, why)
+        why = "not tried: the budget is spent" if best is None else f"no clear gain: {best}"
+        self._reject(suspicion, best, why)
 
     def _reject(self, suspicion: Suspicion, trial: Trial | None, why: str) -> None:
         self.doubted.append((suspicion, trial))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
 
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import RATE, Evidence, Remedy, Suspicion
+from fogline.doctor.finding import LOSS, RATE, Evidence, Remedy, Suspicion
 from fogline.doctor.trial import Laboratory
 
+_SMOOTHING = 0.2
 _OFF = 3.0  # times the measured rate: within it a rate is as good as measured
 
 
@@ -20,6 +26,37 @@ def measured_rate() -> Remedy:
         place="rate",
         order=RATE,
     )
+
+
+def smoothed_labels(exam: Examination) -> Remedy | None:
+    """Targets of cross-entropy that are less than sure (Szegedy et al. 2016); None for other losses.
+
+    A network that knows its rows by heart, wrong labels among them, grows ever surer: the held-out loss turns up while
+    its answers still get better, and the weights of the lowest held-out loss are early ones. What is asked to be sure
+    only so far does not run away.
+    """
+    if not _sure(exam.program.loss):
+        return None
+    return Remedy(
+        f"smooth the labels by {_SMOOTHING}",
+        f"loss = nn.CrossEntropyLoss(label_smoothing={_SMOOTHING})",
+        on_loss=_smoothed,
+        place="smoothing",
+        order=LOSS,
+    )
+
+
+def _sure(loss: Any) -> bool:
+    return loss is F.cross_entropy or (isinstance(loss, nn.CrossEntropyLoss) and not loss.label_smoothing)
+
+
+def _smoothed(loss: Any) -> Any:
+    """Of a copy: what weighs classes or leaves labels out goes on doing so."""
+    if not _sure(loss):
+        return loss
+    changed = nn.CrossEntropyLoss() if loss is F.cross_entropy else copy.deepcopy(loss)
+    changed.label_smoothing = _SMOOTHING
+    return changed
 
 
 def usual(exam: Examination, laboratory: Laboratory) -> Iterator[Suspicion]:

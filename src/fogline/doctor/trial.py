@@ -51,7 +51,9 @@ class Descended:
     """One descent.
 
     Attributes:
-        score: on rows that were not learned from, by the yardstick; the last one, and the ``best`` on the way.
+        score: on rows that were not learned from, by the yardstick. Of a trial that of the weights ``fit`` would keep:
+            those of the lowest held-out loss, the last ones where the task has no held-out rows. Of an observation that
+            of the last weights; ``best`` is the best on the way.
         losses, norms: of every step; NaN where it was refused.
         refused: how many steps were.
         error: the exception that ended it, or "".
@@ -179,8 +181,8 @@ class Laboratory:
         stepper = EagerStep(machine, begun.batches, deferred=False)
         at = curve(recipe.schedule, steps, warmup=_compressed(recipe, steps, self.planned))
         losses, norms = np.full(steps, np.nan), np.full(steps, np.nan)
-        looks = sorted({round(k * steps / _LOOKS) for k in range(_LOOKS + 1)} if seen else {steps})
-        probe, best, refused, score = None, -1.0, 0, -1.0
+        looks = _looks(begun, variant, steps, watched=seen is not None)
+        probe, refused, kept = None, 0, (math.inf, -1.0)
         if seen is not None:
             seen.start, seen.lr = begun, lr
             named = [(n, p) for n, p in machine.objective.model.named_parameters() if p.requires_grad]
@@ -208,14 +210,16 @@ class Laboratory:
                 probing = 1 if probe.open else 0
             if seen is not None and k + 1 in looks:
                 self._look(seen, begun, variant, k + 1)
-        model = machine.objective.model
+            elif k + 1 in looks and len(looks) > 1:
+                score, loss = self.scored(begun.objective, variant, variant.held)
+                kept = min(kept, (loss, score)) if math.isfinite(loss) else kept
         if seen is not None:
             self._finish(seen, begun, variant)
-            score = seen.looks[-1][1]
             best = max(score for _, score, _ in seen.looks)
-        else:
-            score = best = self.score(model, variant, variant.held)
-        return Descended(score, losses, norms, refused, best=best)
+            return Descended(seen.looks[-1][1], losses, norms, refused, best=best)
+        if not math.isfinite(kept[0]):
+            kept = 0.0, self.score(machine.objective.model, variant, variant.held)
+        return Descended(kept[1], losses, norms, refused, best=kept[1])
 
     def _look(self, seen: Observation, begun: Start, variant: Program, step: int) -> None:
         score, loss = self.scored(begun.objective, variant, variant.held)
@@ -265,6 +269,20 @@ class Laboratory:
             with private_randomness(torch.device("cpu")), begun.objective.without_learning():
                 self._rates[key] = float(begun.objective(_placed(variant.held, begun.batches.device)).detach())
         return self._rates[key]
+
+
+def _looks(begun: Start, variant: Program, steps: int, *, watched: bool) -> list[int]:
+    """Steps after which held-out rows are scored: where the task has some, after each epoch as ``fit`` does.
+
+    ``fit`` keeps the weights whose held-out loss is lowest, so these are what a trial compares.
+    """
+    epoch = begun.batches.steps_per_epoch
+    count = 1 if variant.case.valid is None or epoch is None else min(_LOOKS, max(1, steps // epoch))
+    return sorted(
+        {round(k * steps / _LOOKS) for k in range(_LOOKS + 1)}
+        if watched
+        else {round(k * steps / count) for k in range(1, count + 1)}
+    )
 
 
 def machine_of(begun: Start, lr: float) -> Machine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from fogline.data.source import cast
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import CPU, FAILURES, Case
+from fogline.doctor.causes.data.order import passed_over
 from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.closeup import path_of, some_rows, spreads, wide
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import BODY, RATE, RECIPE, Evidence, Remedy, Suspicion
+from fogline.doctor.finding import BODY, RATE, Evidence, Remedy, Suspicion
+from fogline.doctor.remedies import smoothed_labels
 from fogline.doctor.standing import motion, resolved, standing, steps_of
 from fogline.doctor.surgery import has, replaced, reset, widened
 from fogline.lanczos import lanczos
@@ -52,15 +55,7 @@ def overfitting(exam: Examination) -> Suspicion | None:
         return None
     at = next(step for step, loss in curve if loss == lowest)
     turned = share > 0.2 and gap > 0.25 and stands.train_score > 0.9
-    surely = (by_heart or turned) and gap > 4 * stands.error
-    patient = Remedy(
-        "stop when the held-out loss no longer improves, and keep the best weights",
-        "fogline.Recipe(patience=5)",
-        on_recipe=lambda recipe: recipe.replace(patience=5),
-        costs=True,
-        place="patience",
-        order=RECIPE,
-    )
+    surely = (by_heart or turned) and gap > 4 * stands.error and not _only_rare_ones(exam, stands.train_score)
     decay = Remedy(
         "adamw with weight decay 0.1",
         'fogline.Recipe(optimizer="adamw", weight_decay=0.1)',
@@ -69,6 +64,7 @@ def overfitting(exam: Examination) -> Suspicion | None:
         place="rate",
         order=RATE,
     )
+    smoothed = [] if (remedy := smoothed_labels(exam)) is None else [replace(remedy, costs=True)]
     return Suspicion(
         "overfitting",
         0.7 if surely else 0.5,
@@ -80,10 +76,19 @@ def overfitting(exam: Examination) -> Suspicion | None:
         "The network learns these rows by heart: what it answers right of them it gets wrong of others"
         + (f", and the held-out loss rises from step {at} on. " if share >= 0.1 else ". ")
         + f"{exam.program.rows} rows are few for what it can remember.",
-        (patient, decay) if surely else (decay,),
+        (*smoothed, decay),
         proof=surely,
-        advice="more rows, a smaller network, augmentation or dropout",
+        advice="more rows, augmentation, a smaller network or dropout; patience=5 saves steps",
     )
+
+
+def _only_rare_ones(exam: Examination, train_score: float) -> bool:
+    """Whether it is but rare classes that are known by heart, and the others' rows are answered well, held out too."""
+    missed = passed_over(exam)
+    if missed is None:
+        return False
+    chance = 1 / max(2, exam.case.yardstick.classes)
+    return train_score - (missed[1] - chance) / (1 - chance) <= 0.25
 
 
 def underfitting(exam: Examination) -> Suspicion | None:

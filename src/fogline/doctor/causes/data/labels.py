@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from fogline.data.source import leaves
 from fogline.doctor.causes.data.common import error_of, kept_at, only, pair_of
+from fogline.doctor.causes.data.order import rare, rows_of_classes
 from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import out_of_fold
+from fogline.doctor.remedies import smoothed_labels
 
 _FEWEST = 50
 """Rows below which a share or a score says too little."""
@@ -28,6 +30,9 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
     seen, held = exam.reference, exam.case.valid
     if seen.score is None or seen.within_valid is None or seen.valid_score is None or held is None or seen.rows is None:
         return None
+    counts = rows_of_classes(exam)
+    if counts is not None and bool(rare(counts).any()):
+        return None  # what a learner of few rows of a class gets of it is little, whatever their labels
     classes = exam.case.yardstick.classes
     rows, others = len(seen.rows) // 5, min(4000, len(leaves(held.inputs)[0]))
     if rows < 20 or others < 20:
@@ -112,6 +117,7 @@ def label_noise(exam: Examination) -> Suspicion | None:
     doubtful = margin.argsort(descending=True)[: round(found.share * len(ids))]
     doubtful = doubtful[guesses[doubtful] != labels[doubtful]]
     names = ids[doubtful]
+    smoothed = [] if (remedy := smoothed_labels(exam)) is None else [remedy]
     listed = (
         Evidence("rows whose label is likely wrong", len(names), 0),
         Evidence("the first of them", ", ".join(str(k) for k in sorted(names.tolist())[:5])),
@@ -121,7 +127,7 @@ def label_noise(exam: Examination) -> Suspicion | None:
         min(0.8, 0.5 + found.share),
         (*found.evidence, *listed),
         found.explanation,
-        (_relabelled(exam, names, guesses[doubtful]), _unlabelled(names)),
+        (_relabelled(exam, names, guesses[doubtful]), _unlabelled(names), *smoothed),
         proof=found.proof,
         advice="Look at the rows listed by eye before anything is dropped.",
     )

@@ -91,26 +91,17 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
     common ones by more than chance.
     """
     pair, observed = pair_of(exam), exam.observed
-    if pair is None or observed is None or observed.start is None or kept_at(exam, "balance"):
+    counts = rows_of_classes(exam)
+    if pair is None or observed is None or observed.start is None or counts is None or kept_at(exam, "balance"):
         return None
-    labels = exam.case.yardstick.labels(pair[1])
-    if labels is None or len(labels) < 20 or not bool((pair[1] == pair[1].round()).all()):
+    if counts.sum() < 20 or not bool((pair[1] == pair[1].round()).all()) or not bool(rare(counts).any()):
         return None  # answers that are shared between classes have no rare ones
-    counts = torch.bincount(labels).double()
-    present = counts > 0
-    common = float(counts.max())
-    rare = (counts * 4 < common) & present
-    if not bool(rare.any()) or int(present.sum()) < 2:
-        return None
+    present, common = counts > 0, float(counts.max())
     ratio = common / float(counts[present].min())
     weights = torch.where(present, counts.sum() / (present.sum() * counts.clamp_min(1)), torch.zeros_like(counts))
     remedies = tuple(_balanced(exam, weights.float(), counts))
     relative = Evidence("rows of the most common class for one of the rarest", ratio, "about 1")
-    found = max(
-        (gap for gap in (_gap(exam, *rows, rare) for rows in _looked_at(exam)) if gap is not None),
-        key=lambda gap: gap[1] - gap[0],
-        default=None,
-    )
+    found = passed_over(exam)
     if found is None or found[1] - found[0] < _MUCH:
         return _too_few(counts, relative, remedies)  # rare, but learned, as far as can be told
     recall, usual, error = found
@@ -119,12 +110,35 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
         min(0.9, 0.4 + 0.5 * (usual - recall)),
         (relative, Evidence("share of the rare classes' rows that are recognised", recall, usual)),
         f"Some classes have up to {ratio:.0f} times fewer rows than the most common one, and the model does not find "
-        "them: "
-        "ignoring a rare class costs the loss next to nothing. Weights make each class count the same.",
+        "them: ignoring a rare class costs the loss next to nothing. Drawn as often as the others it counts the same.",
         remedies,
         of_data=usual - recall > max(0.5, 3 * error) or _lacking(counts) > 0,
         advice=_MORE_ROWS,
     )
+
+
+def rows_of_classes(exam: Examination) -> Tensor | None:
+    """Training rows of each class, float64 (classes,); None where targets are no labels."""
+    pair = pair_of(exam)
+    labels = None if pair is None else exam.case.yardstick.labels(pair[1])
+    return None if labels is None else torch.bincount(labels).double()
+
+
+def rare(counts: Tensor) -> Tensor:
+    """Which classes have less than a quarter of the rows of the most common one."""
+    return (counts * 4 < counts.max()) & (counts > 0)
+
+
+def passed_over(exam: Examination) -> tuple[float, float, float] | None:
+    """Recall of the rare classes and of the others, where the first is clearly below; and the standard error.
+
+    On learned rows or on held-out ones, where the distance is larger.
+    """
+    counts = rows_of_classes(exam)
+    if counts is None or not bool(rare(counts).any()):
+        return None
+    gaps = (_gap(exam, *rows, rare(counts)) for rows in _looked_at(exam))
+    return max((gap for gap in gaps if gap is not None), key=lambda gap: gap[1] - gap[0], default=None)
 
 
 def _lacking(counts: Tensor) -> int:
@@ -162,7 +176,6 @@ def _looked_at(exam: Examination) -> list[tuple[Any, Tensor]]:
 
 
 def _gap(exam: Examination, inputs: Any, targets: Tensor, rare: Tensor) -> tuple[float, float, float] | None:
-    """Recall of the rare classes and of the others, where the first is clearly below; and the standard error."""
     labels, guessed = exam.case.yardstick.labels(targets), _guessed(exam, inputs)
     if labels is None or guessed is None or len(guessed) != len(labels) or int(labels.max()) >= len(rare):
         return None
@@ -202,14 +215,15 @@ def _guessed(exam: Examination, inputs: Any) -> Tensor | None:
 
 
 def _balanced(exam: Examination, weights: Tensor, counts: Tensor) -> list[Remedy]:
-    loss, found = exam.program.loss, []
+    """Rows first: however much a rare row weighs, a batch without one tells nothing of it."""
+    loss, found = exam.program.loss, [_repeated(exam)]
     if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.weight is None:
         code = f"loss = nn.{type(loss).__name__}(weight=len(y) / (classes * torch.bincount(y)))"
         found.append(_weighted("weight", weights, code))
     if isinstance(loss, nn.BCEWithLogitsLoss) and loss.pos_weight is None and len(counts) == 2:
         code = "loss = nn.BCEWithLogitsLoss(pos_weight=(y == 0).sum() / (y == 1).sum())"
         found.append(_weighted("pos_weight", counts[:1].float() / counts[1:].float().clamp_min(1), code))
-    return [*found, _repeated(exam)]
+    return found
 
 
 def _weighted(name: str, weights: Tensor, code: str) -> Remedy:
