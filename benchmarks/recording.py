@@ -202,8 +202,8 @@ An epoch of 1,000,000 examples with six columns takes {large.buffer / 1e6:.0f} M
 
 {timing.describe(stamp)}
 
-Made by `python benchmarks/recording.py --rounds {rounds} --write`, on a machine that others used too. The weights are drawn with seed 0, and the order of
-the data is that of seed 0.
+Made by `python benchmarks/recording.py --rounds {rounds} --write`, on a machine that others used too. The weights are
+drawn with seed 0, and the order of the data is that of seed 0.
 """
 
 
