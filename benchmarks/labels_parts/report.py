@@ -66,10 +66,10 @@ least as high. Median over seeds, the lowest in brackets. cleanlab ranks by out-
 trained the same way (AdamW at the rate our run found); of its two scores the better one is shown. A blank was not
 measured."""
 
-_HOW_MANY = """The number the run gives with the data at hand, with its interval, and from the record alone; *off* is the
-first against the number planted. F1 is that of the
-labels whose probability is above one half; *right label* is how often the label proposed for a wrong one is the true
-one. *Expected* is the precision it foretells where as many are looked at as are wrong, beside the true one there."""
+_HOW_MANY = """The number the run gives with the data at hand, with its interval, and from the record alone. *Off*
+is the first against the number planted. F1 is that of the labels whose probability is above one half; *right label* is
+how often the label proposed for a wrong one is the true one. *Expected* is the precision it foretells where as many are
+looked at as are wrong, beside the true one there."""
 
 _OVERLAP = """Where classes overlap, what is between them looks like what is wrong. With the data at hand the count is
 less what lies among others of its own label (the row *fogline*); from the record alone that cannot be told, and of
