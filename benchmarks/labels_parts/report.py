@@ -49,17 +49,17 @@ def page(cells: Mapping[str, Cell], stamp: Mapping[str, Any]) -> str:
 _INTRODUCTION = """# Which labels are wrong, how many, and what is rare but right
 
 Wrong labels are planted in 5,000 MNIST images (a perceptron, 784-256-128-10, 20 epochs) and in 12,000 of
-Fashion-MNIST (two convolutions, 12 epochs): to any other class (*symmetric*) or to the next one (*pair*). `fogline.fit`
-trains with its defaults, batches of 64, and nothing held out; then `fogline.examples(run).label_errors()` is asked,
-once with the data at hand and once from the recorded epochs alone. Made by
-`python benchmarks/labels.py --seeds 3 --write`; seeds 20 to 22 (Fashion-MNIST: 20 and 21; cleanlab: 20).
-The method and its few weights were chosen on `load_digits`, on noise of 5, 10 and 30 percent, and on seeds 0 and 1 of
-the problems here; the count was mended once after a look at seeds 10 to 12, which are not shown. How pairs of classes go wrong was changed on
-seeds 0 and 1, scored here, and kept; a count taken up to two epochs later was chosen and scored with it, missed almost
-half of 2,000 wrong labels once, and was taken back. What overlap takes off the count was chosen on seeds 0 and 1, after
-the count without it had been seen on seed 20 of Fashion-MNIST. Measured before, and not again: cleanlab on MNIST at
-commit 034e35c; the leak, the million examples and the neighbours at e5262c4; the trainings of Fashion-MNIST with seeds
-20 and 21, and cleanlab there, at f35bef7."""
+Fashion-MNIST (two convolutions, 12 epochs): to any other class (*symmetric*) or to the next one (*pair*).
+`fogline.fit` trains with its defaults, batches of 64, and nothing held out; then
+`fogline.examples(run).label_errors()` is asked, once with the data at hand and once from the recorded epochs alone.
+Made by `python benchmarks/labels.py --seeds 3 --write`; seeds 20 to 22 (Fashion-MNIST: 20 and 21; cleanlab: 20). The
+method and its few weights were chosen on `load_digits`, on noise of 5, 10 and 30 percent, and on seeds 0 and 1 of the
+problems here; the count was mended once after a look at seeds 10 to 12, which are not shown. How pairs of classes go
+wrong was changed on seeds 0 and 1, scored here, and kept; a count taken up to two epochs later was chosen and scored
+with it, missed almost half of 2,000 wrong labels once, and was taken back. What overlap takes off the count was
+chosen on seeds 0 and 1, after the count without it had been seen on seed 20 of Fashion-MNIST. Measured before, and
+not again: cleanlab on MNIST at commit 034e35c; the leak, the million examples and the neighbours at e5262c4; the
+trainings of Fashion-MNIST with seeds 20 and 21, and cleanlab there, at f35bef7."""
 
 _WHICH = """Average precision: the mean over the wrong labels of the share of wrong ones among all that are ranked at
 least as high. Median over seeds, the lowest in brackets. cleanlab ranks by out-of-fold probabilities of the same model
