@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LIMITS = {"cnn": 1.03, "mlp": 1.10}
 CASES = (
-    *(("mnist-mlp", mode) for mode in ("eager", "compiled", "chunked")),
+    *(("mnist-mlp", mode) for mode in ("eager", "compiled")),
     *(("fashion-cnn", mode) for mode in ("eager", "compiled")),
     *(("mlp", mode) for mode in ("eager", "compiled", "chunked")),
     *(("cnn", mode) for mode in ("eager", "compiled")),

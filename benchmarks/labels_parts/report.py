@@ -59,7 +59,7 @@ wrong was changed on seeds 0 and 1, scored here, and kept; a count taken up to t
 with it, missed almost half of 2,000 wrong labels once, and was taken back. What overlap takes off the count was
 chosen on seeds 0 and 1, after the count without it had been seen on seed 20 of Fashion-MNIST. Measured before, and
 not again: cleanlab on MNIST at commit 034e35c; the leak, the million examples and the neighbours at e5262c4; the
-trainings of Fashion-MNIST with seeds 20 and 21, and cleanlab there, at f35bef7."""
+trainings of Fashion-MNIST with seeds 20 and 21, and cleanlab there, at aa7fc7a."""
 
 _WHICH = """Average precision: the mean over the wrong labels of the share of wrong ones among all that are ranked at
 least as high. Median over seeds, the lowest in brackets. cleanlab ranks by out-of-fold probabilities of the same model
@@ -72,7 +72,7 @@ how often the label proposed for a wrong one is the true one. *Expected* is the 
 looked at as are wrong, beside the true one there."""
 
 _OVERLAP = """Where classes overlap, what is between them looks like what is wrong. With the data at hand the count is
-less what lies among others of its own label (the row *fogline*); from the record alone that cannot be told, and of
+less what lies among others of its own label (*said*); from the record alone that cannot be told, and of
 labels that are as published more are called wrong."""
 
 _COSTS = """Processor seconds, one thread. Training happens anyway; what comes on top is, for us, the questions
