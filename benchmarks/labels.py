@@ -1,6 +1,6 @@
 """How well a run tells which of its labels are wrong, how many, and what is rare but right; and a leak that it finds.
 
-    python benchmarks/labels.py                 # everything once, half an hour of one core
+    python benchmarks/labels.py                 # everything once, an hour of one core
     python benchmarks/labels.py --seeds 3       # more seeds of what is quick
     python benchmarks/labels.py --reuse --write # also docs/evidence/labels.md, from what is in the cache
 
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,16 +43,23 @@ Cell = dict[str, Any]
 
 
 def trained(problem: Problem, seed: int, runs: Path) -> tuple[fogline.Task, fogline.Run, float]:
-    """A run with the defaults of ``fit``, and the processor seconds it took."""
+    """A run with the defaults of ``fit``, and the processor seconds it took; one that is there is not made again."""
     started = time.process_time()
     task = fogline.Task(
         model=lambda: seeded(problem.model, seed),
         loss=nn.CrossEntropyLoss(),
         train=(torch.from_numpy(problem.inputs), torch.from_numpy(problem.labels)),
     )
+    spent = runs / "seconds.json"
+    if spent.exists():
+        for made in ("ranking", "embedding"):
+            (runs / "run" / "examples" / f"{made}.safetensors").unlink(missing_ok=True)
+        return task, fogline.Run.open(runs / "run", task=task), json.loads(spent.read_text())
     recipe = fogline.Recipe(duration=f"{problem.epochs}ep", batch_size=peers.BATCH, seed=seed, device="cpu")
-    run = fogline.fit(task, recipe, runs=runs, progress=False)
-    return task, run, time.process_time() - started
+    run = fogline.fit(task, recipe, runs=runs, name="run", progress=False)
+    seconds = time.process_time() - started
+    spent.write_text(json.dumps(seconds))
+    return task, run, seconds
 
 
 def noisy(problem: Problem, seed: int, kind: str, rate: float, runs: Path) -> Cell:
@@ -132,9 +140,9 @@ def rare(seed: int, runs: Path) -> Cell:
 def cells(seeds: int, peer_seeds: int, cache: Path, *, with_fashion: bool) -> dict[str, Callable[[Path], Cell]]:
     """What is to be measured, by name."""
     wanted: dict[str, Callable[[Path], Cell]] = {}
-    for problem, count in ((mnist(), seeds), (fashion() if with_fashion else None, 1)):
+    for problem in (mnist(), fashion() if with_fashion else None):
         if problem is not None:
-            wanted |= _noisy_cells(problem, count, peer_seeds, cache)
+            wanted |= _noisy_cells(problem, seeds, peer_seeds, cache)
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         wanted[f"rare {seed}"] = partial(rare, seed)
     data = frames()
@@ -161,7 +169,9 @@ def _file(cache: Path, name: str) -> Path:
     return cache / f"{name.replace(' ', '_').replace(',', '')}.json"
 
 
-def run_cells(wanted: Mapping[str, Callable[[Path], Cell]], cache: Path, *, reuse: bool, only: str) -> dict[str, Cell]:
+def run_cells(
+    wanted: Mapping[str, Callable[[Path], Cell]], cache: Path, *, reuse: bool, only: str, keep: bool
+) -> dict[str, Cell]:
     """Each from the cache or by running it."""
     cache.mkdir(parents=True, exist_ok=True)
     found: dict[str, Cell] = {}
@@ -170,7 +180,7 @@ def run_cells(wanted: Mapping[str, Callable[[Path], Cell]], cache: Path, *, reus
         if reuse and path.exists():
             found[name] = json.loads(path.read_text())
         elif name.startswith(only):
-            with tempfile.TemporaryDirectory() as runs:
+            with nullcontext(cache / "runs" / path.stem) if keep else tempfile.TemporaryDirectory() as runs:
                 found[name] = make(Path(runs))
             path.write_text(json.dumps(found[name]))
             print(name, summary(found[name]), flush=True)
@@ -196,12 +206,15 @@ def main() -> None:
     parser.add_argument("--without-fashion", action="store_true")
     parser.add_argument("--cache", type=Path, default=timing.ROOT / "build" / "labels")
     parser.add_argument("--reuse", action="store_true", help="take what is in the cache")
+    parser.add_argument(
+        "--keep-runs", action="store_true", help="keep them with the cache: another ranking needs no other"
+    )
     parser.add_argument("--only", default="", help="run only the cells whose name begins with this")
     parser.add_argument("--write", action="store_true", help="write docs/evidence/labels.md")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     wanted = cells(asked.seeds, asked.peer_seeds, asked.cache, with_fashion=not asked.without_fashion)
-    found = run_cells(wanted, asked.cache, reuse=asked.reuse, only=asked.only)
+    found = run_cells(wanted, asked.cache, reuse=asked.reuse, only=asked.only, keep=asked.keep_runs)
     stamp = timing.stamp(("torch", "numpy", "cleanlab", "mlxtend", "duckdb"))
     text = page(found, stamp)
     print(text)

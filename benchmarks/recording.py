@@ -1,10 +1,11 @@
 """What it costs to record what each example does, in one process, interleaved: with and without, eager and compiled.
 
-    python benchmarks/recording.py               # the MLP and the CNN of the overhead benchmark, a few minutes
+    python benchmarks/recording.py               # the MLPs and the CNNs, ten minutes
     python benchmarks/recording.py --rounds 15 --write    # also docs/evidence/recording.md and recording.json
 
-Every epoch is recorded and has its file, as in the first epochs of a run, where recording is dearest: the two data sets
-are small, an epoch takes a hundredth of a second, and a long run of such epochs records only some of them.
+Two are those of the label benchmark (MNIST-5k and Fashion-MNIST), two those of the overhead benchmark. Every epoch is
+recorded and has its file, as in the first epochs of a run, where recording is dearest. The data sets of the overhead
+benchmark are small: an epoch takes a hundredth of a second, and a long run of such epochs records only some of them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ timing.one_thread()
 
 import torch  # noqa: E402  after the number of threads is set
 
+from labels_parts import problems as of_labels  # noqa: E402
 from overhead_parts.problems import PROBLEMS, Problem  # noqa: E402
 from overhead_parts.trainers import Parked, Tick  # noqa: E402
 
@@ -33,7 +35,12 @@ if TYPE_CHECKING:
     from fogline.progress import ProgressReport
 
 LIMITS = {"cnn": 1.03, "mlp": 1.10}
-CASES = (("mlp", "eager"), ("mlp", "compiled"), ("cnn", "eager"), ("cnn", "compiled"), ("mlp", "chunked"))
+CASES = (
+    *(("mnist-mlp", mode) for mode in ("eager", "compiled")),
+    *(("fashion-cnn", mode) for mode in ("eager", "compiled")),
+    *(("mlp", mode) for mode in ("eager", "compiled", "chunked")),
+    *(("cnn", mode) for mode in ("eager", "compiled")),
+)
 _SECONDS = 1.5  # of a slice: signals are written twice a second, checkpoints at most once
 
 
@@ -53,7 +60,7 @@ class Outcome:
 
     @property
     def limit(self) -> float:
-        return LIMITS[self.problem.name]
+        return LIMITS[self.problem.name.rpartition("-")[2]]
 
     @property
     def lowest(self) -> float:
@@ -63,6 +70,20 @@ class Outcome:
 
     def ratio(self, by: str = "processor") -> timing.Spread:
         return timing.ratio(self.recorded, self.plain, by)
+
+
+def problem_of(name: str) -> Problem | None:
+    """One of the overhead benchmark or of the label benchmark; None where its data is not there."""
+    if name in PROBLEMS:
+        return PROBLEMS[name]()
+    found = of_labels.mnist() if name == "mnist-mlp" else of_labels.fashion()
+    if found is None:
+        return None
+    inputs, targets = torch.from_numpy(found.inputs), torch.from_numpy(found.labels)
+    return Problem(
+        name, found.name, found.model, torch.nn.CrossEntropyLoss(), inputs, targets, 64, "adamw", 1e-7,
+        planned_steps=1_000_000, chunked=True,
+    )  # fmt: skip
 
 
 def contender(problem: Problem, mode: str, record: bool) -> timing.Contender:
@@ -91,9 +112,8 @@ def contender(problem: Problem, mode: str, record: bool) -> timing.Contender:
     return timing.Contender(run, seconds=_SECONDS, note=str(mechanics["mode"]))
 
 
-def measure(name: str, mode: str, rounds: int) -> Outcome:
+def measure(problem: Problem, mode: str, rounds: int) -> Outcome:
     """Both take turns: A B B A ..."""
-    problem = PROBLEMS[name]()
     pair = {kind: contender(problem, mode, kind == "recorded") for kind in ("recorded", "plain")}
     costs = timing.interleave(pair, rounds=rounds, seconds=_SECONDS)
     notes = {loop.note for loop in pair.values()}
@@ -167,8 +187,10 @@ def page(outcomes: Sequence[Outcome], large: Million, stamp: dict[str, Any]) -> 
 same model, data and steps, in one process, in turn (A B B A ...), {rounds} rounds of {_SECONDS} s each. The ratio is
 taken between slices of the same round; its median and quartiles are given, and beside them the ratio of the lowest
 slices, which a busy machine disturbs least. Processor time counts all threads, the one that writes the files included.
-Every epoch is recorded and has its file, which is where recording is dearest: the data has 1,792 examples, so a file
-is written every 28 steps (MLP) or 14 steps (CNN). A run records its first 64 epochs so, and after them fewer and fewer.
+*mnist-mlp* (784-256-128-10, 5,000 images) and *fashion-cnn* (two convolutions, 12,000 images) are the problems of
+[the evidence on labels](labels.md), batches of 64. *mlp* and *cnn* are those of the benchmark of overhead, a hard case:
+every epoch is recorded and has its file, and their data has 1,792 examples, so a file is written every 28 steps (MLP)
+or 14 steps (CNN). A run records its first 64 epochs so, and after them fewer and fewer.
 
 {summary(outcomes)}
 
@@ -180,8 +202,8 @@ An epoch of 1,000,000 examples with six columns takes {large.buffer / 1e6:.0f} M
 
 {timing.describe(stamp)}
 
-Made by `python benchmarks/recording.py --rounds {rounds} --write`. The weights are drawn with seed 0, and the order of
-the data is that of seed 0.
+Made by `python benchmarks/recording.py --rounds {rounds} --write`, on a machine that others used too. The weights are
+drawn with seed 0, and the order of the data is that of seed 0.
 """
 
 
@@ -208,8 +230,9 @@ def main() -> None:
     examples.IN_FULL = sys.maxsize  # every epoch has a file
     outcomes: list[Outcome] = []
     for name, mode in CASES:
-        if arguments.only is None or f"{name}-{mode}" in arguments.only:
-            outcomes.append(measure(name, mode, arguments.rounds))
+        problem = problem_of(name) if arguments.only is None or f"{name}-{mode}" in arguments.only else None
+        if problem is not None:
+            outcomes.append(measure(problem, mode, arguments.rounds))
             print(summary(outcomes[-1:]), flush=True)
     print(summary(outcomes))
     if arguments.write:

@@ -64,15 +64,15 @@ def mnist() -> Problem:
 
 
 def fashion() -> Problem | None:
-    """6,000 Fashion-MNIST images and a small CNN; None where the file is not there."""
+    """12,000 Fashion-MNIST images and a small CNN; None where the file is not there."""
     path = DATA / "fashion_mnist_16k.npz"
     if not path.exists():
         return None
     data = np.load(path)
-    pixels, truth = data["x_train"][:6_000], data["y_train"][:6_000].astype(np.int64)
+    pixels, truth = data["x_train"], data["y_train"].astype(np.int64)
     inputs = (pixels.astype(np.float32) / 255)[:, None]
     rare = np.zeros(len(truth), dtype=bool)
-    return Problem("Fashion-6k, CNN", inputs, truth, truth, rare, lambda: network(1, 28, 10), 8, 10)
+    return Problem("Fashion-12k, CNN", inputs, truth, truth, rare, lambda: network(1, 28, 10), 12, 10)
 
 
 def mnist_with_a_rare_kind(seed: int) -> Problem:

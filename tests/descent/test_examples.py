@@ -139,6 +139,18 @@ def test_a_resumed_run_writes_the_same_bytes(changes: dict[str, Any], quick_path
         assert bytes_of(fogline.resume(cut, task).folder) == wanted, step
 
 
+def test_outputs_set_aside_are_the_same_bytes(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a step takes large blocks of memory."""
+    task, chosen = classification(), recipe(keep=1000, duration="15st")
+    wanted = bytes_of(fogline.fit(task, chosen, runs=quick_path, name="kept").folder)
+    monkeypatch.setattr(recording, "_HEAVY", 1)
+    whole = fogline.fit(task, chosen, runs=quick_path, name="copied")
+    assert bytes_of(whole.folder) == wanted
+    cut = again(whole.folder, quick_path / "8", 8)
+    shutil.copytree(whole.folder / "examples", cut / "examples")
+    assert bytes_of(fogline.resume(cut, task).folder) == wanted
+
+
 def test_a_killed_run_writes_the_same_bytes(forked: Callable[..., dict[str, Any]], quick_path: Path) -> None:
     chosen = {"duration": "100ep", "checkpoint_every": "50st"}
     cut = quick_path / "cut"

@@ -9,7 +9,7 @@ import pytest
 
 from example_records import planted
 from fogline import Run
-from fogline._examples.counting import CENTRES, Sureness, count_errors, density, settled
+from fogline._examples.counting import CENTRES, Sureness, count_errors, density, overlap, settled
 from fogline._examples.dynamics import open_record
 from fogline._examples.ranking import calibrated, rank_labels, shrunk
 
@@ -42,6 +42,29 @@ def test_a_pull_on_wrong_labels_is_allowed_for() -> None:
     for pull, low, high in ((0.0, 0.5, 0.9), (slope / 6, 0.93, 1.05)):
         number, _ = density(Sureness(ranks, np.zeros(len(ranks), dtype=np.int64), wrong, doubt, pull))
         assert low < number / total < high
+
+
+@pytest.mark.parametrize("between", [0.0, 0.5, 1.0])
+def test_overlap_is_what_lies_among_its_like(between: float) -> None:
+    random = np.random.default_rng(0)
+    count, sure, k = 4000, 400, 10
+    targets = np.zeros(count, dtype=np.int64)
+    targets[:sure] = 1
+    near = random.integers(0, count, (count, k))  # of a label that is wrong anywhere
+    crowded = random.uniform(0, 1, (sure, k)) < 0.2
+    crowded[int(between * sure) :] = False  # and two of ten more of those that lie between classes
+    near[:sure] = np.where(crowded, random.integers(0, sure, (sure, k)), near[:sure])
+    wrong = targets == 1
+    seen = Sureness(np.full(count, 0.25), np.zeros(count, dtype=np.int64), wrong, CENTRES, 0.0)
+    share, deviation = overlap(seen, targets, near)
+    assert abs(share - between * 0.9) < 3 * deviation  # a tenth of them would be alike anyway
+    assert deviation < 0.05
+
+
+def test_without_contradictions_there_is_no_overlap() -> None:
+    none = np.zeros(100, dtype=np.int64)
+    seen = Sureness(np.full(100, 0.25), none, none > 0, CENTRES, 0.0)
+    assert overlap(seen, none, np.zeros((100, 10), dtype=np.int64)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("pair", [False, True])

@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fogline._examples.counting import count_errors
+from fogline._examples.counting import SURE, count_errors
 from fogline._examples.dynamics import Floats, Record
 
-_SURE = 0.5  # the surer half of a class
 _MARGIN, _PAIRS, _OWN = 3.0, 0.7, 0.6  # weights; benchmarks/labels.py says on what they were chosen
 _MOST_CLASSES = 2048  # above, pairs of classes have too few examples to tell anything
 _SOFT = 0.05
@@ -61,12 +60,15 @@ class Ranking:
     interval: tuple[float, float]
 
 
-def rank_labels(record: Record, neighbours: Sequence[NDArray[np.int64]] = ()) -> Ranking:
+def rank_labels(
+    record: Record, neighbours: Sequence[NDArray[np.int64]] = (), by_inputs: NDArray[np.int64] | None = None
+) -> Ranking:
     """Rank the labels of a classification.
 
     Args:
         record: with targets.
         neighbours: positions of the nearest of each example, (N, k), in one space or several.
+        by_inputs: those of them that are nearest by their inputs, if they are there.
 
     Raises:
         ValueError: the labels were not recorded.
@@ -74,9 +76,9 @@ def rank_labels(record: Record, neighbours: Sequence[NDArray[np.int64]] = ()) ->
     if record.targets is None or record.targets.ndim != 1:
         raise ValueError("expected a run that recorded one label an example, received one without targets")
     targets = record.targets.astype(np.int64)
-    counted = count_errors(record, targets)
+    counted = count_errors(record, targets, by_inputs)
     sure = counted.sureness
-    contradicted = sure.wrong & (sure.rank < _SURE)
+    contradicted = sure.wrong & (sure.rank < SURE)
     window = _window(record, contradicted, counted.epoch)
     margin, seen = _mean(record, "margin", window)
     early, other = _votes(_some_epochs(record, window), targets)

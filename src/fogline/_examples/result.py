@@ -99,7 +99,7 @@ class Examples:
         """
         if self.spaces is None:
             return kept_ranking(self.run.folder) or rank_labels(self.record)
-        found = rank_labels(self.record, self.near)
+        found = rank_labels(self.record, self.near, self.near[-1] if self.spaces.inputs else None)
         keep_ranking(self.run.folder, found)
         return found
 

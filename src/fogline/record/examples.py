@@ -12,19 +12,20 @@ on: a run of a million short epochs has about 500.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from fogline.data.source import leaves
 from fogline.record import example_files
 from fogline.record.columns import Columns, Shown, shown_by
 from fogline.record.example_writer import Epoch, ExampleWriter
 from fogline.record.hook import Hook
 from fogline.record.store import Store
+from fogline.record.waiting import ROWS_TOGETHER, Shelf, Waiting
 
 if TYPE_CHECKING:
     from fogline.data.source import Batch
@@ -35,9 +36,8 @@ LARGEST = 1 << 28
 """Bytes of one epoch's buffer beyond which nothing is recorded unless it is asked for: 11 million examples."""
 IN_FULL = 64
 """Epochs that all have a file."""
-_ROWS_TOGETHER, _BYTES_TOGETHER = 4096, 1 << 20
-_LARGE = 1 << 18  # bytes of outputs whose columns are computed at once
 _FEW = 1 << 14
+_HEAVY = 1 << 16  # bytes of a batch, from which on a step takes blocks from the system and gives them back
 _WAITING = "waiting/"
 
 
@@ -48,44 +48,6 @@ def has_file(epoch: int) -> bool:
     ([62, 63, 64, 66, 68], 510)
     """
     return epoch % (1 << (epoch // IN_FULL).bit_length()) == 0
-
-
-@dataclass(slots=True)
-class Waiting:
-    """Steps whose columns are still to be computed: one after another in the epoch.
-
-    Attributes:
-        start: the place of the first row in the epoch.
-        rows, nbytes: of all, and of their outputs.
-        full: there is enough of it, or it is too large to be put one after the other.
-    """
-
-    start: int = 0
-    rows: int = 0
-    nbytes: int = 0
-    shown: list[Shown] = field(default_factory=list)
-    full: bool = False
-
-    def add(self, shown: Shown) -> None:
-        """One more. Most steps end here, and every microsecond counts."""
-        first = shown.losses if shown.outputs is None else shown.outputs
-        size = 0 if first is None else first.nbytes
-        self.shown.append(shown)
-        self.rows += shown.rows
-        self.nbytes += size
-        self.full = self.rows >= _ROWS_TOGETHER or self.nbytes >= _BYTES_TOGETHER or size >= _LARGE
-
-
-def _runs(shown: list[Shown]) -> Iterator[list[Shown]]:
-    """Neighbours that can be put one after the other."""
-    run: list[Shown] = []
-    for one in shown:
-        if run and not run[-1].like(one):
-            yield run
-            run = []
-        run.append(one)
-    if run:
-        yield run
 
 
 class ExampleRecorder:
@@ -108,7 +70,9 @@ class ExampleRecorder:
         # Over, but perhaps to be gone back into; with what waits of them: several one after another take a third of the
         # time that each takes between steps.
         self._closed: list[tuple[Epoch, Waiting]] = []
-        self._waiting = Waiting()
+        self._heavy: bool | None = None
+        self._shelves: list[Shelf] = []  # that are empty
+        self._waiting = self._anew()
         self._until = 0  # the step that the epoch ends before, 0 before it is known
         self._recorded = True
         self._step, self._shown, self._open, self._missed = 0, list[Shown](), False, False
@@ -132,6 +96,8 @@ class ExampleRecorder:
         """The loss of (a part of) the batch; what the forward pass shows on the way is kept."""
         if not self._open:
             return objective(batch)
+        if self._heavy is None:
+            self._heavy = self.batches.device.type == "cpu" and sum(leaf.nbytes for leaf in leaves(batch)) >= _HEAVY
         forward = objective.forward(batch)
         self._shown.append(shown_by(forward, batch, self._hidden))
         self._hidden = None
@@ -199,7 +165,7 @@ class ExampleRecorder:
         if waiting.start + waiting.rows != start:
             self._compute()
             waiting = self._waiting
-        if not waiting.shown:
+        if not waiting.rows:
             waiting.start = start
         waiting.add(shown)
         if waiting.full:
@@ -207,20 +173,27 @@ class ExampleRecorder:
 
     def _compute(self) -> None:
         """The columns of what waits go into the buffer."""
-        waiting, self._waiting = self._waiting, Waiting()
+        waiting, self._waiting = self._waiting, self._anew()
         self._put_into(self.epoch, waiting)
+
+    def _anew(self) -> Waiting:
+        if not self._heavy:
+            return Waiting()
+        return Waiting(self._shelves.pop() if self._shelves else Shelf(min(self.count, ROWS_TOGETHER)))
 
     def _put_into(self, epoch: Epoch, waiting: Waiting) -> None:
         """The columns of what waits of an epoch, those of like forward passes together."""
         start = waiting.start
-        for alike in _runs(waiting.shown):
-            shown = Shown.joined(alike)
+        for shown in waiting.parts():
             if self.columns.fits(shown):
                 with torch.no_grad():
                     epoch.values[:, start : start + shown.rows] = self.columns(shown)
             else:
                 self._miss(epoch.number, start)
             start += shown.rows
+        if waiting.shelf is not None and waiting is not self._waiting:  # it may go on after the last file of a run
+            waiting.shelf.rows = 0
+            self._shelves.append(waiting.shelf)
 
     def _turn(self, epoch: int) -> None:
         """Steps of another epoch come."""
@@ -238,7 +211,7 @@ class ExampleRecorder:
         if self.count <= _FEW:  # the order of these is still there from cutting the batches
             self.epoch.ids = self.batches.epoch_rows(self.epoch.number)
         self._closed.append((self.epoch, self._waiting))
-        self._waiting = Waiting()
+        self._waiting = self._anew()
 
     def _fresh(self) -> Tensor:
         return torch.full((self.columns.width, self.count), torch.nan, device=self.batches.device)
@@ -312,19 +285,18 @@ class ExampleRecorder:
         if not self._partly(step) or place is None:
             return {}
         waiting = self._waiting
-        computed = waiting.start if waiting.shown else place.start
+        computed = waiting.start if waiting.rows else place.start
         found = {"columns": self.epoch.values[:, :computed].cpu()}
         # How many rows are computed together moves last digits: a resumed run must take the same ones together.
-        for k, alike in enumerate(_runs(waiting.shown)):
-            joined = Shown.joined(alike).named()
-            found |= {f"{_WAITING}{k:06d}/{name}": value.cpu() for name, value in joined.items()}
+        for k, shown in enumerate(waiting.parts()):
+            found |= {f"{_WAITING}{k:06d}/{name}": value.cpu() for name, value in shown.named().items()}
         return found
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
         """Go on from a checkpoint of this step, with what :meth:`state` gave then."""
         epoch = step // self.steps_per_epoch
         example_files.forget(self.run, epoch)
-        self._waiting, self._closed, self._until = Waiting(), [], 0
+        self._waiting, self._closed, self._until = self._anew(), [], 0
         self.epoch = Epoch(epoch, self._fresh())
         if "columns" not in tensors or len(tensors["columns"]) != self.columns.width:
             return

@@ -21,8 +21,9 @@ from torch.utils.hooks import RemovableHandle
 from fogline.record import example_files
 from fogline.record.columns import Columns, Shown, is_compiled, planned
 from fogline.record.example_writer import Epoch, ExampleWriter
-from fogline.record.examples import Waiting, has_file
+from fogline.record.examples import has_file
 from fogline.record.hook import Hook
+from fogline.record.waiting import Waiting
 
 
 class WatchedExamples:
@@ -170,9 +171,6 @@ class WatchedExamples:
         self._seen[ids] = True
 
     def _wait(self, ids: NDArray[np.int64], shown: Shown) -> None:
-        waiting = self._waiting
-        if waiting.shown and not waiting.shown[-1].like(shown):
-            self._compute()
         self._ids.append(ids)
         self._waiting.add(shown)
         if self._waiting.full:
@@ -180,9 +178,9 @@ class WatchedExamples:
 
     def _compute(self) -> None:
         waiting, self._waiting = self._waiting, Waiting()
-        if waiting.shown and self.columns is not None:
+        if self.columns is not None:
             with torch.no_grad():
-                self._values.append(self.columns(Shown.joined(waiting.shown)))
+                self._values += [self.columns(shown) for shown in waiting.parts()]
 
     def _close(self) -> None:
         """Write the epoch that is over."""
