@@ -58,7 +58,7 @@ problems here; the count was mended once after a look at seeds 10 to 12, which a
 wrong was changed on seeds 0 and 1, scored here, and kept; a count taken up to two epochs later was chosen and scored
 with it, missed almost half of 2,000 wrong labels once, and was taken back. What overlap takes off the count was
 chosen on seeds 0 and 1, after the count without it had been seen on seed 20 of Fashion-MNIST. Measured before, and
-not again: cleanlab on MNIST at commit 034e35c; the leak, the million examples and the neighbours at e5262c4; the
+not again: cleanlab on MNIST at commit 034e35c; the million examples and the neighbours at e5262c4; the
 trainings of Fashion-MNIST with seeds 20 and 21, and cleanlab there, at aa7fc7a."""
 
 _WHICH = """Average precision: the mean over the wrong labels of the share of wrong ones among all that are ranked at
