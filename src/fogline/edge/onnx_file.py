@@ -84,8 +84,9 @@ def _ranks(model: Any) -> dict[str, int]:
 
 
 def describe(model: Any, metadata: Mapping[str, Any]) -> None:
-    """Put metadata into an ONNX model: all of it as JSON, and class names and units where other tools see them."""
-    plain = {KEY: json.dumps(dict(metadata))}
+    """Put metadata into an ONNX model: all of it as JSON, and what other tools look for under names of their own."""
+    told = {name: value for name, value in metadata.items() if name != "properties"}
+    plain = {KEY: json.dumps(told), **metadata.get("properties", {})}
     for name in ("classes", "units"):
         if metadata.get(name):
             plain[name] = json.dumps(metadata[name])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fogline._fit import fit, resume
 from fogline.data.source import Stream
@@ -28,6 +30,7 @@ _VALIDATIONS = 5
 
 def fine_tuning(subject: Subject) -> Recipe:
     """The recipe of a run for its fine-tuning: a tenth of its steps at a third of its learning rate, to zero."""
+    assert subject.run is not None
     recipe, taken = subject.recipe, int(subject.run.info.get("steps") or 0)
     steps = max(math.ceil(_SHARE * taken), min(_FEWEST, max(1, taken)))
     assert not isinstance(recipe.lr, str)
@@ -40,6 +43,12 @@ def fine_tuning(subject: Subject) -> Recipe:
         validate_every=f"{math.ceil(steps / _VALIDATIONS)}st",
         patience=None,
     )
+
+
+def _scales(scales: Mapping[str, float], model: nn.Module) -> dict[str, float]:
+    """Ratios of learning rates by the names that parameters have in the graph; the graph has none for some."""
+    names = [name for name, _ in model.named_parameters()]
+    return {name: scale for place, scale in scales.items() for name in names if f".{place}." in f".{name}."}
 
 
 def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, Quantized]:
@@ -57,10 +66,11 @@ def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, Qu
         step="eager" if recipe.step == "auto" else recipe.step,
         ema=None,  # averaged weights would meet the ranges of others
         guard=False if recipe.guard == "auto" else recipe.guard,
+        lr_scale=_scales(recipe.lr_scale, model),
     )
     model.settle_after = _settling(subject, recipe)
-    task = replace(subject.task, model=model, name=f"{subject.run.name}-qat")
-    folder = subject.run.folder.with_name(f"{subject.run.name}-qat")
+    task = replace(subject.task, model=model, name=f"{subject.folder.name}-qat")
+    folder = subject.folder.with_name(f"{subject.folder.name}-qat")
     if _interrupted(folder, recipe):
         run = resume(folder, task)
     else:
@@ -72,7 +82,7 @@ def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, Qu
 
 def _device(subject: Subject, model: Quantized) -> str:
     """That of the run, unless the graph makes tensors on the CPU by name."""
-    wanted = str(subject.run.info["recipe"]["device"])
+    wanted = "cpu" if subject.run is None else str(subject.run.info["recipe"]["device"])
     graph = model.graph.graph
     fixed = any(node.kwargs.get("device") is not None for node in graph.nodes)  # type: ignore[union-attr]
     return "cpu" if fixed or not _is_here(wanted) else wanted
