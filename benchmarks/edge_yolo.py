@@ -2,13 +2,14 @@
 
 python benchmarks/edge_yolo.py                    # three seeds; half an hour of one core
 python benchmarks/edge_yolo.py --seeds 1          # one
-python benchmarks/edge_yolo.py --folder FOLDER    # keep the trainings there, and take those that are there already
+python benchmarks/edge_yolo.py --folder FOLDER    # keep trainings and measurements there, and take those that are there
 python benchmarks/edge_yolo.py --write            # also the page of evidence
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -59,7 +60,10 @@ def trained(seed: int, folder: Path) -> tuple[Any, fogline.Task, fogline.Run, di
 
 
 def measured(seed: int, folder: Path) -> dict[str, Any]:
-    """All files of one training, as plain values."""
+    """All files of one training, as plain values; those of a folder that was measured before."""
+    kept = folder / "measured.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
     yolo, learned, run, settings = trained(seed, folder)
     found: dict[str, Any] = {"seed": seed, "verdict": run.verdict.name if run.verdict else "", "ours": {}, "theirs": {}}
     calls: dict[str, Any] = {}
@@ -84,7 +88,8 @@ def measured(seed: int, folder: Path) -> dict[str, Any]:
     times = alternating([lambda call=call: call(row) for call in calls.values()], rounds=ROUNDS)
     found["times"] = dict(zip(calls, times, strict=True))
     found["stamp"] = stamp()
-    return found
+    kept.write_text(json.dumps(found))
+    return dict(json.loads(kept.read_text()))
 
 
 def stamp() -> dict[str, Any]:
@@ -223,7 +228,7 @@ to run one and the same file, which no export could mend."""
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="for the trainings, which are kept there")
+    parser.add_argument("--folder", type=Path, help="for trainings and measurements, which are kept there")
     parser.add_argument("--write", action="store_true", help="write docs/evidence/edge-yolo.md and edge-yolo.json")
     options = parser.parse_args()
     missing = [name for name in ("ultralytics", "onnxslim", "onnxruntime") if find_spec(name) is None]
