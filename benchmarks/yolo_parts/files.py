@@ -11,7 +11,7 @@ import numpy as np
 
 
 def their_files(yolo: Any, model: Any, settings: dict[str, Any], folder: Path) -> dict[str, Path]:
-    """A trained model as Ultralytics writes it: float and int8 with the branch that needs no suppression, int8 by default.
+    """A trained model as Ultralytics writes it: float and int8 of the branch without suppression, int8 by default.
 
     Args:
         yolo: whose model is replaced.
@@ -35,7 +35,7 @@ def their_files(yolo: Any, model: Any, settings: dict[str, Any], folder: Path) -
 
 
 def head_steps(path: Path, images: Any) -> int:
-    """How far apart the integers of the last convolutions are when ONNX Runtime runs a file with and without optimising.
+    """How far apart the integers of the last convolutions are in ONNX Runtime, with its optimisations and without.
 
     Args:
         path: with a quantize-dequantize pair behind each of them.
@@ -46,13 +46,13 @@ def head_steps(path: Path, images: Any) -> int:
 
     model = onnx.load(str(path))
     graph = model.graph
-    made = {name: node for node in graph.node for name in node.output}
+    made = {name: node.op_type for node in graph.node for name in node.output}
     read = {name: node for node in graph.node for name in node.input}
     ends = [
         node.output[0]
         for node in graph.node
         if node.op_type == "QuantizeLinear"
-        and made[node.input[0]].op_type == "Conv"
+        and made.get(node.input[0]) == "Conv"
         and read[read[node.output[0]].output[0]].op_type == "Reshape"
     ]
     for name in ends:

@@ -160,7 +160,7 @@ def test_a_detector_is_judged_by_what_the_file_gives(
     detected: tuple[fogline.Run, fogline.ExportReport],
 ) -> None:
     _, report = detected
-    assert {stage: set(scores) for stage, scores in report.scores.items()} == dict.fromkeys(report.scores, {"found"})
+    assert {name for scores in report.scores.values() for name in scores} == {"found"}
     assert report.scores["runtime"]["found"] > 0.9
     assert report.lost is not None
     assert report.lost[0] == "found"

@@ -218,7 +218,7 @@ class Subject:
             "encoder": None if encoder is None else encoder.to_dict(),
             "target": getattr(encoder, "target", None) or self.task.target,
         }
-        return found if self.deployment is None else found | self.deployment.metadata
+        return found if self.deployment is None else found | dict(self.deployment.metadata)
 
 
 def deployment_of(task: Task) -> Deployment | None:

@@ -68,7 +68,7 @@ class Branches(nn.Module):
 
 
 def _one_to_one(outputs: Any) -> tuple[Tensor, Tensor]:
-    """Class logits (b, classes, places) and distances to the sides of a box, of the branch that needs no suppression."""
+    """Class logits (b, classes, places) and distances to the sides of boxes, where no suppression is needed."""
     branch = outputs["one2one"]
     return branch["scores"], branch["boxes"]
 
@@ -83,6 +83,8 @@ class Detections(nn.Module):
         self.head.end2end = True
         with torch.no_grad():
             whole(example)  # it computes where the places are
+        self.places: Tensor
+        self.strides: Tensor
         self.register_buffer("places", self.head.anchors.clone())
         self.register_buffer("strides", self.head.strides.clone())
         self.head.anchors = self.head.strides = torch.empty(0)
