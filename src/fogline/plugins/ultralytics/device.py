@@ -107,6 +107,9 @@ class _Judged(nn.Module):
         self.held = SimpleNamespace(module=whole)
         self.names, self.stride = names, torch.tensor([32])
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Judged:
+        return self  # nothing in it would be changed; what it holds need not be a thing that can be copied
+
     def forward(self, images: Tensor) -> Tensor:
         found: Tensor = self.held.module(images)
         return found
