@@ -122,9 +122,9 @@ and choice in it. The last columns are of class logits and box distances before 
 any value, *within 2* the share of values at most two steps apart, *equal* the share of equal decisions among the places
 where either says that there is something (confidence 0.25). *Optimised* is the same file against itself in ONNX
 Runtime, with its optimisations and without: the most steps between the integers the last convolutions give.
-Quantization-aware training takes a tenth of the steps at a thirtieth of the learning rate; where no validation of it was
-better than before its first step, or its result lost more, the post-training weights are kept, which *tuned* tells. At
-a third, the rate of `qat="auto"`, that was so on seed 0.
+Quantization-aware training takes a tenth of the steps at a thirtieth of the learning rate; where no validation of it
+was better than before its first step, or its result lost more, the post-training weights are kept, which *tuned* tells.
+At a third, the rate of `qat="auto"`, that was so on seed 0.
 """
 
 LATENCY = """## Latency
