@@ -223,12 +223,18 @@ def kernels(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def fine_tunings(results: list[dict[str, Any]]) -> list[str]:
+    """What the reports say of them; shares are of the score of float, and a negative one is a gain."""
+    noted = [(found["seed"], note) for found in results for note in found["ours"][METHODS[1]]["notes"]]
+    return [f"- Seed {seed}: {note}." for seed, note in noted if "fine-tun" in note]
+
+
 def page(results: list[dict[str, Any]]) -> str:
     """The page of evidence."""
     head = ("seed", "file", "tuned", "float", "fake", "converted", "runtime", "fake - converted", "steps off",
             "within 2", "equal", "optimised")  # fmt: skip
     lines = [ABOUT, timing.table(head, accuracy_rows(results), text_columns=3), ""]
-    lines += [STEPS, "", LATENCY.format(rounds=ROUNDS)]
+    lines += [*fine_tunings(results), "", STEPS, "", LATENCY.format(rounds=ROUNDS)]
     lines += [timing.table(("seed", "file", "us", "float over it", "their int8 over it"), latency_rows(results),
                            text_columns=2)]  # fmt: skip
     lines += ["", "## Kernels in ONNX Runtime", "", *kernels(results), "", "## Targets", "", *targets(results)]
