@@ -366,7 +366,7 @@ def targets(rows: list[dict[str, Any]], twos: list[dict[str, Any]]) -> list[str]
     if twos:
         claims.append(("two bits: 80 % of the loss recovered", min(recovered([item]) for item in twos) >= 0.8))
     told = [f"- {claim}: **{'reached' if met else 'missed'}**" for claim, met in claims]
-    return [*told, "- YOLO26n beside the int8 file of Ultralytics: not measured yet"]
+    return [*told, "- YOLO26n beside the int8 file of Ultralytics: [a page of its own](edge-yolo.md)"]
 
 
 def kernels(row: dict[str, Any]) -> str:

@@ -14,9 +14,15 @@ Metric = Callable[[Any, Any], "Tensor | float"]
 
 @dataclass(frozen=True)
 class OnBatch:
-    """A loss that is given the model and the whole batch; made by :func:`on_batch`."""
+    """A loss that is given the model and the whole batch; made by :func:`on_batch`.
+
+    Attributes:
+        function: of (model, batch).
+        deployment: a :class:`fogline.edge.deployment.Deployment`, where the model goes to a device in another form.
+    """
 
     function: Callable[[nn.Module, Any], Tensor]
+    deployment: Any = None
 
 
 def on_batch(function: Callable[[nn.Module, Any], Tensor]) -> OnBatch:

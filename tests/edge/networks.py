@@ -52,12 +52,28 @@ class Tied(nn.Module):
         return found
 
 
+class Gated(nn.Module):
+    """Parts of a map that go different ways and come together, with SiLU; gives classes and numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.SiLU())
+        self.inner = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU())
+        self.join = nn.Sequential(nn.Conv2d(12, 8, 1), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classes, self.numbers = nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # (b, 1, h, w)
+        first, second = self.stem(images).chunk(2, 1)
+        found = self.join(torch.cat((first, second, second + self.inner(second)), 1))
+        return {"classes": self.classes(found), "numbers": self.numbers(found)}
+
+
 def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
 
 
-SHAPES = {"perceptron": (6,), "residual": (1, 8, 8), "reader": (4, 6), "tied": (6,)}
-MAKERS = {"perceptron": perceptron, "residual": Residual, "reader": Reader, "tied": Tied}
+SHAPES = {"perceptron": (6,), "residual": (1, 8, 8), "reader": (4, 6), "tied": (6,), "gated": (1, 8, 8)}
+MAKERS = {"perceptron": perceptron, "residual": Residual, "reader": Reader, "tied": Tied, "gated": Gated}
 
 
 def made(kind: str) -> tuple[nn.Module, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -72,10 +72,14 @@ class Graph(nn.Module):
 
 def in_parts(function: Any, inputs: Tensor, most: int) -> Any:
     """The outputs of a function for more rows than it takes at once."""
-    outputs = [function(part) for part in torch.split(inputs, most)]
-    leaves = [pytree.tree_leaves(output) for output in outputs]
-    joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
-    return pytree.tree_unflatten(joined, pytree.tree_structure(outputs[0]))
+    return joined([function(part) for part in torch.split(inputs, most)])
+
+
+def joined(trees: Sequence[Any]) -> Any:
+    """Trees of tensors of some rows each as a tree of all rows."""
+    leaves = [pytree.tree_leaves(tree) for tree in trees]
+    rows = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
+    return pytree.tree_unflatten(rows, pytree.tree_structure(trees[0]))
 
 
 def first_input(objective: Objective, batch: Batch) -> Tensor:

@@ -29,14 +29,15 @@ from fogline.run import Run
 from fogline.task import Task
 
 _COMPARED = 512  # examples whose outputs are compared between stages
-_LOOKED_AT = 64  # examples that the noise of layers is taken of
+_LOOKED_AT, _FEWEST_LOOKED_AT = 64, 4  # examples that the noise of layers is taken of
+_PASSES = 1024  # of one example, each through the whole net, that the noise of layers may cost
 _WORTH_SKIPPING = 3.0  # decibels: half of the noise
 
 Tuning = Literal["auto"] | Recipe | None
 
 
 def export(
-    run: Run,
+    run: Run | Task,
     path: str | Path,
     target: str = "onnx",
     bits: int = 8,
@@ -58,7 +59,8 @@ def export(
     as a run of its own beside the first, by the same loop, and the better of the two is written.
 
     Args:
-        run: finished, with its task; or interrupted, for its best weights so far.
+        run: finished, with its task; or interrupted, for its best weights so far. Or a task, whose model is taken as it
+            is, trained wherever it was; its fine-tuning needs ``qat=Recipe(...)``.
         path: of the file; ``predict.py``, which runs it with ONNX Runtime and NumPy alone, is written beside it.
         target: "onnx" (ONNX Runtime), "openvino" or "executorch".
         bits: of the weights: 32 for float, 8, or 4 for linear layers on ExecuTorch.
@@ -100,7 +102,8 @@ def export(
         if bits == 4:
             return work.low_bit_report(path)
         work.round(chosen.grid, skip, calibration)
-    if isinstance(qat, Recipe) or (qat == "auto" and work.lost()[1] > margin):
+    wanted = qat == "auto" and subject.run is not None and work.lost()[1] > margin
+    if isinstance(qat, Recipe) or wanted:
         work.tune(qat)
     with private_randomness(torch.device("cpu")):
         return work.report(path, margin, qat)
@@ -211,35 +214,33 @@ class _Work:
     def float_report(self, path: Path) -> ExportReport:
         """The file of the model in floats."""
         graph = Graph(self.captured.graph, self.captured.most).eval()
-        self._write(graph, path)
-        call = self.target.opened(path, self.threads)
-        stages: dict[str, nn.Module] = {"float": self.subject.model, "runtime": self._module(call)}
+        call = self._written(graph, path)
         kernels, _ = self.target.looked(path)
-        return self._reported(path, "float", stages, kernels=kernels, float_bytes=size_of(path))
+        stages = {"float": self.subject.model}
+        return self._reported(path, "float", stages, graph, call, kernels=kernels, float_bytes=size_of(path))
 
     def report(self, path: Path, margin: float, qat: Tuning) -> ExportReport:
         """The file of the model in integers."""
         assert self.model is not None
         converted = convert(self.model).eval()
-        self._write(converted, path)
-        call = self.target.opened(path, self.threads)
-        stages: dict[str, nn.Module] = {
-            "float": self.subject.model,
-            "fake": self.model,
-            "converted": converted,
-            "runtime": self._module(call),
-        }
+        call = self._written(converted, path)
+        stages: dict[str, nn.Module] = {"float": self.subject.model, "fake": self.model, "converted": converted}
         lost = self.lost()
         if lost[1] > margin:
-            advice = "" if self.tuned is not None or qat is not None else "; qat='auto' would fine-tune it"
+            remedy = "'auto'" if self.subject.run is not None else "Recipe(...)"
+            tried = self.tuned is not None or (qat is not None and self.subject.run is not None)
+            advice = "" if tried else f"; qat={remedy} would fine-tune it"
             self.notes.append(f"more than the margin of {margin:.2%} is lost{advice}")
-        layers = noise_of(self.model, self.subject.sample(_LOOKED_AT))
+        examples = max(_FEWEST_LOOKED_AT, min(_LOOKED_AT, _PASSES // len(self.model.layers)))
+        layers = noise_of(self.model, self.subject.sample(examples), self.subject.compared(self.model))
         kernels, weights = self.target.looked(path)
         latency, float_bytes = self._against_float(path, call)
         return self._reported(
             path,
             "quantization-aware" if self.model.seen else "post-training",
             stages,
+            converted,
+            call,
             lost=lost,
             kernels=kernels,
             float_weights=tuple(weights),
@@ -255,29 +256,40 @@ class _Work:
 
         captured = four_bits(self.subject.model, self.captured)
         graph = Graph(captured.graph, captured.most).eval()
-        self._write(graph, path)
-        call = self.target.opened(path, self.threads)
-        stages: dict[str, nn.Module] = {
-            "float": self.subject.model, "converted": graph, "runtime": self._module(call),
-        }  # fmt: skip
+        call = self._written(graph, path)
+        stages: dict[str, nn.Module] = {"float": self.subject.model, "converted": graph}
         self.scores["converted"] = self.subject.score(graph)
         lost = losses_of(self.scores["float"], self.scores["converted"], self.subject.chance())
         latency, float_bytes = self._against_float(path, call)
         kernels, weights = self.target.looked(path)
         return self._reported(
-            path, "post-training", stages, lost=lost, latency=latency, float_bytes=float_bytes, kernels=kernels,
-            float_weights=tuple(weights),
+            path, "post-training", stages, graph, call, lost=lost, latency=latency, float_bytes=float_bytes,
+            kernels=kernels, float_weights=tuple(weights),
         )  # fmt: skip
 
-    def _write(self, graph: Graph, path: Path) -> None:
-        self.target.write(graph, self.captured, path, self.metadata)
+    def _written(self, graph: Graph, path: Path) -> Call:
+        """Write the file, and open it."""
+        self.target.write(self._file(self.subject.shipped(graph.graph)), self.captured, path, self.metadata)
         if self.target.name == "onnx":
             write_predict(path)
+        return self.target.opened(path, self.threads)
 
-    def _module(self, call: Call) -> InRuntime:
+    def _file(self, graph: nn.Module) -> Graph:
+        return Graph(graph, self.captured.most).eval()
+
+    def _module(self, call: Call, like: nn.Module) -> InRuntime:
         with torch.no_grad():
-            like = self.subject.model(self.captured.example)
-        return InRuntime(call, like, self.captured.most)
+            return InRuntime(call, like(self.captured.example), self.captured.most)
+
+    def _compared(self, graph: Graph, call: Call) -> nn.Module:
+        """The file in its runtime, as far as what is compared; without its ending, where it has one."""
+        like = self.subject.compared(self.subject.model)
+        if self.subject.ending is None:
+            return self._module(call, like)
+        with tempfile.TemporaryDirectory() as folder:
+            beside = Path(folder) / f"compared{self.target.suffix}"
+            self.target.write(self._file(self.subject.compared(graph.graph)), self.captured, beside, {})
+            return self._module(self.target.opened(beside, self.threads), like)
 
     def _against_float(self, path: Path, call: Call) -> tuple[Latency, int]:
         """Latency of one row against the same network in floats, and the size of its file."""
@@ -288,24 +300,29 @@ class _Work:
             return compare(lambda: found[0](row), lambda: call(row), batch=1, threads=self.threads, what=what), found[1]
         with tempfile.TemporaryDirectory() as folder:
             beside = Path(folder) / f"float{self.target.suffix}"
-            self.target.write(Graph(self.captured.graph, self.captured.most).eval(), self.captured, beside, {})
+            self.target.write(self._file(self.subject.shipped(self.captured.graph)), self.captured, beside, {})
             twin = self.target.opened(beside, self.threads)
             return compare(lambda: twin(row), lambda: call(row), batch=1, threads=self.threads, what=what), size_of(
                 beside
             )
 
-    def _reported(self, path: Path, method: str, stages: Mapping[str, nn.Module], **found: Any) -> ExportReport:
-        sample = self.subject.sample(_COMPARED)
+    def _reported(
+        self, path: Path, method: str, stages: dict[str, nn.Module], graph: Graph, call: Call, **found: Any
+    ) -> ExportReport:
         for name, stage in stages.items():
             if name not in self.scores:
                 self.scores[name] = self.subject.score(stage)
+        file = self._module(call, self.subject.shipped(self.subject.model))
+        self.scores["runtime"] = self.subject.scored(file)
+        compared = {name: self.subject.compared(stage) for name, stage in stages.items()}
+        compared["runtime"] = self._compared(graph, call)
         return ExportReport(
             path=path,
             target=self.target.name,
             bits=self.bits,
             method=method,
-            scores={name: self.scores[name] for name in STAGES if name in stages},
-            differences=self._differences(stages, sample),
+            scores={name: self.scores[name] for name in STAGES if name in compared},
+            differences=self._differences(compared, self.subject.sample(_COMPARED)),
             bytes=size_of(path),
             tuned=self.tuned,
             notes=tuple(self.notes),
@@ -314,13 +331,19 @@ class _Work:
         )
 
     def _differences(self, stages: Mapping[str, nn.Module], sample: Tensor) -> dict[str, Difference]:
-        facts = self.subject.opened.facts
+        facts, deployment = self.subject.opened.facts, self.subject.deployment
         threshold = facts.threshold if facts.kind == "classification" else None
+        threshold = threshold if deployment is None else deployment.threshold
         outputs = {name: outputs_of(stage.eval(), sample) for name, stage in stages.items()}
         names = list(stages)
         return {
             f"{first} - {second}": difference(
-                outputs[first], outputs[second], outputs["float"], threshold, self.subject.multilabel
+                outputs[first],
+                outputs[second],
+                outputs["float"],
+                threshold,
+                multilabel=self.subject.multilabel,
+                places=deployment is not None,
             )
             for first, second in pairwise(names)
         }

@@ -16,11 +16,12 @@ from fogline.edge.compare import difference
 from fogline.edge.kernels import float_twin, float_weights, is_rounded, kernels_of, signed_activations
 from fogline.edge.latency import Latency, compare
 from fogline.edge.needs import require
-from fogline.edge.onnx_file import read_metadata
+from fogline.edge.onnx_file import InRuntime, read_metadata
 from fogline.edge.report import Difference, ExportReport
+from fogline.edge.subject import Subject, deployment_of
 from fogline.edge.targets import Array, Call, onnx_call
 from fogline.errors import misfit
-from fogline.task import Metric
+from fogline.task import Metric, Task
 
 _COMPARED = 512
 
@@ -37,7 +38,8 @@ def inspect_export(
 
     Args:
         path: of the file; one input.
-        data: inputs, (n, ...), or (inputs, targets) as tensors or arrays, as the network takes them.
+        data: inputs, (n, ...), or (inputs, targets) as tensors or arrays, as the network takes them. Or the task of a
+            detector, as a plug-in makes it, whose held-out images and scores are then taken.
         reference: the same network in floats, another ONNX file. Without one the file itself is taken with its
             quantize-dequantize pairs left out, where it has such.
         metrics: functions of (outputs, targets) by name; the accuracy for labels, the mean absolute error for numbers
@@ -60,22 +62,26 @@ def inspect_export(
     path = Path(path)
     if path.suffix != ".onnx":
         raise misfit("an ONNX file", path.name, "give the path of a file that ends in .onnx")
-    inputs, targets = _pair(data)
+    subject = _detector(data) if isinstance(data, Task) else None
+    inputs, targets = _pair(data) if subject is None else (subject.sample(_COMPARED), None)
     call = onnx_call(path, threads)
     metadata = read_metadata(path)
     rounded = is_rounded(path)
     twin, float_bytes = _floating(path, reference, threads, rounded)
     notes = _notes(path, twin is not None, rounded)
     chosen = dict(metrics or {})
-    own = _outputs(call, inputs, path)
-    scores = {"runtime": _scores(own[0], targets, chosen)}
     differences: dict[str, Difference] = {}
     latency: Latency | None = None
+    stages = {"runtime": call} if twin is None else {"float": twin, "runtime": call}
+    outputs = {name: _outputs(run, inputs, path) for name, run in stages.items()}
+    if subject is not None:
+        scores = {name: subject.scored(InRuntime(run, outputs[name][0], None)) for name, run in stages.items()}
+    else:
+        scores = {name: _scores(found[0], targets, chosen) for name, found in outputs.items()}
     if twin is not None:
-        exact = _outputs(twin, inputs, path)
-        scores = {"float": _scores(exact[0], targets, chosen), **scores}
-        classes = targets is not None and not targets.is_floating_point()
-        differences["float - runtime"] = difference(exact, own, exact, 0.0 if classes else None)
+        if subject is None:  # detections are sorted: rows of two stages need not be of the same object
+            exact, classes = outputs["float"], targets is not None and not targets.is_floating_point()
+            differences["float - runtime"] = difference(exact, outputs["runtime"], exact, 0.0 if classes else None)
         row = inputs[:1].numpy()
         what = "int8" if rounded else "this file"
         latency = compare(lambda: twin(row), lambda: call(row), batch=1, threads=threads, what=what)
@@ -94,6 +100,13 @@ def inspect_export(
         notes=tuple(notes),
         metadata=metadata,
     )
+
+
+def _detector(task: Task) -> Subject:
+    if deployment_of(task) is None:
+        expected = "inputs, (inputs, targets), or the task of a plug-in that knows how its model goes to a device"
+        raise misfit(expected, "another task", "give its held-out data", error=TypeError)
+    return Subject.of(task)
 
 
 def _pair(data: Any) -> tuple[Tensor, Tensor | None]:

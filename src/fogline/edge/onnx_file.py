@@ -26,7 +26,7 @@ Array = NDArray[Any]
 
 
 def write(graph: Graph, captured: Captured, path: Path, metadata: Mapping[str, Any]) -> Path:
-    """Write a graph as an ONNX file with one input, "input", and "output" or "output_0", "output_1", ...
+    """Write a graph as an ONNX file with one input, "input", and "output" or the outputs by their places or keys.
 
     Args:
         graph: what is written.
@@ -35,8 +35,7 @@ def write(graph: Graph, captured: Captured, path: Path, metadata: Mapping[str, A
         metadata: what a caller must know about inputs and outputs; JSON-able.
     """
     with torch.no_grad():
-        count = len(pytree.tree_leaves(graph(captured.example)))
-    names = ["output"] if count == 1 else [f"output_{k}" for k in range(count)]
+        names = output_names(graph(captured.example))
     assert isinstance(graph.graph, nn.Module)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -56,6 +55,20 @@ def write(graph: Graph, captured: Captured, path: Path, metadata: Mapping[str, A
     describe(model, metadata)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def output_names(outputs: Any) -> list[str]:
+    """The names of a model's outputs in a file.
+
+    >>> values = torch.zeros(1)
+    >>> output_names(values), output_names((values, values)), output_names({"boxes": values, "classes": values})
+    (['output'], ['output_0', 'output_1'], ['boxes', 'classes'])
+    """
+    paths = [path for path, _ in pytree.tree_flatten_with_path(outputs)[0]]
+    if len(paths) == 1:
+        return ["output"]
+    joined = ["_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path in paths]
+    return [f"output_{name}" if name[0].isdigit() or name == "input" else name for name in joined]
 
 
 def _slim(model: Any) -> None:
@@ -84,8 +97,9 @@ def _ranks(model: Any) -> dict[str, int]:
 
 
 def describe(model: Any, metadata: Mapping[str, Any]) -> None:
-    """Put metadata into an ONNX model: all of it as JSON, and class names and units where other tools see them."""
-    plain = {KEY: json.dumps(dict(metadata))}
+    """Put metadata into an ONNX model: all of it as JSON, and what other tools look for under names of their own."""
+    told = {name: value for name, value in metadata.items() if name != "properties"}
+    plain = {KEY: json.dumps(told), **metadata.get("properties", {})}
     for name in ("classes", "units"):
         if metadata.get(name):
             plain[name] = json.dumps(metadata[name])

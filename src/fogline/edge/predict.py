@@ -2,7 +2,7 @@
 
 Needs ONNX Runtime and NumPy. The model itself says how its inputs are made and what its outputs mean: columns of a
 table are encoded as in training, images (n, height, width, channels) of bytes are scaled, other arrays are standardised
-where the model has a scaler.
+where the model has a scaler. A detector takes images of any one size and gives boxes in their pixels.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Model:
     def scale(self, values: Any) -> Any:
         """An array as it was measured as inputs: images of bytes scaled, numbers standardised if there is a scaler."""
         encoder = self.about.get("encoder") or {}
+        if encoder.get("kind") == "letterbox":
+            return _letterboxed(values, _Frame.of(values.shape, encoder), encoder["fill"])
         if encoder.get("kind") == "image":
             pixels = np.moveaxis(values.astype(np.float32) / 255, -1, 1)  # (n, channels, height, width)
             mean, scale = (np.array(encoder[name], np.float32)[:, None, None] for name in ("mean", "scale"))
@@ -71,9 +73,31 @@ class Model:
         shape = (-1, *[1] * (values.ndim - 2)) if values.ndim > 2 else (-1,)  # per channel, or per column
         return (values - mean.reshape(shape)) / scale.reshape(shape)
 
+    def answers(self, values: Any) -> list[dict[str, Any]]:
+        """One answer for each row of an array as it was measured; boxes are in pixels of the images as they came."""
+        found = self.predict(self.scale(values))
+        if self.about.get("kind") == "detection":
+            frame = _Frame.of(values.shape, self.about["encoder"])
+            for box in (box for answer in found for box in answer["boxes"]):
+                box["corners"] = frame.back(box["corners"])
+        return found
+
     def predict(self, inputs: Any) -> list[dict[str, Any]]:
-        """One answer for each input: its class and the probability, all that apply, or the numbers with their units."""
-        outputs = self.outputs(inputs)[0]
+        """One answer for each input: its class and the probability, all that apply, the numbers with units, or boxes.
+
+        Where the network has more outputs, their numbers follow under the names they have in the file.
+        """
+        outputs, *others = self.outputs(inputs)
+        answers = self._answers(outputs)
+        names = [item.name for item in self.session.get_outputs()][1:]
+        for name, values in zip(names, others, strict=True):
+            for answer, row in zip(answers, values, strict=True):
+                answer[name] = row.tolist()
+        return answers
+
+    def _answers(self, outputs: Any) -> list[dict[str, Any]]:
+        if self.about.get("kind") == "detection":
+            return [{"boxes": self._boxes(rows)} for rows in outputs]
         if self.about.get("kind") != "classification":
             return [self._numbers(row) for row in outputs.reshape(len(outputs), -1)]
         if outputs.ndim < 2 or outputs.shape[1] == 1 or self.about.get("multilabel"):
@@ -95,6 +119,15 @@ class Model:
         probability = round(float(raised[best] / raised.sum()), 4)
         return {"class": _name(self.about.get("classes"), best), "probability": probability}
 
+    def _boxes(self, rows: Any) -> list[dict[str, Any]]:
+        """Of rows (corners, confidence, class) those that are confident enough."""
+        classes, least = self.about.get("classes"), self.about["confidence"]
+        return [
+            {"class": _name(classes, int(kind)), "confidence": round(sure, 4), "corners": corners}
+            for *corners, sure, kind in rows.tolist()
+            if sure > least
+        ]
+
     def _numbers(self, row: Any) -> dict[str, Any]:
         units = self.about.get("units") or []
         named = self.about.get("target") or "output"
@@ -104,6 +137,49 @@ class Model:
             unit = units[place] if place < len(units) else units[0] if len(units) == 1 else ""
             answer[f"{name} [{unit}]" if unit else name] = value
         return answer
+
+
+class _Frame:
+    """How an image lies in the square that the network sees: made smaller or larger, in the middle."""
+
+    def __init__(self, height: int, width: int, high: int, wide: int) -> None:
+        self.size = height, width
+        ratio = min(high / height, wide / width)
+        self.high, self.wide = max(1, round(height * ratio)), max(1, round(width * ratio))
+        self.top, self.left = (high - self.high) // 2, (wide - self.wide) // 2
+        self.square = high, wide
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], encoder: dict[str, Any]) -> _Frame:
+        """Of images (n, height, width, channels)."""
+        return cls(shape[1], shape[2], encoder["height"], encoder["width"])
+
+    def back(self, corners: list[float]) -> list[float]:
+        """Corners x, y, x, y in pixels of the image."""
+        height, width = self.size
+        scale, start, most = (width / self.wide, height / self.high), (self.left, self.top), (width, height)
+        return [
+            round(min(max((value - start[k % 2]) * scale[k % 2], 0.0), most[k % 2]), 2)
+            for k, value in enumerate(corners)
+        ]
+
+
+def _letterboxed(images: Any, frame: _Frame, fill: int) -> Any:
+    """Images (n, height, width, 3) of bytes as inputs (n, 3, high, wide) from 0 to 1."""
+    high, wide = frame.square
+    inputs = np.full((len(images), high, wide, images.shape[3]), float(fill), np.float32)
+    inside = inputs[:, frame.top : frame.top + frame.high, frame.left : frame.left + frame.wide]
+    inside[...] = _resized(_resized(images.astype(np.float32), frame.high, 1), frame.wide, 2)
+    return np.moveaxis(inputs, -1, 1) / 255
+
+
+def _resized(images: Any, size: int, axis: int) -> Any:
+    """The images with another number of rows or columns, each between the two it lies between."""
+    count = images.shape[axis]
+    places = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
+    low = places.astype(np.int64)
+    share = (places - low).reshape([-1 if k == axis else 1 for k in range(images.ndim)]).astype(np.float32)
+    return images.take(low, axis) * (1 - share) + images.take(np.minimum(low + 1, count - 1), axis) * share
 
 
 def _name(classes: list[str] | None, place: int) -> str:
@@ -147,15 +223,15 @@ def _standard(column: dict[str, Any], numbers: Any) -> Any:
     return ((numbers - column["mean"]) / column["scale"])[:, None]
 
 
-def read(model: Model, path: Path) -> Any:
-    """A .csv or .npy file as inputs of the network."""
+def answered(model: Model, path: Path) -> list[dict[str, Any]]:
+    """The answers for the rows of a .csv or .npy file."""
     if path.suffix == ".npy":
-        return model.scale(np.load(path))
+        return model.answers(np.load(path))
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError(f"expected rows in {path}, found none")
-    return model.encode(rows)
+    return model.predict(model.encode(rows))
 
 
 def main() -> None:
@@ -163,7 +239,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit("usage: python predict.py ROWS.csv|INPUTS.npy")
     model = Model(Path(__file__).with_name(MODEL))
-    for answer in model.predict(read(model, Path(sys.argv[1]))):
+    for answer in answered(model, Path(sys.argv[1])):
         print(json.dumps(answer))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +18,12 @@ _LINEAR = ATEN.linear.default
 _CLIPS = (ATEN.relu.default, ATEN.relu_.default, ATEN.hardtanh.default, ATEN.hardtanh_.default, ATEN.relu6.default)
 _SUMS = (ATEN.add.Tensor, ATEN.add_.Tensor, ATEN.mul.Tensor, ATEN.mul_.Tensor, ATEN.cat.default)
 _MEANS = (ATEN.adaptive_avg_pool2d.default, ATEN.avg_pool2d.default)
+_CURVES = (ATEN.sigmoid.default,)
+_SPLITS = (ATEN.chunk.default, ATEN.split_with_sizes.default, ATEN.split.Tensor)
 _MOVES = (
     ATEN.max_pool2d.default, ATEN.flatten.using_ints, ATEN.view.default, ATEN.reshape.default, ATEN.permute.default,
     ATEN.transpose.int, ATEN.unsqueeze.default, ATEN.squeeze.dim, ATEN.slice.Tensor, ATEN.contiguous.default,
-    ATEN.upsample_nearest2d.vec,
+    ATEN.upsample_nearest2d.vec, operator.getitem,
 )  # fmt: skip
 """Operators whose outputs are some of their inputs: the same scale holds."""
 
@@ -136,8 +139,9 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
     """A copy of a graph with a rounding at every tensor that an integer kernel reads or writes.
 
     Rounded are the inputs and weights of linear and convolution layers, what convolutions give (after the ReLU where
-    there is one), sums, products, concatenations and pools of such, and what only moves their values. Everything else
-    stays float: attention's products, softmax, layer normalisation, and the last outputs of a linear layer.
+    there is one), and on the way to the next of them sums, products, sigmoids, concatenations and pools of such, and
+    what only moves their values. Everything else stays float: attention's products, softmax, layer normalisation, the
+    last outputs of a linear layer, and what is made of the last convolutions.
 
     Args:
         captured: left as it is.
@@ -148,6 +152,7 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
         ValueError: there is no such layer, or nothing to quantize.
     """
     graph = copied(captured.graph)
+    _take_apart(graph)
     found = _layers(graph)
     for name in skip:
         if name not in found.values():
@@ -177,6 +182,18 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
             _round_bias(graph, node, BiasRounding(inputs, rounding))
     graph.recompile()
     return Quantized(graph, captured.most, layers)
+
+
+def _take_apart(graph: fx.GraphModule) -> None:
+    """Write ``silu(x)`` as ``x * sigmoid(x)``: there are integer kernels of both, and none of it."""
+    for node in nodes_of(graph, ATEN.silu.default, ATEN.silu_.default):
+        values = node_at(node, 0)
+        with graph.graph.inserting_before(node):
+            gate = graph.graph.call_function(ATEN.sigmoid.default, (values,))
+            product = graph.graph.call_function(ATEN.mul.Tensor, (values, gate))
+        gate.meta, product.meta = dict(node.meta), dict(node.meta)
+        node.replace_all_uses_with(product)
+        graph.graph.erase_node(node)
 
 
 def _round_bias(graph: fx.GraphModule, node: fx.Node, rounding: BiasRounding) -> None:
@@ -216,14 +233,35 @@ def _values(graph: fx.GraphModule, layers: dict[fx.Node, str], *, closed: bool) 
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not _is_float(node):
             continue
-        inputs = [item for item in node.all_input_nodes if _is_float(item)]
+        inputs = [item for item in _whole(node).all_input_nodes if _is_float(item)]
         known = bool(inputs) and all(item in marked for item in inputs)
-        if known and node.target in (*_SUMS, *_MEANS) and not _has_numbers(node):
+        if known and node.target in (*_SUMS, *_MEANS, *_CURVES) and not _has_numbers(node):
             marked.setdefault(_end(node), None)
         elif known and node.target in _MOVES:
             marked[node] = inputs[0]
+    if not closed:
+        wanted = _reached(graph, marked, layers)
+        marked = {node: shared for node, shared in marked.items() if node in wanted}
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
     return {node: marked[node] for node in sorted(marked, key=order.__getitem__)}
+
+
+def _reached(graph: fx.GraphModule, marked: Iterable[fx.Node], layers: Iterable[fx.Node]) -> set[fx.Node]:
+    """The values from which integers get to a layer, and what layers give: to round others would only cost accuracy."""
+    known = set(marked)
+    wanted = {node_at(node, 0) for node in layers}
+    for node in reversed(graph.graph.nodes):
+        if node in wanted and (node in known or node.target in _CLIPS):
+            wanted.update(_whole(node).all_input_nodes)
+    return wanted | {_end(node) for node in layers}
+
+
+def _whole(node: fx.Node) -> fx.Node:
+    """What a value was made by: for a part, the operator that split the whole."""
+    if node.target != operator.getitem:
+        return node
+    made = node_at(node, 0)
+    return made if made.target in _SPLITS else node
 
 
 def _has_numbers(node: fx.Node) -> bool:

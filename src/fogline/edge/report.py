@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STAGES = ("float", "fake", "converted", "runtime")
 _SHOWN = 5
+CLOSE = 2  # output steps
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class Difference:
     Attributes:
         largest: difference of any output.
         steps: the same in output steps: 1/255 of the range of the outputs.
-        decisions: share of examples with the same highest class (yes/no for one output); None where there are none.
+        decisions: share of examples with the same highest class (yes/no for one output), or of detections with the
+            same class; None where there are none.
+        close: share of the outputs that lie at most two steps apart.
     """
 
     largest: float
     steps: float
     decisions: float | None
+    close: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,8 @@ def _bits(bits: int) -> str:
 
 def _difference(found: Difference) -> str:
     same = "" if found.decisions is None else f", {found.decisions:.2%} equal decisions"
-    return f"largest difference {number(found.largest)} ({found.steps:.2f} output steps){same}"
+    close = "" if found.steps <= CLOSE else f", {found.close:.3%} of all within {CLOSE}"
+    return f"largest difference {number(found.largest)} ({found.steps:.2f} output steps{close}){same}"
 
 
 def _how(latency: Latency) -> str:

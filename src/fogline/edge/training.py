@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fogline._fit import fit, resume
@@ -36,13 +38,13 @@ def fine_tuning(subject: Subject) -> Recipe:
     a sweep from weights that are trained already finds nothing. So an optimizer whose edge of stability is not known
     gives way to AdamW.
     """
+    assert subject.run is not None
     recipe, taken = subject.recipe, int(subject.run.info.get("steps") or 0)
     steps = max(math.ceil(_SHARE * taken), min(_FEWEST, max(1, taken)))
     if spec_of(recipe.optimizer).edge is None:
         recipe = recipe.replace(optimizer="adamw", options={}, weight_decay=None)
     return recipe.replace(
         lr="auto",
-        lr_scale={},  # by names of modules that a graph does not have
         guard="auto",
         duration=f"{steps}st",
         schedule="linear",
@@ -50,6 +52,12 @@ def fine_tuning(subject: Subject) -> Recipe:
         validate_every=f"{math.ceil(steps / _VALIDATIONS)}st",
         patience=None,
     )
+
+
+def _scales(scales: Mapping[str, float], model: nn.Module) -> dict[str, float]:
+    """Ratios of learning rates by the names that parameters have in the graph; the graph has none for some."""
+    names = [name for name, _ in model.named_parameters()]
+    return {name: scale for place, scale in scales.items() for name in names if f".{place}." in f".{name}."}
 
 
 def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, list[Quantized]]:
@@ -67,10 +75,11 @@ def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, li
         precision="float32",
         step="eager" if recipe.step == "auto" else recipe.step,
         ema=None,  # averaged weights would meet the ranges of others
+        lr_scale=_scales(recipe.lr_scale, model),
     )
     model.settle_after = _settling(subject, recipe)
-    task = replace(subject.task, model=model, name=f"{subject.run.name}-qat")
-    folder = subject.run.folder.with_name(f"{subject.run.name}-qat")
+    task = replace(subject.task, model=model, name=f"{subject.folder.name}-qat")
+    folder = subject.folder.with_name(f"{subject.folder.name}-qat")
     # The curvature that the rate is measured by is a second derivative, and fused kernels of attention have none.
     with sdpa_kernel(SDPBackend.MATH):
         if _interrupted(folder, recipe):
@@ -87,7 +96,7 @@ def trained(subject: Subject, model: Quantized, recipe: Recipe) -> tuple[Run, li
 
 def _device(subject: Subject, model: Quantized) -> str:
     """That of the run, unless the graph makes tensors on the CPU by name."""
-    wanted = str(subject.run.info["recipe"]["device"])
+    wanted = "cpu" if subject.run is None else str(subject.run.info["recipe"]["device"])
     graph = model.graph.graph
     fixed = any(node.kwargs.get("device") is not None for node in graph.nodes)  # type: ignore[union-attr]
     return "cpu" if fixed or not _is_here(wanted) else wanted

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ class Setting:
     @property
     def args(self) -> Any:
         return self.trainer.args
+
+    @cached_property
+    def stand_in(self) -> Any:
+        """A model of their class, for what is asked of it besides its outputs."""
+        with undisturbed():
+            return self.model()
 
     def model(self) -> nn.Module:
         """A model as the trainer would begin with: of the weights that were loaded, else drawn anew."""

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import fogline
+from fogline.plugins.ultralytics.device import deployment, judged
 from fogline.plugins.ultralytics.session import CLIP, SUMMED, base_rate
 from fogline.plugins.ultralytics.setting import Setting, setting, undisturbed
-from fogline.task import on_batch
+from fogline.task import OnBatch
 
 Example = dict[str, Any]
 ONLY_LAST = 1 << 30
@@ -56,13 +57,20 @@ def task(yolo: Any, *, data: Any, **settings: Any) -> fogline.Task:
         print(run.verdict, evaluate(yolo, run.model, data="signs.yaml"))
     """
     found = setting(yolo, data, settings)
+    batch = int(found.args.batch)
+
+    def as_at_the_end() -> DataLoader[Example]:
+        with undisturbed():
+            return _loader(_images(found, "train", last=True), batch, shuffle=True)
+
     with undisturbed():
         train, valid = (_images(found, part) for part in ("train", "val"))
+    loss = ImageLoss(int(found.args.epochs), found.args.task in SUMMED, found.accumulate, found)
     return fogline.Task(
         model=found.model,
-        loss=on_batch(ImageLoss(int(found.args.epochs), found.args.task in SUMMED, found.accumulate)),
-        train=_loader(train, int(found.args.batch), shuffle=True),
-        valid=_loader(valid, int(found.args.batch), shuffle=False),
+        loss=OnBatch(loss, deployment(found, as_at_the_end)),
+        train=_loader(train, batch, shuffle=True),
+        valid=_loader(valid, batch, shuffle=False),
         name=Path(str(found.args.model)).stem,
     )
 
@@ -120,22 +128,28 @@ class ImageLoss:
         epochs: of the whole run.
         summed: whether their loss is the mean over images times their number.
         accumulate: batches whose gradients they add up for an update, where the engine takes the mean.
+        setting: of the training, for a model that is not theirs any more, such as the graph that is fine-tuned.
     """
 
     epochs: int
     summed: bool
     accumulate: int = 1
+    setting: Setting | None = None
 
     def __call__(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        model.criterion = self.criterion(model, batch["epoch"][0])
-        loss, _ = model.loss(as_theirs(batch))
-        model.criterion = None  # it is made anew for each batch: nothing of it is carried along
+        theirs = as_theirs(batch)
+        outputs = model(theirs["img"])
+        # It is made anew for each batch: nothing of it is carried along.
+        loss, _ = self.criterion(model, batch["epoch"][0])(outputs, theirs)
         total: Tensor = loss.sum()
         value = total.detach() / len(batch["img"]) if self.summed else total.detach()
         return value + self.accumulate * (total - total.detach())
 
     def criterion(self, model: Any, epoch: Tensor) -> Any:
         """Their loss, with the weights of its two branches as they are in this epoch."""
+        if not hasattr(model, "init_criterion"):
+            assert self.setting is not None
+            model = self.setting.stand_in.to(epoch.device)
         criterion = model.init_criterion()
         if hasattr(criterion, "final_o2m"):
             left = (1 - epoch.double() / max(self.epochs - 1, 1)).clamp(min=0.0).float()
@@ -170,9 +184,10 @@ class Images(Dataset[Example]):
         theirs: with its own augmentation.
         args: the settings of the training.
         train: whether it is augmented.
+        last: whether it is read as in the last epoch whichever it is.
     """
 
-    def __init__(self, theirs: Any, args: Any, *, train: bool) -> None:
+    def __init__(self, theirs: Any, args: Any, *, train: bool, last: bool = False) -> None:
         self.theirs, self.train = theirs, train
         self.epoch = 0 if train else ONLY_LAST
         self._closes_at = int(args.epochs) - int(args.close_mosaic) if args.close_mosaic else ONLY_LAST
@@ -187,6 +202,9 @@ class Images(Dataset[Example]):
         elif hasattr(theirs, "rect") and theirs.rect:
             theirs.rect = False
             theirs.transforms = theirs.build_transforms(copy.copy(args))
+        if last:
+            self.set_epoch(int(args.epochs) - 1)
+            self.train, self.epoch = False, ONLY_LAST
 
     def set_epoch(self, epoch: int) -> None:
         """Read for this pass over the data."""
@@ -234,21 +252,16 @@ def evaluate(yolo: Any, model: nn.Module, *, data: Any, **settings: Any) -> dict
         model: such as ``run.model``; it is left as it is.
     """
     found = setting(yolo, data, settings)
-    judged: Any = copy.deepcopy(model)
-    judged.args, judged.names = found.args, found.trainer.data["names"]
-    found.trainer.model, found.trainer.test_loader = judged, None
-    validator = found.trainer.get_validator()
-    validator.args.plots, validator.args.save_json = False, False
-    with undisturbed():
-        scores = validator(model=judged.eval())
-    return {str(name).removeprefix("metrics/"): float(value) for name, value in scores.items()}
+    theirs: Any = copy.deepcopy(model)
+    theirs.args, theirs.names = found.args, found.trainer.data["names"]
+    return judged(found, theirs.eval())
 
 
-def _images(found: Setting, part: str) -> Images:
+def _images(found: Setting, part: str, *, last: bool = False) -> Images:
     trainer = found.trainer
     trainer.model = found.yolo.model  # it is asked for its stride
     theirs = trainer.build_dataset(trainer.data[part], mode=part, batch=int(found.args.batch))
-    return Images(theirs, found.args, train=part == "train")
+    return Images(theirs, found.args, train=part == "train", last=last)
 
 
 def _loader(images: Images, batch: int, *, shuffle: bool) -> DataLoader[Example]:
