@@ -46,9 +46,9 @@ def test_a_short_run_is_fine_tuned_as_long_as_it_was(subject: Subject) -> None:
 
 
 def test_what_the_curvature_says_nothing_of_gives_way(subject: Subject) -> None:
-    other = subject.recipe.replace(optimizer="nadam", options={"momentum_decay": 0.01}, lr_scale={"0": 2.0})
+    other = subject.recipe.replace(optimizer="nadam", options={"momentum_decay": 0.01})
     recipe = fine_tuning(replace(subject, recipe=other))
-    assert (recipe.optimizer, recipe.options, recipe.lr_scale) == ("adamw", {}, {})
+    assert (recipe.optimizer, recipe.options) == ("adamw", {})
     assert fine_tuning(subject).optimizer == "adamw"
     momentum = fine_tuning(replace(subject, recipe=subject.recipe.replace(optimizer="momentum")))
     assert momentum.optimizer == "momentum"
