@@ -171,7 +171,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 PROBLEMS = {
     "digits": Problem("digits, CNN", digits_cnn, digits, "20ep"),
     "fashion": Problem("Fashion-MNIST, CNN with residuals and depthwise convolutions", fashion_cnn, fashion, "2ep"),
-    "large": Problem("drawn shapes at 96 px, residual CNN of 1.12 M weights", large_cnn, drawn, "250st", 4, batch=16),
+    "large": Problem("drawn shapes at 96 px, residual CNN of 1.12 M weights", large_cnn, drawn, "1000st", 3, batch=16),
     "transformer": Problem(
         "digits line by line, transformer of 2 layers", Reader, lambda s: digits(s, shape=(8, 8)), "30ep", lr=2e-3
     ),

@@ -63,7 +63,7 @@ def test_a_run_becomes_a_file_of_integers_that_others_read(make: Make, given: Gi
     told = settings(given, epochs=1)
     learned = task(make("yolo26n"), **told)
     run = fogline.fit(learned, recipe(make("yolo26n"), **told).replace(lr=0.002), runs=tmp_path, progress=False)
-    tuning = fine_tuning(Subject.of(run)).replace(duration="1st")
+    tuning = fine_tuning(Subject.of(run)).replace(duration="1st", lr=1e-4)
     report = fogline.export(run, tmp_path / "shapes.onnx", qat=tuning)
     assert report.tuned is not None
     assert len(report.tuned.steps["loss"]) == 1
