@@ -94,7 +94,7 @@ def test_an_empty_folder_of_runs_is_no_error(tmp_path: Path) -> None:
 def test_show_shows_verdict_scores_curve_and_events(tmp_path: Path) -> None:
     make_run(tmp_path / "digits", events=[(at, "note", f"event {at}") for at in range(20)])
     shown = call("show", "digits", "--runs", tmp_path).output
-    for words in ("digits: noise floor", "Noise floor: the steps", "accuracy 0.8", "event 19", "8 earlier ones", "┤"):
+    for words in ("digits: noise floor", "Noise floor: steps", "accuracy 0.8", "event 19", "8 earlier ones", "┤"):
         assert words in shown
     assert "\x1b" not in shown
 
