@@ -124,7 +124,7 @@ where either says that there is something (confidence 0.25). *Optimised* is the 
 Runtime, with its optimisations and without: the most steps between the integers the last convolutions give.
 Quantization-aware training takes a tenth of the steps at a thirtieth of the learning rate; where no validation of it
 was better than before its first step, or its result lost more, the post-training weights are kept, which *tuned* tells.
-At a third, the rate of `qat="auto"`, that was so on seed 0.
+At a third, the default when this was measured, that was so on seed 0; since then the default measures its own rate.
 """
 
 LATENCY = """## Latency

@@ -64,7 +64,7 @@ def scores_text(scores: Mapping[str, float | None]) -> str:
 def verdict_name(verdict: Mapping[str, Any] | None) -> str:
     """The first words of the verdict in a ``run.json``; a run without one is still training.
 
-    >>> verdict_name({"message": "Noise floor: the steps only jitter."}), verdict_name(None)
+    >>> verdict_name({"message": "Noise floor: steps of this length only jitter."}), verdict_name(None)
     ('noise floor', 'training')
     """
     return "training" if not verdict else str(verdict["message"]).split(":")[0].lower()
