@@ -282,10 +282,11 @@ post-training, those were kept, and the row says nothing of fine-tuning. The cho
 which favours what is chosen a little.
 
 The layers of the network at 96 px were chosen after looking at latencies: a network of 1.05 M weights with more
-depthwise convolutions at 48 px was 2.6 times faster than float, one of 1.11 M weights 3.1 times. It is trained for 1,000
-steps of 16 pictures, faint shapes in strong noise; not every seed has learned all of it by then, as the table below
-says (after 250 steps one of four lost 0.67 points to rounding). Some of its float files take more than twice as long as the others, int8 the same in all; why was not found out.
-The highest of its ratios come of that and are no merit of int8.
+depthwise convolutions at 48 px was 2.6 times faster than float, one of 1.11 M weights 3.1 times. It is trained for
+1,000 steps of 16 pictures, faint shapes in strong noise; not every seed has learned all of it by then, as the table
+below says (after 250 steps one of four lost 0.67 points to rounding). Some of its float files take more than twice as
+long as the others, int8 the same in all; why was not found out. The highest of its ratios come of that and are no
+merit of int8.
 """
 
 
