@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -10,6 +9,7 @@ from statistics import fmean
 from fogline.doctor.case import Case, program
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Remedy, Suspicion, Trial
+from fogline.doctor.standing import level
 from fogline.doctor.trial import CLEARLY, SEEDS, Descended, Laboratory, compared, planned_steps
 
 ENOUGH = 0.03
@@ -140,18 +140,6 @@ class Bench:
 
 def _key(remedies: Sequence[Remedy]) -> tuple[str, ...]:
     return tuple(remedy.title for remedy in remedies)
-
-
-def level(exam: Examination) -> float:
-    """What ``fit`` would keep of the observed descent: the score at its lowest held-out loss.
-
-    Where the task has no held-out rows it keeps the last weights; the better of both is taken then.
-    """
-    observed = exam.observed
-    assert observed is not None
-    finite = [(loss, score) for _, score, loss in observed.looks if math.isfinite(loss)]
-    kept = min(finite)[1] if finite else observed.score
-    return kept if exam.case.valid is not None else max(kept, observed.score)
 
 
 def lengthens(suspicion: Suspicion, case: Case) -> bool:

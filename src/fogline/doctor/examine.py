@@ -24,7 +24,6 @@ from fogline.doctor.bench import (
     compatible,
     edits,
     lengthens,
-    level,
     times_longer,
 )
 from fogline.doctor.case import CPU, FAILURES, Case, open_case
@@ -33,7 +32,7 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Finding, Remedy, Suspicion, Trial
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Rejected, Report
-from fogline.doctor.standing import standing
+from fogline.doctor.standing import level, standing
 from fogline.doctor.trial import SEEDS, Laboratory, planned_steps
 from fogline.task import Task
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fogline.doctor.examine import diagnose
-from fogline.doctor.report import Report
 from fogline.recipe import Recipe
 from fogline.record.store import Store
 from fogline.task import Task
+
+if TYPE_CHECKING:
+    from fogline.doctor.report import Report
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Healing:
     @classmethod
     def of(cls, task: Task, asked: Recipe) -> Healing:
         """Examine a program and apply what was proven."""
+        from fogline.doctor.examine import diagnose  # as much as all the rest of a run: only where it is asked for
+
         report = diagnose(task, asked)
         return cls(report, asked, *report.apply(task, asked))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fogline.data.source import leaves
 from fogline.doctor.examination import Examination
-from fogline.doctor.trial import WORTH, Observation
+from fogline.doctor.trial import WORTH
 from fogline.recipe import Recipe
 
 _BLOCKS = 8
@@ -28,7 +28,7 @@ class Standing:
     """Where a descent ended.
 
     Attributes:
-        score, train_score: by the yardstick, held out (the best of the looks) and on learned rows.
+        score, train_score: by the yardstick, held out (the better of what ``fit`` keeps and the end) and on learned rows.
         goal: what a classical learner gets of the same rows; a modest score where none can read them.
         known: whether one could.
         error: standard error of the score, from the number of rows it was taken on.
@@ -61,7 +61,7 @@ def standing(exam: Examination) -> Standing:
     assert seen is not None
     reference = exam.reference.score
     rows = max(2.0, _rows_that_count(exam))
-    score = max(seen.score, _kept(seen))
+    score = max(seen.score, level(exam))
     spread = max(1 - score * score, 1 / rows)
     goal = _goal(exam) if reference is None else max(0.0, reference)
     # Both scores come from samples of about this many rows; rows that are scored and learned from alike are no sample.
@@ -93,9 +93,15 @@ def _rows_that_count(exam: Examination) -> float:
     return len(counts) ** 2 / float((1 / counts).sum())
 
 
-def _kept(seen: Observation) -> float:
+def level(exam: Examination) -> float:
+    """What ``fit`` would keep of the observed descent: the score at its lowest held-out loss.
+
+    Where the task has no held-out rows it keeps the last weights, whatever there was on the way.
+    """
+    seen = exam.observed
+    assert seen is not None
     finite = [(loss, score) for _, score, loss in seen.looks if math.isfinite(loss)]
-    return min(finite)[1] if finite else -1.0
+    return min(finite)[1] if finite and exam.case.valid is not None else seen.score
 
 
 @dataclass(frozen=True)
