@@ -28,7 +28,7 @@ class Standing:
     """Where a descent ended.
 
     Attributes:
-        score, train_score: by the yardstick, held out (the better of what ``fit`` keeps and the end) and on learned rows.
+        score, train_score: by the yardstick, held out (of what ``fit`` keeps or of the end, the better) and learned.
         goal: what a classical learner gets of the same rows; a modest score where none can read them.
         known: whether one could.
         error: standard error of the score, from the number of rows it was taken on.
