@@ -13,6 +13,7 @@ from fogline.data.source import Batch, InMemory, leaves, map_tree
 from fogline.descent.prepare import Start
 from fogline.doctor.case import CPU, Case, readable
 from fogline.doctor.causes import Cause, loop, number, output
+from fogline.doctor.causes.loop.normalisation import tiny_batch_norm
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Finding, Remedy, Rows, Suspicion
 from fogline.doctor.record import refusal_finding
@@ -22,7 +23,7 @@ from fogline.record.store import Store, read_table
 _LOOKS: tuple[Cause, ...] = tuple(
     cause
     for cause in (*output.ON_ONE_BATCH, *loop.ON_ONE_BATCH, *number.ON_ONE_BATCH)
-    if cause is not loop.tiny_batch_norm  # which wants to know how many rows there are in all
+    if cause is not tiny_batch_norm  # which wants to know how many rows there are in all
 )
 _SECONDS = 1.0
 _ROWS = 64

@@ -1,0 +1,166 @@
+"""A network that learns by heart, or that cannot learn what there is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from fogline.doctor.causes.data.order import passed_over
+from fogline.doctor.causes.data.split import train_valid_mismatch
+from fogline.doctor.closeup import path_of
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import BODY, RATE, Evidence, Remedy, Suspicion
+from fogline.doctor.remedies import smoothed_labels
+from fogline.doctor.standing import motion, standing, steps_of
+from fogline.doctor.surgery import has, replaced, widened
+
+_WIDE = 64
+_SETTLED = 0.25
+_FEW_ROWS = 40
+_HANDFUL = 4
+
+
+def overfitting(exam: Examination) -> Suspicion | None:
+    """The rows are known by heart: the held-out loss turns up while the training loss goes on falling."""
+    seen = exam.observed
+    if seen is None or seen.error or not math.isfinite(seen.train_loss) or not exam.case.supervised:
+        return None
+    if exam.case.yardstick.work == "other" or (exam.case.valid is None and not len(exam.case.held)):
+        return None
+    stands = standing(exam)
+    curve = [(step, loss) for step, _, loss in seen.looks if math.isfinite(loss)]
+    if len(curve) < 4 or train_valid_mismatch(exam) is not None:
+        return None  # held-out rows of another kind say nothing of what was learned by heart
+    lowest = min(loss for _, loss in curve)
+    fell, rise = curve[0][1] - lowest, curve[-1][1] - lowest
+    gap = stands.train_score - stands.score
+    # On rows that were not learned from the score is a sample; on learned ones it is what was asked for.
+    if gap < max(0.1, 4 * stands.error) or stands.train_score < 0.5 or seen.train_loss > curve[-1][1]:
+        return None
+    share = max(0.0, rise) / (fell + rise) if fell + rise > 0 else 0.0
+    # Where nothing can be learned of other rows, these being known by heart is what is left.
+    by_heart = gap > 0.25 and stands.train_score > 0.9 and max(stands.score, exam.reference.score or 0.0) > 0.1
+    if share < 0.1 and not by_heart:
+        return None
+    at = next(step for step, loss in curve if loss == lowest)
+    turned = share > 0.2 and gap > 0.25 and stands.train_score > 0.9
+    surely = (by_heart or turned) and gap > 4 * stands.error and not _only_rare_ones(exam, stands.train_score)
+    decay = Remedy(
+        "adamw with weight decay 0.1",
+        'fogline.Recipe(optimizer="adamw", weight_decay=0.1)',
+        on_recipe=lambda recipe: recipe.replace(optimizer="adamw", weight_decay=0.1, options={}, lr="auto"),
+        costs=True,
+        place="rate",
+        order=RATE,
+    )
+    smoothed = [] if (remedy := smoothed_labels(exam)) is None else [replace(remedy, costs=True)]
+    return Suspicion(
+        "overfitting",
+        0.7 if surely else 0.5,
+        (
+            Evidence("score on learned rows, on held-out rows", f"{stands.train_score:.3g}, {stands.score:.3g}"),
+            Evidence("held-out loss: lowest, at the end", f"{lowest:.3g}, {curve[-1][1]:.3g}", "the same", step=at),
+            Evidence("rise of the held-out loss, as a share of all it moved", share, "near 0"),
+        ),
+        "The network learns these rows by heart: what it answers right of them it gets wrong of others"
+        + (f", and the held-out loss rises from step {at} on. " if share >= 0.1 else ". ")
+        + f"{exam.program.rows} rows are few for what it can remember.",
+        (*smoothed, decay),
+        proof=surely,
+        advice="more rows, augmentation, a smaller network or dropout; patience=5 saves steps",
+    )
+
+
+def _only_rare_ones(exam: Examination, train_score: float) -> bool:
+    """Whether it is but rare classes that are known by heart, and the others' rows are answered well, held out too."""
+    missed = passed_over(exam)
+    if missed is None:
+        return False
+    chance = 1 / max(2, exam.case.yardstick.classes)
+    return train_score - (missed[1] - chance) / (1 - chance) <= 0.25
+
+
+def underfitting(exam: Examination) -> Suspicion | None:
+    """The descent has settled, and even the rows it learned from are answered worse than classical learners do."""
+    seen = exam.observed
+    anatomy = exam.anatomy
+    if seen is None or seen.error or anatomy.stage or not anatomy.weighted or not exam.case.supervised:
+        return None
+    stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
+    known = stands.known or exam.program.rows < _FEW_ROWS  # so few can always be answered well
+    if not known or not stands.train_short or moves.refused or moves.fallen < 0.02:
+        return None
+    if (moves.slope > _SETTLED and moves.significance > 3) or not steps.path > 0.5:
+        return None
+    layers = [(layer.name, layer.module) for layer in anatomy.weighted if isinstance(layer.module, nn.Linear)]
+    counted = sum(p.numel() for _, module in layers for p in module.parameters())
+    weights = sum(p.numel() for p in anatomy.model.parameters())
+    labels = exam.case.yardstick.work in ("classes", "one_hot")
+    wanted = exam.program.rows * (1 if labels or not layers else layers[-1][1].out_features)
+    widths = [module.out_features for _, module in layers[:-1]]
+    # With as many weights as numbers to fit, rows can be learned by heart: then it is not the size. Only with a
+    # handful of units may all of them stand where no slope leads on.
+    if not layers or counted < 0.9 * weights or (weights > wanted and min(widths, default=0) > _HANDFUL):
+        return None
+    narrow = [
+        (first, second)
+        for (first, a), (second, b) in pairwise(layers)
+        if a.out_features < _WIDE and b.in_features == a.out_features
+    ]
+    if len(layers) > 1 and not narrow:
+        return None
+    remedy = _wider(narrow) if narrow else _deeper(layers[-1][0])
+    return Suspicion(
+        "underfitting",
+        0.65,
+        (
+            Evidence("score on learned rows", stands.train_score, f"{stands.goal:.3g}, as classical learners get"),
+            Evidence("units of the hidden layers", ", ".join(map(str, widths)) or "no hidden layer", "more"),
+            Evidence("fall of the loss over as many steps again, relative to all it fell", moves.slope, "not near 0"),
+        ),
+        "The loss has settled, but not even the rows that were learned from are answered well, although there is "
+        "something to learn in them: the network is too small to express it.",
+        (remedy,),
+    )
+
+
+def _wider(pairs: list[tuple[str, str]]) -> Remedy:
+    def edit(model: nn.Module) -> nn.Module:
+        for first, second in pairs:
+            model = widened(model, first, second, _WIDE)
+        return model
+
+    names = ", ".join(path_of(first) for first, _ in pairs)
+    return Remedy(
+        f"widen the hidden layers to {_WIDE} units",
+        f"let {names} have {_WIDE} outputs, and the layers after them as many inputs",
+        on_model=edit,
+        place="width",
+        order=BODY,
+    )
+
+
+def _deeper(name: str) -> Remedy:
+    def edit(model: nn.Module) -> nn.Module:
+        if not has(model, name):
+            return model
+        with torch.random.fork_rng(devices=[]):
+            return replaced(model, name, _with_hidden)
+
+    return Remedy(
+        f"put a hidden layer of {_WIDE} units before the last one",
+        f"{path_of(name)} = nn.Sequential(nn.Linear(inputs, {_WIDE}), nn.ReLU(), nn.Linear({_WIDE}, outputs))",
+        on_model=edit,
+        place="width",
+        order=BODY,
+    )
+
+
+def _with_hidden(last: nn.Module) -> nn.Module:
+    assert isinstance(last, nn.Linear)
+    made = nn.Sequential(nn.Linear(last.in_features, _WIDE), nn.ReLU(), nn.Linear(_WIDE, last.out_features))
+    return made.to(last.weight.device, last.weight.dtype)

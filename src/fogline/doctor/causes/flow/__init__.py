@@ -1,0 +1,11 @@
+"""Causes in what flows through the layers and what flows back: activations, first weights, widths."""
+
+from __future__ import annotations
+
+from fogline.doctor.causes.flow.activations import dead_units, missing_activation, saturated_units
+from fogline.doctor.causes.flow.gradients import exploding_gradient, vanishing_gradient
+from fogline.doctor.causes.flow.weights import bad_init, symmetric_init
+from fogline.doctor.causes.flow.width import bottleneck
+
+ON_ONE_BATCH = (symmetric_init, bad_init, dead_units, saturated_units, missing_activation)
+IN_MOTION = (vanishing_gradient, exploding_gradient, dead_units, bottleneck)

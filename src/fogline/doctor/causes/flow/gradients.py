@@ -1,0 +1,125 @@
+"""Gradients that fade or grow from layer to layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from fogline.doctor.anatomy import Layer, rms
+from fogline.doctor.causes.flow.activations import MOSTLY, SATURATING, at_the_end, dead_layers, relu_instead
+from fogline.doctor.causes.flow.weights import all_twins, drawn_again, drawn_anew, drawn_for_relu, drawn_orthogonal
+from fogline.doctor.closeup import (
+    HE_GAIN,
+    hidden,
+    spreads,
+    wide,
+)
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Evidence, Remedy, Suspicion
+from fogline.doctor.standing import standing
+
+
+def _slopes(layers: list[Layer]) -> list[tuple[str, float]]:
+    return [(layer.name, rms(layer.gradient)) for layer in layers if layer.gradient is not None]
+
+
+def vanishing_gradient(exam: Examination) -> Suspicion | None:
+    """The gradient shrinks from layer to layer on its way back, and the first layers hardly learn."""
+    anatomy = wide(exam)
+    if anatomy.stage or all_twins(exam) or not standing(exam).short:
+        return None
+    through_time = _fading(anatomy.layers)
+    if through_time is not None:
+        return through_time
+    slopes = _slopes(anatomy.weighted)
+    if len(slopes) < 4 or slopes[-1][1] <= 0:
+        return None
+    if any(layer.share > MOSTLY for layer in dead_layers(hidden(anatomy))):
+        return None
+    ratio = slopes[0][1] / slopes[-1][1]
+    each = ratio ** (1 / (len(slopes) - 1))
+    # PyTorch's own first weights and ReLU multiply a gradient by sqrt(1/6) a layer; a sigmoid by 1/4 of 1/sqrt(3).
+    if each > math.sqrt(1 / 6) / 1.5 or ratio > 1e-2:
+        return None
+    names = [layer.name for layer in anatomy.weighted]
+    saturating = any(
+        isinstance(m, SATURATING) and n not in at_the_end(anatomy.model) for n, m in anatomy.named_modules()
+    )
+    evidence = [
+        Evidence(
+            "gradient behind this layer, relative to the last one", slope / slopes[-1][1], "0.01 or more", layer=name
+        )
+        for name, slope in slopes[:3]
+    ]
+    return Suspicion(
+        "vanishing_gradient",
+        0.7 if ratio < 1e-4 else 0.5,
+        (*evidence, Evidence("what each layer leaves of the gradient", each, "0.4 to 1")),
+        "On its way back from the loss the gradient shrinks at every layer, and the product of many small numbers is "
+        "almost nothing: the first layers stay as they were drawn and scramble the input for those that do learn.",
+        (relu_instead(names),) if saturating else (drawn_for_relu(names),),
+    )
+
+
+def _fading(layers: list[Layer]) -> Suspicion | None:
+    """A plain recurrent layer whose last state hardly depends on what came first, beyond what tanh does anyway."""
+    for layer in layers:
+        module = layer.module
+        if not isinstance(module, nn.RNN) or layer.received is None or layer.received.ndim != 3:
+            continue
+        first = float(
+            max(
+                torch.linalg.matrix_norm(p.detach().double(), 2)
+                for n, p in module.named_parameters()
+                if n.startswith("weight_hh")
+            )
+        )
+        length = layer.received.shape[1 if module.batch_first else 0]
+        # PyTorch's own weights have a norm of 2/sqrt(3); at less than a third of it the past is gone in a few steps.
+        if first < 2 / math.sqrt(3) / 3 and first ** (length - 1) < 1e-2:
+            return Suspicion(
+                "vanishing_gradient",
+                0.6,
+                (Evidence("largest factor from one time step to the next", first, "about 1", layer=layer.name),),
+                "From one time step to the next the recurrent weights shrink signal and gradient, so that the last "
+                "state knows nothing of the beginning of the sequence.",
+                (drawn_orthogonal(),),
+            )
+    return None
+
+
+def exploding_gradient(exam: Examination) -> Suspicion | None:
+    """The gradient grows from layer to layer, or from time step to time step, on its way back."""
+    anatomy = wide(exam)
+    if anatomy.stage == "forward" or not standing(exam).short:
+        return None
+    slopes = _slopes(hidden(anatomy))
+    heavy = [spread for spread in spreads(anatomy) if spread.excess > 0]
+    recurrent = [s for s in heavy if isinstance(anatomy.model.get_submodule(s.name), nn.RNNBase)]
+    grown = slopes[0][1] / slopes[-1][1] if len(slopes) > 1 and slopes[-1][1] > 0 else 1.0
+    if not recurrent and (not math.isfinite(grown) or grown < 10 or grown ** (1 / (len(slopes) - 1)) < HE_GAIN):
+        return None
+    names = [layer.name for layer in anatomy.weighted]
+    clip = Remedy(
+        "clip the gradient to what is usual in this run",
+        'fogline.Recipe(clip="adaptive"), or nn.utils.clip_grad_norm_(model.parameters(), 1.0) before optimizer.step()',
+        on_recipe=lambda recipe: recipe.replace(clip="adaptive"),
+        place="clip",
+        order=60,
+    )
+    what = Evidence("gradient behind the first layer, relative to the last hidden one", grown, "about 1")
+    remedies = drawn_again(anatomy, names)
+    if recurrent:
+        remedies = drawn_orthogonal(), drawn_anew([spread.name for spread in recurrent])
+        what = Evidence("gain from one time step to the next", recurrent[0].gain, "about 1", layer=recurrent[0].name)
+    return Suspicion(
+        "exploding_gradient",
+        0.6,
+        (what,),
+        "On its way back from the loss the gradient grows at every "
+        + ("time step" if recurrent else "layer")
+        + ", so that a step that suits the last layer throws the first ones far away.",
+        (*remedies, clip),
+    )

@@ -1,0 +1,168 @@
+"""First weights: all alike, too large or too small."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from fogline.doctor.anatomy import Anatomy, rms
+from fogline.doctor.closeup import (
+    DEFAULT_GAIN,
+    HE_GAIN,
+    bend_before,
+    listed,
+    path_of,
+    spreads,
+    wide,
+)
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
+from fogline.doctor.surgery import he, orthogonal, reset
+
+_TENFOLD, _HUNDREDFOLD = math.log(10), math.log(100)
+
+
+def symmetric_init(exam: Examination) -> Suspicion | None:
+    """Units of a layer with the same weights and the same gradient: whatever the optimizer, they stay the same."""
+    anatomy = wide(exam)
+    if anatomy.stage:
+        return None
+    names = all_twins(exam)
+    if not names:
+        return None
+    weights = [name for name, p in anatomy.named_parameters() if p.ndim >= 2 and _constant(p)]
+    again = sorted({name.rpartition(".")[0] for name in weights} | set(names))
+    return Suspicion(
+        "symmetric_init",
+        0.95,
+        tuple(Evidence("units with different first weights or gradients", 1, "all", layer=name) for name in names[:4]),
+        "All units of a layer begin with the same weights and get the same gradient, so they take the same steps for "
+        "ever: however wide the layer is, it does the work of a single unit.",
+        (drawn_anew(again), drawn_for_relu(again)),
+        proof=True,
+        severity="fatal",
+    )
+
+
+def all_twins(exam: Examination) -> list[str]:
+    """Layers of which all units are alike and remain so; not the last one, whose units have targets of their own."""
+    anatomy = wide(exam)
+    found = []
+    last = anatomy.weighted[-1].name if anatomy.weighted else ""
+    for name, module in anatomy.named_modules():
+        if name == last or not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)):
+            continue
+        gates = {"LSTM": 4, "GRU": 3}.get(getattr(module, "mode", ""), 1)
+        for own, parameter in module.named_parameters(recurse=False):
+            gradient = anatomy.gradients.get(f"{name}.{own}" if name else own)
+            if own.startswith("weight") and gradient is not None and _all_alike(parameter, gradient, gates):
+                found.append(name)
+                break
+    return found
+
+
+def _all_alike(parameter: Tensor, gradient: Tensor, gates: int) -> bool:
+    values, slopes = parameter.detach().flatten(1).chunk(gates), gradient.flatten(1).chunk(gates)
+    if len(values[0]) < 2:
+        return False
+    same = all(bool((block == block[0]).all()) for block in values)
+    scale = float(gradient.abs().max())
+    # Rounding of sums in another order is all that may differ.
+    return same and all(float((block - block[0]).abs().max()) <= 1e-5 * scale for block in slopes)
+
+
+def _constant(value: Tensor) -> bool:
+    return value.numel() > 1 and float(value.detach().max()) == float(value.detach().min())
+
+
+def drawn_anew(names: list[str]) -> Remedy:
+    return Remedy(
+        f"give {listed(names)} PyTorch's own first weights",
+        "\n".join(f"{path_of(name)}.reset_parameters()" for name in names),
+        on_model=lambda model: reset(model, names),
+        place="init",
+        order=BODY,
+    )
+
+
+def drawn_for_relu(names: list[str]) -> Remedy:
+    lines = [
+        f"nn.init.kaiming_normal_({path_of(name)}.weight, nonlinearity='relu'); nn.init.zeros_({path_of(name)}.bias)"
+        for name in names
+    ]
+    return Remedy(
+        f"give {listed(names)} He's first weights",
+        "\n".join(lines),
+        on_model=lambda model: he(model, names),
+        place="init",
+        order=BODY,
+    )
+
+
+def bad_init(exam: Examination) -> Suspicion | None:
+    """First weights that multiply a signal by far more, or far less, than keeps it in size."""
+    anatomy = wide(exam)
+    if anatomy.stage == "forward" or not anatomy.layers or all_twins(exam):
+        return None
+    found = spreads(anatomy)
+    large = [spread for spread in found if spread.excess > 0]
+    small = [spread for spread in found if spread.excess < 0]
+    if not _signal_shrinks(anatomy, -sum(spread.excess for spread in small)):
+        small = [s for s in small if isinstance(anatomy.model.get_submodule(s.name), nn.RNNBase)]
+    up, down = sum(spread.excess for spread in large), -sum(spread.excess for spread in small)
+    if max(up, down) < _TENFOLD:
+        return None
+    guilty = large if up >= down else small
+    names = list(dict.fromkeys(spread.name for spread in guilty))
+    strength = 0.7 if max(up, down) > _HUNDREDFOLD else 0.5
+    evidence = [
+        Evidence("gain of the first weights", spread.gain, f"{DEFAULT_GAIN:.2g} to {HE_GAIN:.2g}", layer=spread.name)
+        for spread in guilty[:4]
+    ]
+    evidence.append(Evidence("all of them together, times what keeps a signal in size", math.exp(max(up, down)), "1"))
+    size = (
+        "large: every layer multiplies the signal, outputs and gradients begin enormous"
+        if up >= down
+        else (
+            "small: every layer shrinks the signal, so that outputs hardly depend on the inputs and the first layers "
+            "get almost no gradient"
+        )
+    )
+    remedies = drawn_again(anatomy, names)
+    if any(isinstance(anatomy.model.get_submodule(name), nn.RNNBase) for name in names):
+        remedies = (drawn_orthogonal(), drawn_anew(names))
+    return Suspicion("bad_init", strength, tuple(evidence), f"The first weights are too {size}.", remedies)
+
+
+def _signal_shrinks(anatomy: Anatomy, down: float) -> bool:
+    """Whether small weights do make the signal small: beside a skip connection they do not."""
+    layers = anatomy.weighted
+    if len(layers) < 2:
+        return False
+    first, last = _variation(layers[0].received), _variation(layers[-1].received)
+    return last < first * math.exp(-down / 2)
+
+
+def _variation(value: Tensor | None) -> float:
+    """Root mean square of what differs from row to row: biases are the same for all."""
+    if value is None or not value.ndim:
+        return 0.0
+    value = value.detach().double()
+    return rms(value - value.mean(0, keepdim=True))
+
+
+def drawn_again(anatomy: Anatomy, names: list[str]) -> tuple[Remedy, Remedy]:
+    """First weights for these layers: in a deep ReLU network those that keep the gradient in size come first."""
+    deep = sum(bend_before(layer) == "relu" for layer in anatomy.weighted) >= 3
+    return (drawn_for_relu(names), drawn_anew(names)) if deep else (drawn_anew(names), drawn_for_relu(names))
+
+
+def drawn_orthogonal() -> Remedy:
+    return Remedy(
+        "give recurrent layers orthogonal first weights",
+        "model.rnn.reset_parameters()\nnn.init.orthogonal_(model.rnn.weight_hh_l0)",
+        on_model=orthogonal,
+        place="init",
+        order=BODY,
+    )

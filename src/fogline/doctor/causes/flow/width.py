@@ -1,0 +1,63 @@
+"""A layer too narrow for what has to pass through it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from fogline.doctor.anatomy import Layer
+from fogline.doctor.closeup import (
+    path_of,
+)
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
+from fogline.doctor.reference import rebuilds
+from fogline.doctor.standing import standing
+from fogline.doctor.surgery import widened
+
+
+def width_of(layer: Layer) -> int:
+    return int(getattr(layer.module, "out_features", 0) or getattr(layer.module, "out_channels", 0))
+
+
+def inputs_of(layer: Layer) -> int:
+    return int(getattr(layer.module, "in_features", 0) or getattr(layer.module, "in_channels", 0))
+
+
+def bottleneck(exam: Examination) -> Suspicion | None:
+    """A hidden layer too narrow for what has to pass through it."""
+    anatomy = exam.anatomy
+    layers = anatomy.weighted
+    stands = standing(exam)
+    if anatomy.stage or len(layers) < 2 or not exam.case.supervised or not (stands.short or stands.train_short):
+        return None
+    if rebuilds(exam.case):
+        return None
+    outputs = width_of(layers[-1])
+    needs = outputs - 1 if exam.case.yardstick.work in ("classes", "one_hot") else outputs
+    widest = max(width_of(layer) for layer in layers)
+    narrow = [
+        (first, second)
+        for first, second in pairwise(layers)
+        if (width_of(first) < min(needs, inputs_of(first)) or width_of(first) == 1)
+        and width_of(first) < widest
+        and inputs_of(second) == width_of(first)
+    ]
+    if not narrow:
+        return None
+    first, second = min(narrow, key=lambda pair: width_of(pair[0]))
+    width = max(8, 2 * outputs, min(inputs_of(first), 64))
+    remedy = Remedy(
+        f"widen {first.name} from {width_of(first)} to {width} units",
+        f"let {path_of(first.name)} have {width} outputs and {path_of(second.name)} {width} inputs",
+        on_model=lambda model: widened(model, first.name, second.name, width),
+        place="width",
+        order=BODY,
+    )
+    return Suspicion(
+        "bottleneck",
+        0.7,
+        (Evidence("units", width_of(first), f"at least {max(2, needs)}", layer=first.name),),
+        f"Everything the network knows of an example has to pass through {width_of(first)} "
+        f"number{'s' if width_of(first) > 1 else ''} in {first.name}, which is less than the {outputs} outputs need.",
+        (remedy,),
+    )

@@ -1,0 +1,175 @@
+"""A loss that gradients do not come back from."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogline.descent.objective import Objective
+from fogline.descent.randomness import PROBE, private_randomness, seed_step
+from fogline.doctor.anatomy import CPU, Anatomy
+from fogline.doctor.case import FAILURES
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import BODY, WRAP, Evidence, Remedy, Suspicion
+from fogline.doctor.surgery import as_drawn, replaced
+from fogline.doctor.uncut import Uncut, Within, within
+
+
+def detached_graph(exam: Examination) -> Suspicion | None:
+    """Parameters that no gradient reaches, and that one reaches once the program's own cuts are left out."""
+    anatomy = exam.anatomy
+    trainable = [name for name, p in anatomy.named_parameters() if p.requires_grad]
+    if not trainable or anatomy.stage in ("forward", "loss"):
+        return None
+    without = [name for name in trainable if anatomy.gradients.get(name) is None]
+    if not without:
+        return None
+    whole = len(without) == len(trainable)
+    if anatomy.stage == "backward" and not _no_graph(anatomy.error):
+        return None
+    cure = _uncut(exam, len(without))
+    if cure is None and not whole:
+        return None  # layers whose output nobody uses: harmless
+    names = ", ".join(without[:4]) + (", ..." if len(without) > 4 else "")
+    cuts = ", ".join(cure.cuts) if cure is not None else ""
+    advice = "" if cure is not None else (
+        "compute the loss from the model's own outputs with torch operations that have a derivative: no argmax, no "
+        "comparison or rounding, no NumPy, no .item() in between"
+    )  # fmt: skip
+    return Suspicion(
+        "detached_graph",
+        1.0 if whole else 0.75,
+        (
+            Evidence("parameters that no gradient reaches", names, "none"),
+            Evidence("share of the parameters", len(without) / len(trainable), 0.0),
+            *((Evidence("what cuts the graph", cuts, "nothing"),) if cuts else ()),
+        ),
+        ("No parameter gets a gradient" if whole else "Some parameters get no gradient")
+        + ": something between them and the loss cuts the graph"
+        + (f" ({cuts}). Without the cut the gradient reaches them." if cuts else ". Nothing there can be learned."),
+        () if cure is None else cure.remedies,
+        proof=whole or _as_drawn(anatomy, without),
+        blocks=whole,
+        severity="fatal" if whole else "serious",
+        advice=advice,
+    )
+
+
+def _as_drawn(anatomy: Anatomy, without: list[str]) -> bool:
+    """Whether the weights that stay as they are were never trained: nobody means to keep those."""
+    owners = [name.rpartition(".")[0] for name in without if name.endswith("weight")]
+    return bool(owners) and all(as_drawn(anatomy.model.get_submodule(name)) for name in owners)
+
+
+def _no_graph(error: str) -> bool:
+    return "does not require grad" in error or "grad_fn" in error or "not to have been used" in error
+
+
+@dataclass(frozen=True)
+class _Cure:
+    """What leaves the cuts out, and what they were."""
+
+    cuts: tuple[str, ...]
+    remedies: tuple[Remedy, ...]
+
+
+def _uncut(exam: Examination, without: int) -> _Cure | None:
+    """The smallest edit after which gradients reach more parameters: of a module, of the model, of model and loss."""
+    name = _cutting_module(exam)
+    if name is not None and _reached_without_module(exam, name, without):
+        remedy = Remedy(
+            f"take module {name!r} out, which cuts the graph",
+            f"replace {name!r} by nn.Identity(): return the tensor itself, not a detached copy",
+            on_model=lambda module: replaced(module, name, lambda _: nn.Identity()),
+            place="graph",
+            order=BODY,
+        )
+        return _Cure((f"module {name!r}",), (remedy,))
+    for in_model, in_loss in ((True, False), (False, True), (True, True)):
+        cuts = _reached_without_cuts(exam, in_model, in_loss, without)
+        if cuts:
+            return _Cure(cuts, (_without_cuts(cuts, in_model, in_loss),))
+    return None
+
+
+def _without_cuts(cuts: tuple[str, ...], in_model: bool, in_loss: bool) -> Remedy:
+    where = " and ".join(w for w, there in (("the model", in_model), ("the loss", in_loss)) if there)
+    return Remedy(
+        f"leave out {', '.join(cuts)} in {where}",
+        f"remove {', '.join(cuts)} between the parameters and the loss, in {where}",
+        on_model=(lambda module: Within(module, Uncut)) if in_model else None,
+        on_loss=(lambda loss: within(loss, Uncut)) if in_loss else None,
+        place="graph",
+        order=WRAP,
+    )
+
+
+def _cutting_module(exam: Examination) -> str | None:
+    """A module without weights that gives back what it was given, less the graph."""
+    for layer in exam.anatomy.layers:
+        given, output = layer.received, layer.output
+        if given is None or output is None or any(True for _ in layer.module.parameters()) or layer.node is not None:
+            continue
+        same = given.shape == output.shape and torch.equal(given, output)
+        if same and layer.name and _has_weights_before(exam, layer.name) and not isinstance(layer.module, nn.Identity):
+            return layer.name
+    return None
+
+
+def _has_weights_before(exam: Examination, name: str) -> bool:
+    for layer in exam.anatomy.layers:
+        if layer.name == name:
+            return False
+        if any(p.requires_grad for p in layer.module.parameters()):
+            return True
+    return False
+
+
+def _reached_without_module(exam: Examination, name: str, without: int) -> bool:
+    model = replaced(copy.deepcopy(exam.anatomy.model), name, lambda _: nn.Identity())
+    objective = Objective(model, exam.program.loss)
+    with private_randomness(CPU), torch.enable_grad():
+        seed_step(0, 0, PROBE, CPU)
+        try:
+            return _unreached(objective(exam.anatomy.batch), model) < without
+        except FAILURES:
+            return False
+
+
+def _unreached(loss: Tensor, model: nn.Module) -> int:
+    """How many parameters no gradient reaches."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return sum(g is None for g in torch.autograd.grad(loss, parameters, allow_unused=True))
+
+
+def _reached_without_cuts(exam: Examination, in_model: bool, in_loss: bool, without: int) -> tuple[str, ...]:
+    """What was left out, where that lets gradients reach more parameters; empty where it does not."""
+    model = copy.deepcopy(exam.anatomy.model)
+    objective, mode = Objective(model, exam.program.loss), Uncut()
+    with private_randomness(CPU), torch.enable_grad():
+        seed_step(0, 0, PROBE, CPU)
+        try:
+            loss = _loss_within(objective, exam.anatomy.batch, mode, in_model, in_loss)
+            left = _unreached(loss, model)
+        except FAILURES:
+            return ()
+    return tuple(mode.cuts) if left < without else ()
+
+
+def _loss_within(objective: Objective, batch: Any, mode: Uncut, in_model: bool, in_loss: bool) -> Tensor:
+    if not objective.supervised or (in_model and in_loss):
+        with mode:
+            return objective(batch)
+    inputs, targets = batch
+    assert callable(objective.loss)
+    if in_model:
+        with mode:
+            outputs = objective.model(inputs)
+        return objective.loss(outputs, targets)
+    outputs = objective.model(inputs)
+    with mode:
+        return objective.loss(outputs, targets)

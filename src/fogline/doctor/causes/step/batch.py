@@ -1,0 +1,69 @@
+"""Batches that are too small or too large."""
+
+from __future__ import annotations
+
+from fogline.doctor.causes.step.common import BOLD, STRAIGHT, began, is_large_batch, rows_of
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion
+from fogline.doctor.standing import motion, standing, steps_of
+
+
+def batch_too_small(exam: Examination) -> Suspicion | None:
+    """Steps that follow the chance of which few rows were drawn."""
+    size, rows = exam.case.batch_size, rows_of(exam)
+    if not began(exam) or size > 8 or size * 16 > rows or exam.program.recipe.batch_size == "full":
+        return None
+    stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
+    shaking = moves.refused > 0 or moves.jitter > 0.1 or moves.fallen < 0.05 or steps.each > BOLD
+    if not stands.short or not shaking or steps.overshoot < -0.8:
+        return None
+    larger, planned = min(32, rows // 4), exam.planned
+    remedy = Remedy(
+        f"take {larger} rows a step instead of {size}, for as many steps",
+        f'fogline.Recipe(batch_size={larger}, duration="{planned}st")',
+        on_recipe=lambda recipe: recipe.replace(batch_size=larger, accumulate=1, duration=f"{planned}st"),
+        place="batch",
+        order=RECIPE,
+    )
+    return Suspicion(
+        "batch_too_small",
+        0.5,
+        (
+            Evidence("rows a step", size, "16 or more"),
+            Evidence("jitter of the loss, relative to all it fell", moves.jitter, "below 0.1"),
+            Evidence("step cosine, median", steps.cosine, "above 0"),
+        ),
+        f"{size} row{'s' if size > 1 else ''} a step say little of all {rows}: at this learning rate each step undoes "
+        "what the last one did.",
+        (remedy,),
+    )
+
+
+def batch_too_large(exam: Examination) -> Suspicion | None:
+    """Every row is read many times, but only a few steps are taken."""
+    if not began(exam) or not is_large_batch(exam) or exam.planned > 100 or exam.observed is None:
+        return None
+    stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
+    if not stands.short or moves.refused or not steps.overshoot < STRAIGHT:
+        return None
+    size, rows = exam.case.batch_size, rows_of(exam)
+    smaller = min(32, max(8, rows // 16))
+    remedy = Remedy(
+        f"take {smaller} rows a step instead of {size}",
+        f"fogline.Recipe(batch_size={smaller})",
+        on_recipe=lambda recipe: recipe.replace(batch_size=smaller, accumulate=1),
+        place="batch",
+        order=RECIPE,
+    )
+    return Suspicion(
+        "batch_too_large",
+        0.75,
+        (
+            Evidence("steps in all", exam.planned, "hundreds"),
+            Evidence("rows a step", size, f"{smaller}"),
+            Evidence("overshoot, median", steps.overshoot, "-0.3 to 0.5: -1 is a slope that a step has not changed"),
+        ),
+        f"The rows are read again and again, but {size} of {rows} at a time: that makes {exam.planned} steps in all, "
+        "and the loss is still falling in a straight line. Smaller batches take more steps for the same work.",
+        (remedy,),
+    )

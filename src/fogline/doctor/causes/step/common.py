@@ -1,0 +1,52 @@
+"""What the causes of the step share."""
+
+from __future__ import annotations
+
+import math
+
+from fogline.data.source import leaves
+from fogline.doctor.examination import Examination
+from fogline.doctor.standing import Motion, Steps, motion
+
+STRAIGHT = -0.3
+"""Overshoot below which most of a slope is left after a step (-1: all of it; noise moves it towards 0)."""
+HARDLY_MOVED = 0.5
+"""The way of the weights, in their own norms: less than this and they are still about where they began."""
+TIMID, BOLD = 1e-3, 0.03
+"""Update ratios: a thousandth a step is what descents that work are seen to take; at 3 % a step, 30 of them replace all
+that the weights were."""
+FALLING, SURELY = 0.25, 3.0
+FEWEST_STEPS = 16
+
+
+def began(exam: Examination) -> bool:
+    """Whether a descent was observed at all, and the loss was a number before it."""
+    seen = exam.observed
+    return seen is not None and not seen.error and seen.start is not None and math.isfinite(motion(exam).start)
+
+
+def too_long(moves: Motion, steps: Steps) -> float:
+    """How likely the steps are too long."""
+    rose = moves.highest - moves.start > 0.5 * abs(moves.start)
+    if moves.refused > 0 and (rose or steps.each > BOLD):
+        return 0.85
+    if rose:
+        return 0.7
+    bold, beyond = steps.each > BOLD, steps.beyond >= 0.25
+    nothing = moves.fallen < 0.02 and steps.path > 1
+    if nothing:
+        return 0.65 if bold or beyond else 0.4
+    if bold:
+        return 0.55 if beyond or moves.jitter > 0.1 else 0.45
+    return 0.4 if beyond and moves.jitter > 0.1 else 0.0
+
+
+def rows_of(exam: Examination) -> int:
+    """How many rows there are to learn from."""
+    return len(leaves(exam.program.train)[0])
+
+
+def is_large_batch(exam: Examination) -> bool:
+    """Whether an epoch is a handful of steps, although there are rows for many."""
+    size, rows = exam.case.batch_size, rows_of(exam)
+    return rows >= 4 * FEWEST_STEPS and size * 4 >= rows and size > 64 and exam.planned * size >= 3 * rows

@@ -1,0 +1,103 @@
+"""Decay and dropout that outweigh the loss."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from fogline.descent.optimizers import spec_of
+from fogline.doctor.anatomy import rms
+from fogline.doctor.causes.step.common import began
+from fogline.doctor.closeup import wide_trained
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import BODY, RECIPE, Evidence, Remedy, Suspicion
+from fogline.doctor.standing import motion, resolved, standing
+from fogline.doctor.surgery import with_dropout
+
+_ADAPTIVE = ("adam", "adamw", "nadam", "radam", "rmsprop", "adamax", "lion", "muon", "schedule_free", "prodigy")
+_DECOUPLED = ("adamw", "nadam", "radam", "lion", "muon", "schedule_free")
+
+
+def regularization_too_strong(exam: Examination) -> Suspicion | None:
+    """Weight decay or dropout that takes away more than the data can put in."""
+    if not began(exam):
+        return None
+    stands = standing(exam)
+    if not (stands.short or stands.train_short):
+        return None
+    return _dropout(exam) or _decay(exam)
+
+
+def _dropout(exam: Examination) -> Suspicion | None:
+    rates = [float(m.p) for m in exam.anatomy.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    seen, moves = exam.observed, motion(exam)
+    if not rates or max(rates) < 0.5 or seen is None or not math.isfinite(seen.train_loss):
+        return None
+    gap, learned = moves.last - seen.train_loss, abs(moves.start - seen.train_loss)
+    if max(rates) < 0.8 and gap < 0.25 * learned:
+        return None
+    highest = max(rates)
+    remedy = Remedy(
+        f"drop a quarter as much: {highest / 4:.2g} instead of {highest:.2g}",
+        f"nn.Dropout({highest / 4:.2g})",
+        on_model=lambda model: with_dropout(model, 0.25),
+        place="dropout",
+        order=BODY,
+    )
+    return Suspicion(
+        "regularization_too_strong",
+        0.7,
+        (
+            Evidence("largest dropout", highest, "0.1 to 0.5"),
+            Evidence("loss in training, of the same rows without dropout", f"{moves.last:.3g}, {seen.train_loss:.3g}"),
+        ),
+        f"Dropout takes {highest:.0%} of a layer's units away at every step: what is left can hardly tell the examples "
+        "apart.",
+        (remedy,),
+    )
+
+
+def _decay(exam: Examination) -> Suspicion | None:
+    recipe, seen = resolved(exam), exam.observed
+    spec = spec_of(recipe.optimizer)
+    decay = spec.weight_decay if recipe.weight_decay is None else recipe.weight_decay
+    anatomy = wide_trained(exam)
+    if not decay or seen is None or anatomy is None:
+        return None
+    inertia = 1 / (1 - spec.momentum) if spec.edge in ("heavy_ball", "nesterov") else 1.0
+    folds = seen.lr * decay * seen.steps * inertia
+    pull, slope = _pull(exam, decay)
+    decoupled = spec.name in _DECOUPLED
+    adaptive = spec.name in _ADAPTIVE and not decoupled
+    if not (pull > slope if adaptive else folds > 1):
+        return None
+    remedy = Remedy(
+        "no weight decay",
+        "fogline.Recipe(weight_decay=0.0)",
+        on_recipe=lambda recipe: recipe.replace(weight_decay=0.0),
+        place="decay",
+        order=RECIPE,
+    )
+    return Suspicion(
+        "regularization_too_strong",
+        0.7 if adaptive or folds > 3 else 0.5,
+        (
+            Evidence("weight decay", float(decay), "1e-4 to 1e-2"),
+            Evidence("times the weights are drawn to 1/e of themselves in this run", folds, "below 1"),
+            Evidence("pull of the decay, slope of the loss", f"{pull:.2g}, {slope:.2g}", "a small share"),
+        ),
+        "Weight decay draws the weights to zero faster than the loss can build them up: what is learned is forgotten.",
+        (remedy,),
+    )
+
+
+def _pull(exam: Examination, decay: float) -> tuple[float, float]:
+    """Root mean square of the decay's and of the loss's gradient over the matrices of the trained model."""
+    anatomy = wide_trained(exam)
+    assert anatomy is not None
+    matrices = {name: p for name, p in anatomy.named_parameters() if p.ndim >= 2}
+    pulls = [decay * rms(p) for p in matrices.values()]
+    slopes = [rms(anatomy.gradients.get(name)) for name in matrices]
+    mean = len(matrices) or 1
+    return math.sqrt(sum(x * x for x in pulls) / mean), math.sqrt(sum(x * x for x in slopes) / mean)
