@@ -86,16 +86,17 @@ class Bench:
     def holds(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
         """Whether a trial was won, and the remedied program beats the control's longer descent too.
 
-        What merely learns faster is no remedy of a program that gets there as well. Where the short trial does not
-        reach as far, the remedied program is run for as long as the control was observed, while the budget lasts.
+        What merely learns faster is no remedy of a program that gets there as well: where the control would be by then
+        is told by what it still gained when it was observed. Where the short trial does not reach as far, the remedied
+        program is run for as long, while the budget lasts.
         """
         if not trial.accepted:
             return False
         if self._covers:
             return True
-        reached = level(self.exam)
+        reached = self._still_to_come + fmean(trial.without)
         enough = reached + max(self.margin, AS_GOOD * (1 - reached))
-        return fmean(trial.with_it) >= enough or self._in_full(remedies) >= enough
+        return fmean(trial.with_it) >= enough or self._in_full(remedies) >= max(enough, level(self.exam))
 
     def suffices(self, trial: Trial, remedy: Remedy) -> bool:
         """Whether the remedy of a cause that leaves no doubt is kept, although the trial was not won.
@@ -112,6 +113,14 @@ class Bench:
         if trial.effect >= -ENOUGH:
             return True
         return not self._covers and self._in_full(remedies) >= level(self.exam) - ENOUGH
+
+    @property
+    def _still_to_come(self) -> float:
+        """What the observed control gained after as many steps as a trial has."""
+        observed = self.exam.observed
+        assert observed is not None
+        by_then = [score for step, score, _ in observed.looks if step <= self.steps]
+        return max(0.0, level(self.exam) - by_then[-1])
 
     @property
     def _covers(self) -> bool:
