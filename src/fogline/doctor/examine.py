@@ -180,7 +180,7 @@ class _Doctor:
         return exam
 
     def _outcome(self, exam: Examination) -> Outcome:
-        reference = exam.reference.score
+        reference = exam.reference.possible
         nothing = self.tried.level < LEARNS and reference is not None and reference < LEARNS
         shown = any(kept.trial is not None or kept.suspicion.proof for kept in self.tried.kept)
         if shown or (self.tried.kept and not nothing):
@@ -199,7 +199,7 @@ class _Doctor:
             control=self.tried.control,
             healed=self.tried.healed if self.tried.healed_in >= self._glance else None,
             metric=self.case.yardstick.name,
-            reference=exam.reference.score,
+            reference=exam.reference.possible,
             cost_steps=math.ceil(self.laboratory.spent),
             planned=self.planned,
             notes=tuple(self.notes),

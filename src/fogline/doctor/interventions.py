@@ -92,7 +92,7 @@ class Interventions:
 
     def as_good_as_it_gets(self, exam: Examination) -> bool:
         """Whether no trial could show a gain worth a word."""
-        reference = exam.reference.score
+        reference = exam.reference.possible
         best = 1 - ENOUGH if reference is None else min(1 - ENOUGH, max(_GOOD, reference - ENOUGH / 2))
         return self.level >= best
 
@@ -101,14 +101,14 @@ class Interventions:
 
         Where that learner finds little a network may find more, and must be clearly better to be left in peace.
         """
-        level, reference = self.level, exam.reference.score
+        level, reference = self.level, exam.reference.possible
         if reference is None:
             return level >= 1 - ENOUGH
         return level >= LEARNS and level >= min(1 - ENOUGH, reference + (-ENOUGH if reference > 0.5 else ENOUGH))
 
     def is_healthy(self, exam: Examination) -> bool:
         """Whether it learns, and about as well as a classical learner: what one gets a sound network gets too."""
-        reference = exam.reference.score
+        reference = exam.reference.possible
         return self.level >= LEARNS and (reference is None or self.level >= reference - _BEHIND)
 
     def verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fogline.doctor.case import Case
-from fogline.doctor.yardstick import Yardstick
+from fogline.doctor.yardstick import Yardstick, error_of
 
 _MOST_ROWS, _MOST_FEATURES, _MOST_TOKENS = 4000, 2000, 2000
 _NEIGHBOURS = 5
-_FOLDS = 5
+_FOLDS, _FEW_ROWS = 5, 1000
 _PENALTY = 1e-2
 _LANDMARKS, _FLAT = 300, 1e-9
 """Rows that a kernel is seen from; and the share of its largest eigenvalue below which others are rounding."""
@@ -33,10 +33,13 @@ class Reference:
     """Scores of the best of three classical learners, by the yardstick of the case.
 
     Attributes:
-        score: on rows held out of the training data; None where the work cannot be read by them.
+        score: on rows held out of the training data, each fifth in turn where there are few; None where the work
+            cannot be read by them.
         valid_score: of the same learner, trained on training rows, on the task's held-out data.
         within_valid: of the same kind of learner within the task's held-out data: each fifth scored by one that learned
             from the others.
+        valid_error: a generous standard error of these two.
+        scored: how many rows the first of these scores rests on.
         learner: which was best.
         rows: positions in the training data of the rows they were trained and scored on.
     """
@@ -44,8 +47,17 @@ class Reference:
     score: float | None = None
     valid_score: float | None = None
     within_valid: float | None = None
+    valid_error: float = 0.0
+    scored: int = 0
     learner: str = ""
     rows: Tensor | None = None
+
+    @property
+    def possible(self) -> float | None:
+        """What can be got of the rows that a program is scored on: training targets that are wrong do not lower it."""
+        if self.score is None or self.valid_score is None or self.within_valid is None:
+            return self.score
+        return max(self.score, max(self.valid_score, self.within_valid) - self.valid_error)
 
 
 def refer(case: Case) -> Reference:
@@ -63,16 +75,12 @@ def refer(case: Case) -> Reference:
     if len(rows) < 10:
         return Reference()
     order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))][:_MOST_ROWS]
-    cut = max(1, len(order) // 5)
-    held, learned = order[:cut], order[cut:]
-    targets = case.train.targets
-    scores = {
-        learner: yardstick(predict(raw[learned], targets[learned], raw[held], yardstick), targets[held], _AsIs())
-        for learner, predict in _LEARNERS.items()
-    }
+    inputs, targets = raw[order], case.train.targets[order]
+    folds = _FOLDS if len(order) <= _FEW_ROWS else 1
+    scores = {learner: _across_folds(inputs, targets, yardstick, learner, folds) for learner in _LEARNERS}
     learner = max(scores, key=lambda name: scores[name])
-    valid_score, within = _on_valid(case, raw[learned], targets[learned], learner)
-    return Reference(scores[learner], valid_score, within, learner, order)
+    scored = len(order) // _FOLDS * folds
+    return Reference(scores[learner], *_on_valid(case, inputs, targets, learner), scored, learner, order)
 
 
 def rebuilds(case: Case) -> bool:
@@ -87,26 +95,32 @@ class _AsIs:
     """Stands for the loss: numbers are on the scale of the targets."""
 
 
-def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tuple[float | None, float | None]:
+def _across_folds(inputs: Tensor, targets: Tensor, yardstick: Yardstick, learner: str, folds: int) -> float:
+    """Score on rows that a learner did not learn from, by one of each of the first ``folds`` fifths."""
+    fold = torch.arange(len(inputs)) % _FOLDS
+    said = [
+        _LEARNERS[learner](inputs[fold != k], targets[fold != k], inputs[fold == k], yardstick) for k in range(folds)
+    ]
+    return yardstick(torch.cat(said), torch.cat([targets[fold == k] for k in range(folds)]), _AsIs())
+
+
+def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tuple[float | None, float | None, float]:
+    """Scores of a learner on the task's held-out data, taught by training rows and by other held-out rows."""
     if case.valid is None:
-        return None, None
+        return None, None, 0.0
     other = features(case.valid.inputs)
     if other is None or other.shape[1] != inputs.shape[1]:
-        return None, None
+        return None, None, 0.0
     wanted = case.valid.targets[:_MOST_ROWS]
     other = other[:_MOST_ROWS]
     fine = torch.isfinite(other).all(1) & torch.isfinite(wanted.double().reshape(len(other), -1)).all(1)
     other, wanted = other[fine], wanted[fine]
     if len(other) < 2 * _FOLDS:
-        return None, None
-    predict = _LEARNERS[learner]
-    across = case.yardstick(predict(inputs, targets, other, case.yardstick), wanted, _AsIs())
+        return None, None, 0.0
+    across = case.yardstick(_LEARNERS[learner](inputs, targets, other, case.yardstick), wanted, _AsIs())
     order = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))
-    other, wanted = other[order], wanted[order]
-    folds = torch.arange(len(other)) % _FOLDS
-    guessed = [predict(other[folds != k], wanted[folds != k], other[folds == k], case.yardstick) for k in range(_FOLDS)]
-    within = case.yardstick(torch.cat(guessed), torch.cat([wanted[folds == k] for k in range(_FOLDS)]), _AsIs())
-    return across, within
+    within = _across_folds(other[order], wanted[order], case.yardstick, learner, _FOLDS)
+    return across, within, error_of(len(other), case.yardstick.classes)
 
 
 def out_of_fold(case: Case, learner: str, rows: Tensor) -> tuple[Tensor, Tensor | None] | None:

@@ -59,7 +59,7 @@ def standing(exam: Examination) -> Standing:
     """Of the observed descent."""
     seen = exam.observed
     assert seen is not None
-    reference = exam.reference.score
+    reference = exam.reference.possible
     rows = max(2.0, _rows_that_count(exam))
     score = max(seen.score, level(exam))
     spread = max(1 - score * score, 1 / rows)

@@ -186,6 +186,15 @@ class Yardstick:
         return sum(columns) / len(columns) if columns else 0.0
 
 
+def error_of(rows: int, classes: int) -> float:
+    """A generous standard error of a score on so many rows.
+
+    An accuracy has at most 0.5 / sqrt(n), and the score stretches it by 1 / (1 - 1 / classes); half as much again for
+    classes that are not equally common. The share of variance explained has about 1 / sqrt(n), more with long tails.
+    """
+    return (0.75 / (1 - 1 / classes) if classes > 1 else 1.5) / math.sqrt(max(1, rows))
+
+
 def _threshold(outputs: Tensor, loss: Any, values: tuple[float, float]) -> float:
     family = losses.family(loss)
     if family == "elementwise":

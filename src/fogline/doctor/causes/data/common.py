@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from fogline.doctor.case import taken
@@ -26,12 +24,3 @@ def pair_of(exam: Examination) -> tuple[Tensor, Tensor] | None:
 def only(rows: Rows, index: Tensor) -> Rows:
     ids = None if rows.ids is None else rows.ids[index]
     return Rows(taken(rows.inputs, index), taken(rows.targets, index), ids)
-
-
-def error_of(rows: int, classes: int) -> float:
-    """A generous standard error of a score on so many rows.
-
-    An accuracy has at most 0.5 / sqrt(n), and the score stretches it by 1 / (1 - 1 / classes); half as much again for
-    classes that are not equally common. The share of variance explained has about 1 / sqrt(n), more with long tails.
-    """
-    return (0.75 / (1 - 1 / classes) if classes > 1 else 1.5) / math.sqrt(max(1, rows))

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import leaves
-from fogline.doctor.causes.data.common import error_of, kept_at, only, pair_of
+from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.causes.data.order import rare, rows_of_classes
 from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import out_of_fold
 from fogline.doctor.remedies import smoothed_labels
+from fogline.doctor.yardstick import error_of
 
 _FEWEST = 50
 """Rows below which a share or a score says too little."""
@@ -34,7 +35,7 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
     if counts is not None and bool(rare(counts).any()):
         return None  # what a learner of few rows of a class gets of it is little, whatever their labels
     classes = exam.case.yardstick.classes
-    rows, others = len(seen.rows) // 5, min(4000, len(leaves(held.inputs)[0]))
+    rows, others = seen.scored, min(4000, len(leaves(held.inputs)[0]))
     if rows < 20 or others < 20:
         return None
     possible = max(seen.within_valid, seen.valid_score)
@@ -66,7 +67,7 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
     pair, seen, observed = pair_of(exam), exam.reference, exam.observed
     if pair is None or seen.score is None or seen.rows is None or observed is None or observed.error:
         return None
-    rows = len(seen.rows) // 5
+    rows = seen.scored
     noise = min(0.1, 2 * error_of(rows, exam.case.yardstick.classes))
     scores = [seen.score, observed.score] + ([] if seen.within_valid is None else [seen.within_valid])
     if rows < _FEWEST // 2 or max(scores) > noise:

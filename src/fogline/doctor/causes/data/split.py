@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fogline.data.source import leaves
-from fogline.doctor.causes.data.common import error_of, kept_at, only, pair_of
+from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import features, refer
+from fogline.doctor.yardstick import error_of
 
 _ENOUGH_TO_SCORE = 20  # rows
 _MOST_COLUMNS = 1000
@@ -99,10 +100,10 @@ def _moved(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def _does_not_carry_over(exam: Examination) -> list[Evidence]:
     seen, held = exam.reference, exam.case.valid
-    if seen.score is None or seen.valid_score is None or seen.within_valid is None or held is None or seen.rows is None:
+    if seen.score is None or seen.valid_score is None or seen.within_valid is None or held is None:
         return []
     classes = exam.case.yardstick.classes
-    first = error_of(len(seen.rows) // 5, classes)
+    first = error_of(seen.scored, classes)
     second = error_of(min(len(leaves(held.inputs)[0]), 4000), classes)
     if seen.score - seen.valid_score < max(3 * math.hypot(first, second), 0.3 * seen.score):
         return []
