@@ -44,7 +44,9 @@ def test_a_curved_target_is_learned_on_a_kernel() -> None:
     X = normal(300, 3)
     y = (torch.sin(2 * X[:, :1]) * X[:, 1:2]).float()
     found = referred((X.float(), y), None, nn.MSELoss())
-    assert found.learner == "kernel ridge regression" and found.score is not None and found.score > 0.8
+    assert found.learner == "kernel ridge regression"
+    assert found.score is not None
+    assert found.score > 0.8
     assert found.scored == 300  # each fifth in turn
 
 
@@ -53,7 +55,9 @@ def test_labels_that_are_wrong_are_smoothed_over() -> None:
     truth = (X[:, 0] + X[:, 1] > 0).long()
     hit = torch.rand(400, generator=torch.Generator().manual_seed(3)) < 0.3
     found = referred((X[:300], torch.where(hit, 1 - truth, truth)[:300]), (X[300:], truth[300:]), nn.CrossEntropyLoss())
-    assert found.score is not None and found.valid_score is not None and found.possible is not None
+    assert found.score is not None
+    assert found.valid_score is not None
+    assert found.possible is not None
     assert found.score < 0.6 < 0.8 < found.valid_score  # the labels they are scored by are wrong, or are not
     assert found.score < found.possible <= found.valid_score
 
@@ -63,5 +67,7 @@ def test_mixed_up_targets_do_not_lower_what_is_possible() -> None:
     y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
     mixed = y[torch.randperm(200, generator=torch.Generator().manual_seed(4))]
     found = referred((X[:200], mixed), (X[200:], y[200:]), nn.CrossEntropyLoss())
-    assert found.score is not None and abs(found.score) < 0.2
-    assert found.possible is not None and found.possible > 0.4
+    assert found.score is not None
+    assert abs(found.score) < 0.2
+    assert found.possible is not None
+    assert found.possible > 0.4
