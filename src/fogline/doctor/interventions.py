@@ -101,7 +101,11 @@ class Interventions:
 
         Where that learner finds little a network may find more, and must be clearly better to be left in peace.
         """
-        level, reference = self.level, exam.reference.possible
+        return self._well(exam, self.level)
+
+    @staticmethod
+    def _well(exam: Examination, level: float) -> bool:
+        reference = exam.reference.possible
         if reference is None:
             return level >= 1 - ENOUGH
         return level >= LEARNS and level >= min(1 - ENOUGH, reference + (-ENOUGH if reference > 0.5 else ENOUGH))
@@ -186,7 +190,7 @@ class Interventions:
         if suspicion.cause in self.known or self.does_well(exam):
             why = "not needed: the program does well"
         else:
-            trial = None if remedy is None else self._longer(exam, remedy)
+            remedy, trial = self._long_enough(exam, suspicion.remedies)
             if trial is not None and not trial.accepted:
                 why = f"no clear gain: {trial}"
             elif trial is None and (suspicion.strength < _LIKELY or self.is_healthy(exam)):
@@ -197,6 +201,19 @@ class Interventions:
         if trial is not None:
             self.healed, self.healed_in = fmean(trial.with_it), trial.steps
         self.take(suspicion, remedy, trial)
+
+    def _long_enough(self, exam: Examination, remedies: Sequence[Remedy]) -> tuple[Remedy | None, Trial | None]:
+        """Of longer and longer runs the first that a longer one gains nothing on, and its trial."""
+        kept: tuple[Remedy | None, Trial | None] = next(iter(remedies), None), None
+        for remedy in remedies:
+            trial = self._longer(exam, remedy)
+            gained = trial is not None and (kept[1] is None or fmean(trial.with_it) > fmean(kept[1].with_it) + ENOUGH)
+            if trial is None or not gained:
+                break
+            kept = remedy, trial
+            if not trial.accepted or self._well(exam, fmean(trial.with_it)):
+                break
+        return kept
 
     def _longer(self, exam: Examination, remedy: Remedy) -> Trial | None:
         """A trial of a longer run against the run as it is, both in full; None where that cannot be afforded."""

@@ -98,7 +98,7 @@ def too_few_steps(exam: Examination) -> Suspicion | None:
         evidence,
         f"The run ends after {seen.steps} steps, while the loss is still on its way down: it was stopped, it has not "
         "arrived.",
-        (_longer(exam.program.recipe, factor),),
+        tuple(_longer(exam.program.recipe, factor * more) for more in (1, 4, 16)),
     )
 
 
