@@ -86,17 +86,18 @@ class Bench:
     def holds(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
         """Whether a trial was won, and the remedied program beats the control's longer descent too.
 
-        What merely learns faster is no remedy of a program that gets there as well: where the control would be by then
-        is told by what it still gained when it was observed. Where the short trial does not reach as far, the remedied
-        program is run for as long, while the budget lasts.
+        What merely learns faster is no remedy of a program that gets there as well. Where the control would be by then
+        is told by what it still gained when it was observed, as its own seed may be a lucky one. Where the short trial
+        does not reach as far, the remedied program is run for as long on that seed, while the budget lasts.
         """
         if not trial.accepted:
             return False
         if self._covers:
             return True
-        reached = self._still_to_come + fmean(trial.without)
-        enough = reached + max(self.margin, AS_GOOD * (1 - reached))
-        return fmean(trial.with_it) >= enough or self._in_full(remedies) >= max(enough, level(self.exam))
+        own, reached = level(self.exam), self._still_to_come + fmean(trial.without)
+        if fmean(trial.with_it) >= max(self._clearly_above(reached), own + ENOUGH):
+            return True
+        return self._in_full(remedies) >= self._clearly_above(own)
 
     def suffices(self, trial: Trial, remedy: Remedy) -> bool:
         """Whether the remedy of a cause that leaves no doubt is kept, although the trial was not won.
@@ -113,6 +114,9 @@ class Bench:
         if trial.effect >= -ENOUGH:
             return True
         return not self._covers and self._in_full(remedies) >= level(self.exam) - ENOUGH
+
+    def _clearly_above(self, score: float) -> float:
+        return score + max(self.margin, AS_GOOD * (1 - score))
 
     @property
     def _still_to_come(self) -> float:
