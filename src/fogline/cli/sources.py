@@ -84,6 +84,28 @@ def task_from_source(source: Mapping[str, Any] | None, run: Path) -> tuple[Task,
     return data_task(path, source.get("target"), source.get("valid")), None
 
 
+def task_of_run(folder: Path, task_file: Path | None, instead: str) -> Task:
+    """The task of a run: of the file that is named, else as the run was started.
+
+    Args:
+        instead: the call that does without, for a run that was started from Python.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: there is none.
+    """
+    from fogline.record.store import read_info
+
+    if task_file is not None:
+        return load_task_file(existing(task_file, "a task file"))[0]
+    source = read_info(folder).get("source")
+    if not source:
+        raise ValueError(
+            f"expected a run started by `fogline train`, received {folder}, which was started from Python; "
+            f"name the file that makes its task with --task FILE.py, or call {instead} there"
+        )
+    return task_from_source(source, folder)[0]
+
+
 def data_task(path: Path, target: str | None, valid: str | None) -> Task:
     """A task with the model, loss and metrics that fit the data."""
     from fogline.task import Task

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fogline
+from fogline.cli.errors import BAD_RUN, DONE
 from fogline.cli.showing import print_ending
 from fogline.cli.sources import describe_source, task_and_recipe, task_from_source
 from fogline.record.store import read_info
@@ -54,6 +55,16 @@ def resume(folder: Path, duration: str | None) -> Run:
     task, _ = task_from_source(read_info(folder).get("source"), folder)
     with _telling_how_to_resume():
         return fogline.resume(folder, task, duration=duration)
+
+
+def told(run: Run, report: Path | None) -> int:
+    """Say how the run ended, write the report if one is wanted; returns the exit code of the verdict."""
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print_ending(run.folder)
+        if report is not None:
+            typer.echo(f"report: {run.report(report)}")
+    verdict = run.verdict
+    return BAD_RUN if verdict is not None and verdict.name in ("DIVERGED", "NONFINITE") else DONE
 
 
 @contextmanager
