@@ -266,3 +266,8 @@ def rows_of(batch: Batch) -> int:
     if type(batch) is tuple and type(batch[0]) is Tensor:
         return int(batch[0].shape[0])
     return next((int(leaf.shape[0]) for leaf in leaves(batch) if leaf.ndim), 1)
+
+
+def same_shape(a: Batch, b: Batch) -> bool:
+    """Whether two batches have tensors of the same shapes and types."""
+    return [(x.shape, x.dtype) for x in leaves(a)] == [(x.shape, x.dtype) for x in leaves(b)]

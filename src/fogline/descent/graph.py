@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.stateless import _reparametrize_module  # functional_call without its signature
 
 from fogline.data.source import Batch, leaves
-from fogline.descent.clipping import Clipping
+from fogline.descent.clipping import Clipping, memory_of
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import init_state
 from fogline.descent.shortcuts import bare_step
@@ -211,12 +211,11 @@ class _Recorder:
         frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         self.held = {**frozen, **dict(model.named_buffers())}
         self.optimizer = StandIn(optimizer, list(self.weights.values()))
-        memory = [] if clipping is None or clipping.memory is None else [clipping.memory]
         self.state: list[Tensor] = [
             *(p.detach() for p in self.weights.values()),
             *(value.detach() for value in self.held.values()),
             *self.optimizer.slots,
-            *memory,
+            *memory_of(clipping),
         ]
         self.trained, self.rates = len(self.weights), 1
         self.real_type = _real_type(self.state)
@@ -226,7 +225,7 @@ class _Recorder:
         weights = [next(taken) for _ in self.weights]
         held = [next(taken) for _ in self.held]
         slots = [next(taken) for _ in self.optimizer.slots]
-        memory = next(taken) if self.clipping is not None and self.clipping.memory is not None else None
+        memory = next(taken) if memory_of(self.clipping) else None
         batch = rebuilt(self.batch, taken)
         lr = next(taken)[0]
         held_before = [value.clone() for value in held]
