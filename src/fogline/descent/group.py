@@ -69,10 +69,6 @@ class World:
         """What process 0 reads from its clock; of the others 0, so that the sum over all is the time."""
         return time.perf_counter() - self._started if self.first else 0.0
 
-    def set_clock(self, now: float) -> None:
-        """All have been told the time."""
-        self._now = now
-
     # -- telling -----------------------------------------------------------------------------------------------------
 
     def start(self, tensor: Tensor) -> Any:

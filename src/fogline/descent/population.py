@@ -24,10 +24,10 @@ from torch import nn
 
 from fogline.data.source import Batch
 from fogline.descent.batches import Batches
-from fogline.descent.graph import CannotCompileError
 from fogline.descent.machine import machine_of, optimizer_of
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import to_eval, to_train
+from fogline.descent.recorded import CannotCompileError
 from fogline.descent.step import EagerStep
 from fogline.descent.together import Each as Each
 from fogline.descent.together import Together as Together

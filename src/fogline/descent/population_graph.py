@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fogline.data.source import Batch
 from fogline.descent.clipping import Clipping, along, member_norms, memory_of
-from fogline.descent.graph import CannotCompileError, Program, StandIn, compile_steps, rebuilt, record
+from fogline.descent.graph import Program, compile_steps
 from fogline.descent.optimizers import init_state
+from fogline.descent.recorded import CannotCompileError, StandIn, rebuilt, record
 
 Losses = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Batch], Tensor]
 """Of all members, shape (size,), from the stacks of their weights, of what is not trained, and a batch."""

@@ -223,6 +223,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     beside.replace(path)
 
 
+def sync_file(path: Path) -> None:
+    """See to it that a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_info(folder: Path) -> dict[str, Any]:
     """The contents of ``run.json``.
 
