@@ -76,11 +76,7 @@ def trained(
                 if healing is not None:
                     healing.tell(prepared.descent.store)
                 loop = _looped(run, prepared, info, report, resumed=before is not None)
-                if chunks:
-                    for _ in loop:
-                        pass
-                else:
-                    yield from _singly(run, loop, surroundings)
+                yield from _unseen(loop) if chunks else _singly(run, loop, surroundings)
         return run
 
 
@@ -180,6 +176,13 @@ def _diagnosed(prepared: Prepared, start: Start | None) -> None:
     for finding in [] if start is None else first_look(start):
         narrator.tell(0, finding)
     prepared.descent.store.listener = narrator
+
+
+def _unseen(loop: Iterator[Taken]) -> Iterator[Step]:
+    """All steps, and none of them given to the caller."""
+    for _ in loop:
+        pass
+    yield from ()
 
 
 def _singly(run: Run, loop: Iterator[Taken], surroundings: Surroundings) -> Iterator[Step]:
