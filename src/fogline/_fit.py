@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fogline._session import Progress, trained
-from fogline.descent.group import World, joined
+from fogline.descent.group import World, by_first, joined
 from fogline.descent.launch import begun_before, same_for_all
 from fogline.descent.loop import Step
 from fogline.descent.prepare import as_asked
@@ -136,7 +136,7 @@ def resume(
     """
     folder = Path(folder)
     world = joined("auto")
-    info = read_info(folder) if world is None else world.by_first(lambda: read_info(folder), "the run to go on with")
+    info = by_first(world, lambda: read_info(folder), "the run to go on with")
     if task is None:
         raise TypeError(f"expected the task of the run, received None; pass resume({str(folder)!r}, task)")
     asked = Recipe.from_dict(info["asked"])

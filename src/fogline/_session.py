@@ -9,7 +9,7 @@ from typing import Any
 
 from fogline.data.source import InMemory, fingerprint
 from fogline.descent.ending import finish, measured_end, write_verdict
-from fogline.descent.group import World
+from fogline.descent.group import World, leads
 from fogline.descent.interrupts import (
     Interrupted,
     StopRequested,
@@ -59,7 +59,7 @@ def trained(
     between steps whether to go on; what it returns is why not.
     """
     run = Run(folder, task=task)
-    writes = world is None or world.first
+    writes = leads(world)
     with (
         watched_signals(),
         watched_stop(folder) if writes else nullcontext(),
@@ -116,7 +116,7 @@ def _prepared(
     Raises:
         Interrupted: a signal came; what there was is saved.
     """
-    writes, mechanics = world is None or world.first, _mechanics(before)
+    writes, mechanics = leads(world), _mechanics(before)
     try:
         if mechanics is None and writes:
             _announce(run.folder, info, start)
@@ -221,7 +221,7 @@ def _looped(
         descent.save()
         complete = True
         finish(descent, info, slope)
-        if descent.world is None or descent.world.first:
+        if leads(descent.world):
             _keep_looks(run.folder, prepared)
         if descent.world is not None:
             descent.world.together("the end of the run")
@@ -263,7 +263,7 @@ def _leave(descent: Descent, info: dict[str, Any], *, save: bool = True) -> None
     if save:
         settle(descent)
         descent.save()
-    if descent.world is not None and not descent.world.first:
+    if not leads(descent.world):
         return
     descent.store.event(descent.step, "interrupted", _STOPPED)
     write_verdict(descent, info, Judgement(Verdict.INTERRUPTED, {"steps": descent.step}))

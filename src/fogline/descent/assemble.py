@@ -16,7 +16,7 @@ from fogline.data.source import Stream, fingerprint
 from fogline.descent import mechanics, parallel
 from fogline.descent.batches import part, rows_of
 from fogline.descent.examples import choose_columns, recorder_of
-from fogline.descent.group import World
+from fogline.descent.group import World, by_first, leads
 from fogline.descent.interrupts import StopRequested
 from fogline.descent.machine import Machine, is_summed, machine_of, optimizer_of
 from fogline.descent.objective import mode
@@ -126,12 +126,9 @@ def _optimizer(
         assert not isinstance(recipe.lr, str)
         return optimizer_of(model, recipe, recipe.lr, implementation)
 
-    def fastest() -> Any:
-        return choose_implementation(make, model)
-
     if "implementation" not in chosen:
         with private_randomness(start.batches.device):
-            how, seconds = fastest() if world is None else world.by_first(fastest, "the choice of an optimizer")
+            how, seconds = by_first(world, lambda: choose_implementation(make, model), "the choice of an optimizer")
         chosen |= {"implementation": how, "implementation_seconds": seconds}
     optimizer = make(model, chosen["implementation"])
     if sharded is not None:
@@ -153,7 +150,7 @@ def _machine(start: Start, optimizer: torch.optim.Optimizer, sharded: Sharded | 
 def _descent(start: Start, folder: Path, eager: EagerStep, sharded: Sharded | None, world: World | None) -> Descent:
     """The descent with its eager step; of several processes the first alone writes and probes."""
     recipe, batches, machine = start.resolved.recipe, start.batches, eager.machine
-    writes = world is None or world.first
+    writes = leads(world)
     store = Store(folder) if writes else Discarding(folder)
     budget = Budget(recipe.watch)
     watched = writes and recipe.watch > 0 and not machine.needs_closure and sharded is None
@@ -174,7 +171,7 @@ def _look_closely(descent: Descent) -> None:
     spec = spec_of(descent.recipe.optimizer)
     if descent.probe is not None and can_measure(machine, spec):
         descent.sharpness = Sharpness(machine, spec, budget)
-    if (descent.world is None or descent.world.first) and descent.sharded is None:
+    if leads(descent.world) and descent.sharded is None:
         names, parameters = _named(machine)
         descent.snapshots = Snapshots.of(descent.folder, names, parameters, budget, descent.length.expected)
 

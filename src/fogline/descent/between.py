@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fogline.data.source import Stream
+from fogline.descent.group import by_first
 from fogline.descent.guard import LOWER, MOST
 from fogline.descent.randomness import private_randomness
 from fogline.descent.state import Descent
@@ -40,13 +39,8 @@ def verify_rate(descent: Descent) -> None:
     verification, counters = descent.verification, descent.counters
     if verification is None or counters.verified or descent.step != verification.step:
         return
-
-    def verified() -> Any:
-        return verification(descent)
-
     with private_randomness(descent.machine.device):
-        world = descent.world
-        factor, why = verified() if world is None else world.by_first(verified, "the verification of the rate")
+        factor, why = by_first(descent.world, lambda: verification(descent), "the verification of the rate")
     counters.verified = True
     counters.rate_factor *= factor
     chosen = "kept" if factor == 1 else f"multiplied by {factor:.3g}"

@@ -10,6 +10,7 @@ import torch
 
 from fogline.descent.batches import split
 from fogline.descent.confusion import Confusion, added_up
+from fogline.descent.group import by_first, leads
 from fogline.descent.guard import MOST as MOST_ROLLBACKS
 from fogline.descent.interrupts import poll
 from fogline.descent.randomness import PROBE, seed_everything
@@ -47,7 +48,7 @@ def _slope(descent: Descent) -> Slope | None:
         found = measure_slope(descent.machine.objective, batches, _stride(descent), poll) if batches else None
         return None if found is None else asdict(found)
 
-    found = measured() if descent.world is None else descent.world.by_first(measured, "the slope at the end")
+    found = by_first(descent.world, measured, "the slope at the end")
     return None if found is None else Slope(**found)
 
 
@@ -69,7 +70,7 @@ def finish(descent: Descent, info: dict[str, Any], slope: Slope | None) -> None:
         if descent.world is not None:
             rows = added_up(descent.world.gather(rows, "the confusion of classes"))
         descent.store.confusion(rows)
-    if descent.world is None or descent.world.first:
+    if leads(descent.world):
         write_verdict(descent, info, _judged(descent, slope))
 
 

@@ -295,6 +295,16 @@ def _make_group(backend: str, patience: timedelta) -> None:
 _world: World | None = None
 
 
+def leads(world: World | None) -> bool:
+    """Whether this process writes and speaks: the only one, or the first of several."""
+    return world is None or world.first
+
+
+def by_first(world: World | None, function: Callable[[], Any], doing: str) -> Any:
+    """What one process finds alone, for all of them."""
+    return function() if world is None else world.by_first(function, doing)
+
+
 def joined(device: str) -> World | None:
     """The processes that this one was started with, or None where it is on its own.
 

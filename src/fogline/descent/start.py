@@ -23,7 +23,7 @@ from fogline.descent import checkpoint
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from fogline.descent.counters import Counters
-from fogline.descent.group import World
+from fogline.descent.group import World, leads
 from fogline.descent.objective import Objective, mode
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule, resolve_precision
@@ -107,7 +107,7 @@ def keep_start(start: Start, folder: Path, world: World | None = None) -> None:
         OSError: the run folder cannot be written.
     """
     model = start.objective.model
-    if world is None or world.first:
+    if leads(world):
         _keep_start(start, model, folder)
     if world is not None:
         world.together("the first checkpoint")
@@ -144,7 +144,7 @@ def _first_model(task: Task, opened: Opened, asked: Recipe, world: World | None)
 
 def _only_parts(recipe: Recipe, world: World | None) -> bool:
     """Whether this process is to hold parts of a model alone, and never the whole."""
-    return world is not None and not world.first and recipe.parallel == "fsdp"
+    return not leads(world) and recipe.parallel == "fsdp"
 
 
 def _made(task: Task, opened: Opened) -> nn.Module:

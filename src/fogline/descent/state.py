@@ -14,7 +14,7 @@ from fogline.descent import checkpoint, saving
 from fogline.descent.batches import Batches
 from fogline.descent.checkpoint import Checkpoint
 from fogline.descent.counters import Counters
-from fogline.descent.group import World
+from fogline.descent.group import World, leads
 from fogline.descent.guard import MOST, Guard
 from fogline.descent.length import Length
 from fogline.descent.machine import Machine, below
@@ -205,7 +205,7 @@ class Descent:
             parts.save(self.folder, saving.checkpoint_of(self), self.recipe.keep, self.sharded)
         elif self.world is not None:
             self.machine.parts = check_alike(self.world, self.machine, self.step)
-        if self.sharded is None and (self.world is None or self.world.first):
+        if self.sharded is None and leads(self.world):
             saved = checkpoint.save(self.folder, saving.checkpoint_of(self), self.recipe.keep)
         if self.world is not None:
             self.world.agree(f"the checkpoint of step {self.step}")
