@@ -17,6 +17,7 @@ from fogline.descent.batches import same_shape
 from fogline.descent.clipping import Clipping, along, member_norms, memory_of
 from fogline.descent.graph import Program
 from fogline.descent.groups import ParameterRole, groups_of, parameter_roles, scaled_roles
+from fogline.descent.member_decay import MemberDecay
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import (
     build_on,
@@ -90,7 +91,7 @@ class Together:
         self._held = stacks
         known = scaled_roles(parameter_roles(model), recipe.lr_scale)
         roles = [_stacked_role(role, self._trained[role.name], size) for role in known]
-        self._decay = None if decays is None else _Decay.of(spec.name, decays, roles)
+        self._decay = None if decays is None else MemberDecay.of(spec.name, decays, roles)
         self._optimizer = _one_optimizer(roles, recipe)
         self._update = bare_step(self._optimizer)
         self._before = [torch.empty_like(weight) for weight in self._trained.values()]
@@ -226,45 +227,6 @@ class Together:
         scale = clipping.scale(member_norms(gradients))
         for gradient in gradients:
             gradient.mul_(along(scale, gradient))
-
-
-DECAYS_IN_GRADIENT = ("gd", "sgd", "momentum", "nesterov", "adam")
-DECAYS_WEIGHTS = ("adamw",)
-"""Optimizers whose members can each have a weight decay of their own, by where it acts."""
-
-
-@dataclass(frozen=True)
-class _Decay:
-    """A weight decay for each member, in the place of the optimizer's own.
-
-    Attributes:
-        rates: shape (size,).
-        scales: by stack, what multiplies its rate; None for one that does not decay.
-        in_gradient: ``g + decay w`` is what the optimizer is given, else ``w - rate decay w`` goes beside its update.
-    """
-
-    rates: Tensor
-    scales: list[float | None]
-    in_gradient: bool
-
-    @classmethod
-    def of(cls, optimizer: str, decays: Sequence[float], roles: Sequence[ParameterRole]) -> _Decay:
-        if optimizer not in DECAYS_IN_GRADIENT + DECAYS_WEIGHTS:
-            known = ", ".join(DECAYS_IN_GRADIENT + DECAYS_WEIGHTS)
-            raise ValueError(f"expected one of {known} for a decay of each member's own, received {optimizer!r}")
-        like = roles[0].parameter
-        rates = torch.tensor(decays, dtype=like.dtype, device=like.device)
-        return cls(rates, [role.lr_scale if role.decays else None for role in roles], optimizer in DECAYS_IN_GRADIENT)
-
-    def into_gradients(self, weights: Sequence[nn.Parameter]) -> None:
-        for weight, scale in zip(weights, self.scales, strict=True):
-            if self.in_gradient and scale is not None and weight.grad is not None:
-                weight.grad.add_(weight.detach() * along(self.rates, weight))
-
-    def of_weights(self, weights: Sequence[nn.Parameter], before: Sequence[Tensor], rates: Tensor) -> None:
-        for weight, old, scale in zip(weights, before, self.scales, strict=True):
-            if not self.in_gradient and scale is not None:
-                weight.detach().sub_(old * along(scale * rates * self.rates, old))
 
 
 @contextmanager
