@@ -9,7 +9,7 @@ import typer
 
 import fogline
 from fogline.cli.listing import find_run
-from fogline.cli.sources import task_of_run
+from fogline.cli.sources import Program, task_of_run
 from fogline.cli.training import train
 from fogline.plots import CAPTIONS
 from fogline.plots.report import write_figure
@@ -35,9 +35,7 @@ def look(
         ValueError, TypeError, FileNotFoundError: for bad input.
     """
     if Path(name).suffix in _PROGRAMS:
-        trained = train(
-            Path(name), target=None, valid=None, recipe_file=None, fields={}, options=(), runs=runs, name=None
-        )
+        trained = train(Program(Path(name)), runs)
         return fogline.landscape(trained, span, points=points, examples=examples, seed=seed), trained.folder
     folder = find_run(name, runs)
     run = fogline.Run.open(folder, task=task_of_run(folder, task_file, "fogline.landscape(run)"))

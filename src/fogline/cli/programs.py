@@ -28,6 +28,7 @@ from fogline.cli.options import (
     Whole,
     recipe_options,
 )
+from fogline.cli.sources import Program
 
 
 @recipe_options(*RECIPE)
@@ -50,12 +51,13 @@ def train(
     of images gets a model, a loss and metrics that fit it. Options win over --recipe, which wins over TASK.py.
     """
     options = fields.pop("option") or ()
+    program = Program(what, target, valid, recipe, fields, options)
     with told_plainly():
         launched = "TORCHELASTIC_RUN_ID" in os.environ  # this is one of the processes
         if processes > 1 and not launched:
             from fogline.cli.processes import check, launch
 
-            check(what, recipe, fields, options)
+            check(program)
             with _in_the_browser(runs, ui) as stay:
                 code = launch(processes, restarts, sys.argv[1:])
                 stay()
@@ -64,17 +66,7 @@ def train(
             from fogline.cli.training import told
             from fogline.cli.training import train as run_training
 
-            ended = run_training(
-                what,
-                target=target,
-                valid=valid,
-                recipe_file=recipe,
-                fields=fields,
-                options=options,
-                runs=runs,
-                name=name,
-            )
-            code = told(ended, report)
+            code = told(run_training(program, runs, name), report)
             stay()
         raise typer.Exit(code)
 
@@ -105,7 +97,7 @@ def find_lr(
     with told_plainly():
         from fogline.cli.rate import measure, print_rate
 
-        rate = measure(what, target=target, valid=valid, recipe_file=recipe, fields=fields)
+        rate = measure(Program(what, target, valid, recipe, fields))
         print_rate(rate, as_json=as_json)
         if plot is not None:
             from fogline.plots import CAPTIONS
@@ -149,12 +141,8 @@ def tune(
         from fogline.cli.tuning import tune as run_search
 
         tuned = run_search(
-            what,
-            target=target,
-            valid=valid,
-            recipe_file=recipe,
-            fields=fields,
-            search=search or (),
+            Program(what, target, valid, recipe, fields),
+            search or (),
             budget=budget,
             workers=workers,
             as_json=as_json,
@@ -195,16 +183,7 @@ def doctor(
     with told_plainly():
         from fogline.cli.doctor import examine, print_report
 
-        found, mended = examine(
-            what,
-            target=target,
-            valid=valid,
-            recipe_file=recipe,
-            fields=fields,
-            runs=runs,
-            budget=budget,
-            fix=fix,
-        )
+        found, mended = examine(Program(what, target, valid, recipe, fields), runs, budget, fix=fix)
         print_report(found, as_json=as_json)
         if report is not None:
             written = found.html(report)
