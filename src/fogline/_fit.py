@@ -63,6 +63,7 @@ def fit(
         Interrupted: a signal came; the run was saved.
         OSError: the run folder cannot be written; older checkpoints are intact.
 
+    >>> import torch
     >>> X = torch.linspace(-1, 1, 64)[:, None]
     >>> data = X, 3 * X + 1
     >>> run = fit(nn.Linear(1, 1), data, loss=nn.MSELoss(), lr=0.1, optimizer="momentum", duration="100ep")
@@ -102,6 +103,7 @@ def descend(
 
     Leaving the loop early saves the run, which can then be resumed.
 
+    >>> import torch
     >>> X = torch.linspace(-1, 1, 64)[:, None]
     >>> for step in descend(nn.Linear(1, 1), (X, 2 * X), loss=nn.MSELoss(), lr=0.1, optimizer="sgd", duration="3st"):
     ...     print(step.number, step.loss > 0)
