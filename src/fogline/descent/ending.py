@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 
 from fogline.descent.batches import split
 from fogline.descent.confusion import Confusion, added_up
@@ -16,7 +15,7 @@ from fogline.descent.interrupts import poll
 from fogline.descent.randomness import PROBE, seed_everything
 from fogline.descent.state import Descent
 from fogline.descent.stopping import Slope, judge, measure_slope
-from fogline.descent.validation import evaluation_weights
+from fogline.descent.validation import copied_state, evaluation_weights
 from fogline.record.info import ending
 from fogline.record.store import read_table
 from fogline.verdict import Judgement, Verdict
@@ -34,7 +33,7 @@ def measured_end(descent: Descent) -> Slope | None:
             with machine.recomputing():
                 slope = _slope(descent)
         if descent.scorer is None or descent.best is None:
-            descent.best = {k: v.detach().clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+            descent.best = copied_state(model)
     return slope
 
 

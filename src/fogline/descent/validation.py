@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from statistics import fmean
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fogline.descent.optimizers import to_eval, to_train
 from fogline.descent.randomness import REFRESH, seed_step
@@ -32,8 +32,7 @@ def validate(descent: Descent) -> dict[str, float]:
         loss = scores["loss"]
         better = math.isfinite(loss) and (counters.best_score is None or loss < counters.best_score)
         if better:
-            state = descent.machine.objective.model.state_dict()
-            descent.best = {k: v.detach().clone() for k, v in state.items() if isinstance(v, Tensor)}
+            descent.best = copied_state(descent.machine.objective.model)
     counters.waited = 0 if better else counters.waited + 1
     if better:
         counters.best_score, counters.best_step = loss, descent.step
@@ -67,6 +66,11 @@ def check_length(descent: Descent, loss: float) -> None:
         descent.store.event(
             descent.step, "cool_down", f"{why}: {(descent.length.total or 0) - descent.step} more steps"
         )
+
+
+def copied_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the weights and buffers by name, as they are now."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 @contextmanager
