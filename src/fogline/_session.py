@@ -72,9 +72,9 @@ def trained(
             prepared.descent.attendant = attendant
             if writes and prepared.descent.sharded is None:
                 _diagnosed(prepared, start if before is None else None)
+            if healing is not None:
+                healing.tell(prepared.descent.store)
             with make_progress(progress if writes else False, folder.name) as report:
-                if healing is not None:
-                    healing.tell(prepared.descent.store)
                 loop = _looped(run, prepared, info, report, resumed=before is not None)
                 yield from _unseen(loop) if chunks else _singly(run, loop, surroundings)
         return run
