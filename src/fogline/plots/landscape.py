@@ -93,9 +93,9 @@ def draw(values: Values, *, dark: bool = False) -> go.Figure:
 def _add_surface(figure: go.Figure, values: Values, loss: Numbers, scale: Scale, colours: Palette) -> None:
     height = scale.heights(loss)
     low, high = scale.heights([scale.low, scale.high])
+    place = {"x": values["x"], "y": values["y"], "row": 1, "col": 1}
     figure.add_heatmap(
-        x=values["x"],
-        y=values["y"],
+        **place,
         z=listed(height),
         zmin=low,
         zmax=high,
@@ -105,13 +105,10 @@ def _add_surface(figure: go.Figure, values: Values, loss: Numbers, scale: Scale,
         zsmooth="best",
         colorbar=_colour_bar(scale),
         hovertemplate="loss %{customdata:.4g}<extra></extra>",
-        row=1,
-        col=1,
     )
     mist = [[0, translucent(colours.page, 0.0)], [1, translucent(colours.page, 1.0)]]
     figure.add_heatmap(
-        x=values["x"],
-        y=values["y"],
+        **place,
         z=values["fog"],
         zmin=0,
         zmax=1,
@@ -120,13 +117,10 @@ def _add_surface(figure: go.Figure, values: Values, loss: Numbers, scale: Scale,
         showscale=False,
         zsmooth="best",
         hoverinfo="skip",
-        row=1,
-        col=1,
     )
     # Contours lie above heat maps whatever their order: lines alone, which the fog may not hide.
     figure.add_contour(
-        x=values["x"],
-        y=values["y"],
+        **place,
         z=listed(height),
         name="contours",
         contours={"start": low, "end": high, "size": (high - low) / 18 or 1.0, "coloring": "none"},
@@ -134,8 +128,6 @@ def _add_surface(figure: go.Figure, values: Values, loss: Numbers, scale: Scale,
         showscale=False,
         hoverinfo="skip",
         showlegend=False,
-        row=1,
-        col=1,
     )
 
 
@@ -145,43 +137,40 @@ def _colour_bar(scale: Scale) -> dict[str, Any]:
 
 
 def _add_path(figure: go.Figure, path: Values, colour: str, colours: Palette) -> None:
-    x, y = path["x"], path["y"]
+    x, y, place = path["x"], path["y"], {"row": 1, "col": 1}
     figure.add_scatter(
         x=x,
         y=y,
+        **place,
         mode="lines",
         line={"width": 5, "color": translucent(colours.page, 0.8)},
         hoverinfo="skip",
         showlegend=False,
         name="",
-        row=1,
-        col=1,
     )
     figure.add_scatter(
         x=x,
         y=y,
+        **place,
         name=escape(path["name"]),
         mode="lines+markers",
         line={"width": 2, "color": colour},
         marker={"size": 4, "color": colour},
         customdata=told(path),
         hovertemplate="%{customdata}<extra></extra>",
-        row=1,
-        col=1,
     )
     ends = {"start": (0, "circle"), "kept" if path["kept"] else "end": (len(x) - 1, "star")}
     for name, (at, symbol) in ends.items():
         figure.add_scatter(
             x=[x[at]],
             y=[y[at]],
+            **place,
             name=name,
             mode="markers",
             marker={"size": 11, "symbol": symbol, "color": colour, "line": {"width": 1.5, "color": colours.page}},
             customdata=[told(path)[at]],
             hovertemplate=f"{name}: %{{customdata}}<extra></extra>",
             showlegend=False,
-            row=1,
-            col=1,
         )
 
 
