@@ -26,7 +26,8 @@ from torch.utils.hooks import RemovableHandle
 
 from fogline.data.source import leaves
 from fogline.progress import ProgressFunction, ProgressReport
-from fogline.record.hook import Hook, Inspector, hook_seconds
+from fogline.record.hook import Hook
+from fogline.record.inspector import Inspector, hook_seconds
 from fogline.record.probes import Window
 from fogline.record.seen import Ledger, Seen, gradient_norm, is_single, rate_of, rows_of, value_of
 from fogline.record.signals import Recorder
