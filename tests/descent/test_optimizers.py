@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fogline.descent.groups import parameter_roles
+from fogline.descent.groups import groups_of, parameter_roles
 from fogline.descent.optimizers import (
     OPTIMIZERS,
     build,
     choose_implementation,
     init_state,
     load_state_tensors,
-    parameter_groups,
     set_lr,
     spec_of,
     state_scalars,
@@ -25,6 +24,15 @@ from fogline.descent.optimizers import (
 from optimizer_cases import assert_same_bits, bits, make, make_model, train
 
 NAMES = tuple(OPTIMIZERS)
+
+
+def tensor_rates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer with its rates in tensors, as a step that is one graph reads them."""
+    for group in optimizer.param_groups:
+        first = group["params"][0]
+        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=dtype, device=first.device)
+    return optimizer
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,7 +153,7 @@ def test_missing_gradients_are_left_out(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "lbfgs"])
 def test_a_tensor_rate_gives_the_same_weights(name: str) -> None:
     model, twin = make_model(torch.float64), make_model(torch.float64)
-    optimizer, other = make(name, model), make(name, twin, lr_as_tensor=True)
+    optimizer, other = make(name, model), tensor_rates(make(name, twin))
     kept = other.param_groups[0]["lr"]
     train(model, optimizer, range(4), OPTIMIZERS[name].lr)
     train(twin, other, range(4), OPTIMIZERS[name].lr)
@@ -156,7 +164,8 @@ def test_a_tensor_rate_gives_the_same_weights(name: str) -> None:
 
 def test_set_lr_keeps_the_ratios_of_groups() -> None:
     for as_tensor in (False, True):
-        optimizer = build(make_model(), "adamw", 0.1, lr_as_tensor=as_tensor)
+        optimizer = build(make_model(), "adamw", 0.1)
+        optimizer = tensor_rates(optimizer) if as_tensor else optimizer
         optimizer.param_groups[1]["lr_scale"] = 0.5
         set_lr(optimizer, 0.2)
         assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.2, 0.1])
@@ -181,7 +190,7 @@ class Mixed(nn.Module):
 
 
 def test_decay_goes_by_the_type_of_the_module() -> None:
-    decayed, kept = parameter_groups(Mixed(), 0.1)
+    decayed, kept = groups_of(parameter_roles(Mixed()), 0.1)
     assert set(decayed["names"]) == {
         "position",
         "attention.in_proj_weight",
@@ -201,12 +210,12 @@ def test_decay_goes_by_the_type_of_the_module() -> None:
 def test_a_weight_shared_with_an_embedding_counts_once_as_an_embedding() -> None:
     model = nn.ModuleDict({"words": nn.Embedding(7, 4), "head": nn.Linear(4, 7)})
     model["head"].weight = model["words"].weight
-    (group,) = parameter_groups(model, 0.1)
+    (group,) = groups_of(parameter_roles(model), 0.1)
     assert group["names"] == ["words.weight", "head.bias"]
 
 
 def test_one_group_without_decay() -> None:
-    (group,) = parameter_groups(make_model(), None)
+    (group,) = groups_of(parameter_roles(make_model()), None)
     assert "weight_decay" not in group
 
 
@@ -289,7 +298,7 @@ def test_the_step_traces_into_one_graph(name: str, monkeypatch: pytest.MonkeyPat
     """As a compiled step does it: settings for graphs, the rate and all state as inputs of the graph."""
     model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
-    optimizer, other = make(name, model, lr_as_tensor=True), make(name, twin)
+    optimizer, other = tensor_rates(make(name, model)), make(name, twin)
     for group in optimizer.param_groups:
         group.update({key: True for key in ("foreach", "capturable") if key in group})
     init_state(optimizer)

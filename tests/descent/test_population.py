@@ -179,22 +179,6 @@ def test_each_member_may_have_a_batch_of_its_own() -> None:
     assert found[-1][0] != found[-1][2]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_each_member_may_begin_with_weights_of_its_own(name: str) -> None:
-    objective, recipe, batches = made(name, optimizer="adamw")
-    starts = [MODELS[name][0]().double() for _ in RATES]
-    before = copy.deepcopy([start.state_dict() for start in starts])
-    together, in_turn = (populate(objective, recipe, 3, batches, together=t, starts=starts) for t in (True, False))
-    for k, start in enumerate(starts):
-        assert_same_weights(together.population.member(k), start)
-    found, expected = walked(together.population, batches), walked(in_turn.population, batches)
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-9, atol=1e-12)
-    for k, start in enumerate(starts):
-        assert_same_weights(together.population.member(k), in_turn.population.member(k))
-        assert all(torch.equal(value, before[k][key]) for key, value in start.state_dict().items())
-    assert len(set(found[0])) == 3
-
-
 @pytest.mark.parametrize("form", [True, False])
 def test_a_member_is_a_copy_that_can_be_scored(form: bool) -> None:
     objective, recipe, batches = made("dropout", optimizer="sgd")
@@ -210,23 +194,6 @@ def test_a_member_is_a_copy_that_can_be_scored(form: bool) -> None:
     with torch.no_grad():
         members[0][0].weight.zero_()
     assert population.losses(batches.at(1)) == losses
-
-
-def test_members_in_turn_may_draw_numbers_of_their_own() -> None:
-    objective, recipe, batches = made("dropout", optimizer="sgd")
-    same, own = InTurn(objective, recipe, 2, batches), InTurn(objective, recipe, 2, batches, seeds=[3, 4])
-    first, second = (population.step(0, batches.at(0), [0.1, 0.1]) for population in (same, own))
-    assert first == [second[0]] * 2
-    assert second[0] != second[1]
-
-
-@pytest.mark.parametrize("form", [True, False])
-def test_starts_that_do_not_fit(form: bool) -> None:
-    objective, recipe, batches = made("mlp", optimizer="sgd")
-    with pytest.raises(ValueError, match="a start for each of 2 members, received 1"):
-        populate(objective, recipe, 2, batches, together=form, starts=[mlp()])
-    with pytest.raises(ValueError, match=r"differs at '0\.weight': nothing instead of shape"):
-        populate(objective, recipe, 1, batches, together=form, starts=[nn.Sequential()])
 
 
 @needs_compiler

@@ -20,7 +20,6 @@ from fogline.run import Run
 
 Floats = NDArray[np.floating[Any]]
 
-KINDS = ("classification", "regression", "loss")
 _NAME = re.compile(r"epoch-(\d+)\.safetensors")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fogline._examples.dynamics import Floats, Record, summarise
+from fogline._examples.dynamics import Record, summarise
 from fogline._examples.edits import Edits, Label, edit_columns
 from fogline._examples.export import cleanlab_table, write_fiftyone, write_table
 from fogline._examples.kept import keep_ranking, kept_ranking
+from fogline._examples.label_errors import LabelErrors as LabelErrors
 from fogline._examples.query import query
 from fogline._examples.ranking import Ranking, rank_labels
 from fogline.record.store import Table
@@ -32,41 +32,6 @@ if TYPE_CHECKING:
 
 _NEIGHBOURS = 10
 _MOST_CLUSTERS = 20
-
-
-@dataclass(frozen=True)
-class LabelErrors:
-    """Labels by how likely they are wrong, the likeliest first.
-
-    Attributes:
-        ids: (N,) examples.
-        probability: (N,) that the label is wrong.
-        likely: (N,) the label that is right if this one is wrong; -1 where there is no other candidate.
-        count: how many labels are wrong.
-        interval: that number is within, nineteen times in twenty.
-        cut: how many stand before the probability falls under one half.
-    """
-
-    ids: NDArray[np.int64]
-    probability: Floats
-    likely: NDArray[np.int64]
-    count: float
-    interval: tuple[float, float]
-    cut: int
-
-    @property
-    def precision(self) -> Floats:
-        """(N,) of the first 1, 2, 3, ... of them, the share that is expected to be wrong."""
-        return np.cumsum(self.probability, dtype=np.float64) / np.arange(1, len(self.probability) + 1)
-
-    @property
-    def recall(self) -> Floats:
-        """(N,) the share of all wrong labels that is expected among the first 1, 2, 3, ..."""
-        total = max(float(self.probability.sum(dtype=np.float64)), 1e-12)
-        return np.cumsum(self.probability, dtype=np.float64) / total
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class Examples:
@@ -142,16 +107,7 @@ class Examples:
         Raises:
             ValueError: the run was no classification.
         """
-        ranked = self._ranked()
-        order = np.argsort(-ranked.score, kind="stable")
-        return LabelErrors(
-            order,
-            ranked.probability[order],
-            ranked.likely[order],
-            ranked.count,
-            ranked.interval,
-            int((ranked.probability > 0.5).sum()),
-        )
+        return LabelErrors.of(self._ranked())
 
     def sql(self, text: str) -> Table:
         """Answer a ``select`` over the table ``examples``: :attr:`table`, and in ``edit`` and ``edit_label`` what was
@@ -242,9 +198,10 @@ class Examples:
         Raises:
             ValueError: the run has no task, or the task holds nothing out.
         """
+        from fogline._examples.crossing import across
         from fogline._examples.duplicates import RARELY
 
-        count, found = self._across(within, RARELY, series)
+        count, found = across(self._spaces(), within, RARELY, series=series)
         crossing = (found["first"] < count) & (found["second"] >= count)
         return Table(
             {
@@ -271,36 +228,13 @@ class Examples:
         Raises:
             ValueError: the run has no task, or the task holds nothing out.
         """
+        from fogline._examples.crossing import across
         from fogline._examples.duplicates import OFTEN, groups
 
-        count, found = self._across(within, OFTEN, series)
+        count, found = across(self._spaces(), within, OFTEN, series=series)
         total = count + len(self._spaces().looks["valid"])
         number = groups(total, found)
         return number[:count], number[count:]
-
-    def _across(self, within: float | None, chance: float, series: bool) -> tuple[int, Table]:
-        import torch
-
-        from fogline._examples.duplicates import near_by_chance, pairs
-
-        spaces = self._spaces()
-        if "valid" not in spaces.looks:
-            raise ValueError(
-                "expected a task with held-out data, received one without; give it as Task(..., valid=...)"
-            )
-        rows = torch.cat([spaces.looks["train"], spaces.looks["valid"]])
-        labels = [spaces.labels(split) for split in ("train", "valid")]
-        known = None if labels[0] is None or labels[1] is None else np.concatenate([labels[0], labels[1]])
-        if series and spaces.pictures:
-            from fogline._examples.linkage import joined
-            from fogline._examples.series import in_series
-
-            if in_series(rows, known):
-                return len(spaces.looks["train"]), joined(
-                    len(rows), spaces.links(known), 1.0 if within is None else within
-                )
-        within = near_by_chance(rows, chance) if within is None else within
-        return len(spaces.looks["train"]), pairs(rows, known, within)
 
     def slices(self, level: float = 0.05) -> Table:
         """Parts of the data that do worse than the rest by more than chance: by class, by column, by where they lie.
@@ -315,9 +249,10 @@ class Examples:
             ``column``, ``value``, ``count``, ``mean``, ``rest`` (the mean of the rest) and ``p``, corrected for how
             many slices were tested; the surest first. Slices may overlap.
         """
-        from fogline._examples.slices import clusters, worse_slices
+        from fogline._examples.slices import badness, clusters, worse_slices
 
         columns: dict[str, NDArray[Any]] = dict(self.columns)
+        judged = self.record.kind == "classification" and self.record.targets is not None
         if self.record.kind == "classification" and "target" in self.table.columns:
             named = "target_class" if "target_class" in self.table.columns else "target"
             columns["target"] = self.table[named]
@@ -325,16 +260,7 @@ class Examples:
             columns |= self.spaces.columns()
             if spaces := self.spaces.spaces():
                 columns["cluster"] = clusters(spaces[0], min(_MOST_CLUSTERS, max(2, len(self) // 100)))
-        return worse_slices(self._badness(), columns, level)
-
-    def _badness(self) -> Floats:
-        if self.record.kind == "classification" and self.record.targets is not None:
-            return self.ranking.wrong / max(self.ranking.window, 1)
-        name = "residual" if self.record.has("residual") else "loss"
-        total = np.zeros(len(self))
-        for values in self.record.over(name):
-            total += np.abs(values.astype(np.float64))
-        return total / len(self.record.epochs)
+        return worse_slices(badness(self.record, self.ranking if judged else None), columns, level)
 
     def turning(self) -> Table:
         """Examples by how much of the gradient was theirs, the largest share first.

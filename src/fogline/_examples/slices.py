@@ -11,13 +11,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fogline._examples.dynamics import Floats
+from fogline._examples.dynamics import Floats, Record
+from fogline._examples.ranking import Ranking
 from fogline.record.store import Table
 
 _PARTS = 4
 _MOST_VALUES = 50
 _SMALLEST = 10
 _ROUNDS = 25
+
+
+def badness(record: Record, ranking: Ranking | None) -> Floats:
+    """(N,) how badly each example did: wrong predictions before memorisation, else the mean residual or loss."""
+    if ranking is not None:
+        return ranking.wrong / max(ranking.window, 1)
+    name = "residual" if record.has("residual") else "loss"
+    total = np.zeros(record.count)
+    for values in record.over(name):
+        total += np.abs(values.astype(np.float64))
+    return total / len(record.epochs)
 
 
 def worse_slices(badness: Floats, columns: Mapping[str, NDArray[Any]], level: float) -> Table:

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Protocol
 
 import torch
@@ -151,15 +152,13 @@ def _others(probe: Probe, plane: Plane, *, slow: bool) -> dict[str, Callable[[],
     images = any(isinstance(module, _IMAGE_MODULES) for module in probe.objective.model.modules())
     whole = probe.normalised or not probe.objective.supervised  # the examples are looked at together
     found: dict[str, Callable[[], Way]] = {}
-    for size in (None, *(() if whole else _PARTS)):
-        for last in (False, True) if images else (False,):
-            for known in (True, False):
-                if size is None and not last and not known:
-                    continue  # that is the plain way
-                if images and not last and (size or not known):
-                    continue  # never the fastest
-                make = partial(OneAtATime, probe, plane, size=size, last=last, known=known)
-                found[described(size, last=last, known=known)] = make
+    sizes, orders = (None, *(() if whole else _PARTS)), (False, True) if images else (False,)
+    for size, last, known in product(sizes, orders, (True, False)):
+        plain = size is None and not last and not known
+        never_the_fastest = images and not last and (size or not known)
+        if not plain and not never_the_fastest:
+            make = partial(OneAtATime, probe, plane, size=size, last=last, known=known)
+            found[described(size, last=last, known=known)] = make
     for width in _WIDTHS[: 1 if slow else None]:
         found[f"mapped, {width} at a time"] = partial(Mapped, probe, plane, width)
     return found

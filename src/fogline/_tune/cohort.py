@@ -15,11 +15,13 @@ from typing import Any
 from fogline._tune.sampling import OWN, RUNGS
 from fogline._tune.trial import PARTS, Asked, pruned_words
 from fogline.data.source import InMemory
+from fogline.descent.member_decay import DECAYS_IN_GRADIENT, DECAYS_WEIGHTS
 from fogline.descent.optimizers import spec_of
-from fogline.descent.population import DECAYS_IN_GRADIENT, DECAYS_WEIGHTS, Together, obstacle
+from fogline.descent.population import obstacle
 from fogline.descent.prepare import Start
 from fogline.descent.randomness import Surroundings
 from fogline.descent.schedules import curve
+from fogline.descent.together import Together
 from fogline.rate.find import is_small
 from fogline.recipe import Recipe
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import fogline
 from fogline.cli.listing import find_run
 from fogline.cli.saying import say
-from fogline.cli.sources import describe_source, task_and_recipe, task_from_source
+from fogline.cli.sources import Program, task_and_recipe, task_from_source
 from fogline.record.store import read_info
 
 if TYPE_CHECKING:
@@ -17,17 +16,7 @@ if TYPE_CHECKING:
     from fogline.run import Run
 
 
-def examine(
-    what: Path,
-    *,
-    target: str | None,
-    valid: Path | None,
-    recipe_file: Path | None,
-    fields: Mapping[str, Any],
-    runs: Path,
-    budget: float,
-    fix: bool,
-) -> tuple[Report, Run | None]:
+def examine(program: Program, runs: Path, budget: float, *, fix: bool) -> tuple[Report, Run | None]:
     """The report on what a path stands for, a program or a run; with ``fix`` also the run of the remedied program.
 
     A run that was started from the command line is examined with the program it ran; of any other only its record is
@@ -36,16 +25,15 @@ def examine(
     Raises:
         ValueError, TypeError, FileNotFoundError: for bad input.
     """
-    folder = _run_folder(what, runs)
+    folder = _run_folder(program.what, runs)
     if folder is not None:
         return _examined_run(folder, runs, budget, fix=fix)
-    task, recipe = task_and_recipe(what, target=target, valid=valid, recipe_file=recipe_file, fields=fields)
+    task, recipe = task_and_recipe(program)
     report = fogline.diagnose(task, recipe, budget)
     if not fix or not report.remedies:
         return report, None
-    source = describe_source(what, target, valid)
     task, recipe = report.apply(task, recipe)
-    return report, fogline.fit(task, recipe, runs=runs, source={**source, "kind": "remedied"})
+    return report, fogline.fit(task, recipe, runs=runs, source={**program.source(), "kind": "remedied"})
 
 
 def _examined_run(folder: Path, runs: Path, budget: float, *, fix: bool) -> tuple[Report, Run | None]:

@@ -9,7 +9,7 @@ import typer
 
 import fogline
 from fogline.cli.listing import find_run
-from fogline.cli.sources import existing, load_task_file, read_recipe, task_from_source
+from fogline.cli.sources import read_recipe, task_of_run
 from fogline.doctor.healing import Healing
 from fogline.edge.export import Tuning
 from fogline.edge.report import ExportReport
@@ -56,17 +56,9 @@ def write(
 
 
 def _task(folder: Path, task_file: Path | None) -> Task:
-    if task_file is not None:
-        return load_task_file(existing(task_file, "a task file"))[0]
-    info = read_info(folder)
-    source = info.get("source")
-    if not source:
-        raise ValueError(
-            f"expected a run started by `fogline train`, received {folder}, which was started from Python; "
-            "name the file that makes its task with --task FILE.py, or call fogline.export(run, path) there"
-        )
-    task = task_from_source(source, folder)[0]
-    return Healing.again(task, info["healed"]).task if "healed" in info else task
+    """The task of a run, with the remedies that it was trained with."""
+    task, healed = task_of_run(folder, task_file, "fogline.export(run, path)"), read_info(folder).get("healed")
+    return task if task_file is not None or healed is None else Healing.again(task, healed).task
 
 
 def print_report(report: ExportReport, *, as_json: bool) -> None:

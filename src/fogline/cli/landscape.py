@@ -9,15 +9,13 @@ import typer
 
 import fogline
 from fogline.cli.listing import find_run
-from fogline.cli.sources import existing, load_task_file, task_from_source
+from fogline.cli.sources import Program, task_of_run
 from fogline.cli.training import train
 from fogline.plots import CAPTIONS
 from fogline.plots.report import write_figure
-from fogline.record.store import read_info
 
 if TYPE_CHECKING:
     from fogline._landscape import Landscape
-    from fogline.task import Task
 
 _PROGRAMS = (".py", ".csv", ".parquet")
 
@@ -37,25 +35,11 @@ def look(
         ValueError, TypeError, FileNotFoundError: for bad input.
     """
     if Path(name).suffix in _PROGRAMS:
-        trained = train(
-            Path(name), target=None, valid=None, recipe_file=None, fields={}, options=(), runs=runs, name=None
-        )
+        trained = train(Program(Path(name)), runs)
         return fogline.landscape(trained, span, points=points, examples=examples, seed=seed), trained.folder
     folder = find_run(name, runs)
-    run = fogline.Run.open(folder, task=_task(folder, task_file))
+    run = fogline.Run.open(folder, task=task_of_run(folder, task_file, "fogline.landscape(run)"))
     return fogline.landscape(run, span, points=points, examples=examples, seed=seed), folder
-
-
-def _task(folder: Path, task_file: Path | None) -> Task:
-    if task_file is not None:
-        return load_task_file(existing(task_file, "a task file"))[0]
-    source = read_info(folder).get("source")
-    if not source:
-        raise ValueError(
-            f"expected a run started by `fogline train`, received {folder}, which was started from Python; "
-            "name the file that makes its task with --task FILE.py, or call fogline.landscape(run) there"
-        )
-    return task_from_source(source, folder)[0]
 
 
 def print_landscape(seen: Landscape, folder: Path, *, as_json: bool, plot: Path | None, three: bool) -> None:

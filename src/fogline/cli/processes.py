@@ -5,26 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from fogline.cli.sources import existing, read_recipe, with_fields
-from fogline.recipe import Recipe
+from fogline.cli.sources import Program, existing
 
 
-def check(what: Path, recipe_file: Path | None, fields: Mapping[str, Any], options: Sequence[str]) -> None:
+def check(program: Program) -> None:
     """Complain once about what every process would complain about, as far as that is seen without the data.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: for bad input.
     """
-    existing(what, "a task file, a table or a folder of images")
-    with_fields(Recipe() if recipe_file is None else read_recipe(recipe_file), fields, options)
+    existing(program.what, "a task file, a table or a folder of images")
+    program.recipe(None)
 
 
 def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:

@@ -6,7 +6,6 @@ import json
 import shutil
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import typer
 
 from fogline.cli.chart import chart
 from fogline.cli.showing import knows_unicode
-from fogline.cli.sources import task_and_recipe
+from fogline.cli.sources import Program, task_and_recipe
 from fogline.plots.rate import ceiling
 from fogline.rate import Rate, find_lr
 from fogline.words import number
@@ -22,16 +21,13 @@ from fogline.words import number
 _MARGIN = 10
 
 
-def measure(
-    what: Path, *, target: str | None, valid: Path | None, recipe_file: Path | None, fields: Mapping[str, Any]
-) -> Rate:
-    """The learning rate for what a path stands for; the arguments are those of :func:`task_and_recipe`.
+def measure(program: Program) -> Rate:
+    """The learning rate for what a program stands for.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: for bad input.
     """
-    task, recipe = task_and_recipe(what, target=target, valid=valid, recipe_file=recipe_file, fields=fields)
-    return find_lr(task, recipe)
+    return find_lr(*task_and_recipe(program))
 
 
 def print_rate(rate: Rate, *, as_json: bool = False) -> None:

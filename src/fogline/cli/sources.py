@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -31,34 +32,67 @@ def describe_source(path: Path, target: str | None, valid: Path | None) -> dict[
     }
 
 
-def task_and_recipe(
-    what: Path,
-    *,
-    target: str | None,
-    valid: Path | None,
-    recipe_file: Path | None,
-    fields: Mapping[str, Any],
-    options: Sequence[str] = (),
-) -> tuple[Task, Recipe]:
-    """What a path stands for; the fields win over the recipe file, which wins over the task file's recipe.
+@dataclass(frozen=True)
+class Program:
+    """What a command is to work on, as it was given on the command line.
+
+    Attributes:
+        what: a task file, a table or a folder of images.
+        target: the column of a table to predict.
+        valid: held-out data of the same form.
+        recipe_file: as .toml or .json.
+        fields: of the recipe, None where not given.
+        options: of the optimizer, each NAME=VALUE.
+    """
+
+    what: Path
+    target: str | None = None
+    valid: Path | None = None
+    recipe_file: Path | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    options: Sequence[str] = ()
+
+    def is_task_file(self) -> bool:
+        """Whether it is a task file, which says itself what its data is.
+
+        Raises:
+            ValueError, FileNotFoundError: it is not there, or more was said than it can take.
+        """
+        existing(self.what, "a task file, a table or a folder of images")
+        if self.what.suffix != ".py":
+            return False
+        if self.target is not None or self.valid is not None:
+            where = f"say them in {self.what}, in its Task(...)"
+            raise ValueError(f"--target and --valid are for tables and images: {where}")
+        return True
+
+    def source(self) -> dict[str, Any]:
+        """What ``run.json`` keeps of it."""
+        return describe_source(self.what, self.target, self.valid)
+
+    def recipe(self, own: Recipe | None) -> Recipe:
+        """The fields win over the recipe file, which wins over the task file's ``own`` recipe.
+
+        Raises:
+            ValueError, TypeError, FileNotFoundError: for bad input.
+        """
+        from fogline.recipe import Recipe
+
+        asked = own if self.recipe_file is None else read_recipe(self.recipe_file)
+        return with_fields(asked or Recipe(), self.fields, self.options)
+
+
+def task_and_recipe(program: Program) -> tuple[Task, Recipe]:
+    """What a program stands for.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: for bad input.
     """
-    from fogline.recipe import Recipe
-
-    existing(what, "a task file, a table or a folder of images")
-    recipe = None
-    if what.suffix == ".py":
-        if target is not None or valid is not None:
-            raise ValueError(f"--target and --valid are for tables and images: say them in {what}, in its Task(...)")
-        task, recipe = load_task_file(what)
-    else:
-        held_out = None if valid is None else str(existing(valid, "held-out data"))
-        task = data_task(what, target, held_out)
-    if recipe_file is not None:
-        recipe = read_recipe(recipe_file)
-    return task, with_fields(recipe or Recipe(), fields, options)
+    if program.is_task_file():
+        task, recipe = load_task_file(program.what)
+        return task, program.recipe(recipe)
+    held_out = None if program.valid is None else str(existing(program.valid, "held-out data"))
+    return data_task(program.what, program.target, held_out), program.recipe(None)
 
 
 def task_from_source(source: Mapping[str, Any] | None, run: Path) -> tuple[Task, Recipe | None]:
@@ -82,6 +116,28 @@ def task_from_source(source: Mapping[str, Any] | None, run: Path) -> tuple[Task,
     if source["kind"] == "task":
         return load_task_file(path)
     return data_task(path, source.get("target"), source.get("valid")), None
+
+
+def task_of_run(folder: Path, task_file: Path | None, instead: str) -> Task:
+    """The task of a run: of the file that is named, else as the run was started.
+
+    Args:
+        instead: the call that does without, for a run that was started from Python.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: there is none.
+    """
+    from fogline.record.store import read_info
+
+    if task_file is not None:
+        return load_task_file(existing(task_file, "a task file"))[0]
+    source = read_info(folder).get("source")
+    if not source:
+        raise ValueError(
+            f"expected a run started by `fogline train`, received {folder}, which was started from Python; "
+            f"name the file that makes its task with --task FILE.py, or call {instead} there"
+        )
+    return task_from_source(source, folder)[0]
 
 
 def data_task(path: Path, target: str | None, valid: str | None) -> Task:

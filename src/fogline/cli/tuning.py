@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,62 +13,43 @@ import typer
 import fogline
 from fogline._tune.space import parse_dimension
 from fogline.cli.saying import say
-from fogline.cli.sources import existing, load_module, plain_value, read_recipe, task_and_recipe, with_fields
+from fogline.cli.sources import Program, load_module, plain_value, task_and_recipe
 from fogline.errors import misfit
 
 
 def tune(
-    what: Path,
-    *,
-    target: str | None,
-    valid: Path | None,
-    recipe_file: Path | None,
-    fields: Mapping[str, Any],
-    search: Sequence[str],
-    budget: str | None,
-    workers: int,
-    as_json: bool,
-    **options: Any,
+    program: Program, search: Sequence[str], *, budget: str | None, workers: int, as_json: bool, **options: Any
 ) -> fogline.Tuned:
-    """Search for what a path stands for; ``options`` are those of :func:`fogline.tune`.
+    """Search for what a program stands for; ``options`` are those of :func:`fogline.tune`.
 
     Raises:
         ValueError, TypeError, ImportError, FileNotFoundError: for bad input, before any training.
         fogline.Interrupted: stopped by a signal, and kept.
     """
-    task, recipe, space = _asked(what, target, valid, recipe_file, fields)
+    task, recipe, space = _asked(program)
     if search:
         space = dict(parse_dimension(text) for text in search)
     if workers > 1:
         _several(workers)
-    options["name"] = options["name"] or f"tune-{what.stem}"
+    options["name"] = options["name"] or f"tune-{program.what.stem}"
     tell = None if as_json else say
     amount = plain_value(budget)
     return fogline.tune(task, space, recipe=recipe, budget=amount, progress=tell or False, **options)
 
 
-def _asked(
-    what: Path, target: str | None, valid: Path | None, recipe_file: Path | None, fields: Mapping[str, Any]
-) -> tuple[Any, fogline.Recipe, Any]:
-    """The task, or the function that makes it, the recipe and the space of a path."""
-    existing(what, "a task file, a table or a folder of images")
-    if what.suffix != ".py":
-        task, recipe = task_and_recipe(what, target=target, valid=valid, recipe_file=recipe_file, fields=fields)
-        return task, recipe, "auto"
-    if target is not None or valid is not None:
-        raise ValueError(f"--target and --valid are for tables and images: say them in {what}, in its Task(...)")
-    module = load_module(what)
+def _asked(program: Program) -> tuple[Any, fogline.Recipe, Any]:
+    """The task, or the function that makes it, the recipe and the space of a program."""
+    if not program.is_task_file():
+        return *task_and_recipe(program), "auto"
+    module = load_module(program.what)
     made = getattr(module, "make_task", None) or getattr(module, "task", None)
     if made is None:
         raise misfit(
             "`task = fogline.Task(...)`, or a function `make_task(...)` that returns one",
-            f"a file without either, {what}",
+            f"a file without either, {program.what}",
             "add one of them",
         )
-    recipe = getattr(module, "recipe", None) or fogline.Recipe()
-    if recipe_file is not None:
-        recipe = read_recipe(recipe_file)
-    return made, with_fields(recipe, fields), getattr(module, "space", "auto")
+    return made, program.recipe(getattr(module, "recipe", None)), getattr(module, "space", "auto")
 
 
 def _several(workers: int) -> None:

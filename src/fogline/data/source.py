@@ -42,6 +42,13 @@ def map_tree(function: Callable[[Tensor], Any], tree: Any) -> Any:
     return tree
 
 
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows ``start`` to ``stop`` of every tensor in a batch."""
+    if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is Tensor and type(batch[1]) is Tensor:
+        return batch[0][start:stop], batch[1][start:stop]
+    return map_tree(lambda leaf: leaf[start:stop] if leaf.ndim else leaf, batch)
+
+
 def leaves(tree: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dicts, in order."""
     found: list[Tensor] = []

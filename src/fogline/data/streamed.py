@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from fogline.data.chunks import Chunks
 from fogline.data.privacy import derived_seed
-from fogline.data.source import Batch, cast, leaves, map_tree
+from fogline.data.source import Batch, cast, leaves, map_tree, part
 from fogline.data.tables import TableEncoder
 
 WINDOW_BYTES = 64 << 20
@@ -123,8 +123,8 @@ class Streamed:
             size = leaves(rows)[0].shape[0]
             full = size - size % batch_size
             for start in range(0, full, batch_size):
-                yield _part(rows, start, start + batch_size)
-            carry = None if full == size else _part(rows, full, size)
+                yield part(rows, start, start + batch_size)
+            carry = None if full == size else part(rows, full, size)
         if carry is not None:
             yield carry
 
@@ -218,7 +218,3 @@ class _ReadAhead(Iterator[Batch]):
 
 def _as_it_is(batch: Any) -> Batch:
     return batch
-
-
-def _part(batch: Batch, start: int, stop: int) -> Batch:
-    return map_tree(lambda leaf: leaf[start:stop], batch)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fogline.data.reading import Mark
 from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, leaves, map_tree
+from fogline.data.source import part as part
 from fogline.data.streamed import Streamed
 from fogline.descent.order import permuted_range
 from fogline.descent.window import Windows
@@ -254,15 +255,13 @@ def split(batch: Batch, size: int) -> Iterator[Batch]:
     return (part(batch, start, start + size) for start in range(0, rows, size))
 
 
-def part(batch: Batch, start: int, stop: int) -> Batch:
-    """Rows ``start`` to ``stop`` of every tensor in a batch."""
-    if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is Tensor and type(batch[1]) is Tensor:
-        return batch[0][start:stop], batch[1][start:stop]
-    return map_tree(lambda leaf: leaf[start:stop] if leaf.ndim else leaf, batch)
-
-
 def rows_of(batch: Batch) -> int:
     """The number of examples in a batch: the first dimension of its first tensor that has one."""
     if type(batch) is tuple and type(batch[0]) is Tensor:
         return int(batch[0].shape[0])
     return next((int(leaf.shape[0]) for leaf in leaves(batch) if leaf.ndim), 1)
+
+
+def same_shape(a: Batch, b: Batch) -> bool:
+    """Whether two batches have tensors of the same shapes and types."""
+    return [(x.shape, x.dtype) for x in leaves(a)] == [(x.shape, x.dtype) for x in leaves(b)]

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from fogline.data.source import Batch, leaves, map_tree
-from fogline.descent.batches import Batches, rows_of
-from fogline.descent.graph import COMPILE_ERRORS
+from fogline.descent.batches import Batches, rows_of, same_shape
+from fogline.descent.machine import Machine, kept, put_back
 from fogline.descent.optimizer_state import init_state
 from fogline.descent.optimizers import quiet_when_capturable, set_lr
 from fogline.descent.randomness import TRAIN, private_randomness, seed_step
-from fogline.descent.step import EagerStep, Machine, Outcome, kept, put_back, same_shape
+from fogline.descent.recorded import COMPILE_ERRORS
+from fogline.descent.step import EagerStep, Outcome
 from fogline.record.examples import ExampleRecorder
 
 FEWEST = 50

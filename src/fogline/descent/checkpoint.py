@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fogline.record.store import write_json
+from fogline.record.store import sync_file, write_json
 
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _ENGINE = ("optimizer/", "average/", "guard/", "clipping")
@@ -64,7 +64,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         _save_tensors(checkpoint.optimizer, beside / "optimizer.safetensors")
         write_json(beside / "state.json", {"step": checkpoint.step, **checkpoint.state})
         for name in _FILES[:2]:
-            sync(beside / name)
+            sync_file(beside / name)
         digests = {name: digest(beside / name) for name in _FILES}
         place = put_in_place(beside, digests)
     except (OSError, SafetensorError) as error:
@@ -93,13 +93,13 @@ def put_in_place(beside: Path, digests: Mapping[str, str]) -> Path:
     root = beside.parent
     place = root / beside.name.split(".")[1]
     write_json(beside / "manifest.json", {"files": dict(digests)})
-    sync(beside)
+    sync_file(beside)
     replaced = place.with_name(f"{place.name}.old")  # still found should this be the end
     if place.exists():
         _remove(replaced)
         place.rename(replaced)
     beside.rename(place)
-    sync(root)
+    sync_file(root)
     _remove(replaced)
     return place
 
@@ -235,12 +235,3 @@ def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """See to it that a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -60,6 +60,11 @@ class Clipping:
         return _DECAY * memory + (1 - _DECAY) * torch.stack([norm * scale, torch.ones_like(norm)])
 
 
+def memory_of(clipping: Clipping | None) -> list[Tensor]:
+    """What a clipping remembers, in a list: empty where there is nothing."""
+    return [] if clipping is None or clipping.memory is None else [clipping.memory]
+
+
 def member_norms(gradients: Sequence[Tensor]) -> Tensor:
     """The joint norm of the gradients of each member of a population, from stacks with the members in front."""
     norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])

@@ -12,7 +12,7 @@ from torch import Tensor
 from fogline.data.intake import Opened
 from fogline.data.source import InMemory, Stream
 from fogline.descent.batches import Batches
-from fogline.descent.group import World
+from fogline.descent.group import World, leads
 from fogline.descent.objective import Objective, mode
 from fogline.descent.randomness import PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved
@@ -109,7 +109,7 @@ def recorder_of(
     tensors = opened.train.tensors if isinstance(opened.train, InMemory) else None
     if isinstance(tensors, tuple) and len(tensors) == 2 and isinstance(tensors[1], Tensor):
         targets = known_targets(columns, tensors[1])
-        if targets is not None and (world is None or world.first):
+        if targets is not None and leads(world):
             example_files.write(example_files.targets_file(folder, targets))
     if world is not None:
         return SharedExamples(folder, columns, batches, store, world)

@@ -69,10 +69,6 @@ class World:
         """What process 0 reads from its clock; of the others 0, so that the sum over all is the time."""
         return time.perf_counter() - self._started if self.first else 0.0
 
-    def set_clock(self, now: float) -> None:
-        """All have been told the time."""
-        self._now = now
-
     # -- telling -----------------------------------------------------------------------------------------------------
 
     def start(self, tensor: Tensor) -> Any:
@@ -297,6 +293,16 @@ def _make_group(backend: str, patience: timedelta) -> None:
 
 
 _world: World | None = None
+
+
+def leads(world: World | None) -> bool:
+    """Whether this process writes and speaks: the only one, or the first of several."""
+    return world is None or world.first
+
+
+def by_first(world: World | None, function: Callable[[], Any], doing: str) -> Any:
+    """What one process finds alone, for all of them."""
+    return function() if world is None else world.by_first(function, doing)
 
 
 def joined(device: str) -> World | None:

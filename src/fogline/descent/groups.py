@@ -78,26 +78,22 @@ def parameter_roles(model: nn.Module) -> list[ParameterRole]:
     return roles
 
 
-def parameter_groups(model: nn.Module, weight_decay: float | None) -> list[dict[str, Any]]:
-    """Parameter groups for a torch optimizer: what decays and what does not (see `parameter_roles`).
+def groups_of(roles: list[ParameterRole], weight_decay: float | None) -> list[dict[str, Any]]:
+    """Parameter groups for a torch optimizer: by what decays and what does not, and by what multiplies the rate.
 
     Args:
-        model: the model; parameters with `requires_grad=False` are left out, shared ones appear once.
-        weight_decay: the decay of the first group; None or 0 gives one group that says nothing about decay.
+        roles: of the parameters, as `parameter_roles` gives them.
+        weight_decay: of what decays; with None or 0 the groups say nothing about decay.
 
     Returns:
-        Groups with the keys `params`, `names` (same order), `lr_scale` (1.0; `set_lr` multiplies by it) and, when there
-        is decay, `weight_decay`.
+        Groups with the keys `params`, `names` (same order), `lr_scale` (`set_lr` multiplies by it) and, when there is
+        decay, `weight_decay`.
 
     Example:
-        >>> [(group["names"], group["weight_decay"]) for group in parameter_groups(nn.Linear(2, 1), 0.1)]
+        >>> groups = groups_of(parameter_roles(nn.Linear(2, 1)), 0.1)
+        >>> [(group["names"], group["weight_decay"]) for group in groups]
         [(['weight'], 0.1), (['bias'], 0.0)]
     """
-    return groups_of(parameter_roles(model), weight_decay)
-
-
-def groups_of(roles: list[ParameterRole], weight_decay: float | None) -> list[dict[str, Any]]:
-    """The groups of `parameter_groups` for roles already known: by decay, and by what multiplies the rate."""
     groups = []
     for scale in dict.fromkeys(role.lr_scale for role in roles):
         scaled = [role for role in roles if role.lr_scale == scale]

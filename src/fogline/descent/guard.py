@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fogline.descent.checkpoint import load_model_tensors, model_tensors
-from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors
-from fogline.descent.step import Machine
+from fogline.descent.machine import Machine, below, learned, load_learned
+from fogline.descent.optimizers import state_scalars
 from fogline.record.signals import numbers
 
 MOST = 3
@@ -116,12 +116,8 @@ class Guard:
     def back(self) -> int:
         """Put the kept state back; returns its step."""
         machine = self.machine
-        load_model_tensors(machine.objective.model, _below(self._kept, "model/"))
-        load_state_tensors(machine.optimizer, _below(self._kept, "optimizer/"), self._scalars)
-        for k, value in enumerate(self.average or []):
-            value.copy_(self._kept[f"average/{k:06d}"])
-        if machine.clipping is not None and machine.clipping.memory is not None:
-            machine.clipping.memory.copy_(self._kept["clipping"])
+        load_model_tensors(machine.objective.model, below(self._kept, "model/"))
+        load_learned(machine, self.average, self._kept, self._scalars)
         self._pending, self.memory.losses = [], []
         return self.memory.kept
 
@@ -142,10 +138,7 @@ class Guard:
     def _keep(self, step: int) -> None:
         machine = self.machine
         live = {f"model/{name}": value for name, value in model_tensors(machine.objective.model).items()}
-        live |= {f"optimizer/{name}": value for name, value in state_tensors(machine.optimizer).items()}
-        live |= {f"average/{k:06d}": value for k, value in enumerate(self.average or [])}
-        if machine.clipping is not None and machine.clipping.memory is not None:
-            live["clipping"] = machine.clipping.memory
+        live |= learned(machine, self.average)
         if self._kept.keys() != live.keys():
             self._kept = {name: value.detach().clone() for name, value in live.items()}
         else:
@@ -153,10 +146,6 @@ class Guard:
                 torch._foreach_copy_(list(self._kept.values()), [live[name].detach() for name in self._kept])
         self._scalars = state_scalars(machine.optimizer)
         self.memory.kept = step
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _noise(losses: list[float]) -> float:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from fogline.descent.between import attend, look_after, look_at_sharpness, verify_rate
 from fogline.descent.interrupts import poll
 from fogline.descent.parallel import ParallelStep
 from fogline.descent.replay import explain_refusal
 from fogline.descent.state import Descent
 from fogline.descent.step import EagerStep, Outcomes
+from fogline.descent.validation import check_training, validate
 from fogline.progress import ProgressFunction, ProgressReport
 
 if TYPE_CHECKING:
@@ -120,15 +122,15 @@ def _look_around(descent: Descent, report: ProgressFunction) -> bool:
         if descent.examples is not None:
             descent.examples.collect()
         report(_progress(descent))
-    descent.look_after()
+    look_after(descent)
     if descent.validation_due():
-        descent.validate()
-    descent.check_training()
-    descent.attend()
+        validate(descent)
+    check_training(descent)
+    attend(descent)
     if descent.finished():
         return False
-    descent.verify_rate()
-    descent.look_at_sharpness()
+    verify_rate(descent)
+    look_at_sharpness(descent)
     if descent.checkpoint_due():
         descent.save()
     return True

@@ -12,12 +12,14 @@ import torch
 from fogline.data.source import InMemory
 from fogline.descent.batches import rows_of
 from fogline.descent.captured import FEWEST, CannotCaptureError, CapturedStep
-from fogline.descent.graph import CannotCompileError, Program, compile_steps, trace
+from fogline.descent.graph import Program, compile_steps
 from fogline.descent.interrupts import poll
+from fogline.descent.machine import Kept, Machine, kept, put_back
 from fogline.descent.optimizer_state import in_eight_bits
 from fogline.descent.randomness import TRAIN, private_randomness, seed_step
+from fogline.descent.recorded import CannotCompileError, trace
 from fogline.descent.state import Descent
-from fogline.descent.step import CompiledStep, EagerStep, Kept, Machine, kept, put_back
+from fogline.descent.step import CompiledStep, EagerStep
 
 CHUNK = 16
 _WARM_UP, _ROUNDS = 2, 7

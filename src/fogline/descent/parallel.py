@@ -26,13 +26,14 @@ from fogline.data.source import Batch, Stream
 from fogline.descent.batches import Batches, part, rows_of, split
 from fogline.descent.group import World
 from fogline.descent.interrupts import wanted
+from fogline.descent.machine import Machine
 from fogline.descent.objective import Objective, mode
 from fogline.descent.randomness import PROBE, TRAIN, private_randomness, seed_step
 from fogline.descent.replay import explain_refusal
 from fogline.descent.share import Portion, Share, Weighing, is_no_average
 from fogline.descent.shared_norm import SharedStatistics, normalises_batches
 from fogline.descent.shortcuts import backward
-from fogline.descent.step import EagerStep, Machine, Outcomes, RateFunction, out_of_memory
+from fogline.descent.step import EagerStep, Outcomes, RateFunction, out_of_memory
 
 BUCKET_BYTES = 8 << 20
 _TRIED_ROWS = 64

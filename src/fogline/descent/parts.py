@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from fogline.descent import checkpoint
 from fogline.descent.checkpoint import SHARD, Checkpoint
 from fogline.descent.sharded import Sharded, parts_of
-from fogline.record.store import write_json
+from fogline.record.store import sync_file, write_json
 
 
 def save(folder: Path, written: Checkpoint, keep: int, sharded: Sharded) -> None:
@@ -39,7 +39,7 @@ def save(folder: Path, written: Checkpoint, keep: int, sharded: Sharded) -> None
         state_dict_saver.save(tensors, storage_writer=writer, process_group=world.group)
         mine = list(beside.glob(f"{SHARD}{world.rank + 1:05d}-*.safetensors"))
         for path in mine:
-            checkpoint.sync(path)
+            sync_file(path)
         digests = {path.name: checkpoint.digest(path) for path in mine}
         for found in world.gather(digests, doing):
             digests |= found

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import Batch
-from fogline.descent.clipping import Clipping, along, member_norms
-from fogline.descent.graph import CannotCompileError, Program, StandIn, compile_steps, rebuilt, record
+from fogline.descent.clipping import Clipping, along, member_norms, memory_of
+from fogline.descent.graph import Program, compile_steps
 from fogline.descent.optimizers import init_state
+from fogline.descent.recorded import CannotCompileError, StandIn, rebuilt, record
 
 Losses = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Batch], Tensor]
 """Of all members, shape (size,), from the stacks of their weights, of what is not trained, and a batch."""
@@ -57,9 +58,8 @@ class _Members:
         self.losses, self.clipping, self.batch = losses, clipping, batch
         self.names, self.held = list(trained), list(held)
         self.optimizer = StandIn(optimizer, list(trained.values()))
-        memory = [] if clipping is None or clipping.memory is None else [clipping.memory]
         weights = [weight.detach() for weight in trained.values()]
-        self.state: list[Tensor] = [*weights, *held.values(), *self.optimizer.slots, *memory]
+        self.state: list[Tensor] = [*weights, *held.values(), *self.optimizer.slots, *memory_of(clipping)]
         self.trained, self.rates = len(weights), weights[0].shape[0]
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
@@ -67,7 +67,7 @@ class _Members:
         weights = [next(taken) for _ in self.names]
         held = {name: next(taken) for name in self.held}
         slots = [next(taken) for _ in self.optimizer.slots]
-        memory = next(taken) if self.clipping is not None and self.clipping.memory is not None else None
+        memory = next(taken) if memory_of(self.clipping) else None
         batch = rebuilt(self.batch, taken)
         rates = next(taken)
         leaf_weights = [weight.detach().requires_grad_() for weight in weights]

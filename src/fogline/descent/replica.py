@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fogline.descent import checkpoint
 from fogline.descent.checkpoint import Checkpoint
 from fogline.descent.group import World
+from fogline.descent.machine import Machine
 from fogline.descent.scoring import normalisation_layers
-from fogline.descent.step import Machine
 from fogline.errors import LostError
 
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -47,8 +47,8 @@ def warmup_steps(total: float, warmup: float) -> float:
     return min(warmup * total if warmup < 1 else warmup, total / 2)
 
 
-def multiplier(schedule: str, position: float, total: float, *, warmup: float = 0.0) -> float:
-    """What the base learning rate is multiplied by at a position of the run, in (0, 1].
+def curve(schedule: str, total: float, *, warmup: float = 0.0) -> Callable[[float], float]:
+    """What the base learning rate is multiplied by, in (0, 1], as a function of the position in the run.
 
     With w warm-up steps, T = total and k = position, k held to at most T - 1:
 
@@ -64,34 +64,19 @@ def multiplier(schedule: str, position: float, total: float, *, warmup: float = 
 
     Args:
         schedule: one of `SCHEDULES`.
-        position: steps done so far, whole or not.
         total: steps of the whole run, whole or not; less than 1 counts as 1.
         warmup: share of the run (< 1) or steps (>= 1), at most half the run.
 
+    Returns:
+        A function of the steps done so far, whole or not.
+
     Raises:
-        ValueError: unknown schedule, or a number out of its range.
+        ValueError: unknown schedule, or a warm-up out of its range.
 
     Example:
-        >>> [multiplier("linear", step, 4) for step in range(4)]
-        [1.0, 0.75, 0.5, 0.25]
-        >>> [multiplier("constant", step, 8, warmup=3) for step in range(5)]
-        [0.25, 0.5, 0.75, 1.0, 1.0]
-    """
-    if not 0 <= position < math.inf or not 0 < total < math.inf:
-        raise ValueError(
-            f"expected a position of at least 0 in a finite run longer than 0 steps, "
-            f"received position={position!r}, total={total!r}"
-        )
-    return curve(schedule, total, warmup=warmup)(position)
-
-
-def curve(schedule: str, total: float, *, warmup: float = 0.0) -> Callable[[float], float]:
-    """The schedule of one run as a function of the position alone: `multiplier` with everything else settled.
-
-    Example:
-        >>> rate = curve("linear", 4)
-        >>> [rate(step) for step in range(4)]
-        [1.0, 0.75, 0.5, 0.25]
+        >>> linear, constant = curve("linear", 4), curve("constant", 8, warmup=3)
+        >>> [linear(step) for step in range(4)], [constant(step) for step in range(5)]
+        ([1.0, 0.75, 0.5, 0.25], [0.25, 0.5, 0.75, 1.0, 1.0])
     """
     name, total = canonical(schedule), max(total, 1.0)
     last = total - 1

@@ -79,12 +79,11 @@ class Scorer:
                 if turn % _AGREED_EVERY == _AGREED_EVERY - 1:
                     world.agree("a validation")
                 poll()
-                if batch is None:
-                    if self.in_step:
-                        self._values(objective, next(self._batches()), None)
-                    continue
-                rows, values = rows_of(batch), self._values(objective, batch, seen)
-                found.append((rows, {name: (value.double() * rows).item() for name, value in values.items()}))
+                if batch is not None:
+                    rows, values = rows_of(batch), self._values(objective, batch, seen)
+                    found.append((rows, {name: (value.double() * rows).item() for name, value in values.items()}))
+                elif self.in_step:
+                    self._values(objective, next(self._batches()), None)
         sums: dict[str, float] = {}
         total = 0
         for neighbours in zip_longest(*world.gather(found, "a validation")):

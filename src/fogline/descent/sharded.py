@@ -22,11 +22,12 @@ from torch.distributed.tensor import DTensor, Shard
 
 from fogline.data.source import Stream
 from fogline.descent.group import World
+from fogline.descent.machine import Machine
 from fogline.descent.optimizers import spec_of
 from fogline.descent.parallel import ParallelStep
 from fogline.descent.replay import data_refusal
 from fogline.descent.share import Share, share_of
-from fogline.descent.step import Machine, Outcome
+from fogline.descent.step import Outcome
 from fogline.recipe import Recipe
 
 ELEMENTWISE = (

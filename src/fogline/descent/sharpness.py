@@ -25,9 +25,10 @@ from torch import Tensor
 
 from fogline.data.source import Batch
 from fogline.descent.batches import rows_of, split
-from fogline.descent.optimizers import OptimizerSpec, stability_limit
+from fogline.descent.machine import Machine
+from fogline.descent.optimizer_specs import OptimizerSpec, stability_limit
 from fogline.descent.randomness import PROBE, seed_step
-from fogline.descent.step import Machine, out_of_memory
+from fogline.descent.step import out_of_memory
 from fogline.record.probes import Budget
 
 MOST_PARAMETERS = 50_000_000

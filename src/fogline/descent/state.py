@@ -2,74 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 from torch import Tensor
 
-from fogline.data.source import Stream
-from fogline.descent import checkpoint
-from fogline.descent import guard as guarding
+from fogline.descent import checkpoint, saving
 from fogline.descent.batches import Batches
-from fogline.descent.checkpoint import BEST, Checkpoint, load_model_tensors, model_tensors
-from fogline.descent.group import World
-from fogline.descent.guard import Guard
+from fogline.descent.checkpoint import Checkpoint
+from fogline.descent.counters import Counters
+from fogline.descent.group import World, leads
+from fogline.descent.guard import MOST, Guard
 from fogline.descent.length import Length
-from fogline.descent.optimizers import load_state_tensors, state_scalars, state_tensors, to_eval, to_train
-from fogline.descent.randomness import REFRESH, private_randomness, seed_step
-from fogline.descent.replica import check_alike, latest_of_all, own_buffers
-from fogline.descent.schedules import PlateauState, update
-from fogline.descent.scoring import Scorer, normalisation_layers, refresh_statistics
+from fogline.descent.machine import Machine, below
+from fogline.descent.replica import check_alike, latest_of_all
+from fogline.descent.scoring import Scorer
 from fogline.descent.sharpness import Sharpness
-from fogline.descent.step import CompiledStep, EagerStep, Machine
+from fogline.descent.step import CompiledStep, EagerStep
 from fogline.recipe import Duration, Recipe
 from fogline.record.examples import ExampleRecorder
 from fogline.record.probes import Probe
-from fogline.record.signals import Recorder, numbers
+from fogline.record.signals import Recorder
 from fogline.record.snapshots import Snapshots
 from fogline.record.store import Store
 
 if TYPE_CHECKING:
     from fogline.descent.sharded import Sharded
 
-_GUARD = "guard/"
-_EXAMPLES = "examples/"
 _CHECKPOINT_SHARE = 0.01
-_REFRESH_BATCHES = 50
 _PATIENT_REFUSALS = 100
 _LOOK_SECONDS = 0.05
-
-
-@dataclass
-class Counters:
-    """What a checkpoint keeps besides tensors; plain JSON.
-
-    ``rate_factor`` is what the learning rate is multiplied by since the guard went back or the rate was verified.
-    """
-
-    step: int = 0
-    examples: int = 0
-    seconds: float = 0.0
-    refused: int = 0
-    refused_in_a_row: int = 0
-    validated: int = -1
-    best_score: float | None = None
-    best_step: int | None = None
-    waited: int = 0
-    parts: int = 1
-    recompute: bool = False
-    plateau: PlateauState = field(default_factory=PlateauState)
-    rollbacks: int = 0
-    rate_factor: float = 1.0
-    verified: bool = False
 
 
 class Verification(Protocol):
@@ -129,10 +94,10 @@ class Descent:
         self.sharded: Sharded | None = None
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}
-        self._since_check: list[float | Tensor] = []
+        self.since_check: list[float | Tensor] = []
         self.stopped_early = False
-        self._resumed_at = self._saved_at = self._validated_at = self.clock()
-        self._saved_step = 0
+        self._resumed_at = self.saved_at = self.validated_at = self.clock()
+        self.saved_step = 0
         self._save_cost = 0.0
 
     # -- what is due ---------------------------------------------------------------------------------------------
@@ -157,7 +122,7 @@ class Descent:
     def finished(self) -> bool:
         if self.stopped_early or self.counters.refused_in_a_row >= self._most_refusals():
             return True
-        if self.counters.rollbacks > guarding.MOST:
+        if self.counters.rollbacks > MOST:
             return True
         return self.length.over(self.step, 0.0 if self.length.limit is None else self.elapsed())
 
@@ -194,19 +159,19 @@ class Descent:
             return True
         if self.every is None:
             assert self.every_seconds is not None
-            return self.clock() - self._validated_at >= self.every_seconds
+            return self.clock() - self.validated_at >= self.every_seconds
         return self.step % self.every == 0
 
     def checkpoint_due(self) -> bool:
         wait = self.recipe.checkpoint_every
-        since = self.clock() - self._saved_at
+        since = self.clock() - self.saved_at
         if wait == "auto":
             return since >= max(1.0, self._save_cost / _CHECKPOINT_SHARE)
         every = Duration.parse(wait)
         if every.seconds is not None:
             return since >= every.seconds
         steps = every.steps(self.batches.batch_size, self.batches.examples) or 1
-        return self.step // steps > self._saved_step // steps  # a call of several steps may pass the step it falls on
+        return self.step // steps > self.saved_step // steps  # a call of several steps may pass the step it falls on
 
     def epoch(self) -> float:
         """Passes over the data so far, with their fraction."""
@@ -214,144 +179,12 @@ class Descent:
             return 0.0
         return self.counters.examples / self.batches.examples
 
-    def look_after(self) -> None:
-        """At the end of a block of steps: keep its state, or go back to the last good one at a lower rate."""
-        guard, counters = self.guard, self.counters
-        wrong = None if guard is None else guard.look(self.step, counters.refused_in_a_row)
-        if guard is None or wrong is None:
-            return
-        counters.rollbacks += 1
-        if counters.rollbacks > guarding.MOST:
-            self.store.event(self.step, "gave_up", f"{wrong}; it went back {guarding.MOST} times already")
-            return
-        kept, counters.refused_in_a_row = guard.back(), 0
-        counters.rate_factor *= guarding.LOWER
-        self.store.event(
-            self.step,
-            "rollback",
-            f"{wrong}: back to the weights of step {kept}, at a third of the learning rate "
-            f"(time {counters.rollbacks} of at most {guarding.MOST})",
-        )
-
-    def verify_rate(self) -> None:
-        """Once, where the verification says: try other rates from this very state, and take one that is clearly better.
-
-        Raises:
-            StopRequested: a signal came meanwhile; it is done again when the run goes on.
-        """
-        verification, counters = self.verification, self.counters
-        if verification is None or counters.verified or self.step != verification.step:
-            return
-        with private_randomness(self.machine.device):
-            factor, why = self._by_first(lambda: verification(self), "the verification of the rate")
-        counters.verified = True
-        counters.rate_factor *= factor
-        chosen = "kept" if factor == 1 else f"multiplied by {factor:.3g}"
-        self.store.event(self.step, "rate_verified", f"learning rate {chosen}: {why}", {"factor": factor})
-
-    def look_at_sharpness(self) -> None:
-        """Measure how near the steps are to the limit of the optimizer, when the budget affords it."""
-        stepper, step = self.stepper, self.step
-        if self.sharpness is None or not self.sharpness.affords(step) or not step:
-            return
-        several = isinstance(stepper, CompiledStep) and stepper.chunked is not None
-        if self.world is not None:  # the batch of all, of which this process took a share
-            batch = None if isinstance(self.batches.source, Stream) else self.batches.at(step - 1)
-        else:
-            batch = self.batches.at(step - 1) if several else stepper.batch
-        value = None if batch is None else self.sharpness.measure(step, batch, self.rate(step - 1))
-        if value is not None:
-            self.recorder.sharpness(step - 1, value)
-
-    def _by_first(self, function: Callable[[], Any], doing: str) -> Any:
-        """What one process finds alone, for all of them."""
-        return function() if self.world is None else self.world.by_first(function, doing)
-
-    # -- validation ----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def evaluation_weights(self) -> Iterator[None]:
-        """The weights that are judged and kept: averaged ones where the recipe or the optimizer averages."""
-        machine = self.machine
-        if self.average is None:
-            to_eval(machine.optimizer)
-            try:
-                yield
-            finally:
-                to_train(machine.optimizer)
-            return
-        kept = [value.detach().clone() for value in (*machine.parameters, *machine.buffers)]
-        with torch.no_grad():
-            torch._foreach_copy_([p.data for p in machine.parameters], self.average)
-        try:
-            if normalisation_layers(machine.objective.model):
-                seed_step(machine.seed, self.step, REFRESH, machine.device)
-                count = min(self.batches.steps_per_epoch or _REFRESH_BATCHES, _REFRESH_BATCHES)
-                refresh_statistics(machine.objective, self.batches.stream(0), count)
-            yield
-        finally:
-            with torch.no_grad():
-                for value, old in zip((*machine.parameters, *machine.buffers), kept, strict=True):
-                    value.data.copy_(old)
-
-    def validate(self) -> dict[str, float]:
-        """Score the held-out data; remember the best weights; decide on early stopping and the plateau."""
-        assert self.scorer is not None
-        counters = self.counters
-        if self.world is not None:
-            self.world.spread(own_buffers(self.machine.objective.model))
-        with self.evaluation_weights():
-            scores = self.scorer(self.machine.objective)
-            loss = scores["loss"]
-            better = math.isfinite(loss) and (counters.best_score is None or loss < counters.best_score)
-            if better:
-                state = self.machine.objective.model.state_dict()
-                self.best = {k: v.detach().clone() for k, v in state.items() if isinstance(v, Tensor)}
-        counters.waited = 0 if better else counters.waited + 1
-        if better:
-            counters.best_score, counters.best_step = loss, self.step
-        if self.recipe.schedule == "plateau" and self.step:
-            counters.plateau = update(counters.plateau, loss)
-        counters.validated = self.step
-        if self.world is not None:
-            self.world.agree(f"the validation of step {self.step}")
-        self._validated_at = self.clock()
-        self.scores = scores
-        self.store.scores(self.step, "valid", scores)
-        self._check_length(loss)
-        self.stopped_early = self.recipe.patience is not None and counters.waited >= self.recipe.patience
-        if self.stopped_early:
-            self.store.event(self.step, "early_stop", f"no better held-out loss for {counters.waited} validations")
-        return scores
-
     def saw(self, losses: list[float | Tensor]) -> None:
         """Take note of the losses of the steps just taken."""
         if self.guard is not None:
             self.guard.saw(losses)
         if self.length.open and self.scorer is None:
-            self._since_check += losses
-
-    def check_training(self) -> None:
-        """Without held-out data an open-ended run is judged by its training loss, as often as it would be validated."""
-        if self._since_check and self.every is not None and self.step % self.every == 0:
-            self._check_length(self._mean_since_check())
-            self._since_check = []
-
-    def attend(self) -> None:
-        """Let whoever attends the run end it; what it says is the reason."""
-        why = None if self.attendant is None else self.attendant(self)
-        if why is not None:
-            self.stopped_early = True
-            self.store.event(self.step, "ended", why)
-
-    def _mean_since_check(self) -> float:
-        finite = [loss for loss in numbers(self._since_check) if math.isfinite(loss)]
-        return fmean(finite) if finite else math.nan
-
-    def _check_length(self, loss: float) -> None:
-        why = self.length.check(self.step, loss)
-        if why is not None:
-            self.store.event(self.step, "cool_down", f"{why}: {(self.length.total or 0) - self.step} more steps")
+            self.since_check += losses
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -369,84 +202,32 @@ class Descent:
         if self.sharded is not None:
             from fogline.descent import parts
 
-            parts.save(self.folder, self._checkpoint(), self.recipe.keep, self.sharded)
+            parts.save(self.folder, saving.checkpoint_of(self), self.recipe.keep, self.sharded)
         elif self.world is not None:
             self.machine.parts = check_alike(self.world, self.machine, self.step)
-        if self.sharded is None and (self.world is None or self.world.first):
-            saved = checkpoint.save(self.folder, self._checkpoint(), self.recipe.keep)
+        if self.sharded is None and leads(self.world):
+            saved = checkpoint.save(self.folder, saving.checkpoint_of(self), self.recipe.keep)
         if self.world is not None:
             self.world.agree(f"the checkpoint of step {self.step}")
-        self._saved_at, self._saved_step = self.clock(), self.step
-        self._save_cost = self._saved_at - started
+        self.saved_at, self.saved_step = self.clock(), self.step
+        self._save_cost = self.saved_at - started
         return saved
-
-    def _checkpoint(self) -> Checkpoint:
-        if self.snapshots is not None:
-            self.snapshots.save()  # first: a run that goes on from this checkpoint finds all up to it
-        machine = self.machine
-        model = model_tensors(machine.objective.model)
-        model |= {BEST + name: value for name, value in (self.best or {}).items()}
-        optimizer = {f"optimizer/{name}": value for name, value in state_tensors(machine.optimizer).items()}
-        if self.average is not None:
-            optimizer |= {f"average/{k:06d}": value for k, value in enumerate(self.average)}
-        if machine.clipping is not None and machine.clipping.memory is not None:
-            optimizer["clipping"] = machine.clipping.memory
-        kept, remembered = ({}, None) if self.guard is None else self.guard.state()
-        optimizer |= {_GUARD + name: value for name, value in kept.items()}
-        if self.examples is not None:
-            optimizer |= {_EXAMPLES + name: value for name, value in self.examples.state(self.step).items()}
-        counters = {**asdict(self.counters), "seconds": self.elapsed(), "parts": machine.parts}
-        counters["recompute"] = bool(machine.recompute)
-        state = {
-            "counters": counters,
-            "optimizer": state_scalars(machine.optimizer),
-            "scaler": {} if machine.scaler is None else machine.scaler.state_dict(),
-            "guard": remembered,
-            "length": self.length.state(),
-            "stream": self.batches.position(self.step),
-            "last_event": self.store.last_event(),
-            "since_check": numbers(self._since_check),
-        }
-        return Checkpoint(self.step, model, optimizer, state)
 
     def restore(self) -> bool:
         """Go back to the latest checkpoint that verifies; False where there is none but that of the start."""
         found, skipped = self._latest()
+        step = 0 if found is None else found.step
         for reason in skipped:
             print(f"fogline: {reason}", file=sys.stderr)
-            self.store.event(0 if found is None else found.step, "checkpoint_skipped", reason)
+            self.store.event(step, "checkpoint_skipped", reason)
         if self.snapshots is not None:
-            self.snapshots.restore(0 if found is None else found.step)
+            self.snapshots.restore(step)
         if self.examples is not None:
-            kept = {} if found is None else _below(found.optimizer, _EXAMPLES)
-            self.examples.load(kept, 0 if found is None else found.step)
-        if found is None or found.step == 0:
+            self.examples.load({} if found is None else below(found.optimizer, saving.EXAMPLES), step)
+        if found is None or step == 0:
             self.store.rewind(0)
             return False
-        machine = self.machine
-        values = found.state["counters"]
-        self.counters = Counters(**{**values, "plateau": PlateauState(**values["plateau"])})
-        self._saved_step = self.step
-        patience = self.recipe.patience
-        self.stopped_early = patience is not None and self.counters.waited >= patience
-        machine.parts = self.counters.parts
-        machine.recompute = self.counters.recompute or machine.recompute
-        load_model_tensors(machine.objective.model, found.model)
-        best = {name.removeprefix(BEST): v for name, v in found.model.items() if name.startswith(BEST)}
-        # Without held-out data the "best" are those that were kept at the end, and the end has moved.
-        self.best = {name: v.to(machine.device) for name, v in best.items()} if best and self.scorer else None
-        load_state_tensors(machine.optimizer, _below(found.optimizer, "optimizer/"), found.state["optimizer"])
-        for k, value in enumerate(self.average or []):
-            value.copy_(found.optimizer[f"average/{k:06d}"])
-        if "clipping" in found.optimizer and machine.clipping is not None and machine.clipping.memory is not None:
-            machine.clipping.memory.copy_(found.optimizer["clipping"])
-        if machine.scaler is not None:
-            machine.scaler.load_state_dict(found.state["scaler"])
-        self.length.load(found.state["length"])
-        self.batches.resume_at(found.state.get("stream"))
-        self._since_check = list(found.state["since_check"])
-        if self.guard is not None and found.state.get("guard"):
-            self.guard.load(_below(found.optimizer, _GUARD), found.state["guard"])
+        saving.load(self, found)
         self.store.rewind(found.step, found.state["last_event"])
         self._resumed_at = self.clock()
         return True
@@ -459,7 +240,3 @@ class Descent:
 
             return parts.latest(self.folder, self.sharded)
         return latest_of_all(self.world, self.folder)
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
 from math import hypot, isfinite, nan
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fogline.data.source import Batch, leaves
+from fogline.data.source import Batch
 from fogline.descent.batches import Batches, part, rows_of, split
-from fogline.descent.clipping import Clipping
+from fogline.descent.clipping import memory_of
 from fogline.descent.graph import Program
+from fogline.descent.machine import Machine as Machine
+from fogline.descent.machine import has_batch_statistics, is_summed
 from fogline.descent.objective import Objective
 from fogline.descent.optimizer_state import live_tensors
-from fogline.descent.optimizers import init_state, load_state_tensors, set_lr, state_scalars, state_tensors
+from fogline.descent.optimizers import init_state, set_lr
 from fogline.descent.randomness import TRAIN, seed_step
-from fogline.descent.recompute import Recomputing
 from fogline.descent.shortcuts import backward, bare_step, skipping, skips_itself
 from fogline.record.examples import ExampleRecorder
 
@@ -52,85 +51,6 @@ class Outcomes(NamedTuple):
 
 
 RateFunction = Callable[[int], float]
-
-
-@dataclass
-class Machine:
-    """What every step needs and a checkpoint keeps.
-
-    Attributes:
-        objective: model and loss.
-        optimizer: its state lives with it.
-        clipping: or None.
-        scaler: of mixed precision with float16, or None.
-        parts: micro-batches a step is made of.
-        recompute: whether activations are computed again on the way back; None: once the memory does not suffice.
-        summed: the loss adds over examples instead of averaging.
-        events: what happened on the way, as (step, kind, message), for the loop to write down.
-    """
-
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    device: torch.device
-    seed: int = 0
-    clipping: Clipping | None = None
-    scaler: torch.amp.GradScaler | None = None
-    parts: int = 1
-    recompute: bool | None = False
-    summed: bool = False
-    needs_closure: bool = False
-    events: list[tuple[int, str, str]] = field(default_factory=list)
-    parameters: list[nn.Parameter] = field(init=False)
-    buffers: list[Tensor] = field(init=False)
-    _recomputing: Recomputing | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        model = self.objective.model
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.buffers = list(model.buffers())
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks there are whose activations can be computed again."""
-        return self._again().blocks
-
-    def recomputing(self) -> AbstractContextManager[None]:
-        """Within it the blocks keep their inputs only, where it is so set."""
-        return self._again() if self.recompute else nullcontext()
-
-    def _again(self) -> Recomputing:
-        if self._recomputing is None:
-            self._recomputing = Recomputing(self.objective.model)
-        return self._recomputing
-
-    def copied(self) -> Machine:
-        """A machine of its own on copies of model, optimizer state and clipping: what it does leaves this one alone."""
-        model = copy.deepcopy(self.objective.model)
-        optimizer = self.optimizer
-        twin = copy.copy(optimizer)
-        partner = dict(zip(self.objective.model.parameters(), model.parameters(), strict=True))
-        twin.param_groups = [{**g, "params": [partner[p] for p in g["params"]]} for g in optimizer.param_groups]
-        twin.state = type(optimizer.state)(dict)
-        load_state_tensors(twin, state_tensors(optimizer), state_scalars(optimizer))
-        objective, clipping = replace(self.objective, model=model), copy.deepcopy(self.clipping)
-        return replace(self, objective=objective, optimizer=twin, clipping=clipping, events=[])
-
-
-Kept = list[tuple[Tensor, Tensor]]
-
-
-def kept(machine: Machine) -> Kept:
-    """Weights, buffers, optimizer state and clip memory: each live tensor, and a copy of it for :func:`put_back`."""
-    memory = [] if machine.clipping is None or machine.clipping.memory is None else [machine.clipping.memory]
-    state = [v for s in machine.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-    live = [*(p.data for p in machine.objective.model.parameters()), *machine.buffers, *state, *memory]
-    return [(value, value.clone()) for value in live]
-
-
-def put_back(before: Kept) -> None:
-    """Everything as it was when it was kept."""
-    for live, old in before:
-        live.copy_(old)
 
 
 class EagerStep:
@@ -303,7 +223,7 @@ class EagerStep:
         norm = torch.linalg.vector_norm(torch.stack(list(norms)))
         assert self.stuck is not None
         self.stuck |= ~(torch.isfinite(loss) & torch.isfinite(norm))
-        memory = [] if machine.clipping is None or machine.clipping.memory is None else [machine.clipping.memory]
+        memory = memory_of(machine.clipping)
         skips = skips_itself(machine.optimizer)
         gated = memory if skips else [*machine.parameters, *live_tensors(machine.optimizer), *memory]
         with torch.no_grad():
@@ -427,27 +347,3 @@ def out_of_memory(error: RuntimeError) -> bool:
     """Whether this is what the error says."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
-
-
-def has_batch_statistics(model: nn.Module) -> bool:
-    """Whether a layer computes with statistics of the batch, which micro-batches have of their own."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())
-
-
-def is_summed(objective: Objective, batch: Batch) -> bool:
-    """Whether the loss adds over examples: the loss of a batch against those of its halves."""
-    if rows_of(batch) < 2:
-        return getattr(objective.loss, "reduction", "mean") == "sum"
-    reduction = getattr(objective.loss, "reduction", None)
-    if reduction in ("sum", "mean"):
-        return bool(reduction == "sum")
-    half = rows_of(batch) // 2
-    whole = objective.value(batch).item()
-    parts = [(objective.value(piece).item(), rows_of(piece)) for piece in split(batch, half)]
-    averaged = sum(loss * rows for loss, rows in parts) / sum(rows for _, rows in parts)
-    return abs(whole - sum(loss for loss, _ in parts)) < abs(whole - averaged)
-
-
-def same_shape(a: Batch, b: Batch) -> bool:
-    """Whether two batches have tensors of the same shapes and types."""
-    return [(x.shape, x.dtype) for x in leaves(a)] == [(x.shape, x.dtype) for x in leaves(b)]

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fogline.data.privacy import derived_seed
-from fogline.data.source import Batch, leaves, map_tree
+from fogline.data.source import Batch, leaves, map_tree, part
 from fogline.data.streamed import Streamed, joined
 from fogline.descent.order import permute, permuted_range
 
@@ -156,8 +156,8 @@ class Windows:
             size = leaves(rows)[0].shape[0]
             stop = size if ends else size - size % self.batch_size
             for first in range(0, stop, self.batch_size):
-                yield _part(rows, first, min(first + self.batch_size, stop))
-            carry = None if stop == size else _part(rows, stop, size)
+                yield part(rows, first, min(first + self.batch_size, stop))
+            carry = None if stop == size else part(rows, stop, size)
 
     def _blocks(self, epoch: int, start: int) -> Iterator[tuple[Batch, bool]]:
         """A few megabytes of rows in order at a time, and whether an epoch ends with them."""
@@ -211,7 +211,3 @@ def _following(order: WindowOrder, window: int) -> tuple[int, int]:
 def _gathered(window: Batch, rows: NDArray[np.int64]) -> Batch:
     index = torch.from_numpy(rows)
     return map_tree(lambda leaf: leaf.index_select(0, index), window)
-
-
-def _part(batch: Batch, start: int, stop: int) -> Batch:
-    return map_tree(lambda leaf: leaf[start:stop], batch)

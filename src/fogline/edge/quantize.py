@@ -1,31 +1,18 @@
-"""Which tensors of a graph become integers, their ranges from data, and the graph that a runtime is given."""
+"""A graph with tensors rounded to integers, their ranges from data, and the graph that a runtime is given."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
-from fogline.edge.capture import ATEN, CONVOLUTIONS, Captured, Graph, copied, node_at, nodes_of, tensor_at
+from fogline.edge.capture import Captured, Graph, copied, node_at, tensor_at
+from fogline.edge.places import LINEAR, layers_of, take_apart, values_to_round
 from fogline.edge.rounding import BiasRounding, Rounding
 from fogline.errors import unknown
-
-_LINEAR = ATEN.linear.default
-_CLIPS = (ATEN.relu.default, ATEN.relu_.default, ATEN.hardtanh.default, ATEN.hardtanh_.default, ATEN.relu6.default)
-_SUMS = (ATEN.add.Tensor, ATEN.add_.Tensor, ATEN.mul.Tensor, ATEN.mul_.Tensor, ATEN.cat.default)
-_MEANS = (ATEN.adaptive_avg_pool2d.default, ATEN.avg_pool2d.default)
-_CURVES = (ATEN.sigmoid.default,)
-_SPLITS = (ATEN.chunk.default, ATEN.split_with_sizes.default, ATEN.split.Tensor)
-_MOVES = (
-    ATEN.max_pool2d.default, ATEN.flatten.using_ints, ATEN.view.default, ATEN.reshape.default, ATEN.permute.default,
-    ATEN.transpose.int, ATEN.unsqueeze.default, ATEN.squeeze.dim, ATEN.slice.Tensor, ATEN.contiguous.default,
-    ATEN.upsample_nearest2d.vec, operator.getitem,
-)  # fmt: skip
-"""Operators whose outputs are some of their inputs: the same scale holds."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +139,8 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
         ValueError: there is no such layer, or nothing to quantize.
     """
     graph = copied(captured.graph)
-    _take_apart(graph)
-    found = _layers(graph)
+    take_apart(graph)
+    found = layers_of(graph)
     for name in skip:
         if name not in found.values():
             raise unknown("layer", name, found.values())
@@ -162,7 +149,7 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
         raise ValueError("expected a model with linear or convolution layers to quantize, found none; take bits=32")
     at: dict[fx.Node, str] = {}
     weights: dict[fx.Node, str] = {}
-    for node, shared in _values(graph, chosen, closed=grid.closed).items():
+    for node, shared in values_to_round(graph, chosen, closed=grid.closed).items():
         at[node] = at[shared] if shared is not None else _add(graph, grid.activation(), len(graph._modules))
         _insert(graph, node, at[node])
     layers = []
@@ -173,7 +160,7 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
             assert tensor is not None
             weights[weight] = _add(graph, grid.weight(tensor), len(graph._modules))
             _insert(graph, weight, weights[weight])
-        kind = "linear" if node.target == _LINEAR else "convolution"
+        kind = "linear" if node.target == LINEAR else "convolution"
         rounding, inputs = graph.get_submodule(weights[weight]), graph.get_submodule(at[source])
         assert isinstance(rounding, Rounding)
         assert isinstance(inputs, Rounding)
@@ -182,18 +169,6 @@ def quantized(captured: Captured, grid: Grid = UNSIGNED, skip: Sequence[str] = (
             _round_bias(graph, node, BiasRounding(inputs, rounding))
     graph.recompile()
     return Quantized(graph, captured.most, layers)
-
-
-def _take_apart(graph: fx.GraphModule) -> None:
-    """Write ``silu(x)`` as ``x * sigmoid(x)``: there are integer kernels of both, and none of it."""
-    for node in nodes_of(graph, ATEN.silu.default, ATEN.silu_.default):
-        values = node_at(node, 0)
-        with graph.graph.inserting_before(node):
-            gate = graph.graph.call_function(ATEN.sigmoid.default, (values,))
-            product = graph.graph.call_function(ATEN.mul.Tensor, (values, gate))
-        gate.meta, product.meta = dict(node.meta), dict(node.meta)
-        node.replace_all_uses_with(product)
-        graph.graph.erase_node(node)
 
 
 def _round_bias(graph: fx.GraphModule, node: fx.Node, rounding: BiasRounding) -> None:
@@ -211,73 +186,6 @@ def _round_bias(graph: fx.GraphModule, node: fx.Node, rounding: BiasRounding) ->
 def _original(node: fx.Node) -> fx.Node:
     """The value that a rounding, inserted meanwhile, rounds."""
     return node_at(node, 0) if node.op == "call_module" else node
-
-
-def _layers(graph: fx.GraphModule) -> dict[fx.Node, str]:
-    """The layers that have integer kernels, with the name of the module their weight belongs to."""
-    found = {}
-    for node in nodes_of(graph, _LINEAR, *CONVOLUTIONS):
-        weight = node.args[1]
-        if isinstance(weight, fx.Node) and tensor_at(graph, weight) is not None:
-            found[node] = str(weight.target).rpartition(".")[0] or str(weight.target)
-    return found
-
-
-def _values(graph: fx.GraphModule, layers: dict[fx.Node, str], *, closed: bool) -> dict[fx.Node, fx.Node | None]:
-    """The values to round, in order, each with the earlier value whose scale it shares."""
-    marked: dict[fx.Node, fx.Node | None] = {}
-    for node in layers:
-        marked[node_at(node, 0)] = None
-        if closed or node.target != _LINEAR:
-            marked[_end(node)] = None
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or not _is_float(node):
-            continue
-        inputs = [item for item in _whole(node).all_input_nodes if _is_float(item)]
-        known = bool(inputs) and all(item in marked for item in inputs)
-        if known and node.target in (*_SUMS, *_MEANS, *_CURVES) and not _has_numbers(node):
-            marked.setdefault(_end(node), None)
-        elif known and node.target in _MOVES:
-            marked[node] = inputs[0]
-    if not closed:
-        wanted = _reached(graph, marked, layers)
-        marked = {node: shared for node, shared in marked.items() if node in wanted}
-    order = {node: place for place, node in enumerate(graph.graph.nodes)}
-    return {node: marked[node] for node in sorted(marked, key=order.__getitem__)}
-
-
-def _reached(graph: fx.GraphModule, marked: Iterable[fx.Node], layers: Iterable[fx.Node]) -> set[fx.Node]:
-    """The values from which integers get to a layer, and what layers give: to round others would only cost accuracy."""
-    known = set(marked)
-    wanted = {node_at(node, 0) for node in layers}
-    for node in reversed(graph.graph.nodes):
-        if node in wanted and (node in known or node.target in _CLIPS):
-            wanted.update(_whole(node).all_input_nodes)
-    return wanted | {_end(node) for node in layers}
-
-
-def _whole(node: fx.Node) -> fx.Node:
-    """What a value was made by: for a part, the operator that split the whole."""
-    if node.target != operator.getitem:
-        return node
-    made = node_at(node, 0)
-    return made if made.target in _SPLITS else node
-
-
-def _has_numbers(node: fx.Node) -> bool:
-    """Whether a sum or product is with a number, which has no scale of its own."""
-    return node.target in _SUMS and node.target != ATEN.cat.default and len(node.all_input_nodes) < 2
-
-
-def _end(node: fx.Node) -> fx.Node:
-    """The value an integer kernel writes: behind the activation that is part of it."""
-    following = list(node.users)
-    return following[0] if len(following) == 1 and following[0].target in _CLIPS else node
-
-
-def _is_float(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _add(graph: fx.GraphModule, rounding: Rounding | BiasRounding, number: int) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fogline.data.source import Batch
 from fogline.descent.objective import Objective
-from fogline.descent.optimizers import OptimizerSpec, stability_limit
+from fogline.descent.optimizer_specs import OptimizerSpec, stability_limit
 from fogline.lanczos import lanczos
 
 PRODUCTS = 5

@@ -16,11 +16,11 @@ from typing import Any
 from fogline.data.source import Batch
 from fogline.descent.batches import Batches
 from fogline.descent.interrupts import poll
-from fogline.descent.population import judging
 from fogline.descent.prepare import Start
 from fogline.descent.schedules import curve
 from fogline.descent.state import Descent
 from fogline.descent.step import EagerStep, Machine
+from fogline.descent.together import judging
 from fogline.rate.held_out import held_out_batches
 
 AT = 0.1

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from fogline.record.store import Table
+from fogline.record.store import Table, sync_file
 
 TARGETS = "targets.safetensors"
 Columns = dict[str, NDArray[Any]]
@@ -136,16 +136,8 @@ def has_targets(run: Path) -> bool:
 def sync(run: Path, paths: Iterable[Path] = ()) -> None:
     """See to it that these files of a run, and the names of all, are on the disk."""
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        list(threads.map(_sync, paths))
-    _sync(folder_of(run))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        list(threads.map(sync_file, paths))
+    sync_file(folder_of(run))
 
 
 def forget(run: Path, epoch: int) -> None:

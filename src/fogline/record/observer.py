@@ -16,9 +16,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
-from timeit import timeit
-from typing import Any, Protocol, TypeVar, TypeVarTuple
+from functools import wraps
+from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +27,11 @@ from torch.utils.hooks import RemovableHandle
 from fogline.data.source import leaves
 from fogline.progress import ProgressFunction, ProgressReport
 from fogline.record.hook import Hook
+from fogline.record.inspector import Inspector, hook_seconds
 from fogline.record.probes import Window
 from fogline.record.seen import Ledger, Seen, gradient_norm, is_single, rate_of, rows_of, value_of
 from fogline.record.signals import Recorder
 
-_HOOK_CALLS = 30
 _MOST_WAITING = 1024
 _SCALER_SHOWS = 200  # steps after which a gradient scaler would have been seen at work
 
@@ -51,26 +50,6 @@ def counted(method: Callable[[Observer, *Given], Result]) -> Callable[[Observer,
         return result
 
     return counting
-
-
-class Inspector(Protocol):
-    """Somebody who is told what passes by, and looks for faults in it; closely only while ``looking``."""
-
-    looking: bool
-
-    def forward(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
-    def announced(self, step: int, batch: Any) -> None: ...
-    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
-    def evaluation(self) -> None: ...
-    def loss(self, step: int, args: tuple[Any, ...], output: Any) -> None: ...
-    def logged(self, step: int, loss: Any) -> None: ...
-    def scored(self, step: int) -> None: ...
-    def accumulated(self) -> None: ...
-    def evaluates_closure(self) -> None: ...
-    def before_step(self, step: int, norm: float | Tensor | None) -> None: ...
-    def after_step(self, step: int) -> None: ...
-    def skipped(self, step: int, skips: int) -> None: ...
-    def remove(self) -> None: ...
 
 
 class Observer:
@@ -432,11 +411,3 @@ class Observer:
         self.taken -= moved
         if self._last is not None:
             self._last.number -= moved
-
-
-def hook_seconds() -> float:
-    """What the call of a hook costs before anything is done in it, which no hook can measure of itself."""
-    plain, hooked = nn.Identity(), nn.Identity()
-    hooked.register_forward_pre_hook(Hook(lambda *_: None), with_kwargs=True)
-    without, with_hook = (timeit(partial(module, None), number=_HOOK_CALLS) for module in (plain, hooked))
-    return max(0.0, with_hook - without) / _HOOK_CALLS

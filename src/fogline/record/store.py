@@ -103,11 +103,11 @@ class Store:
     def sharpness(self, step: int, value: float) -> None:
         """Queue what was measured after a step; it goes into the row of that step, or of the last that has one."""
         statement = "update steps set sharpness = ? where step = (select max(step) from steps where step <= ?)"
-        self._pending.append((statement, [(value, step)]))
+        self._add(statement, [(value, step)])
 
     def confusion(self, rows: Sequence[tuple[int, int, int]]) -> None:
         """Queue how often each target was predicted as what, in the place of what was kept before."""
-        self._pending.append(("delete from confusion", [()]))
+        self._add("delete from confusion", [()])
         self._queue("confusion", rows)
 
     def layers(self, rows: Sequence[Sequence[Any]]) -> None:
@@ -136,7 +136,10 @@ class Store:
         if rows:
             names = list(_COLUMNS[table])[: len(rows[0])]
             statement = f"insert or replace into {table} ({','.join(names)}) values ({','.join('?' * len(names))})"
-            self._pending.append((statement, rows))
+            self._add(statement, rows)
+
+    def _add(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        self._pending.append((statement, rows))
 
     def flush(self) -> None:
         """Write what was queued in one transaction.
@@ -188,13 +191,7 @@ class Discarding(Store):
         self.listener = None
         self.folder = folder
 
-    def sharpness(self, step: int, value: float) -> None:
-        return None
-
-    def confusion(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        return None
-
-    def _queue(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+    def _add(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
         return None
 
     def flush(self) -> None:
@@ -221,6 +218,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def sync_file(path: Path) -> None:
+    """See to it that a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_info(folder: Path) -> dict[str, Any]:
