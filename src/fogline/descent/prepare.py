@@ -160,12 +160,27 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
         odd: tuple[str, ...] = ()
         if not _only_parts(recipe, world):
             first, odd = _tried(model, loss, first, metrics, opened.facts)
+    if not spread:
+        _optimizer(model, recipe)  # its options are refused here, before there is a folder
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
     operations = 0 if spread else operations_of(objective, first)
     resolve_precision(resolved, math.inf if spread else operations)
     objective.autocast = _TYPES.get(resolved.recipe.precision)
     threads = 1 if device.type == "cpu" and operations < _SMALL_STEP else torch.get_num_threads()
     return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], operations, threads)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe, implementation: str | None = None) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, at any rate where that is not known yet."""
+    return build(
+        model,
+        recipe.optimizer,
+        1.0 if isinstance(recipe.lr, str) else recipe.lr,
+        weight_decay=recipe.weight_decay,
+        options=dict(recipe.options),
+        lr_scale=recipe.lr_scale,
+        implementation=implementation,
+    )
 
 
 def _tried(
@@ -274,16 +289,7 @@ def assemble(
     device = batches.device
 
     def make(model: nn.Module, implementation: str | None = None) -> torch.optim.Optimizer:
-        assert not isinstance(recipe.lr, str)
-        return build(
-            model,
-            recipe.optimizer,
-            recipe.lr,
-            weight_decay=recipe.weight_decay,
-            options=dict(recipe.options),
-            lr_scale=recipe.lr_scale,
-            implementation=implementation,
-        )
+        return _optimizer(model, recipe, implementation)
 
     chosen: dict[str, Any] = {"threads": start.threads, **(decided or {})}
     sharded = None
