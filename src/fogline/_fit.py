@@ -45,7 +45,7 @@ from fogline.task import Task
 from fogline.verdict import Judgement, Verdict
 
 Progress = bool | ProgressFunction | None
-_SLOPE_BATCHES = 8
+_SLOPE_BATCHES, _SLOPE_ROWS, _SLOPE_SHARE = 8, 512, 50
 _STOPPED = "stopped from outside and saved"
 
 
@@ -170,10 +170,24 @@ def resume(
         task = Healing.again(task, info["healed"]).task
     if duration is not None:
         asked = asked.replace(duration=str(Duration.parse(duration)))
+        _longer(asked, info)
     elif _ended(info):
         return Run(folder, task=task)
     source = info.get("source")
     return _completed(_trained(task, asked, folder, progress, source, chunks=True, before=info, world=world))
+
+
+def _longer(asked: Recipe, info: Mapping[str, Any]) -> None:
+    """Refuse a duration that is over already."""
+    examples, size = info["task"].get("train_examples"), info["recipe"]["batch_size"]
+    if asked.duration == "auto" or not isinstance(size, int):
+        return
+    steps = Duration.parse(asked.duration).steps(size * asked.accumulate, examples)
+    if steps is not None and steps < info.get("steps", 0):
+        raise ValueError(
+            f"expected a duration of more than the {info['steps']} steps that are done, received '{asked.duration}', "
+            f"which is {steps}; take a longer one"
+        )
 
 
 def attended(
@@ -488,7 +502,9 @@ def _write_verdict(descent: Descent, info: dict[str, Any], judgement: Judgement)
 
 
 def _some_batches(descent: Descent) -> list[Any]:
-    count = min(_SLOPE_BATCHES, descent.batches.steps_per_epoch or _SLOPE_BATCHES)
+    # Of small batches more are needed to tell a fall from their noise, as far as the run was long enough for it.
+    wanted = min(_SLOPE_ROWS // descent.batches.batch_size, descent.step // _SLOPE_SHARE)
+    count = min(max(_SLOPE_BATCHES, wanted), descent.batches.steps_per_epoch or _SLOPE_BATCHES)
     stream = descent.batches.stream(0)
     size = -(-descent.batches.batch_size // descent.machine.parts)  # what the memory is known to hold
     return [piece for _ in range(count) for piece in split(next(stream), size)]

@@ -58,7 +58,7 @@ class Subject:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, source: Run | Task, task: Task | None = None) -> Subject:
+    def of(cls, source: Any, task: Task | None = None) -> Subject:
         """Read a run from its folder: its weights, and its data by its task; or take a task with its model as it is.
 
         Raises:
