@@ -102,10 +102,12 @@ def judge(
     trend = _trend(finite, gained)
     evidence |= trend
     improving = not settled and trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
+    # Of a few steps no fall is sure. Where there may be one, and batches agree on the way, or the run has come further
+    # than single batches differ, it is none that has ended.
+    agreed = gained > _SIGNIFICANT * noise if slope is None else slope.signal > _AGREED
+    moving = improving or (not settled and agreed and _most(trend) > _VISIBLE)
     if slope is None:
-        return Judgement(Verdict.IMPROVING if improving else Verdict.NOISE_FLOOR, evidence)
-    # Of a few steps no fall is sure. Where there may be one, and batches agree on the way, it is none that has ended.
-    moving = improving or (not settled and slope.signal > _AGREED and _most(trend) > _VISIBLE)
+        return Judgement(Verdict.IMPROVING if moving else Verdict.NOISE_FLOOR, evidence)
     if len(finite) < 2:
         moving, path = True, 0.0  # of a single step nothing is known but what is left
     return _by_slope(slope, evidence, improving, moving, gained, noise, rates, path)
