@@ -152,14 +152,26 @@ def test_a_line_is_found_and_the_run_says_so(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     task = classification()
+
+    def given(**fields: Any) -> None:
+        fogline.fit(task, recipe(**fields), runs=tmp_path)
+
     for expected, call in (
         (r"expected loss in the Task", lambda: fogline.fit(task, loss=nn.MSELoss(), runs=tmp_path)),
         (r"expected a Recipe after the Task", lambda: fogline.fit(task, {"lr": 1}, runs=tmp_path)),
         (r"expected training data after the model", lambda: fogline.fit(mlp(), recipe(), runs=tmp_path)),
         (r"unknown recipe field 'durations': did you mean 'duration'", lambda: fogline.fit(task, durations="1ep")),
+        (r"unknown recipe field 'epochs': did you mean duration=\"20ep\"", lambda: fogline.fit(task, epochs=3)),
+        (r"received 'beta'; did you mean 'betas'", lambda: given(optimizer="adam", options={"beta": 0.9})),
+        (r"options that AdamW takes, received \{'betas': 3", lambda: given(optimizer="adamw", options={"betas": 3})),
+        (r"lr_scale 'head': choose one of", lambda: given(lr_scale={"head": 3.0})),
+        (r"received the class MSELoss; make one: MSELoss\(\)", lambda: Task(mlp, nn.MSELoss, points())),
+        (r"that wants in_features, out_features; write .* Linear\(", lambda: Task(nn.Linear, None, points())),
+        (r"expected a folder for the runs, received the file", lambda: fogline.fit(task, runs=Path(__file__))),
+        (r"export: expected a run or a task, received 'run'", lambda: fogline.export("run", tmp_path / "a.onnx")),
         (r"expected a plain folder name", lambda: fogline.fit(task, recipe(), runs=tmp_path, name="../x")),
     ):
-        with pytest.raises((TypeError, ValueError), match=expected):
+        with pytest.raises((TypeError, ValueError, NotADirectoryError), match=expected):
             call()
     assert list(tmp_path.iterdir()) == []
 

@@ -146,10 +146,24 @@ def resume(
         task = Healing.again(task, info["healed"]).task
     if duration is not None:
         asked = asked.replace(duration=str(Duration.parse(duration)))
+        _longer(asked, info)
     elif _ended(info):
         return Run(folder, task=task)
     source = info.get("source")
     return _completed(trained(task, asked, folder, progress, source, chunks=True, before=info, world=world))
+
+
+def _longer(asked: Recipe, info: Mapping[str, Any]) -> None:
+    """Refuse a duration that is over already."""
+    examples, size = info["task"].get("train_examples"), info["recipe"]["batch_size"]
+    if asked.duration == "auto" or not isinstance(size, int):
+        return
+    steps = Duration.parse(asked.duration).steps(size * asked.accumulate, examples)
+    if steps is not None and steps < info.get("steps", 0):
+        raise ValueError(
+            f"expected a duration of more than the {info['steps']} steps that are done, received '{asked.duration}', "
+            f"which is {steps}; take a longer one"
+        )
 
 
 def attended(

@@ -29,6 +29,7 @@ EXTRA_OPTIMIZERS = ("adamw8bit",)
 """Names of optimizers that another package brings: ``pip install "fogline[memory]"``."""
 SCHEDULES = ("constant", "linear", "cosine", "one_cycle", "wsd", "plateau")
 PRECISIONS = ("auto", "float32", "float64", "bf16", "fp16")
+_MEANT = {"learning_rate": "lr", "epochs": 'duration="20ep"', "steps": 'duration="1000st"', "scheduler": "schedule"}
 _TABLES = ("options", "lr_scale")  # fields that are mappings
 STEPS = ("auto", "eager", "compiled", "chunked")
 PARALLEL = ("ddp", "fsdp")
@@ -190,7 +191,8 @@ class Recipe:
         known = [item.name for item in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
-                raise TypeError(f"unknown recipe field {name!r}: {did_you_mean(name, known)}")
+                meant = f"did you mean {_MEANT[name]}?" if name in _MEANT else did_you_mean(name, known)
+                raise TypeError(f"unknown recipe field {name!r}: {meant}")
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from typing import Any
 
 from torch import Tensor, nn
 
+_PLAIN = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], "Tensor | float"]
 
@@ -82,6 +85,10 @@ class Task:
             raise TypeError("Task: expected training data in `train`, received None")
         if self.model is not None and not callable(self.model):
             raise TypeError(f"Task: expected a module or a function that makes one as `model`, received {self.model!r}")
+        _check_factory(self.model)
+        if isinstance(self.loss, type):
+            name = self.loss.__name__
+            raise TypeError(f"Task: expected a function as `loss`, received the class {name}; make one: {name}()")
         if self.loss is not None and not (callable(self.loss) or isinstance(self.loss, OnBatch)):
             raise TypeError(f"Task: expected a function of (outputs, targets) as `loss`, received {self.loss!r}")
         metrics: Any = {} if self.metrics is None else self.metrics  # as those say it who have none
@@ -91,3 +98,17 @@ class Task:
         for name, metric in metrics.items():
             if not callable(metric):
                 raise TypeError(f"Task: expected a function of (outputs, targets) as metric {name!r}, got {metric!r}")
+
+
+def _check_factory(model: Any) -> None:
+    """Refuse a class or function that cannot be called without arguments."""
+    if model is None or isinstance(model, nn.Module):
+        return
+    with suppress(ValueError):  # what is built in tells nothing
+        wanted = [p.name for p in signature(model).parameters.values() if p.default is p.empty and p.kind in _PLAIN]
+        if wanted:
+            name = model.__name__ if isinstance(model, type) else "make"
+            raise TypeError(
+                "Task: expected a function without arguments that makes the `model`, received one that wants "
+                f"{', '.join(wanted)}; write model=lambda: {name}(...)"
+            )

@@ -79,12 +79,25 @@ def test_runs_lists_every_run(tmp_path: Path) -> None:
     assert rows[2][4] == "loss 0.4, accuracy 0.8 (step 199)"
 
 
-def test_runs_shows_an_unreadable_run_beside_the_others(tmp_path: Path) -> None:
-    make_run(tmp_path / "good")
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "run.json").write_text("{")
-    assert "unreadable" in call("runs", tmp_path).output
-    assert "good" in call("runs", tmp_path).output
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("run.json", "{", "text that is not"),
+        ("run.json", "[]", "received a list"),
+        ("run.sqlite", "no database", "file is not a database"),
+    ],
+)
+def test_an_unreadable_run_is_shown_beside_the_others_and_alone_an_error(
+    name: str, text: str, said: str, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "whole")
+    (make_run(tmp_path / "torn") / name).write_text(text)
+    listed = call("runs", tmp_path)
+    assert listed.exit_code == 0
+    assert "whole" in listed.output
+    assert f"unreadable: expected the {'JSON' if name == 'run.json' else 'record'} of a run" in listed.output
+    shown = call("show", "torn", "--runs", tmp_path)
+    assert (shown.exit_code, said in shown.output) == (2, True)
 
 
 def test_an_empty_folder_of_runs_is_no_error(tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def test_every_page_draws_without_a_complaint_at_every_width(
     assert (count > 0) == (page.locator("[data-figure]").count() > 0)
     shown, wide = page.evaluate(WIDTH)
     assert shown <= wide
+    nav = page.locator(".top nav")
+    assert nav.evaluate("nav => [nav.scrollWidth > nav.clientWidth, nav.clientHeight > 40]") == [False, False]
     assert page.locator("h1").count() == 1
     for heading in page.locator("main h1").all():
         assert heading.is_visible()

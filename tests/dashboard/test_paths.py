@@ -124,6 +124,7 @@ def test_a_damaged_run_is_a_row_and_no_more(dashboard: Served, content: str) -> 
     (folder / "run.json").write_text(content)
     assert dashboard.ask("/").status == 200
     assert "damaged" in dashboard.ask("/").text
+    assert dashboard.ask("/runs/damaged").status in (200, 422)  # it is there
     for place in PLACES:
         if place != "/live":
             assert dashboard.ask(f"/runs/damaged{place}").status in (200, 404, 422)

@@ -332,6 +332,33 @@ def test_cells_that_hold_more_than_one_value_are_refused(cell):
         opened(pd.DataFrame({"x": cells, "y": list("ab") * 5}), target="y")
 
 
+@pytest.mark.parametrize("pair", [("yes", "no"), ("TRUE", "FALSE"), ("t", "f")])
+def test_words_for_truth_in_a_csv_file_are_words(pair, tmp_path):
+    words = {"x": range(N), "sure": [*pair, "maybe"] * (N // 3), "y": pair * (N // 2)}
+    pd.DataFrame(words).to_csv(tmp_path / "a.csv", index=False)
+    known = pd.read_csv(tmp_path / "a.csv", dtype=str).query("sure != 'maybe'")
+    known.to_csv(tmp_path / "b.csv", index=False)  # what one file lacks changes nothing
+    result = opened(str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), target="y")
+    assert result.facts.classes == tuple(sorted(pair))
+    assert not [note for note in result.facts.notes if "that training did not" in note]
+    assert result.valid.tensors[1].tolist() == [sorted(pair).index(word) for word in known["y"]]
+
+
+def test_truth_values_of_a_frame_are_encoded_from_the_words_of_a_csv_file(frame, tmp_path):
+    encoder = opened(frame).encoder
+    frame.to_csv(tmp_path / "new.csv", index=False)
+    assert torch.equal(encoder.encode(tmp_path / "new.csv"), encoder.encode(frame))
+
+
+def test_categories_that_are_numbers_are_known_where_a_file_has_no_others(tmp_path):
+    sized = pd.DataFrame({"x": range(N), "size": ["S", "M", "L", "48"] * 30, "y": [0, 1] * 60})
+    sized.to_csv(tmp_path / "a.csv", index=False)
+    encoder = opened(str(tmp_path / "a.csv"), target="y").encoder
+    sized[3::4].to_csv(tmp_path / "b.csv", index=False)
+    sizes = [name.startswith("size=") for name in encoder.names]
+    assert encoder.encode(tmp_path / "b.csv")[:, sizes].sum() == N // 4
+
+
 def test_several_targets_beside_a_frame_are_refused():
     with pytest.raises(ValueError, match=r"one column of targets beside a frame, received shape \(10, 2\)"):
         opened((pd.DataFrame({"x": range(10)}), np.ones((10, 2))))
@@ -350,6 +377,29 @@ def test_separators_are_read_from_the_header(tmp_path, delimiter):
     (tmp_path / "table.csv").write_text("\n".join(["x" + delimiter + "y", "1" + delimiter + "a", "2", "3"]))
     with pytest.raises(ValueError, match=r"could not be read: line 3 has 1 cells and the header 2"):
         opened(tmp_path / "table.csv", target="y")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,y\n1,2\n3\n4,5,6\n", "line 3 has 1 cells and the header 2"),
+        ("a,y\n" + "1,2,3\n" * 40, "line 2 has 3 cells and the header 2"),
+        ("größe,y\n1,2\n".encode("latin1"), "not text in UTF-8"),
+        ("a,y\n1,2\n".encode("utf-16"), "not text in UTF-8"),
+    ],
+)
+def test_no_row_of_a_csv_file_is_passed_over(text, message, tmp_path):
+    (tmp_path / "a.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        opened(str(tmp_path / "a.csv"), target="y")
+
+
+def test_decimal_commas_are_numbers(tmp_path):
+    rows = [f"{row},5;{row}:30;{row % 2}" for row in range(20)]
+    (tmp_path / "a.csv").write_text("\n".join(["size;at;y", *rows, ""]))
+    encoder = opened(str(tmp_path / "a.csv"), target="y").encoder
+    assert encoder.columns[0].form == "number"
+    assert encoder.columns[0].mean == pytest.approx(10.0, abs=2)
 
 
 def test_a_handful_of_rows_is_not_split():

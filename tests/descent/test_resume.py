@@ -110,6 +110,9 @@ def test_a_finished_run_is_returned_as_it_is_and_goes_on_with_a_longer_duration(
     before = final_bits(run.folder)
     assert len(fogline.resume(run.folder, task).steps) == 10
     assert final_bits(run.folder) == before
+    with pytest.raises(ValueError, match="more than the 10 steps that are done, received '9st', which is 9"):
+        fogline.resume(run.folder, task, duration="9st")
+    assert run.recipe.duration == "10st"
     whole = fogline.resume(again(run.folder, quick_path / "whole"), task, duration="25st")
     longer = fogline.resume(run.folder, task, duration="25st")
     assert len(longer.steps) == 25

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fogline
 from fogline.descent.objective import Objective
-from fogline.descent.stopping import judge, measure_slope
+from fogline.descent.stopping import Slope, judge, measure_slope
 from fogline.verdict import Verdict
 
 
@@ -31,6 +31,13 @@ def _coin(rows: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def _linear() -> nn.Module:
     return nn.Linear(8, 1)
+
+
+def _zero() -> nn.Module:
+    model = _linear()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    return model
 
 
 def _dead() -> nn.Module:
@@ -72,6 +79,10 @@ CASES = {
         Verdict.CONVERGED, {"optimizer": "adamw", "lr": 0.05, "batch_size": 32, "duration": "1000st"}
     ),
     "the budget ended": Case(Verdict.IMPROVING, {**_FULL, "lr": 0.02, "duration": "30st"}),
+    "one step": Case(Verdict.IMPROVING, {**_FULL, "lr": 0.1, "duration": "1st"}),
+    "at the minimum from the start": Case(
+        Verdict.CONVERGED, {**_FULL, "lr": 0.1, "duration": "20st"}, _zero, data=(torch.ones(8, 8), torch.zeros(8, 1))
+    ),
     "step too small": Case(Verdict.STALLED, {**_FULL, "lr": 1e-7, "duration": "300st"}),
     "step too small, noisy": Case(Verdict.STALLED, {**_SGD, "lr": 1e-7, "batch_size": 16, "duration": "500st"}),
     "dead units": Case(
@@ -86,6 +97,9 @@ CASES = {
     "step too large": Case(Verdict.DIVERGED, {**_FULL, "lr": 1.2, "duration": "40st"}),
     "step far too large": Case(Verdict.DIVERGED, {**_FULL, "lr": 100.0, "duration": "400st"}),
     "jitter": Case(Verdict.NOISE_FLOOR, {**_SGD, "lr": 0.15, "batch_size": 4, "duration": "3000st"}),
+    "jitter of noisy targets": Case(
+        Verdict.NOISE_FLOOR, {**_SGD, "lr": 0.1, "batch_size": 4, "duration": "2000st"}, data=_regression(1.0)
+    ),
     "coins learnt by heart": Case(
         Verdict.OVERFIT,
         {"optimizer": "adamw", "lr": 0.01, "batch_size": 8, "duration": "100ep"},
@@ -144,6 +158,14 @@ def test_a_warm_start_that_jitters_is_no_divergence() -> None:
     losses = 1 + 0.1 * np.random.default_rng(0).standard_normal(500)
     verdict = judge(losses, np.ones(500), np.array([]), slope=None, refused=np.zeros(500)).verdict
     assert verdict is Verdict.NOISE_FLOOR
+
+
+def test_a_few_noisy_steps_of_a_long_way_are_no_noise_floor() -> None:
+    losses = np.linspace(2.3, 1.5, 30) + 0.2 * np.random.default_rng(0).standard_normal(30)
+    slope = Slope(gain=0.2, signal=0.8, dead=0.0, distance=0.1, loss=1.5)
+    found = judge(losses, np.ones(30), np.array([]), slope=slope, refused=np.zeros(30), path=1.0)
+    assert found.evidence["significance"] < 3  # the last third alone does not tell
+    assert found.verdict is Verdict.IMPROVING
 
 
 def test_held_out_loss_that_only_wiggles_is_no_overfit() -> None:

@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx", reason="the extra 'edge' is not installed: pi
 pytest.importorskip("onnxruntime", reason="the extra 'edge' is not installed: pip install 'fogline[edge]'")
 
 from fogline.edge.onnx_file import describe  # noqa: E402
-from fogline.edge.predict import Model  # noqa: E402
+from fogline.edge.predict import Model, table_rows  # noqa: E402
 
 
 def model(path: Path, shape: tuple[int, ...], **about: Any) -> Model:
@@ -49,3 +49,18 @@ def test_a_decision_is_told_by_what_the_outputs_mean(
 def test_numbers_come_with_their_names_and_units(tmp_path: Path) -> None:
     found = model(tmp_path / "same.onnx", (2,), kind="regression", target="size", units=["mm", "kg"])
     assert found.predict(np.array([[1.5, 2.0]], np.float32)) == [{"size_0 [mm]": 1.5, "size_1 [kg]": 2.0}]
+
+
+@pytest.mark.parametrize("text", [",x,y\n0,1.5,2\n1,-3,4\n", "\ufeff;x;y\r\n0;1,5;2\r\n\r\n1;-3;4\r\n"])
+def test_rows_are_read_as_training_reads_them(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(text.encode())
+    assert table_rows(tmp_path / "rows.csv") == [
+        {"column0": "0", "x": "1.5", "y": "2"},
+        {"column0": "1", "x": "-3", "y": "4"},
+    ]
+
+
+def test_a_row_of_another_length_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("x,y\n1,2\n3\n")
+    with pytest.raises(ValueError, match=r"expected 2 cells in every row .* received 1"):
+        table_rows(tmp_path / "rows.csv")

@@ -61,6 +61,8 @@ def fail(message: str, code: int = BAD_INPUT) -> None:
 
 def show_own_frames(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """An exception hook that begins the traceback where the user's own code begins."""
+    if isinstance(error, SyntaxError) and _is_users(error.filename or ""):
+        trace = None  # it names the line itself, and no frame of the user's was reached
     begin = trace
     while begin is not None and not _is_users(begin.tb_frame.f_code.co_filename):
         begin = begin.tb_next

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
 import sys
-from contextlib import closing
 from pathlib import Path
 
 from fogline.cli.saying import say
 from fogline.errors import did_you_mean
+from fogline.record.store import read_info, reading
 from fogline.words import moment, number, scores_text, verdict_name
 
 COLUMNS = ("name", "verdict", "steps", "loss", "scores", "when")
@@ -78,10 +76,10 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
 
 def _row(folder: Path) -> tuple[str, ...]:
     try:
-        info = json.loads((folder / "run.json").read_text())
-    except json.JSONDecodeError as error:
-        return (folder.name, f"unreadable run.json: {error}", "", "", "", "")
-    step, loss = last_step(folder)
+        info = read_info(folder)
+        step, loss = last_step(folder)
+    except ValueError as error:
+        return (folder.name, f"unreadable: {error}", "", "", "", "")
     return (
         folder.name,
         verdict_name(info.get("verdict")),
@@ -94,9 +92,8 @@ def _row(folder: Path) -> tuple[str, ...]:
 
 def last_step(folder: Path) -> tuple[int | None, float | None]:
     """The number of steps done and the last loss, of a run that is finished or still going on."""
-    path = folder / "run.sqlite"
-    if not path.exists():
+    if not (folder / "run.sqlite").exists():
         return None, None
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
+    with reading(folder) as connection:
         row = connection.execute("select step, loss from steps order by step desc limit 1").fetchone()
     return (None, None) if row is None else (row[0], row[1])

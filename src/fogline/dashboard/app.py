@@ -294,7 +294,12 @@ def _missing(request: Request, error: Exception) -> Response:
 
 
 def _unreadable(request: Request, error: Exception) -> Response:
-    return _said(request, "Unreadable", "This run folder holds something that cannot be read.", 422)
+    return _said(
+        request,
+        "Unreadable",
+        "This run folder holds something that cannot be read: run.json or run.sqlite is damaged.",
+        422,
+    )
 
 
 def _said(request: Request, title: str, words: str, code: int) -> Response:

@@ -126,14 +126,15 @@ class Folder:
         """The run for pages and figures.
 
         Raises:
-            NoRunError: there is none, or its ``run.json`` cannot be read.
+            NoRunError: there is none.
+            ValueError: its ``run.json`` cannot be read.
         """
         from fogline.dashboard.thinned import View
 
         folder = self.path(name)
         info, problem = _read_info(folder)
         if problem:
-            raise NoRunError(f"the run {name!r} cannot be shown: {problem}")
+            raise ValueError(f"the run {name!r} cannot be shown: {problem}")
         with self._keeping:
             thinners = self._thinners[name] = self._thinners.pop(name, {})
             while len(self._thinners) > _THINNERS:

@@ -250,7 +250,10 @@ def _count(text: bytes, columns: tuple[str, ...], delimiter: str, path: Path, wh
 
 
 def _inferred(found: Chunks) -> dict[str, Any]:
-    """The type of each column in chunks all over the data; whole numbers as floats, and text where they differ."""
+    """The type of each column in chunks all over the data; whole numbers as floats, and text where they differ.
+
+    Truth values are text too, as in a table in memory: they come back as they were written.
+    """
     arrow = _arrow()
     seen: dict[str, set[Any]] = {name: set() for name in found.columns}
     for index in found.spread(_INFERRED):
@@ -260,6 +263,7 @@ def _inferred(found: Chunks) -> dict[str, Any]:
             text = file.read(chunk.stop - chunk.start)
         for item in _parsed(text, found.columns, found.delimiter, {}, list(found.columns)).schema:
             kind = arrow.float64() if arrow.types.is_integer(item.type) else item.type
+            kind = arrow.string() if arrow.types.is_boolean(kind) else kind
             seen[item.name] |= set() if arrow.types.is_null(kind) else {kind}
     return {name: kinds.pop() if len(kinds) == 1 else arrow.string() for name, kinds in seen.items()}
 

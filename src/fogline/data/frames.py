@@ -20,7 +20,10 @@ Values = NDArray[Any]
 
 FILES = (".csv", ".tsv", ".parquet", ".pq")
 _DELIMITERS = ",;\t|"
+_COMMA = re.compile(r"\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*")  # a number that may have a decimal comma
 NULLS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "?"]
+# Without truth values: yes, no, true and false are words like any other, and come back as they were written.
+_TYPES = ["BIGINT", "DOUBLE", "TIME", "DATE", "TIMESTAMP", "VARCHAR"]
 
 
 @dataclass(frozen=True)
@@ -189,14 +192,20 @@ def read(path: Path, what: str) -> Table:
     query: tuple[str, list[Any]] = "select * from read_parquet(?)", [str(path)]
     delimiter = delimiter_of(path) if path.suffix.lower() in (".csv", ".tsv") else None
     if delimiter:
-        options = "delim=?, header=true, sample_size=-1, nullstr=?"
-        query = f"select * from read_csv(?, {options})", [str(path), delimiter, NULLS]
+        options = "delim=?, header=true, sample_size=-1, nullstr=?, auto_type_candidates=?"
+        query = f"select * from read_csv(?, {options})", [str(path), delimiter, NULLS, _TYPES]
+    expected = f"{what}: expected a table in {path}, but it could not be read"
     try:
         with duckdb.connect(":memory:") as connection:
             columns = connection.execute(*query).fetchnumpy()
     except duckdb.Error as error:
-        reason = (_uneven_line(path, delimiter) if delimiter else "") or "; ".join(str(error).splitlines()[:3])
-        raise ValueError(f"{what}: expected a table in {path}, but it could not be read: {reason}") from error
+        reason = (_oddity(path, delimiter) if delimiter else "") or "; ".join(str(error).splitlines()[:3])
+        raise ValueError(f"{expected}: {reason}") from error
+    # Where later lines have another number of cells, DuckDB takes one of them for the header and passes over the rest.
+    if delimiter and len(columns) != _cells_of_header(path, delimiter) and (oddity := _oddity(path, delimiter)):
+        raise ValueError(f"{expected}: {oddity}")
+    if delimiter and delimiter != ",":
+        columns = {name: _with_points(values) for name, values in columns.items()}
     return make_table(columns, path.name, first=1)
 
 
@@ -207,18 +216,41 @@ def delimiter_of(path: Path) -> str:
     return max(_DELIMITERS, key=header.count)
 
 
-def _uneven_line(path: Path, delimiter: str) -> str:
-    """The first row whose number of cells differs from the header's, in words."""
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+def _cells_of_header(path: Path, delimiter: str) -> int:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        return len(next(filter(None, csv.reader(file, delimiter=delimiter)), ()))
+
+
+def _oddity(path: Path, delimiter: str) -> str:
+    """In words: that it is not UTF-8, or the first row whose number of cells differs from the header's.
+
+    A first line of one cell is a title or a remark, which is passed over.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter=delimiter)
         try:
-            expected = len(next(rows))
+            expected = len(next(filter(None, rows), ()))
             for row in rows:
-                if row and len(row) != expected:
+                if row and expected > 1 and len(row) != expected:
                     return f"line {rows.line_num} has {len(row)} cells and the header {expected}; correct that line"
+        except UnicodeDecodeError:
+            return "it is not text in UTF-8; save it as UTF-8"
         except csv.Error as error:
             return f"line {rows.line_num}: {error}"
     return ""
+
+
+def _with_points(values: Values) -> Values:
+    """Numbers with a decimal comma, in a file whose cells are not separated by commas, as numbers."""
+    there = ~np.ma.getmaskarray(values)
+    texts = np.ma.getdata(values)[there]
+    if texts.dtype.kind != "O" or not all(isinstance(text, str) and _COMMA.fullmatch(text) for text in texts):
+        return values
+    if not any("," in text for text in texts):
+        return values
+    made = np.full(len(values), np.nan)
+    made[there] = [float(text.replace(",", ".")) for text in texts]
+    return made
 
 
 def _column(values: Any, what: str) -> Values:

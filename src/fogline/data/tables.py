@@ -26,6 +26,7 @@ _MOST_WHOLE_CLASSES = 20  # more different whole numbers than this are quantitie
 _ROWS_PER_CLASS = 10
 MOST_CLASSES = 1000
 _HELD_OUT = 0.2
+_TRUTHS = {"true": 1.0, "yes": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "f": 0.0}
 _FEWEST_NAMES = 10  # a column of text that differs in every row is taken for a name from this many rows on
 
 
@@ -227,6 +228,8 @@ def _fit_column(name: str, values: Values) -> tuple[Column, str]:
 
 def _fit_text(name: str, values: Values) -> tuple[Column, str]:
     numbers, texts = _numbers(values), _texts(values)
+    if {text.lower() for text in texts} == {"true", "false"}:
+        return Column(name, "boolean"), ""
     counts, spelled = Counter(texts), np.isfinite(numbers)
     words = sorted({texts[row] for row in np.flatnonzero(~spelled)})
     if not words:
@@ -287,6 +290,8 @@ def _numbers_only(column: Column, values: Values, table: Table) -> NDArray[np.fl
     if values.dtype.kind == "f" and column.form != "date":
         return values
     numbers = _numbers(values)
+    if column.form == "boolean" and values.dtype.kind == "O":  # truth values in a CSV file are words
+        numbers = np.array([_TRUTHS.get(text.lower(), _number(text)) for text in _texts(values)], dtype=np.float64)
     wrong = np.isnan(numbers) | ((values.dtype.kind == "M") != (column.form == "date"))
     if wrong.any():
         expected = f"{column.form}s in column {column.name!r} of {table.origin} as in the training data"
@@ -312,7 +317,8 @@ def _number(text: str) -> float:
 
 
 def _texts(values: Values) -> list[str]:
-    return [str(item).strip() for item in values]
+    """The cells as text, numbers as :func:`class_names` has them: a file may hold only those categories that are."""
+    return class_names(values)
 
 
 def _listed(names: list[str]) -> str:

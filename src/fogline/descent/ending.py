@@ -20,7 +20,7 @@ from fogline.record.info import ending
 from fogline.record.store import read_table
 from fogline.verdict import Judgement, Verdict
 
-_SLOPE_BATCHES = 8
+_SLOPE_BATCHES, _SLOPE_ROWS, _SLOPE_SHARE = 8, 512, 50
 
 
 def measured_end(descent: Descent) -> Slope | None:
@@ -99,7 +99,9 @@ def _stride(descent: Descent) -> float:
 
 
 def _some_batches(descent: Descent) -> list[Any]:
-    count = min(_SLOPE_BATCHES, descent.batches.steps_per_epoch or _SLOPE_BATCHES)
+    # Of small batches more are needed to tell a fall from their noise, as far as the run was long enough for it.
+    wanted = min(_SLOPE_ROWS // descent.batches.batch_size, descent.step // _SLOPE_SHARE)
+    count = min(max(_SLOPE_BATCHES, wanted), descent.batches.steps_per_epoch or _SLOPE_BATCHES)
     stream = descent.batches.stream(0)
     size = -(-descent.batches.batch_size // descent.machine.parts)  # what the memory is known to hold
     return [piece for _ in range(count) for piece in split(next(stream), size)]

@@ -99,7 +99,15 @@ def build_on(
         settings["weight_decay"] = decay or 0.0
     if "lr" in arguments or _takes_anything(spec.cls):
         settings["lr"] = lr
-    optimizer = spec.cls(spec.grouping(roles, decay), **settings)
+    groups = spec.grouping(roles, decay)
+    try:
+        optimizer = spec.cls(groups, **settings)
+    except (TypeError, ValueError) as error:
+        if not options:
+            raise
+        raise ValueError(
+            f"expected options that {spec.cls.__name__} takes, received {dict(options)}: {error}"
+        ) from error
     quiet_when_capturable(optimizer)
     return optimizer
 

@@ -24,6 +24,7 @@ from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
 from fogline.descent.counters import Counters
 from fogline.descent.group import World, leads
+from fogline.descent.machine import optimizer_of
 from fogline.descent.objective import Objective, mode
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule, resolve_precision
@@ -89,6 +90,8 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
             first = map_tree(lambda leaf: leaf.cpu(), first)
         if not _only_parts(recipe, world):
             first, odd = _tried(model, loss, first, metrics, opened.facts)
+    if not spread:  # options of the optimizer are refused here, before there is a folder
+        optimizer_of(model, recipe, 1.0 if isinstance(recipe.lr, str) else recipe.lr)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
     operations = 0 if spread else operations_of(objective, first)
     resolve_precision(resolved, math.inf if spread else operations)

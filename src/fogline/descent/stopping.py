@@ -24,6 +24,9 @@ _SIGNIFICANT = 3.0  # standard errors
 _SMALL_GAIN = 0.01  # of what the run has gained in all
 _NOTHING = 1e-8  # of what the run has gained: the rounding of float32 alone is as much
 _FAR = 3.0  # lengths of the path that was walked
+_MANY = 3.0  # times what the run has gained
+_VISIBLE = 0.1  # of what the run has gained
+_AGREED = 0.5  # of the gradient is signal
 _DEAD_SHARE = 0.5
 _DEAD = 1e-6  # of the largest root mean square gradient of a layer
 _EXPLODED = 10.0
@@ -99,15 +102,22 @@ def judge(
     trend = _trend(finite, gained)
     evidence |= trend
     improving = not settled and trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
+    # Of a few steps no fall is sure. Where there may be one, and batches agree on the way, or the run has come further
+    # than single batches differ, it is none that has ended.
+    agreed = gained > _SIGNIFICANT * noise if slope is None else slope.signal > _AGREED
+    moving = improving or (not settled and agreed and _most(trend) > _VISIBLE)
     if slope is None:
-        return Judgement(Verdict.IMPROVING if improving else Verdict.NOISE_FLOOR, evidence)
-    return _by_slope(slope, evidence, improving, gained, noise, rates, path)
+        return Judgement(Verdict.IMPROVING if moving else Verdict.NOISE_FLOOR, evidence)
+    if len(finite) < 2:
+        moving, path = True, 0.0  # of a single step nothing is known but what is left
+    return _by_slope(slope, evidence, improving, moving, gained, noise, rates, path)
 
 
 def _by_slope(
     slope: Slope,
     evidence: dict[str, Any],
     improving: bool,
+    moving: bool,
     gained: float,
     noise: float,
     rates: Numbers,
@@ -123,11 +133,11 @@ def _by_slope(
         "best_step_over_path": far,
     }
     annealed = bool(len(rates)) and rates[-1] < 0.1 * rates.max()
-    if slope.cut or (slope.dead > _DEAD_SHARE and gained <= noise):
+    if slope.cut or (slope.dead > _DEAD_SHARE and gained <= noise and slope.loss):
         return Judgement(Verdict.STALLED, evidence)  # the gradient does not reach the weights
-    if share > 1 and far > _FAR:
+    if share > (_MANY if moving else 1) and far > _FAR:
         return Judgement(Verdict.STALLED, evidence)  # one step would go further, and gain more, than the whole run
-    if improving:
+    if improving or (moving and share > _SMALL_GAIN):
         return Judgement(Verdict.IMPROVING, evidence)
     if not annealed and share > _NOTHING and slope.gain > _SMALL_GAIN * min(scale, abs(slope.loss)):
         # There is a fall, and steps of this length do not find it.
@@ -174,6 +184,12 @@ def _trend(losses: Numbers, gained: float) -> dict[str, float]:
         "significance": fall / (error * len(blocks)) if error > 0 else (math.inf if fall > 0 else 0.0),
         "gain_share": fall / gained if gained > 0 else 0.0,
     }
+
+
+def _most(trend: dict[str, float]) -> float:
+    """The largest share of the gain that the fall of the last third may well be: two standard errors above it."""
+    share, significance = trend["gain_share"], trend["significance"]
+    return share + 2 * abs(share / significance) if significance else share
 
 
 def _overfit(held_out: Numbers, losses: Numbers) -> dict[str, float]:

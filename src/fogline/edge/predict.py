@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -227,11 +228,26 @@ def answered(model: Model, path: Path) -> list[dict[str, Any]]:
     """The answers for the rows of a .csv or .npy file."""
     if path.suffix == ".npy":
         return model.answers(np.load(path))
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = table_rows(path)
     if not rows:
         raise ValueError(f"expected rows in {path}, found none")
     return model.predict(model.encode(rows))
+
+
+def table_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a .csv file as text by column, with the separator of its header, as training read its own."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header = re.sub(r'"[^"]*"', "", file.readline())
+        separator = max(",;\t|", key=header.count)
+        file.seek(0)
+        rows = [row for row in csv.reader(file, delimiter=separator) if row]
+    names = [name.strip() or f"column{place}" for place, name in enumerate(rows[0])] if rows else []
+    odd = next((row for row in rows if len(row) != len(names)), None)
+    if odd is not None:
+        raise ValueError(f"expected {len(names)} cells in every row of {path}, received {len(odd)}: {odd}")
+    if separator != ",":  # a comma in a number is its decimal point then
+        rows = [[re.sub(r"^(\s*[+-]?\d+),(\d+)", r"\1.\2", cell) for cell in row] for row in rows]
+    return [dict(zip(names, row, strict=True)) for row in rows[1:]]
 
 
 def main() -> None:

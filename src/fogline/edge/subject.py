@@ -22,6 +22,7 @@ from fogline.descent.randomness import private_randomness
 from fogline.descent.scoring import Scorer
 from fogline.edge.capture import first_input, joined
 from fogline.edge.deployment import Deployment, Part
+from fogline.errors import misfit
 from fogline.recipe import Recipe
 from fogline.run import Run
 from fogline.task import OnBatch, Task
@@ -57,15 +58,19 @@ class Subject:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, source: Run | Task, task: Task | None = None) -> Subject:
+    def of(cls, source: Any, task: Task | None = None) -> Subject:
         """Read a run from its folder: its weights, and its data by its task; or take a task with its model as it is.
 
         Raises:
+            TypeError: neither a run nor a task.
             ValueError: the task is not known, or the weights are not finite.
             FileNotFoundError: no checkpoint verifies.
         """
         if isinstance(source, Task):
             return cls._begun(None, Path("runs") / (source.name or "model"), source, Recipe(device="cpu"), None, [])
+        if not isinstance(source, Run):
+            remedy = "open the folder: fogline.Run.open(folder, task=task)"
+            raise misfit("a run or a task", repr(source), remedy, "export", TypeError)
         task = source.task or task
         if task is None:
             raise ValueError(

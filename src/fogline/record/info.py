@@ -30,9 +30,12 @@ def new_folder(runs: Path, name: str | None, kind: str, *, remedy: str = "take a
     Raises:
         ValueError: the name is no plain folder name.
         FileExistsError: there is a run of this name.
+        NotADirectoryError: there is a file where the folder of runs should be.
     """
     if name is not None and (not name or Path(name).name != name or name in (".", "..")):
         raise ValueError(f"expected a plain folder name for the run, received {name!r}")
+    if runs.exists() and not runs.is_dir():
+        raise NotADirectoryError(f"expected a folder for the runs, received the file {runs}; name another")
     if name is None:
         stem = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', kind).strip('-') or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
         name = next(n for n in (stem, *(f"{stem}-{k}" for k in range(2, 10**6))) if not (runs / n).exists())

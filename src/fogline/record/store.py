@@ -234,11 +234,17 @@ def read_info(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no run.
+        ValueError: it cannot be read.
     """
     path = folder / "run.json"
     if not path.exists():
         raise FileNotFoundError(f"expected a run folder with a run.json, found none in {folder}")
-    info: dict[str, Any] = json.loads(path.read_text())
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected the JSON of a run in {path}, received text that is not: {error}") from error
+    if not isinstance(info, dict):
+        raise ValueError(f"expected the JSON of a run in {path}, received a {type(info).__name__}")
     return info
 
 
@@ -266,7 +272,7 @@ def read_table(
         FileNotFoundError: the folder holds no run.
     """
     wanted = {column: _COLUMNS[name][column] for column in columns or _COLUMNS[name]}
-    with _reading(folder) as connection:
+    with reading(folder) as connection:
         known = _columns_there(connection, name)
         there = [column for column in known if column in wanted]
         if not there or (filled is not None and filled not in known):
@@ -284,7 +290,7 @@ def read_table(
 
 def count_rows(folder: Path, table: str) -> int:
     """How many rows a table of ``run.sqlite`` has."""
-    with _reading(folder) as connection:
+    with reading(folder) as connection:
         found: int = connection.execute(f"select count(*) from {table}").fetchone()[0]
     return found
 
@@ -306,7 +312,7 @@ def read_groups(folder: Path, column: str, count: int) -> Table:
         f"select min({column}), max({column}), avg({column}) from steps "
         f"where step >= ? and step < ? and {column} between -9e307 and 9e307"
     )
-    with _reading(folder) as connection:
+    with reading(folder) as connection:
         last = connection.execute("select max(step) from steps").fetchone()[0] or 0
         width = last // count + 1
         starts = range(0, last + 1, width)
@@ -316,12 +322,21 @@ def read_groups(folder: Path, column: str, count: int) -> Table:
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
+def reading(folder: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that reads ``run.sqlite``, also while another process writes it.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: the file is no database.
+    """
     path = folder / "run.sqlite"
     if not path.exists():
         raise FileNotFoundError(f"expected a run folder with a run.sqlite, found none in {folder}")
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
-        yield connection
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
+            yield connection
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"expected the record of a run in {path}, which cannot be read: {error}") from error
 
 
 @contextmanager
