@@ -155,11 +155,11 @@ def resume(
 
 def _longer(asked: Recipe, info: Mapping[str, Any]) -> None:
     """Refuse a duration that is over already."""
-    examples, size = info["task"].get("train_examples"), info["recipe"]["batch_size"]
-    if asked.duration == "auto" or not isinstance(size, int):
+    size = info.get("recipe", {}).get("batch_size")
+    if asked.duration == "auto" or not isinstance(size, int) or not info.get("steps"):
         return
-    steps = Duration.parse(asked.duration).steps(size * asked.accumulate, examples)
-    if steps is not None and steps < info.get("steps", 0):
+    steps = Duration.parse(asked.duration).steps(size * asked.accumulate, info["task"]["train_examples"])
+    if steps is not None and steps < info["steps"]:
         raise ValueError(
             f"expected a duration of more than the {info['steps']} steps that are done, received '{asked.duration}', "
             f"which is {steps}; take a longer one"
