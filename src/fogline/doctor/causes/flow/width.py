@@ -28,7 +28,7 @@ def bottleneck(exam: Examination) -> Suspicion | None:
     anatomy = exam.anatomy
     layers = anatomy.weighted
     stands = standing(exam)
-    if anatomy.stage or len(layers) < 2 or not exam.case.supervised or not (stands.short or stands.train_short):
+    if anatomy.stage or len(layers) < 2 or not exam.case.supervised:
         return None
     if rebuilds(exam.case):
         return None
@@ -45,6 +45,8 @@ def bottleneck(exam: Examination) -> Suspicion | None:
     if not narrow:
         return None
     first, second = min(narrow, key=lambda pair: width_of(pair[0]))
+    if not (stands.short or stands.train_short) and width_of(first) > 1:
+        return None  # a single unit is worth a trial also where a linear map does no better
     width = max(8, 2 * outputs, min(inputs_of(first), 64))
     remedy = Remedy(
         f"widen {first.name} from {width_of(first)} to {width} units",

@@ -126,7 +126,7 @@ def _beyond_unit(exam: Examination) -> Suspicion | None:
     entropy = losses.family(exam.program.loss) == "binary"
     if isinstance(outputs, Tensor) and targets.is_floating_point() and outputs.shape[1:] == targets.shape[1:]:
         inside = {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
-        entropy |= bool(inside) or (exam.case.yardstick.work == "regression" and wants_probabilities(exam))
+        entropy |= bool(inside) or (exam.case.yardstick.work in ("regression", "binary") and wants_probabilities(exam))
     if not entropy or not targets.numel():
         return None
     low, high = float(targets.min()), float(targets.max())
