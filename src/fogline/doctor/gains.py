@@ -261,28 +261,27 @@ def several_for_one(outputs: Tensor, targets: Tensor) -> bool:
 def reads_probabilities(exam: Examination) -> bool:
     """Whether a loss of one's own takes yes and no for probabilities, not for logits.
 
-    It is least where zeros and ones are said as they are, grows the less sure they are said, and is no lower where they
-    are said as large numbers of either sign: such as an overlap (Dice) that was given no sigmoid.
+    It grows the less sure zeros and ones are said, and is nothing where they are said as they are, or else no lower
+    where they are said as large numbers of either sign: such as an overlap (Dice) that was given no sigmoid. A
+    difference is as large for outputs and targets that both were moved.
     """
-    outputs, loss = exam.anatomy.outputs, exam.program.loss
+    outputs, loss, stick = exam.anatomy.outputs, exam.program.loss, exam.case.yardstick
     if losses.family(loss) != "unknown" or not exam.case.supervised or not isinstance(outputs, Tensor):
         return False
-    targets, stick = exam.anatomy.batch[1], exam.case.yardstick
-    if (
-        stick.work != "binary"
-        or stick.values != (0.0, 1.0)
-        or outputs.numel() != targets.numel()
-        or is_difference(exam)
-    ):
+    targets = exam.anatomy.batch[1]
+    if stick.work != "binary" or stick.values != (0.0, 1.0) or outputs.numel() != targets.numel():
         return False
     yes = targets.to(outputs.dtype).reshape(outputs.shape)
     fading = [value(loss, 0.5 + size * (yes - 0.5), targets) for size in (1.0, 0.9, 0.6, 0.0, -1.0)]
     sure = [value(loss, size * (2 * yes - 1), targets) for size in (10.0, 100.0)]
-    if any(found is None for found in fading):
+    known = [found for found in fading if found is not None]
+    if len(known) < len(fading) or any(a >= b for a, b in pairwise(known)):
         return False
-    best = fading[0]
-    rising = all(a < b for a, b in pairwise(fading) if a is not None and b is not None)
-    return rising and all(found is None or (best is not None and found > best) for found in sure)
+    near = 1e-4 * (known[-1] - known[0])
+    moved = value(loss, 0.8 * yes + 0.4, targets + 0.3), value(loss, 0.8 * yes + 0.1, targets)
+    if None not in moved and abs(float(moved[0] or 0) - float(moved[1] or 0)) < near:
+        return False
+    return abs(known[0]) < near or all(found is None or found > known[0] for found in sure)
 
 
 def wants_shares(exam: Examination) -> bool:
