@@ -362,6 +362,12 @@ def test_bottleneck(norm: bool) -> None:
     assert flow.bottleneck(in_motion(Examination(exam.case, found.remedies), 150)) is None  # type: ignore[union-attr]
 
 
+def test_a_single_unit_before_a_single_output() -> None:
+    X = torch.randn(240, 4, generator=torch.Generator().manual_seed(0))
+    exam = in_motion(exam_of(mlp((4, 1, 1)), (X, X[:, :1] - X[:, 1:2])), 150)
+    assert flow.bottleneck(exam) is not None
+
+
 def test_an_edit_of_first_weights_disturbs_nobody() -> None:
     exam = exam_of(filled(mlp((4, 16, 2)), 0.1), ring())
     before = torch.get_rng_state()

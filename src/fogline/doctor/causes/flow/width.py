@@ -28,7 +28,7 @@ def bottleneck(exam: Examination) -> Suspicion | None:
     anatomy = exam.anatomy
     layers = anatomy.weighted
     stands = standing(exam)
-    if anatomy.stage or len(layers) < 2 or not exam.case.supervised:
+    if anatomy.stage or len(layers) < 2 or not exam.case.supervised or not (stands.short or stands.train_short):
         return None
     if rebuilds(exam.case):
         return None
@@ -39,14 +39,12 @@ def bottleneck(exam: Examination) -> Suspicion | None:
         (first, second)
         for first, second in pairwise(layers)
         if (width_of(first) < min(needs, inputs_of(first)) or width_of(first) == 1)
-        and width_of(first) < widest
+        and width_of(first) < max(widest, inputs_of(first))
         and inputs_of(second) == width_of(first)
     ]
     if not narrow:
         return None
     first, second = min(narrow, key=lambda pair: width_of(pair[0]))
-    if not (stands.short or stands.train_short) and width_of(first) > 1:
-        return None  # a single unit is worth a trial also where a linear map does no better
     width = max(8, 2 * outputs, min(inputs_of(first), 64))
     remedy = Remedy(
         f"widen {first.name} from {width_of(first)} to {width} units",
