@@ -87,6 +87,39 @@ def test_inputs_in_other_units(change: Callable[[Tensor], Tensor]) -> None:
     assert 0.3 < float(received.std()) < 3
 
 
+class Sizes(nn.Module):
+    """Takes a dictionary: one part that is multiplied with weights, one that is looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers, self.kinds, self.head = nn.Linear(4, 8), nn.Embedding(3, 8), nn.Linear(8, 1)
+
+    def forward(self, given: dict[str, Tensor]) -> Tensor:
+        return self.head(torch.relu(self.numbers(given["numbers"]) + self.kinds(given["kind"])))
+
+
+class Rows(torch.utils.data.Dataset[Any]):
+    def __init__(self, factor: float) -> None:
+        self.X, self.y = numbers(60)
+        self.X = factor * self.X
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, k: int) -> Any:
+        return {"numbers": self.X[k], "kind": k % 3}, self.y[k]
+
+
+def test_a_part_of_the_inputs_in_other_units() -> None:
+    torch.manual_seed(0)
+    given = Examination(open_case(fogline.Task(Sizes(), nn.MSELoss(), Rows(5000.0)), RECIPE))
+    after = mended(given, data.unscaled_input(given))
+    received = after.anatomy.weighted[0].received
+    assert received is not None
+    assert 0.5 < float(received.std()) < 2
+    assert data.unscaled_input(Examination(open_case(fogline.Task(Sizes(), nn.MSELoss(), Rows(1.0)), RECIPE))) is None
+
+
 def test_images_are_scaled_by_channel() -> None:
     images = 255 * torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images[:, 1] *= 0.1
@@ -133,6 +166,21 @@ def test_targets_in_other_units(change: Callable[[Tensor], Tensor]) -> None:
     assert after.anatomy.loss == pytest.approx(plain.anatomy.loss, rel=0.2)
 
 
+def test_several_numbers_for_one_target() -> None:
+    """Quantiles of targets that are far away: each of the outputs is brought to their units."""
+    X, y = numbers()
+
+    def quantiles(outputs: Tensor, targets: Tensor) -> Tensor:
+        shares, error = torch.tensor([0.1, 0.5, 0.9]), targets - outputs
+        return torch.maximum(shares * error, (shares - 1) * error).mean()
+
+    given = Examination(open_case(fogline.Task(net(3), quantiles, (X, 2e5 + 1e4 * y)), RECIPE))
+    after = mended(given, data.unscaled_target(given))
+    assert abs(float(after.anatomy.outputs.detach().mean()) - 2e5) < 3e4
+    assert after.anatomy.loss is not None
+    assert 0.1 < after.anatomy.loss < 10
+
+
 def test_a_bounded_end_is_spread_over_the_targets() -> None:
     X, y = numbers()
     torch.manual_seed(0)
@@ -166,6 +214,13 @@ def test_rows_with_gaps() -> None:
         after = mended(given, found, which)
         assert data.nan_in_data(after) is None
     assert mended(given, found, 0).program.rows < mended(given, found, 1).program.rows
+
+
+def test_a_gap_in_a_row_that_trials_hold_out() -> None:
+    X, y = numbers()
+    X[regression().case.held[0], 1] = torch.nan
+    given = regression((X, y))
+    assert data.nan_in_data(mended(given, data.nan_in_data(given))) is None
 
 
 def test_targets_with_gaps() -> None:

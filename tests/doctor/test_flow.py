@@ -223,6 +223,44 @@ def test_symmetric_init(value: float, data: Callable[[], Pair]) -> None:
     assert flow.symmetric_init(Examination(exam.case, (found.remedies[0],))) is None
 
 
+class Products(nn.Module):
+    """A product of two tables, as a matrix is factored."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rows, self.columns = nn.Embedding(6, 4), nn.Embedding(5, 4)
+        for table in (self.rows, self.columns):
+            nn.init.normal_(table.weight, 0.0, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.rows(x[:, 0]) * self.columns(x[:, 1])).sum(1, keepdim=True)
+
+
+class ByHand(nn.Module):
+    def __init__(self, first: float, last: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Parameter(first * torch.randn(4, 8)), nn.Parameter(last * torch.randn(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x @ self.first) @ self.last
+
+
+def test_symmetric_init_of_tables_and_matrices() -> None:
+    pairs = torch.cartesian_prod(torch.arange(6), torch.arange(5))
+    by_rows = torch.randn(240, 4, generator=torch.Generator().manual_seed(0))
+    tables = exam_of(Products(0.0), (pairs, pairs.sum(1, keepdim=True).float()))
+    matrices = exam_of(ByHand(0.0, 0.0), (by_rows, by_rows[:, :1]))
+    for exam in (tables, matrices):
+        found = flow.symmetric_init(exam)
+        assert found is not None
+        for remedy in found.remedies:
+            assert flow.symmetric_init(Examination(exam.case, (remedy,))) is None
+    assert flow.symmetric_init(exam_of(Products(0.3), (pairs, pairs.sum(1, keepdim=True).float()))) is None
+    assert flow.symmetric_init(exam_of(ByHand(0.5, 0.0), (by_rows, by_rows[:, :1]))) is None  # a head may begin at zero
+
+
 def test_symmetric_init_of_recurrent_and_convolution_layers() -> None:
     assert flow.symmetric_init(exam_of(filled(Recurrent(), 0.1), sequences())) is not None
     assert flow.symmetric_init(exam_of(filled(Pictures(), 0.1), pictures())) is not None
@@ -322,6 +360,12 @@ def test_bottleneck(norm: bool) -> None:
     program = mended(exam, found)
     assert program.new_model(0)(X).shape == (300, 6)
     assert flow.bottleneck(in_motion(Examination(exam.case, found.remedies), 150)) is None  # type: ignore[union-attr]
+
+
+def test_a_single_unit_before_a_single_output() -> None:
+    X = torch.randn(240, 4, generator=torch.Generator().manual_seed(0))
+    exam = in_motion(exam_of(mlp((4, 1, 1)), (X, X[:, :1] - X[:, 1:2])), 150)
+    assert flow.bottleneck(exam) is not None
 
 
 def test_an_edit_of_first_weights_disturbs_nobody() -> None:

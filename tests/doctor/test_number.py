@@ -72,6 +72,13 @@ class Root(nn.Module):
         return torch.sqrt(x + 1)
 
 
+class Centred(nn.Module):
+    """Divides by the deviation of each column, of which one has none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(0)) / x.std(0)
+
+
 def exam_of(model: nn.Module, loss: Any, data: Pair, recipe: fogline.Recipe = RECIPE) -> Examination:
     return Examination(open_case(fogline.Task(model, loss, data), recipe))
 
@@ -186,6 +193,18 @@ def test_nan_source_in_the_loss() -> None:
 def test_nan_source_in_the_slope_of_a_root() -> None:
     found = number.nan_source(exam_of(net(1), root_error, numbers()))
     assert "square root" in found.explanation  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("first", "loss"), [(Root, nn.MSELoss()), (Centred, nn.MSELoss()), (None, root_error)])
+def test_numbers_are_kept_inside_the_domain(first: Any, loss: Any) -> None:
+    X, y = numbers()
+    exam = exam_of(net(1, first=first and first()), loss, (X * torch.tensor([1.0, 1, 1, 0]), y))
+    found = number.nan_source(exam)
+    assert found is not None
+    mended = Examination(exam.case, found.remedies[-1:])
+    assert causes(mended) == []
+    assert mended.anatomy.loss is not None
+    assert math.isfinite(mended.anatomy.loss)
 
 
 def test_rows_that_are_not_finite_are_left_to_the_data() -> None:

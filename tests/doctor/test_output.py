@@ -36,6 +36,11 @@ def yes_no() -> Tensor:
     return (rows()[:, :1] > 0).float()
 
 
+def several() -> Tensor:
+    """Three questions, each answered on its own."""
+    return (rows()[:, :3] > 0).float()
+
+
 def numbers() -> Tensor:
     return rows()[:, :1] * 2 - rows()[:, 1:2]
 
@@ -69,6 +74,10 @@ def mended(found: Suspicion, given: Examination, which: int = 0) -> Examination:
 def clipped_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     p = outputs.clamp(1e-7, 1 - 1e-7)
     return -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
+
+
+def overlap(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 1 - (2 * (outputs * targets).sum() + 1) / (outputs.sum() + targets.sum() + 1)
 
 
 def entropy_of_labels(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -126,6 +135,10 @@ PLANTED: list[tuple[str, nn.Module, Any, Callable[[], Tensor]]] = [
     ("output_activation", net(3, nn.ReLU()), entropy_of_shares, labels),
     ("output_activation", net(3, nn.Softmax(dim=0)), entropy_of_labels, labels),
     ("output_activation", net(1, nn.Sigmoid()), nn.MSELoss(), lambda: 2 * yes_no() - 1),
+    ("output_activation", net(3, nn.Softmax(dim=1)), nn.BCELoss(), several),
+    ("output_activation", net(3, nn.Sigmoid()), nn.BCEWithLogitsLoss(), several),
+    ("output_activation", net(3), overlap, several),
+    ("loss_mismatch", net(1, nn.Sigmoid()), clipped_entropy, lambda: 2 * yes_no() - 1),
     ("loss_mismatch", net(3), nn.NLLLoss(), labels),
     ("loss_mismatch", net(3, nn.Softmax(dim=1)), nn.NLLLoss(), labels),
     ("loss_mismatch", net(3, nn.Softmax(dim=1)), nn.KLDivLoss(reduction="batchmean"), soft_labels),
@@ -178,6 +191,11 @@ SOUND: list[tuple[nn.Module, Any, Callable[[], Tensor]]] = [
     (net(1), nn.PoissonNLLLoss(), lambda: numbers().abs().round()),
     (net(1), squares, numbers),
     (net(3), quantiles, numbers),
+    (net(3), quantiles, lambda: 2e5 + 4e4 * numbers()),
+    (net(3), nn.BCEWithLogitsLoss(), several),
+    (net(3, nn.Sigmoid()), overlap, several),
+    (net(3), lambda o, t: overlap(o.sigmoid(), t), several),
+    (net(3), lambda o, t: torch.log(torch.cosh(o - t)).mean(), several),
     (Gated(3, nn.Identity()), nn.CrossEntropyLoss(), labels),
     (net(3), lambda o, t: F.binary_cross_entropy_with_logits(o, F.one_hot(t, 3).float()), labels),
     (net(2), lambda o, t: F.binary_cross_entropy_with_logits(o, (t[:, None] > torch.arange(2)).float()), labels),

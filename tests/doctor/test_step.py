@@ -187,6 +187,7 @@ def test_batch_too_large(data: Callable[[], Pair]) -> None:
     [
         ADAM.replace(optimizer="adamw", weight_decay=100.0),
         ADAM.replace(weight_decay=3.0),
+        ADAM.replace(weight_decay=1.0),  # at the end the slope holds against it
         SGD.replace(optimizer="momentum", lr=0.02, weight_decay=1.0),
     ],
 )

@@ -136,3 +136,9 @@ def test_whether_outputs_say_what_targets_are(work: str, width: int, loss: objec
     stick = Yardstick.of(targets, loss)
     assert stick.work == work
     assert stick.reads(torch.randn(30, width, generator=generator), targets, loss) is reads
+
+
+def test_of_a_dict_of_outputs_only_the_loss_can_tell() -> None:
+    outputs, targets = {"value": torch.randn(6, 1), "kind": torch.randn(6, 3)}, torch.randn(6, 2)
+    loss = lambda found, wanted: (found["value"] - wanted[:, :1]).square().mean()  # noqa: E731
+    assert Yardstick.of(targets, loss).reads(outputs, targets, loss) is False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,14 +57,15 @@ def profile(exam: Examination) -> Profile | None:
 
 
 def labels_of(exam: Examination, targets: Tensor) -> Tensor | None:
-    """The class of each example of a batch of targets, as whole numbers."""
+    """The class of each example of a batch of targets, or of each of its yes and no, as whole numbers."""
     stick = exam.case.yardstick
     if stick.work == "classes":
         return targets.long().clamp_min(0)
     if stick.work == "one_hot":
         return targets.argmax(1)
-    if stick.work == "binary" and targets.numel() == len(targets):
-        return (targets.reshape(-1) > sum(stick.values) / 2).long()
+    if stick.work == "binary":
+        yes = (targets > sum(stick.values) / 2).long()
+        return yes.reshape(-1) if targets.numel() == len(targets) else yes
     return None
 
 
@@ -116,8 +118,8 @@ def _ignores(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
 
 
 def _fit(like: Tensor, labels: Tensor) -> bool:
-    if like.numel() == len(like):
-        return labels.numel() == len(like) and int(labels.max()) <= 1
+    if _yes_or_no(like, labels):
+        return labels.numel() == like.numel() and int(labels.max()) <= 1
     return like.ndim >= 2 and like.shape[:1] + like.shape[2:] == labels.shape and int(labels.max()) < like.shape[1]
 
 
@@ -127,8 +129,13 @@ def _saying(like: Tensor, labels: Tensor) -> Iterator[Tensor]:
             yield said * size
 
 
+def _yes_or_no(like: Tensor, labels: Tensor) -> bool:
+    """Whether each number of the output is an answer of its own, to one of two classes."""
+    return like.numel() == len(like) or like.shape == labels.shape
+
+
 def _patterns(like: Tensor, labels: Tensor) -> list[Tensor]:
-    if like.numel() == len(like):
+    if _yes_or_no(like, labels):
         yes = labels.to(like.dtype).reshape(like.shape)
         return [2 * yes - 1, yes]
     hot = F.one_hot(labels, like.shape[1]).movedim(-1, 1).to(like.dtype)
@@ -140,7 +147,7 @@ def _constants(like: Tensor, labels: Tensor) -> Iterator[Tensor]:
     for size in (0.0, *SCALES):
         yield torch.full_like(like, size)
         yield torch.full_like(like, -size)
-    if like.numel() == len(like):
+    if _yes_or_no(like, labels):
         share = labels.double().mean().clamp(1e-6, 1 - 1e-6).to(like.dtype)
         yield torch.full_like(like, float(torch.logit(share)))
         yield torch.full_like(like, float(share))
@@ -224,13 +231,57 @@ def is_difference(exam: Examination) -> bool:
     if not exam.case.supervised or not isinstance(outputs, Tensor) or not isinstance(exam.anatomy.batch[1], Tensor):
         return False
     outputs, targets = outputs.detach(), exam.anatomy.batch[1]
-    if not targets.is_floating_point() or outputs.shape != targets.shape:
+    if not targets.is_floating_point() or (outputs.shape != targets.shape and not several_for_one(outputs, targets)):
         return False
+    outputs = around(targets, outputs)
     once, twice = value(loss, outputs, targets), value(loss, 2 * outputs, 2 * targets)
     alone = value(loss, 2 * outputs, targets)
     if not once or twice is None or alone is None or abs(alone / once - 1) < 1e-6:
         return False
     return min(abs(twice / once - power) for power in (2, 4)) < 0.01
+
+
+def around(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Numbers like these outputs, each as far from its target as targets are from one another.
+
+    Far away from all targets, where first weights may be, losses that differ look alike.
+    """
+    noise = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs.dtype)
+    level = targets.to(outputs.dtype).reshape(
+        outputs.shape if outputs.numel() == targets.numel() else (len(targets), -1)
+    )
+    return level + level.std(correction=0) * noise
+
+
+def several_for_one(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether there are several numbers for one target, such as quantiles."""
+    return outputs.ndim == targets.ndim == 2 and outputs.shape[1] > 1 == targets.shape[1]
+
+
+def reads_probabilities(exam: Examination) -> bool:
+    """Whether a loss of one's own takes yes and no for probabilities, not for logits.
+
+    It grows the less sure zeros and ones are said, and is nothing where they are said as they are, or else no lower
+    where they are said as large numbers of either sign: such as an overlap (Dice) that was given no sigmoid. A
+    difference is as large for outputs and targets that both were moved.
+    """
+    outputs, loss, stick = exam.anatomy.outputs, exam.program.loss, exam.case.yardstick
+    if losses.family(loss) != "unknown" or not exam.case.supervised or not isinstance(outputs, Tensor):
+        return False
+    targets = exam.anatomy.batch[1]
+    if stick.work != "binary" or stick.values != (0.0, 1.0) or outputs.numel() != targets.numel():
+        return False
+    yes = targets.to(outputs.dtype).reshape(outputs.shape)
+    fading = [value(loss, 0.5 + size * (yes - 0.5), targets) for size in (1.0, 0.9, 0.6, 0.0, -1.0)]
+    sure = [value(loss, size * (2 * yes - 1), targets) for size in (10.0, 100.0)]
+    known = [found for found in fading if found is not None]
+    if len(known) < len(fading) or any(a >= b for a, b in pairwise(known)):
+        return False
+    near = 1e-4 * (known[-1] - known[0])
+    moved = value(loss, 0.8 * yes + 0.4, targets + 0.3), value(loss, 0.8 * yes + 0.1, targets)
+    if None not in moved and abs(float(moved[0] or 0) - float(moved[1] or 0)) < near:
+        return False
+    return abs(known[0]) < near or all(found is None or found > known[0] for found in sure)
 
 
 def wants_shares(exam: Examination) -> bool:

@@ -53,9 +53,12 @@ class Scales:
 
 def first_layer(anatomy: Anatomy) -> Layer | None:
     """The first module called that has weights or normalises; None where there is none."""
-    return next(
-        (x for x in anatomy.layers if isinstance(x.module, NORMS) or any(True for _ in x.module.parameters())), None
-    )
+    return next((layer for layer in anatomy.layers if weighs(layer)), None)
+
+
+def weighs(layer: Layer) -> bool:
+    """Whether a module has weights or normalises."""
+    return isinstance(layer.module, NORMS) or any(True for _ in layer.module.parameters())
 
 
 def scales_of(inputs: Tensor, first: nn.Module | None) -> Scales:

@@ -137,20 +137,27 @@ def _undrawn() -> Iterator[None]:
 
 
 def reset(model: nn.Module, names: Sequence[str]) -> nn.Module:
-    """The model with PyTorch's own first weights in these modules."""
+    """The model with PyTorch's own first weights in these modules, and ones of that size in parameters of no module.
+
+    The size of the last is by their first dimension: that of what they are multiplied with.
+    """
     with _undrawn():
         for name, module in model.named_modules():
             again = getattr(module, "reset_parameters", None)
             if name in names and callable(again):
                 again()
+        for name, parameter in model.named_parameters():
+            if name in names:
+                nn.init.normal_(parameter, 0.0, 1 / math.sqrt(3 * len(parameter)))
     return model
 
 
 @torch.no_grad()
 def he(model: nn.Module, names: Sequence[str]) -> nn.Module:
-    """The model with He's first weights and zero biases in these linear and convolution layers.
+    """The model with He's first weights and zero biases in these layers, and such parameters of no module.
 
-    Deviation sqrt(2 / fan_in) keeps the size of a signal through ReLU (He et al., 2015, arXiv:1502.01852).
+    Deviation sqrt(2 / fan_in) keeps the size of a signal through ReLU (He et al., 2015, arXiv:1502.01852). Rows of a
+    table of embeddings get the length one.
     """
     with _undrawn():
         for name, module in model.named_modules():
@@ -158,6 +165,11 @@ def he(model: nn.Module, names: Sequence[str]) -> nn.Module:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif name in names and isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, 0.0, module.embedding_dim**-0.5)
+        for name, parameter in model.named_parameters():
+            if name in names:
+                nn.init.normal_(parameter, 0.0, (2 / len(parameter)) ** 0.5)
     return model
 
 

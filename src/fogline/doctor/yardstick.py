@@ -100,8 +100,10 @@ class Yardstick:
         That is asked of a loss of one's own only: it may take thresholds between ordered classes, or compare the rows
         of a batch with one another, as those of survival and ranking do.
         """
-        if losses.family(loss) != "unknown" or not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        if losses.family(loss) != "unknown" or not isinstance(targets, Tensor):
             return True
+        if not isinstance(outputs, Tensor):
+            return False  # a dict of outputs, of which only the loss knows what is for what
         if self.work == "classes":
             return outputs.ndim != 2 or outputs.shape[1] == 1 or outputs.shape[1] >= self.classes
         return self.work != "regression" or not _compares_rows(outputs.detach(), targets, loss)

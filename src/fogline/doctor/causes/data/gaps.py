@@ -12,7 +12,7 @@ from fogline.data import losses
 from fogline.data.source import cast, leaves
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.case import FAILURES, taken
+from fogline.doctor.case import FAILURES, changed_rows, taken
 from fogline.doctor.causes.data.common import kept_at, only
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
@@ -23,12 +23,12 @@ def nan_in_data(exam: Examination) -> Suspicion | None:
     """Rows with NaN or infinity: one makes the loss of its whole batch NaN."""
     if not exam.case.supervised:
         return None
-    inputs, targets = exam.program.train
-    wrong = _unusable(inputs, targets)
+    rows = changed_rows(exam.case.train, exam.kept)  # all of them: trials hold some out
+    inputs, wrong = rows.inputs, _unusable(rows.inputs, rows.targets)
     held = exam.case.valid
     wrong_held = None if held is None else _unusable(held.inputs, held.targets)
     count, count_held = int(wrong.sum()), 0 if wrong_held is None else int(wrong_held.sum())
-    if count + (0 if kept_at(exam, "gaps") else count_held) == 0 or _is_prepared(exam, wrong):
+    if count + (0 if kept_at(exam, "gaps") else count_held) == 0 or _is_prepared(exam, rows, wrong):
         return None
     size = len(wrong)
     evidence = [Evidence("training rows with NaN or infinity", f"{count} of {size}", 0)]
@@ -67,12 +67,12 @@ def _unusable(inputs: Any, targets: Any) -> Tensor:
     return wrong
 
 
-def _is_prepared(exam: Examination, wrong: Tensor) -> bool:
+def _is_prepared(exam: Examination, given: Rows, wrong: Tensor) -> bool:
     """Whether model and loss make a finite number of such rows: gaps can be part of a design, as masks are."""
     if not bool(wrong.any()):
         return False
     rows = wrong.nonzero().flatten()[:32]
-    inputs, targets = taken(exam.program.train, rows)
+    inputs, targets = taken((given.inputs, given.targets), rows)
     model, loss = exam.anatomy.model, exam.program.loss
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     inputs, targets = cast(inputs, floats), cast(targets, floats)

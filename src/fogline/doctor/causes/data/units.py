@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fogline.data.source import leaves, map_tree
+from fogline.doctor.anatomy import BENDS, Layer
 from fogline.doctor.causes.data.common import kept_at, pair_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import WRAP, Evidence, Remedy, Suspicion
-from fogline.doctor.gains import is_difference
-from fogline.doctor.heads import reach
+from fogline.doctor.gains import is_difference, several_for_one
+from fogline.doctor.heads import bend, reach
 from fogline.doctor.scaling import (
     NORMS,
     Scales,
@@ -23,6 +27,7 @@ from fogline.doctor.scaling import (
     scaled_outputs,
     scales_of,
     target_excess,
+    weighs,
 )
 from fogline.doctor.surgery import Wrapped
 
@@ -34,32 +39,86 @@ def unscaled_input(exam: Examination) -> Suspicion | None:
     column than along the smallest as the ratio of their squares, and no learning rate suits both; and where all are
     large, the first units saturate or the first steps are far too long.
     """
-    inputs = exam.program.train[0] if exam.case.supervised else exam.program.train
-    if not isinstance(inputs, Tensor) or inputs.is_complex() or inputs.ndim < 1 or kept_at(exam, "inputs"):
+    if kept_at(exam, "inputs"):
         return None
-    first = first_layer(exam.anatomy)
-    if first is not None and isinstance(first.module, (*NORMS, nn.Embedding, nn.EmbeddingBag)):
+    parts = [(part, input_excess(part.scales)) for part in inputs_of(exam)]
+    beyond = [pair for pair in parts if pair[1].times > 1]
+    if not beyond:
         return None
-    given = exam.anatomy.batch[0] if exam.case.supervised else exam.anatomy.batch
-    if not isinstance(given, Tensor) or not as_received(given, first):
-        return None
-    scales = scales_of(inputs, None if first is None else first.module)
-    excess = input_excess(scales)
-    if not excess.times > 1:
-        return None
+    worst, excess = max(beyond, key=lambda pair: pair[1].times)
     return Suspicion(
         "unscaled_input",
         min(0.9, 0.35 + 0.25 * math.log10(excess.times)),
         (
             Evidence("root mean square of the inputs", excess.overall, 1.0),
             Evidence("size of the largest column against the spread of a middle one", excess.uneven, "about 1"),
-            _worst(exam, scales),
+            _worst(exam, worst.scales),
         ),
         "The inputs are not scaled: they are far from the size of about one that first weights are made for, or their "
         "columns differ in size. The loss is then steep along large columns and flat along small ones, and no learning "
         "rate suits both.",
-        (_standardised(scales, inputs),),
+        (_standardised(exam, [part for part, _ in beyond]),),
     )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the inputs that a layer gets as it is.
+
+    Attributes:
+        place: among all tensors of the inputs.
+        key: its name or number in a dict or tuple of inputs; None where the inputs are one tensor.
+        values: of all training rows.
+        scales: of them.
+    """
+
+    place: int
+    key: Any
+    values: Tensor
+    scales: Scales
+
+
+def inputs_of(exam: Examination) -> list[Part]:
+    """The tensors of the inputs that first weights are multiplied with; nothing that a layer normalises or looks up."""
+    inputs = exam.program.train[0] if exam.case.supervised else exam.program.train
+    given = exam.anatomy.batch[0] if exam.case.supervised else exam.anatomy.batch
+    if isinstance(inputs, Tensor):
+        fits = not inputs.is_complex() and inputs.ndim > 0 and isinstance(given, Tensor)
+        first = first_layer(exam.anatomy)
+        return _part(0, None, inputs, first) if fits and as_received(given, first) else []
+    keys = list(inputs) if isinstance(inputs, dict) else list(range(len(leaves(inputs))))
+    found: list[Part] = []
+    for place, (values, some) in enumerate(zip(leaves(inputs), leaves(given), strict=True)):
+        layers = (layer for layer in exam.anatomy.layers if weighs(layer) and as_received(some, layer))
+        receiver = next(layers, None)
+        if receiver is not None and values.is_floating_point() and len(keys) == len(leaves(inputs)):
+            found += _part(place, keys[place], values, receiver)
+    # What a batch holds beside the inputs is for the loss; the model is taken to be given one tensor.
+    return found if exam.case.supervised else found[:1]
+
+
+def _part(place: int, key: Any, values: Tensor, receiver: Layer | None) -> list[Part]:
+    module = None if receiver is None else receiver.module
+    if isinstance(module, (*NORMS, nn.Embedding, nn.EmbeddingBag)):
+        return []
+    return [Part(place, key, values, scales_of(values, module))]
+
+
+class _Scaled(nn.Module):
+    """Brings some tensors of a dict or tuple of inputs to units of their own, by their place."""
+
+    def __init__(self, parts: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+
+    def forward(self, inputs: Any) -> Any:
+        places = count()
+
+        def scaled(leaf: Tensor) -> Tensor:
+            place = str(next(places))
+            return self.parts[place](leaf) if place in self.parts else leaf
+
+        return map_tree(scaled, inputs)
 
 
 def _worst(exam: Examination, scales: Scales) -> Evidence:
@@ -70,16 +129,23 @@ def _worst(exam: Examination, scales: Scales) -> Evidence:
     return Evidence(what, f"{float(scales.mean[at]):.3g}, {float(scales.deviation[at]):.3g}", "0, 1")
 
 
-def _standardised(scales: Scales, inputs: Tensor) -> Remedy:
-    over = {2: "0", 3: "(0, 1)", 4: "(0, 2, 3)"}.get(inputs.ndim, "")
-    keep = ", keepdim=True" if inputs.ndim == 4 else ""
-    over = over if len(scales.mean) > 1 else ""
-    code = f"mean, std = X.mean({over}{keep}), X.std({over}{keep}).clamp_min(1e-8)  # of the training data\n"
-    code += "X = (X - mean) / std"
+def _standardised(exam: Examination, parts: list[Part]) -> Remedy:
+    name = f"X[{parts[0].key!r}]" if parts[0].key is not None else "X"
+    over = {2: "0", 3: "(0, 1)", 4: "(0, 2, 3)"}.get(parts[0].values.ndim, "")
+    keep = ", keepdim=True" if parts[0].values.ndim == 4 else ""
+    over = over if len(parts[0].scales.mean) > 1 else ""
+    code = f"mean, std = {name}.mean({over}{keep}), {name}.std({over}{keep}).clamp_min(1e-8)  # of the training data\n"
+    code += f"{name} = ({name} - mean) / std"
+    several = exam.case.supervised and parts[0].key is not None
+
+    def before() -> nn.Module:
+        scaled: dict[str, nn.Module] = {str(part.place): part.scales.module() for part in parts}
+        return _Scaled(scaled) if several else next(iter(scaled.values()))
+
     return Remedy(
         "standardise the inputs",
         code + "  # and held-out data with the same numbers",
-        on_model=lambda model: Wrapped(model, before=scales.module()),
+        on_model=lambda model: Wrapped(model, before=before()),
         place="inputs",
         order=WRAP,
     )
@@ -97,13 +163,14 @@ def unscaled_target(exam: Examination) -> Suspicion | None:
     targets = pair[1]
     if not isinstance(outputs, Tensor) or exam.anatomy.stage not in ("", "backward"):
         return None
-    if not outputs.numel() or outputs.shape[1:].numel() != targets.shape[1:].numel() or not is_difference(exam):
+    fits = outputs.shape[1:].numel() == targets.shape[1:].numel() or several_for_one(outputs, targets)
+    if not outputs.numel() or not fits or not is_difference(exam):
         return None
     columns = targets.reshape(len(targets), -1).double()
     columns = columns[torch.isfinite(columns).all(1)]
     if len(columns) < 2 or columns.shape[1] > 64:
         return None
-    found = outputs.detach().double().reshape(len(outputs), -1)
+    found = outputs.detach().double().reshape(-1, columns.shape[1])
     excess = target_excess(columns, found) if bool(torch.isfinite(found).all()) else None
     if excess is None or not excess.times > 1:
         return None
@@ -141,9 +208,9 @@ def _target_scaled(exam: Examination, mean: Tensor, deviation: Tensor, columns: 
     scale, shift = deviation, mean
     if exam.anatomy.head:
         bounds = reach(exam.anatomy)
-        if bounds is None:
+        if bounds is None and bend(exam.anatomy) in BENDS.values():
             return None
-        low, high = bounds
+        low, high = bounds or (-math.inf, math.inf)
         if low > -1e3 and high < 1e3 and high > low:
             least, most = columns.amin(0), columns.amax(0)
             scale = (most - least).clamp_min(1e-30) / (high - low)
@@ -154,7 +221,7 @@ def _target_scaled(exam: Examination, mean: Tensor, deviation: Tensor, columns: 
             scale, shift = columns.square().mean(0).sqrt(), torch.zeros_like(mean)
         elif high < 1e3:
             return None
-    if exam.anatomy.outputs.ndim == 1:
+    if exam.anatomy.outputs.ndim == 1 or len(scale) < exam.anatomy.outputs.shape[1]:
         scale, shift, deviation = scale[0], shift[0], deviation[0]
     elif exam.anatomy.outputs.ndim > 2:
         scale, shift, deviation = scale.mean(), shift.mean(), deviation.mean()

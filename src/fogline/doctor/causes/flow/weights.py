@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from torch import Tensor, nn
 
@@ -32,14 +33,15 @@ def symmetric_init(exam: Examination) -> Suspicion | None:
     if not names:
         return None
     weights = [name for name, p in anatomy.named_parameters() if p.ndim >= 2 and _constant(p)]
-    again = sorted({name.rpartition(".")[0] for name in weights} | set(names))
+    loose = loose_matrices(anatomy)
+    again = sorted({name if name in loose else name.rpartition(".")[0] for name in weights} | set(names))
     return Suspicion(
         "symmetric_init",
         0.95,
         tuple(Evidence("units with different first weights or gradients", 1, "all", layer=name) for name in names[:4]),
         "All units of a layer begin with the same weights and get the same gradient, so they take the same steps for "
         "ever: however wide the layer is, it does the work of a single unit.",
-        (drawn_anew(again), drawn_for_relu(again)),
+        (drawn_anew(again, loose), drawn_for_relu(again, loose)),
         proof=True,
         severity="fatal",
     )
@@ -59,7 +61,31 @@ def all_twins(exam: Examination) -> list[str]:
             if own.startswith("weight") and gradient is not None and _all_alike(parameter, gradient, gates):
                 found.append(name)
                 break
+    return found + _other_twins(anatomy)
+
+
+def _other_twins(anatomy: Anatomy) -> list[str]:
+    """Tables of embeddings whose columns are alike, and matrices of no module at zero to which no slope leads."""
+    found = []
+    for name, module in anatomy.named_modules():
+        slope = anatomy.gradients.get(f"{name}.weight")
+        if (
+            isinstance(module, nn.Embedding)
+            and slope is not None
+            and _all_alike(module.weight.mT, slope.to_dense().mT, 1)
+        ):
+            found.append(name)
+    for name, parameter in loose_matrices(anatomy).items():
+        slope = anatomy.gradients.get(name)
+        if slope is not None and _constant(parameter) and not bool(slope.any()):
+            found.append(name)
     return found
+
+
+def loose_matrices(anatomy: Anatomy) -> dict[str, nn.Parameter]:
+    """Parameters of two dimensions that belong to no layer of PyTorch's, by name."""
+    owned = {id(p) for m in anatomy.model.modules() if hasattr(m, "reset_parameters") for p in m.parameters()}
+    return {name: p for name, p in anatomy.named_parameters() if p.ndim == 2 and id(p) not in owned}
 
 
 def _all_alike(parameter: Tensor, gradient: Tensor, gates: int) -> bool:
@@ -76,19 +102,23 @@ def _constant(value: Tensor) -> bool:
     return value.numel() > 1 and float(value.detach().max()) == float(value.detach().min())
 
 
-def drawn_anew(names: list[str]) -> Remedy:
+def drawn_anew(names: list[str], loose: Collection[str] = ()) -> Remedy:
+    """PyTorch's own first weights for modules, and for ``loose`` parameters such as a layer of their size has."""
     return Remedy(
         f"give {listed(names)} PyTorch's own first weights",
-        "\n".join(f"{path_of(name)}.reset_parameters()" for name in names),
+        "\n".join(_drawn(name, "1 / 3") if name in loose else f"{path_of(name)}.reset_parameters()" for name in names),
         on_model=lambda model: reset(model, names),
         place="init",
         order=BODY,
     )
 
 
-def drawn_for_relu(names: list[str]) -> Remedy:
+def drawn_for_relu(names: list[str], loose: Collection[str] = ()) -> Remedy:
     lines = [
-        f"nn.init.kaiming_normal_({path_of(name)}.weight, nonlinearity='relu'); nn.init.zeros_({path_of(name)}.bias)"
+        _drawn(name, "2")
+        if name in loose
+        else f"nn.init.kaiming_normal_({path_of(name)}.weight, nonlinearity='relu'); "
+        f"nn.init.zeros_({path_of(name)}.bias)"
         for name in names
     ]
     return Remedy(
@@ -98,6 +128,10 @@ def drawn_for_relu(names: list[str]) -> Remedy:
         place="init",
         order=BODY,
     )
+
+
+def _drawn(name: str, variance: str) -> str:
+    return f"nn.init.normal_({path_of(name)}, std=({variance} / len({path_of(name)})) ** 0.5)"
 
 
 def bad_init(exam: Examination) -> Suspicion | None:

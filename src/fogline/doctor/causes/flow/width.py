@@ -39,7 +39,7 @@ def bottleneck(exam: Examination) -> Suspicion | None:
         (first, second)
         for first, second in pairwise(layers)
         if (width_of(first) < min(needs, inputs_of(first)) or width_of(first) == 1)
-        and width_of(first) < widest
+        and width_of(first) < max(widest, inputs_of(first))
         and inputs_of(second) == width_of(first)
     ]
     if not narrow:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fogline.data.source import Batch, cast, leaves
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import operation
-from fogline.doctor.case import CPU, FAILURES
+from fogline.doctor.case import CPU, FAILURES, Program
 from fogline.doctor.closeup import some_rows
 from fogline.doctor.examination import Examination
 
@@ -68,17 +68,22 @@ def _look(exam: Examination, *, trained: bool) -> Look | None:
 
 
 def _looked(exam: Examination, batch: Batch, trained: bool) -> Look | None:
-    if trained:
-        begun = exam.observed.start if exam.observed is not None else None
-        if begun is None:
-            return None
-        model = copy.deepcopy(begun.objective.model).cpu().train()
-    else:
-        model = exam.program.new_model(exam.case.recipe.seed)
+    if not trained:
+        return looked_at(exam.program, batch)
+    begun = exam.observed.start if exam.observed is not None else None
+    return None if begun is None else _seen(copy.deepcopy(begun.objective.model).cpu().train(), exam.program, batch)
+
+
+def looked_at(variant: Program, batch: Batch) -> Look | None:
+    """A program on a batch, with the first weights of the run's own seed."""
+    return _seen(variant.new_model(variant.case.recipe.seed), variant, batch)
+
+
+def _seen(model: nn.Module, variant: Program, batch: Batch) -> Look | None:
     if not _finite(batch):
         return None
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    objective = Objective(model, exam.program.loss)
+    objective = Objective(model, variant.loss)
     with private_randomness(CPU), torch.enable_grad():
         seed_step(0, 0, PROBE, CPU)
         try:
@@ -192,7 +197,7 @@ def _guarded(node: Any) -> bool:
     return False
 
 
-def _broken(look: Look | None) -> bool:
+def broken(look: Look | None) -> bool:
     return look is not None and not (math.isfinite(look.loss) and look.finite_gradient)
 
 
@@ -210,13 +215,13 @@ def first_hazard(look: Look | None, *, logs: bool, guarded: bool | None = None) 
 def when(exam: Examination) -> tuple[Look | None, bool]:
     """The look at which the numbers break, and whether that is at once; (None, False) where they do not."""
     first = _look(exam, trained=False)
-    if _broken(first):
+    if broken(first):
         return first, True
     seen = exam.observed
     if seen is None or not seen.refused:
         return None, False
     last = _look(exam, trained=True)
-    return (last, False) if _broken(last) else (None, False)
+    return (last, False) if broken(last) else (None, False)
 
 
 def batch_is_fine(exam: Examination) -> bool:

@@ -14,6 +14,7 @@ from fogline.descent.objective import Objective
 from fogline.descent.randomness import private_randomness
 from fogline.descent.replay import explain_refusal
 from fogline.doctor.case import CPU, FAILURES
+from fogline.doctor.causes.number.guard import guards
 from fogline.doctor.causes.number.hazards import Look, batch_is_fine, first_hazard, when
 from fogline.doctor.closeup import some_rows, wide
 from fogline.doctor.examination import Examination
@@ -51,7 +52,7 @@ def nan_source(exam: Examination) -> Suspicion | None:
         tuple(evidence),
         f"The rows are finite, but {where} makes something of them that is not: {what}. Every step with such a row is "
         "lost, or takes the weights with it.",
-        tuple(_within_domain(exam, look, module)),
+        (*_within_domain(exam, look, module), *guards(exam, at_once=at_once)),
         proof=True,
         blocks=at_once and not batch_is_fine(exam),
         severity="fatal" if at_once else "serious",

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.doctor.causes.output.common import LOST, MUCH, ended_by, takes_logits
+from fogline.doctor.causes.output.common import LOST, MUCH, are_shares, ended_by, takes_logits
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
-from fogline.doctor.gains import profile, wants_probabilities, wants_shares
+from fogline.doctor.gains import profile, reads_probabilities, wants_probabilities, wants_shares
 from fogline.doctor.heads import Maker, bend, reach, value
 from fogline.doctor.matching import width_of
 
@@ -23,6 +23,7 @@ def output_activation(exam: Examination) -> Suspicion | None:
         _bounded_logits,
         _no_probabilities,
         _no_shares,
+        _one_whole,
         _everything_at_once,
         _out_of_range,
         _cut_logits,
@@ -107,7 +108,9 @@ def _bounded_logits(exam: Examination) -> Suspicion | None:
 
 
 def _no_probabilities(exam: Examination) -> Suspicion | None:
-    if exam.case.yardstick.work not in ("classes", "binary", "one_hot") or not wants_probabilities(exam):
+    if exam.case.yardstick.work not in ("classes", "binary", "one_hot"):
+        return None
+    if not wants_probabilities(exam) and not reads_probabilities(exam):
         return None
     bounds, name = reach(exam.anatomy), bend(exam.anatomy)
     if bounds is None or (bounds[0] >= -1e-6 and bounds[1] <= 1 + 1e-6):
@@ -169,6 +172,36 @@ def _no_shares(exam: Examination) -> Suspicion | None:
         () if remedy is None else (remedy,),
         proof=bounds[0] < 0,
         advice="End the model in a softmax.",
+    )
+
+
+def _one_whole(exam: Examination) -> Suspicion | None:
+    """A softmax over labels of which several can be true, or none: its outputs share one whole."""
+    outputs, targets, name = exam.anatomy.outputs, exam.program.train[1], bend(exam.anatomy)
+    if name != "softmax" or exam.case.yardstick.work != "binary" or not isinstance(outputs, Tensor):
+        return None
+    if targets.ndim != 2 or outputs.shape[1:] != targets.shape[1:] or targets.shape[1] < 2 or not are_shares(outputs):
+        return None
+    low, high = exam.case.yardstick.values
+    true = (targets > (low + high) / 2).sum(1)
+    share = float((true != 1).double().mean())
+    if share < LOST:
+        return None
+    end: Maker = nn.Identity if takes_logits(exam) == "binary" else nn.Sigmoid
+    called = "nothing" if end is nn.Identity else "a sigmoid"
+    remedy = ended_by(exam, end, f"put {called} in the place of the softmax at the end")
+    return Suspicion(
+        "output_activation",
+        0.95,
+        (
+            Evidence("share of the rows of which no label is true, or several are", share, "none, for a softmax"),
+            Evidence("most labels that are true of one row", int(true.max()), 1),
+        ),
+        "Several labels can be true of a row, or none, and the softmax at the end makes them share one whole: none can "
+        "be said surely beside another.",
+        () if remedy is None else (remedy,),
+        proof=True,
+        advice="End the model in a sigmoid, a probability a label.",
     )
 
 

@@ -13,7 +13,7 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.gains import is_difference, profile, wants_probabilities
 from fogline.doctor.heads import bend, value
-from fogline.doctor.matching import labelled, matching, width_of
+from fogline.doctor.matching import UnitTargets, labelled, matching, width_of
 from fogline.doctor.standing import standing
 
 
@@ -123,10 +123,12 @@ def _one_score(exam: Examination) -> Suspicion | None:
 def _beyond_unit(exam: Examination) -> Suspicion | None:
     """Binary cross-entropy with targets outside 0 to 1 falls without end."""
     targets, outputs = exam.program.train[1], exam.anatomy.outputs
+    if isinstance(exam.program.loss, UnitTargets):
+        return None  # maps them itself
     entropy = losses.family(exam.program.loss) == "binary"
     if isinstance(outputs, Tensor) and targets.is_floating_point() and outputs.shape[1:] == targets.shape[1:]:
         inside = {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
-        entropy |= bool(inside) or (exam.case.yardstick.work == "regression" and wants_probabilities(exam))
+        entropy |= bool(inside) or (exam.case.yardstick.work in ("regression", "binary") and wants_probabilities(exam))
     if not entropy or not targets.numel():
         return None
     low, high = float(targets.min()), float(targets.max())

@@ -13,6 +13,7 @@ from fogline.data import losses
 from fogline.doctor.causes.output.common import codes_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import HEAD, ROWS, Evidence, Remedy, Rows, Suspicion
+from fogline.doctor.gains import around
 from fogline.doctor.heads import Maker, bend, value, widened
 from fogline.doctor.matching import matching, width_of
 
@@ -150,6 +151,7 @@ def _each_alike(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
     A loss over quantiles, or over a mean and a variance, gives columns different parts; here the value stays when
     columns change places, and is the mean or the sum of what each column alone gives.
     """
+    outputs = around(targets, outputs)
     whole, turned = value(loss, outputs, targets), value(loss, outputs.flip(1), targets)
     alone = [value(loss, outputs[:, k : k + 1], targets) for k in range(outputs.shape[1])]
     if whole is None or turned is None or any(one is None for one in alone):

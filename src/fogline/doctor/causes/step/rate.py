@@ -8,6 +8,8 @@ from fogline.doctor.finding import RATE, Evidence, Remedy, Suspicion
 from fogline.doctor.remedies import measured_rate
 from fogline.doctor.standing import motion, standing, steps_of
 
+_LIKELY = 0.5
+
 
 def _multiplied(lr: float, factor: float) -> Remedy:
     return Remedy(
@@ -28,10 +30,10 @@ def lr_too_high(exam: Examination) -> Suspicion | None:
     if not began(exam) or not _rate_is_given(exam) or exam.observed is None:
         return None
     moves, steps, lr = motion(exam), steps_of(exam), exam.observed.lr
-    if not standing(exam).short and moves.refused < 0.5:
-        return None
-    strength = too_long(moves, steps)
-    if strength == 0:
+    stands, strength = standing(exam), too_long(moves, steps)
+    # What a classical learner gets is no limit: a trial has to show whether shorter steps get further.
+    far = stands.short or moves.refused >= 0.5 or strength >= _LIKELY
+    if not far or strength == 0:
         return None
     evidence = [Evidence("length of a step, relative to the weights", steps.each, f"{TIMID:g} to {BOLD:g}")]
     evidence.append(

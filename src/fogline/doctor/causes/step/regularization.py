@@ -7,7 +7,7 @@ import math
 from torch import nn
 
 from fogline.descent.optimizers import spec_of
-from fogline.doctor.anatomy import rms
+from fogline.doctor.anatomy import Anatomy, rms
 from fogline.doctor.causes.step.common import began
 from fogline.doctor.closeup import wide_trained
 from fogline.doctor.examination import Examination
@@ -67,7 +67,7 @@ def _decay(exam: Examination) -> Suspicion | None:
         return None
     inertia = 1 / (1 - spec.momentum) if spec.edge in ("heavy_ball", "nesterov") else 1.0
     folds = seen.lr * decay * seen.steps * inertia
-    pull, slope = _pull(exam, decay)
+    pull, slope = max((_pull(looked, decay) for looked in (exam.anatomy, anatomy)), key=lambda both: both[0] - both[1])
     decoupled = spec.name in _DECOUPLED
     adaptive = spec.name in _ADAPTIVE and not decoupled
     if not (pull > slope if adaptive else folds > 1):
@@ -92,10 +92,11 @@ def _decay(exam: Examination) -> Suspicion | None:
     )
 
 
-def _pull(exam: Examination, decay: float) -> tuple[float, float]:
-    """Root mean square of the decay's and of the loss's gradient over the matrices of the trained model."""
-    anatomy = wide_trained(exam)
-    assert anatomy is not None
+def _pull(anatomy: Anatomy, decay: float) -> tuple[float, float]:
+    """Root mean square of the decay's and of the loss's gradient over the matrices of a model.
+
+    Asked of the first weights and of the last: where the decay has won there is nothing left that it could pull at.
+    """
     matrices = {name: p for name, p in anatomy.named_parameters() if p.ndim >= 2}
     pulls = [decay * rms(p) for p in matrices.values()]
     slopes = [rms(anatomy.gradients.get(name)) for name in matrices]

@@ -1,0 +1,82 @@
+"""Operations kept inside their domain, wherever in a program they stand: tried, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fogline.doctor.causes.number.hazards import broken, looked_at
+from fogline.doctor.closeup import some_rows
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import WRAP, Remedy
+from fogline.doctor.uncut import Within, within
+
+_SMALL = 1e-6
+"""Numbers are kept this far from where a logarithm, a root or a quotient has no finite slope."""
+
+
+def _kept_from_zero(value: Tensor) -> Tensor:
+    sign = torch.where(value < 0, -torch.ones_like(value), torch.ones_like(value))
+    return torch.where(value.abs() < _SMALL, _SMALL * sign, value)
+
+
+def _above_zero(value: Tensor) -> Tensor:
+    return value.clamp_min(_SMALL)
+
+
+_FIRST: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": _above_zero, "log2": _above_zero, "log10": _above_zero, "sqrt": _above_zero, "rsqrt": _above_zero,
+    "log1p": lambda value: value.clamp_min(_SMALL - 1), "reciprocal": _kept_from_zero, "__rdiv__": _kept_from_zero,
+    "__rtruediv__": _kept_from_zero, "exp": lambda value: value.clamp_max(80.0),
+}  # fmt: skip
+_SECOND = ("div", "true_divide", "divide", "__truediv__")
+
+
+class Guarded(TorchFunctionMode):
+    """Gives logarithms, roots, quotients, powers and deviations numbers that they have a finite slope for."""
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        first, second = (*args, None, None)[:2]
+        if name in _FIRST and _floating(first):
+            args = (_FIRST[name](first), *args[1:])
+        elif name in _SECOND and _floating(second):
+            args = (first, _kept_from_zero(second), *args[2:])
+        elif name in ("pow", "__pow__") and _floating(first) and isinstance(second, float) and second % 1:
+            args = (_above_zero(first), *args[1:])
+        elif name == "std":
+            return (torch.var(*args, **kwargs) + _SMALL**2).sqrt()
+        return func(*args, **kwargs)
+
+
+def _floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def guards(exam: Examination, *, at_once: bool) -> Iterator[Remedy]:
+    """The smallest edit with which loss and gradient of the first weights are finite: of the model, the loss, both.
+
+    Where they are so at first anyway, both.
+    """
+    places = [(True, False), (False, True)] if exam.case.supervised and at_once else []
+    for in_model, in_loss in [*places, (exam.case.supervised, True)]:
+        remedy = _guard(in_model, in_loss)
+        if not at_once or not broken(looked_at(exam.program_with(remedy), some_rows(exam))):
+            yield remedy
+            return
+
+
+def _guard(in_model: bool, in_loss: bool) -> Remedy:
+    where = " and ".join(name for name, there in (("the model", in_model), ("the loss", in_loss)) if there)
+    return Remedy(
+        f"keep logarithms, roots and quotients in {where} inside their domain",
+        "torch.log(x.clamp_min(1e-6)), torch.sqrt(x.clamp_min(1e-6)), a / (b + 1e-6)  # in " + where,
+        on_model=(lambda module: Within(module, Guarded)) if in_model else None,
+        on_loss=(lambda loss: within(loss, Guarded)) if in_loss else None,
+        place="domain",
+        order=WRAP,
+    )
