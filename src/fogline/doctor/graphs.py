@@ -137,16 +137,18 @@ def _across_rows(node: Any, outputs: Tensor) -> bool:
 def broadcast(loss: Tensor, outputs: Tensor) -> tuple[int, ...] | None:
     """The shape (n, n) that n outputs were blown up to by meeting n targets of another shape; None if they were not.
 
+    They are all that the model gives for n rows, or one number a row picked out of it.
+
     It is found where an operation with a single input of the graph gives (n, n) from n numbers: what two inputs of the
     graph give is somebody's comparison of pairs.
     """
-    size = outputs.numel()
-    if size < 2 or outputs.shape[0] != size:
+    size = len(outputs) if outputs.ndim else 0
+    if size < 2:
         return None
     for node in nodes_between(loss.grad_fn, outputs.grad_fn):
         before = inputs_of(node)
-        blown = operation(node) in _ELEMENTWISE and shape_of(node) == (size, size)
-        if blown and len(before) == 1 and _is_output(before[0], outputs.grad_fn):
+        blown = operation(node) in _ELEMENTWISE and shape_of(node) == (size, size) and len(before) == 1
+        if blown and shape_of(before[0]) in ((size, 1), (size,)) and _is_output(before[0], outputs.grad_fn):
             return size, size
     return None
 
@@ -161,7 +163,14 @@ def _is_output(node: Any, end: Any) -> bool:
     for _ in range(8):
         if node is end:
             return True
-        if operation(node) not in SHAPING or operation(node) in ("Sub", "Add", "Mul", "Div", "Sum", "Mean"):
+        if operation(node) not in (*SHAPING, "Gather") or operation(node) in (
+            "Sub",
+            "Add",
+            "Mul",
+            "Div",
+            "Sum",
+            "Mean",
+        ):
             return False
         before = inputs_of(node)
         if len(before) != 1:

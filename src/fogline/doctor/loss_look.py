@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from fogline.data.source import leaves
 from fogline.doctor import told
@@ -30,6 +29,7 @@ class LossLook:
     Attributes:
         first: what the first batches showed; None before one was seen.
         operations: between outputs and loss, by the field's names.
+        gives_targets: some outputs of this step are numbers without a graph, such as those of a frozen teacher.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any) -> None:
@@ -40,6 +40,7 @@ class LossLook:
         self._output: Tensor | None = None
         self._gradient: Tensor | None = None
         self._ratios: list[float] = []
+        self.gives_targets = False
         self._paired = self._recovers = self._over = False
         self._begin()
 
@@ -47,6 +48,7 @@ class LossLook:
         self._from_module: list[Tensor] = []
         self._from_gradient: list[Tensor] = []
         self._hung = self._fired = 0
+        self.gives_targets = False
         self._plain: float | None = None  # the first of this step, without what the loop multiplies it with or adds
         self._logged: float | None = None
         self._over = False
@@ -75,8 +77,9 @@ class LossLook:
     def after_model(self, output: object) -> None:
         """What the model gave, with its graph."""
         self._output = output if isinstance(output, Tensor) and output.requires_grad else None
+        self.gives_targets = any(t.is_floating_point() and not t.requires_grad for t in leaves(output))
         for leaf in leaves(output)[:_MOST_OUTPUTS]:
-            if leaf.grad_fn is not None and not is_functorch_wrapped_tensor(leaf):
+            if leaf.grad_fn is not None:
                 self._hung += 1
                 leaf.register_hook(Hook(self._fires))  # type: ignore[no-untyped-call]
 
@@ -84,15 +87,15 @@ class LossLook:
         self._fired += 1
         self._gradient = gradient.detach()
 
-    def module(self, step: int, args: tuple[Any, ...], output: Tensor, *, close: bool) -> Iterator[Finding]:
-        """After the loss module; ``close`` in the first steps."""
-        if output.numel() == 1 and close:
+    def module(self, step: int, args: tuple[Any, ...], output: Tensor) -> Iterator[Finding]:
+        """After the loss module."""
+        if output.numel() == 1:
             factors = self._from_module
             output.register_hook(Hook(lambda gradient: factors.append(gradient.detach())))  # type: ignore[no-untyped-call]
             self._compare(plain=float(output.detach()))
         if len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
             return
-        if not self._paired and close:
+        if not self._paired:
             yield from self._pair(step, output, args[0], args[1])
         elif self.first is not None and not self._recovers:
             self.first = self.first.and_also(step, args[1])
@@ -111,9 +114,11 @@ class LossLook:
         if root is not None and not self._paired:
             yield from self._pair(step, root, output, None if found is None else found.targets)
 
-    def late(self, step: int) -> None:
-        """Before a step of which no ``backward()`` was seen: later ones are not waited for."""
-        if self._recovers and self._output is not None and self._gradient is not None:
+    def late(self, step: int, targets: Tensor | None) -> None:
+        """Before a step that is looked at again: the latest targets, or what the gradient tells of them."""
+        if targets is not None and self.first is not None and not self._recovers:
+            self.first = self.first.and_also(step, targets)
+        elif self._recovers and self._output is not None and self._gradient is not None:
             found = recover(self._output, self._gradient, None)
             if found is not None:
                 self._keep(step, self._output, found)

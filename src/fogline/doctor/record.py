@@ -92,7 +92,7 @@ def findings_of_record(run: Run) -> list[Finding]:
         told = [f for f in told if f.cause != "nan_source"]  # the loss had grown without bound before it overflowed
     known = {finding.cause for finding in told}
     found = [f for f in signals.values() if f.cause not in known]
-    explained = {follows for cause in known for follows in _EXPLAINS.get(cause, ())}
+    explained = {follows for cause in known for follows in _EXPLAINS.get(cause, ()) if follows != cause}
     told, found = ([f for f in some if f.cause not in explained] for some in (told, found))
     if any(f.cause == "lr_too_high" for f in (*told, *found)):
         found = [f for f in found if f.cause not in _FOLLOWS_DIVERGENCE]
@@ -275,12 +275,13 @@ def _ran_away(run: Run, evidence: dict[str, Any]) -> bool:
 
 
 def _has_much_left(run: Run, evidence: dict[str, Any]) -> bool:
-    """Of a run that is not ours every loop that ends early would have more to gain: what it learned decides.
+    """Every loop that is not ours and ends early would have more to gain: that it had hardly begun is a fault.
 
-    Where that is unknown, more than half of the gain came in the last third: it had hardly begun.
+    It learned little and its loss fell in the last third as fast as before; or, where that is all that is known, faster
+    than in the two thirds before together.
     """
-    left = run.info.get("loss_over_constant")
-    return not _is_watched(run) or (_number(evidence.get("gain_share")) if left is None else float(left)) > 0.5
+    left, share = run.info.get("loss_over_constant"), _number(evidence.get("gain_share"))
+    return not _is_watched(run) or (share > 0.5 if left is None else left > 0.5 and share > 1 / 3)
 
 
 def _left_again(run: Run) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ _COLLAPSED = 1e-3
 _FEWEST = 20
 _HUNDREDTH = 0.0101
 _EARLY = 0.2
+_SAME = 0.1
 
 
 class ScheduleLook:
@@ -118,6 +119,15 @@ class ScheduleLook:
                 "CosineAnnealingLR was stepped at every batch far beyond its T_max: the learning rate does not fall "
                 f"once over the run but swings down and up again every {2 * period} batches.",
                 f"call scheduler.step() once an epoch, or make it with T_max={step + 1} batches",
+            )
+        planned = period if self.kind == "CosineAnnealingLR" else getattr(self.scheduler, "total_iters", None)
+        if planned and 0 < asked < 0.2 * step and abs(planned - step - 1) <= _SAME * step and step >= _FEWEST:
+            yield told.schedule_unit(
+                0.85,
+                Evidence("calls of scheduler.step()", asked, f"{planned}, one a step", step),
+                f"{self.kind} was made for as many calls as there are steps and was called once an epoch: the learning "
+                "rate has hardly changed.",
+                "call scheduler.step() after every optimizer.step()",
             )
         if self.kind == "OneCycleLR" and total and asked < 0.2 * total and step + 1 >= 0.5 * total:
             yield told.schedule_unit(

@@ -13,6 +13,7 @@ Each cause is told once, at the step it was seen at, with the line of code where
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,7 @@ class Inspector:
         self._layer_handles: list[RemovableHandle] = []
         self._sentinel: Any = next((p for _, p in named if p.ndim == 1), named[0][1])
         self._held: bool | None = None
+        self._waits = False
         self._counts = dict.fromkeys(
             ("stale", "looked", "eval", "no gradient", "cut", "lost", "bare", "tiny", "scale", "blind"), 0
         )
@@ -118,7 +120,8 @@ class Inspector:
         self._named_nan = False
         self._schedule = ScheduleLook(scheduler, optimizer)
         self._idle = _idle_parameters(model, optimizer, left_out)
-        self._orphaned = len(left_out) == len(self.named)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._orphaned = not any(id(p) in held for _, p in named)
         self._frozen = _frozen_copies(model)
         if not compiled:
             self._handles.append(self._sentinel.register_hook(Hook(self._before_accumulation)))  # type: ignore[no-untyped-call]
@@ -187,12 +190,11 @@ class Inspector:
 
     def loss(self, step: int, args: tuple[Any, ...], output: Any) -> None:
         """After the loss module."""
-        if self._keeper is None and len(args) == 2 and isinstance(args[1], Tensor) and args[1].is_floating_point():
+        if self._keeper is None and len(args) == 2 and isinstance(args[1], Tensor):
             self._keeper = self.loss_fn.register_forward_hook(Hook(self._keep_targets))
             self._targets = args[1].detach()
-        looks = self.looking or _looks_again(step)  # for the order of the rows
-        if looks and isinstance(output, Tensor) and output.requires_grad:
-            self._say_all(step, self.loss_look.module(step, args, output, close=self.looking))
+        if self.looking and isinstance(output, Tensor) and output.requires_grad:
+            self._say_all(step, self.loss_look.module(step, args, output))
 
     def logged(self, step: int, loss: Any) -> None:
         """A loss was logged."""
@@ -248,7 +250,8 @@ class Inspector:
             self._look_closely(step)
         if self._noisy:
             self._check_mode(step)
-        self.loss_look.late(step)
+        if not self.looking and _looks_again(step):
+            self.loss_look.late(step, self._targets)
         if isinstance(norm, float) and not math.isfinite(norm) and not self._named_nan:
             self._name_not_finite(step, norm)
 
@@ -257,7 +260,7 @@ class Inspector:
         if step == 0 and self._schedule.steps_first():
             self.say(step, told.schedule_first(self._line("step")))
         if step + 1 == SURE:
-            self._check_idle(step)
+            self._check_idle(step, waits=True)
             self._check_frozen(step)
             self._check_symmetric(step)
         self._step, self._given, self._held, self._scored = _Step(), None, None, None
@@ -287,10 +290,13 @@ class Inspector:
             self._keeper.remove()
         for finding in self._schedule.at_the_end(step - 1, rates) if step else ():
             self.say(step - 1, finding)
+        self.loss_look.late(step, self._targets)
         first = self.loss_look.compared()
         self._say_all(step - 1, first.explains(step - 1, losses) if first is not None and step else ())
         if self._scored is not None:
             self.say(self._scored[0], told.train_mode(*self._scored))
+        if self._waits:
+            self._check_idle(step - 1, waits=False)
         if len(not_finite) and not self._named_nan:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
             if bad:  # on a device nobody waited to look at the time
@@ -431,12 +437,16 @@ class Inspector:
             line, switched = self._line("step"), self._was_training
             self.say(step, told.eval_mode(step, SURE, names, switched=switched, line=line))
 
-    def _check_idle(self, step: int) -> None:
-        still = [
-            (name, hidden)
+    def _check_idle(self, step: int, *, waits: bool) -> None:
+        """Parameters nobody moves; ``waits`` for another optimizer that has them and may take its turn later."""
+        idle = [
+            (name, p, hidden)
             for name, p, version, total, hidden in self._idle
             if p.grad is not None and p._version == version and float(p.detach().double().sum()) == total
         ]
+        others = _held_by_others(self.optimizer) if idle and waits else set()
+        still = [(name, hidden) for name, p, hidden in idle if id(p) not in others]
+        self._waits = len(still) < len(idle)
         hidden = [name for name, flag in still if flag]
         if hidden:
             self.say(step, told.hidden_parameters(step, hidden))
@@ -453,7 +463,7 @@ class Inspector:
     def _check_frozen(self, step: int) -> None:
         """A frozen part that was trained before is fine-tuning; one that is as it was drawn is not."""
         frozen = [name for name in frozen_as_drawn(self.model) if self._stands(name)]
-        if frozen:
+        if frozen and not self.loss_look.gives_targets:
             self.say(step, told.frozen(step, frozen))
 
     def _stands(self, name: str) -> bool:
@@ -522,6 +532,12 @@ def _frozen_copies(model: nn.Module) -> dict[str, float | None]:
 def _same(one: nn.Module, other: nn.Module) -> bool:
     pairs = list(zip(one.parameters(recurse=False), other.parameters(recurse=False), strict=False))
     return type(one) is type(other) and all(torch.equal(a, b) for a, b in pairs if a.ndim > 1)
+
+
+def _held_by_others(optimizer: Optimizer) -> set[int]:
+    """Identities of the parameters that other optimizers have."""
+    others = [o for o in gc.get_objects() if issubclass(type(o), Optimizer) and o is not optimizer]
+    return {id(p) for o in others for group in o.param_groups for p in group["params"]}
 
 
 def _total(layer: nn.Module) -> float:
