@@ -123,6 +123,10 @@ def squared(outputs: Tensor, targets: Tensor) -> Tensor:
     return ((outputs - targets) ** 2).mean()
 
 
+def quick(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.5)
+
+
 LOOPS: dict[str, tuple[dict[str, Any], str | None]] = {
     "sound": ({"loss": F.cross_entropy, "epochs": 12}, None),
     "softmax twice": ({"loss": lambda o, y: F.cross_entropy(o.softmax(1), y)}, "double_softmax"),
@@ -136,7 +140,7 @@ LOOPS: dict[str, tuple[dict[str, Any], str | None]] = {
     "each with each": ({"loss": lambda o, y: squared(o, y.float()), "model": lambda: net(1)}, "shape_broadcast"),
     "sorted rows": ({"loss": F.cross_entropy, "by_class": True}, "unshuffled_data"),
     "undivided": ({"loss": F.cross_entropy, "each": 5}, "accumulation_scale"),
-    "divided": ({"loss": lambda o, y: F.cross_entropy(o, y) / 4, "each": 4, "make": lambda p: torch.optim.SGD(p, lr=0.5), "epochs": 12}, None),
+    "divided": ({"loss": lambda o, y: F.cross_entropy(o, y) / 4, "each": 4, "make": quick, "epochs": 12}, None),
     "crawling": (
         {"loss": F.cross_entropy, "make": lambda p: torch.optim.Adam(p, lr=1e-7), "epochs": 8}, "lr_too_low",
     ),

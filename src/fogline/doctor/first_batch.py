@@ -23,6 +23,7 @@ _NOTHING = 0.9
 _SORTED = 0.3
 """Of the targets' variance between batches; samplers that draw several rows of each of a few classes stay below it."""
 _FEWEST_LABELS = 100
+_CLOSE = 16
 _FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 8, 512, 64
 
 
@@ -55,6 +56,10 @@ class FirstBatch:
         alike = len({targets.shape[1:] for step in self.seen.values() for targets in step}) == 1
         return [torch.cat(list(step)) for step in self.seen.values()] if alike else []
 
+    @property
+    def _numbers(self) -> bool:
+        return losses.family(self.loss_fn) == "elementwise"
+
     def explains(self, step: int, recorded: NDArray[np.float64]) -> Iterator[Finding]:
         """Findings for a loop that ended with these losses; but for the order of the rows, none where it learned."""
         batches = self._batches
@@ -62,6 +67,8 @@ class FirstBatch:
             labels = torch.cat(batches)
             if not labels.is_floating_point() and bool((labels == labels.flatten()[0]).all()):
                 yield told.constant_targets(step, len(labels))
+        close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self._numbers]
+        batches = [batches[k] for k in close] if batches else []  # numbers that a network makes itself drift
         sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
         if sorted_by is not None and sorted_by.share > _SORTED:
             yield told.unshuffled(step, sorted_by)
@@ -79,8 +86,7 @@ class FirstBatch:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""
         finite = recorded[np.isfinite(recorded)]
         batches = self._batches
-        numbers = losses.family(self.loss_fn) == "elementwise"
-        if numbers and batches and between_batches([_columns(targets) for targets in batches]) is not None:
+        if self._numbers and batches and between_batches([_columns(targets) for targets in batches]) is not None:
             return None  # the targets move, as those of a network that learns from itself
         constant = _constant(self.loss_fn, batches)
         if constant is None or not constant * self.ratio > 0 or not len(finite):
