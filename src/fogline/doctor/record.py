@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _WORTH_SAYING = 0.5
 _NOTHING_LEARNED = 0.97
-_LITTLE_LEARNED = 0.9
+_LITTLE_LEARNED = 0.9  # both numbers are known to some percent
 _LEAP, _CRAWL = 0.2, 0.01  # of the length of the weights: of one step, of all of them
 _DECOUPLED = ("adamw", "adamw8bit", "lion", "muon", "musgd")  # their decay is no part of the gradient
 _WORSE, _EXPLODED = 1.2, 10.0
@@ -71,11 +71,11 @@ def diagnose_record(run: Run) -> Report:
     verdict: Outcome = "undecided"
     if findings:
         verdict = "faulty"
-    elif judgement is not None and judgement.verdict in _FINE and (left is None or left < _NOTHING_LEARNED):
+    elif judgement is not None and judgement.verdict in _FINE and (left is None or left < _LITTLE_LEARNED):
         verdict = "healthy"
     notes = ["nothing was run: give the task, run.diagnose(task), to have the remedies tried against a control"]
-    if left is not None and left >= _NOTHING_LEARNED:
-        notes.append("the loss ends no lower than that of the best answer that does not look at the inputs")
+    if left is not None and left >= _LITTLE_LEARNED:
+        notes.append("the loss ends hardly lower than that of the best answer that does not look at the inputs")
     if judgement is None:
         notes.append("the run goes on, or was not judged")
     return Report(verdict, findings, notes=tuple(notes))
@@ -277,11 +277,11 @@ def _ran_away(run: Run, evidence: dict[str, Any]) -> bool:
 def _has_much_left(run: Run, evidence: dict[str, Any]) -> bool:
     """Every loop that is not ours and ends early would have more to gain: that it had hardly begun is a fault.
 
-    It learned little and its loss fell in the last third as fast as before; or, where that is all that is known, faster
-    than in the two thirds before together.
+    It learned little, and its loss fell in the last third as fast as before. Where the former is unknown the verdict
+    has to do.
     """
     left, share = run.info.get("loss_over_constant"), _number(evidence.get("gain_share"))
-    return not _is_watched(run) or (share > 0.5 if left is None else left > 0.5 and share > 1 / 3)
+    return not _is_watched(run) or (left is not None and left > 0.5 and share > 1 / 3)
 
 
 def _left_again(run: Run) -> Iterator[Finding]:
