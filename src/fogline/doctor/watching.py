@@ -190,7 +190,7 @@ class Inspector:
 
     def loss(self, step: int, args: tuple[Any, ...], output: Any) -> None:
         """After the loss module."""
-        if self._keeper is None and len(args) == 2 and isinstance(args[1], Tensor):
+        if self._keeper is None and len(args) == 2 and isinstance(args[1], Tensor) and args[1].is_floating_point():
             self._keeper = self.loss_fn.register_forward_hook(Hook(self._keep_targets))
             self._targets = args[1].detach()
         if self.looking and isinstance(output, Tensor) and output.requires_grad:
@@ -290,7 +290,6 @@ class Inspector:
             self._keeper.remove()
         for finding in self._schedule.at_the_end(step - 1, rates) if step else ():
             self.say(step - 1, finding)
-        self.loss_look.late(step, self._targets)
         first = self.loss_look.compared()
         self._say_all(step - 1, first.explains(step - 1, losses) if first is not None and step else ())
         if self._scored is not None:
@@ -303,7 +302,8 @@ class Inspector:
                 self.say(not_finite[0], told.not_finite_later(not_finite[0], bad))
 
     def _keep_targets(self, _: nn.Module, args: tuple[Any, ...], __: object) -> None:
-        self._targets = args[1].detach() if torch.is_grad_enabled() else self._targets
+        if torch.is_grad_enabled() and len(args) == 2 and isinstance(args[1], Tensor):
+            self._targets = args[1].detach()
 
     def rest(self) -> None:
         """Look closely at nothing: watching must cost nothing that can be left out."""
@@ -332,6 +332,8 @@ class Inspector:
     def _hang_on_layers(self, step: int) -> None:
         held = {id(p): name for name, p in self.named}
         self._layer_handles = [self.model.register_forward_hook(Hook(self._after_model))]
+        if not self.looking and self._keeper is None and isinstance(self.loss_fn, nn.Module):
+            self._layer_handles.append(self.loss_fn.register_forward_hook(Hook(self._keep_targets)))
         if step >= _LAYER_LOOKS:
             return
         for name, module in self.model.named_modules():
