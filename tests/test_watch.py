@@ -496,7 +496,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         ((print, optimizer), TypeError, "expected a torch.nn.Module"),
         ((model, model), TypeError, "expected a torch.optim.Optimizer"),
         ((model, [optimizer]), TypeError, "watch each optimizer on its own"),
-        ((model, other), ValueError, "make the optimizer from the parameters of this very model"),
+        ((nn.Linear(1, 1).requires_grad_(False), other), ValueError, "model with trainable parameters"),
     ):
         with pytest.raises(error, match=words):
             fogline.watch(*arguments, runs=tmp_path)  # type: ignore[arg-type]

@@ -295,8 +295,9 @@ class WatchedRun(Run):
         losses, rates = (self.steps[name].astype(np.float64) for name in ("loss", "lr"))
         inspector.finish(observer.taken, losses, rates, observer.ledger.not_finite)
         inspector.skipped(observer.taken, observer.ledger.skipped)
-        if inspector.first is not None:
-            info["loss_over_constant"] = inspector.first.share_left(losses)
+        first = inspector.loss_look.compared()
+        if first is not None:
+            info["loss_over_constant"] = first.share_left(losses)
         judgement, message = self._judged(error)
         if observer.taken:
             info["recipe"] |= {"duration": f"{observer.taken}st"}
@@ -372,17 +373,17 @@ def _checked(model: object, optimizer: Any, share: object) -> Optimizer:
 
 
 def _trained(model: nn.Module, optimizer: Optimizer) -> tuple[list[tuple[str, nn.Parameter]], list[str]]:
-    """The model's trainable parameters in the optimizer, and the names of those that are not."""
+    """The model's trainable parameters in the optimizer, all where it has none, and the names of those it has not."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     trained = [(n, p) for n, p in named if id(p) in held]
-    if not trained:
+    if not named:
         raise ValueError(
-            f"watch: expected an optimizer of the model's trainable parameters, received one with {len(held)} "
-            "parameters of which none is; make the optimizer from the parameters of this very model, after moving or "
-            "replacing its layers"
+            "watch: expected a model with trainable parameters, received one whose parameters all have "
+            "requires_grad=False; nothing can be learned: model.requires_grad_(True) before the optimizer is made"
         )
-    return trained, [n for n, p in named if id(p) not in held]
+    # An optimizer of none of them is a fault of the loop, which its first steps will show.
+    return trained or named, [n for n, p in named if id(p) not in held]
 
 
 def _left_out(names: list[str]) -> str:

@@ -318,7 +318,14 @@ def test_validation_in_training_mode(mode: bool, evaluate: bool, tmp_path: Path)
 @pytest.mark.parametrize("image", [False, True])
 @pytest.mark.parametrize("rows", [2, 16])
 def test_batch_normalisation_of_few_rows(rows: int, image: bool, tmp_path: Path) -> None:
-    pixels = [nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 1)]
+    pixels = [
+        nn.Unflatten(1, (1, 2, 2)),
+        nn.Conv2d(1, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 1),
+    ]
     run = Loop(tmp_path, nn.Sequential(*pixels) if image else mlp(mode=True)).run(data(rows=rows))
     assert causes(run) == (["tiny_batch_norm"] if rows == 2 else [])
 
@@ -466,8 +473,8 @@ def test_the_operation_of_the_first_nan_is_named(tmp_path: Path) -> None:
     with torch.no_grad():
         model.body.bias.fill_(-9.0)
     run = Loop(tmp_path, model).run(batches)
-    assert causes(run)[0] == "nan_source"
-    found = finding(run, "nan_source")
+    assert causes(run) == ["log_of_zero"]
+    found = finding(run, "log_of_zero")
     assert "log" in found["explanation"]
     assert next(iter(run.findings))["step"] == 5
 

@@ -221,9 +221,9 @@ def _read_graph(found: Anatomy, loss: Tensor) -> None:
             found.pairs.append((before, layer.name))
 
 
-def operations_between(loss: Tensor, outputs: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """``Anatomy.head`` and ``Anatomy.in_loss`` of a loss and outputs that are there already."""
-    return tuple(_names_until_linear(outputs.grad_fn)), tuple(_names_between(loss.grad_fn, outputs.grad_fn))
+def until_linear(outputs: Tensor) -> tuple[str, ...]:
+    """``Anatomy.head`` of outputs that are there already."""
+    return tuple(_names_until_linear(outputs.grad_fn))
 
 
 def operation(node: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import Tensor
 
 import fogline
 
@@ -31,3 +32,18 @@ def calling_line() -> str:
             return f"{Path(name).name}:{frame.f_lineno}" + (f": {line}" if line else "")
         frame = frame.f_back
     return ""
+
+
+def backward_root() -> Tensor | None:
+    """What ``backward()`` was called on, told from a hook within it; None where another thread runs it.
+
+    Of one within another, as in reentrant checkpoints, the outer one counts.
+    """
+    root: Tensor | None = None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is torch.autograd.backward.__code__:
+            tensors = frame.f_locals["tensors"]
+            root = tensors if isinstance(tensors, Tensor) else tensors[0] if len(tensors) == 1 else None
+        frame = frame.f_back
+    return root

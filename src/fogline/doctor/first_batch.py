@@ -22,6 +22,8 @@ _LEARNS = 0.5
 _NOTHING = 0.9
 _SORTED = 0.3
 """Of the targets' variance between batches; samplers that draw several rows of each of a few classes stay below it."""
+_FEWEST_LABELS = 100
+_CLOSE = 16
 _FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 8, 512, 64
 
 
@@ -33,12 +35,14 @@ class FirstBatch:
         loss_fn: the loss of the loop.
         inputs, targets: how far they are from what first weights are made for; None where that is unknown, or well.
         seen: the targets of this batch and of others, as far as they were looked at, by the step they were used in.
+        ratio: of the recorded losses to those of ``loss_fn``; NaN where they have further terms.
     """
 
     loss_fn: Any
     inputs: InputExcess | None
     targets: TargetExcess | None
     seen: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    ratio: float = 1.0
 
     def and_also(self, step: int, targets: Tensor) -> FirstBatch:
         """With the targets of another batch; a step may be taken on several."""
@@ -52,9 +56,19 @@ class FirstBatch:
         alike = len({targets.shape[1:] for step in self.seen.values() for targets in step}) == 1
         return [torch.cat(list(step)) for step in self.seen.values()] if alike else []
 
+    @property
+    def _numbers(self) -> bool:
+        return losses.family(self.loss_fn) == "elementwise"
+
     def explains(self, step: int, recorded: NDArray[np.float64]) -> Iterator[Finding]:
         """Findings for a loop that ended with these losses; but for the order of the rows, none where it learned."""
         batches = self._batches
+        if losses.family(self.loss_fn) == "classes" and sum(map(len, batches)) >= _FEWEST_LABELS:
+            labels = torch.cat(batches)
+            if not labels.is_floating_point() and bool((labels == labels.flatten()[0]).all()):
+                yield told.constant_targets(step, len(labels))
+        close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self._numbers]
+        batches = [batches[k] for k in close] if batches else []  # numbers that a network makes itself drift
         sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
         if sorted_by is not None and sorted_by.share > _SORTED:
             yield told.unshuffled(step, sorted_by)
@@ -71,10 +85,18 @@ class FirstBatch:
     def share_left(self, recorded: NDArray[np.float64]) -> float | None:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""
         finite = recorded[np.isfinite(recorded)]
-        constant = _constant(self.loss_fn, self._batches)
-        if constant is None or not constant > 0 or not len(finite):
+        batches = self._batches
+        if self._numbers and batches and between_batches([_columns(targets) for targets in batches]) is not None:
+            return None  # the targets move, as those of a network that learns from itself
+        constant = _constant(self.loss_fn, batches)
+        if constant is None or not constant * self.ratio > 0 or not len(finite):
             return None
-        return float(finite[-max(1, len(finite) // 10) :].mean()) / constant
+        return float(finite[-max(1, len(finite) // 10) :].mean()) / (constant * self.ratio)
+
+    @property
+    def known(self) -> bool:
+        """Whether it is a loss whose best constant answer is known, and targets were seen."""
+        return bool(self.seen) and losses.family(self.loss_fn) in ("classes", "binary", "elementwise")
 
 
 def look(

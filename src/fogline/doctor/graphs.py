@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fogline.doctor.anatomy import SHAPING, inputs_of, nodes_between, operation, operations_between
+from fogline.doctor.anatomy import BENDS, LINEAR, SHAPING, has_weight, inputs_of, nodes_between, operation, until_linear
 from fogline.doctor.finding import Evidence, Severity
 
 _ELEMENTWISE = ("Sub", "Rsub", "Add", "Mul", "Div", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Expand")
+_RESHAPING = ("View", "UnsafeView", "ReshapeAlias", "Transpose", "Permute", "Squeeze", "Unsqueeze", "ToCopy", "Alias")
+_MOST_NODES = 500
 _LOGARITHMS = {"log_softmax", "log", "log_sigmoid", "Logsumexp"}
 _RANGES = {"relu": (0.0, None), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "softmax": (0.0, 1.0)}
 
@@ -38,18 +40,24 @@ def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Itera
         outputs: what the model gave for it, with its graph.
         targets: what they were compared with, where that is known.
     """
-    if outputs.grad_fn is None or loss.grad_fn is None:
-        return
-    head, in_loss = operations_between(loss, outputs)
+    way = [] if outputs.grad_fn is None or loss.grad_fn is None else on_the_way(loss, outputs)
+    if not way or any(operation(node) in LINEAR and has_weight(node) for node in way):
+        return  # the loss is of other outputs, or another network's
+    head, in_loss = until_linear(outputs), operations_between(loss, outputs)
     last = head[0] if head else ""
     values = outputs.detach()
     shape = broadcast(loss, outputs)
     if shape is not None:
         yield _broadcast(outputs, targets, shape)
-    if values.numel() and last in ("softmax", "log_softmax") and bool((values == (last == "softmax")).all()):
+    if "NllLoss" in in_loss and any(_across_rows(node, outputs) for node in (outputs.grad_fn, *way)):
+        yield _ACROSS
+        return
+    if any(_over_one(node) for node in way) or (
+        values.numel() and last in ("softmax", "log_softmax") and bool((values == (last == "softmax")).all())
+    ):
         yield _SINGLE
         return
-    if last == "softmax" and "log_softmax" in in_loss:
+    if (last == "softmax" and "log_softmax" in in_loss) or any(_of_a_softmax(node) for node in way):
         yield _DOUBLE
     elif last == "sigmoid" and "BinaryCrossEntropyWithLogits" in in_loss:
         yield _TWICE
@@ -57,23 +65,90 @@ def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Itera
         yield _CUT
     elif "NllLoss" in in_loss and "log_softmax" not in in_loss and not set(head[:3]) & _LOGARITHMS:
         yield _NO_LOG
-    elif targets is not None and "MseLoss" in in_loss and last in _RANGES and targets.is_floating_point():
+    elif targets is not None and _squares(in_loss) and last in _RANGES and targets.is_floating_point():
         yield from _out_of_reach(last, targets)
+
+
+def operations_between(loss: Tensor, outputs: Tensor) -> tuple[str, ...]:
+    """Names of the operations between outputs and loss."""
+    way = [] if outputs.grad_fn is None or loss.grad_fn is None else on_the_way(loss, outputs)
+    return tuple(BENDS.get(operation(node), operation(node)) for node in way)
+
+
+def linear_layers(outputs: Tensor) -> int:
+    """Layers with weights behind outputs that are a straight function of the inputs; 0 where anything bends."""
+    if outputs.grad_fn is None:
+        return 0
+    queue, seen, layers = [outputs.grad_fn], {outputs.grad_fn}, 0
+    while queue:
+        node = queue.pop()
+        before = inputs_of(node)
+        product = operation(node) in LINEAR and has_weight(node)
+        bends = not product and (
+            operation(node) not in SHAPING or (operation(node) in ("Mul", "Div") and len(before) > 1)
+        )
+        if bends or (product and len(before) > 1) or len(seen) > _MOST_NODES:
+            return 0
+        layers += product
+        queue += [found for found in before if found not in seen]
+        seen.update(before)
+    return layers
+
+
+def _squares(in_loss: Sequence[str]) -> bool:
+    return "MseLoss" in in_loss or {"pow", "Sub"} <= set(in_loss)
+
+
+def _over_one(node: Any) -> bool:
+    """Whether it is a softmax of single numbers."""
+    shape = shape_of(node) if operation(node) in ("Softmax", "LogSoftmax") else ()
+    return bool(shape) and shape[_dimension(node)] == 1
+
+
+def _of_a_softmax(node: Any) -> bool:
+    """Whether it is the softmax of a cross-entropy that is given probabilities, which another one made."""
+    before = inputs_of(node) if operation(node) == "LogSoftmax" else []
+    while len(before) == 1 and operation(before[0]) in _RESHAPING:
+        before = inputs_of(before[0])
+    return len(before) == 1 and operation(before[0]) == "Softmax"
+
+
+def _dimension(node: Any) -> int:
+    return (int(node._saved_dim) + 2**63) % 2**64 - 2**63  # negative ones are kept without their sign
+
+
+def on_the_way(loss: Tensor, outputs: Tensor) -> list[Any]:
+    """The operations that lie between outputs and loss, those next to the loss first; none where it is not theirs."""
+    found = list(nodes_between(loss.grad_fn, outputs.grad_fn))
+    leads, size = {outputs.grad_fn}, 0
+    while size < len(leads):
+        size = len(leads)
+        leads.update(node for node in found if any(before in leads for before, _ in node.next_functions))
+    return [node for node in found if node in leads]
+
+
+def _across_rows(node: Any, outputs: Tensor) -> bool:
+    """Whether it is a softmax of scores of classes that is taken over the rows of the batch."""
+    if operation(node) not in ("Softmax", "LogSoftmax") or outputs.ndim != 2 or outputs.shape[1] < 2:
+        return False
+    return shape_of(node) == tuple(outputs.shape) and _dimension(node) in (0, -2)
 
 
 def broadcast(loss: Tensor, outputs: Tensor) -> tuple[int, ...] | None:
     """The shape (n, n) that n outputs were blown up to by meeting n targets of another shape; None if they were not.
 
+    They are all that the model gives for n rows, or one number a row picked out of it.
+
     It is found where an operation with a single input of the graph gives (n, n) from n numbers: what two inputs of the
     graph give is somebody's comparison of pairs.
     """
-    size = outputs.numel()
-    if size < 2 or outputs.shape[0] != size:
+    size = len(outputs) if outputs.ndim else 0
+    if size < 2:
         return None
     for node in nodes_between(loss.grad_fn, outputs.grad_fn):
         before = inputs_of(node)
-        blown = operation(node) in _ELEMENTWISE and shape_of(node) == (size, size)
-        if blown and len(before) == 1 and _is_output(before[0], outputs.grad_fn):
+        blown = operation(node) in _ELEMENTWISE and shape_of(node) == (size, size) and len(before) == 1
+        if blown and shape_of(before[0]) in ((size, 1), (size,)) and _is_output(before[0], outputs.grad_fn):
             return size, size
     return None
 
@@ -88,7 +163,14 @@ def _is_output(node: Any, end: Any) -> bool:
     for _ in range(8):
         if node is end:
             return True
-        if operation(node) not in SHAPING or operation(node) in ("Sub", "Add", "Mul", "Div", "Sum", "Mean"):
+        if operation(node) not in (*SHAPING, "Gather") or operation(node) in (
+            "Sub",
+            "Add",
+            "Mul",
+            "Div",
+            "Sum",
+            "Mean",
+        ):
             return False
         before = inputs_of(node)
         if len(before) != 1:
@@ -138,6 +220,15 @@ _SINGLE = Pairing(
     "replace the softmax by a sigmoid",
     "nn.Sigmoid() with nn.BCELoss(), or no activation with nn.BCEWithLogitsLoss()",
     "fatal",
+)
+_ACROSS = Pairing(
+    "output_activation",
+    0.97,
+    Evidence("dimension of the softmax", 0, 1),
+    "The softmax is taken over the rows of the batch, not over the classes: what an example gets depends on the others "
+    "beside it, and its scores are not compared with one another.",
+    "take the softmax over the classes",
+    "dim=1, or nn.CrossEntropyLoss() on the scores themselves",
 )
 _DOUBLE = Pairing(
     "double_softmax",

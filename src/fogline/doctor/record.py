@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fogline.doctor.finding import Evidence, Finding, Remedy, Severity
+from fogline.doctor.naming import HUGE, LOGARITHMS
 from fogline.doctor.report import Outcome, Report
 from fogline.verdict import Verdict
 
@@ -20,28 +21,45 @@ if TYPE_CHECKING:
 
 _WORTH_SAYING = 0.5
 _NOTHING_LEARNED = 0.97
-_LITTLE_LEARNED = 0.9
+_LITTLE_LEARNED = 0.9  # both numbers are known to some percent
 _LEAP, _CRAWL = 0.2, 0.01  # of the length of the weights: of one step, of all of them
 _DECOUPLED = ("adamw", "adamw8bit", "lion", "muon", "musgd")  # their decay is no part of the gradient
+_WORSE, _EXPLODED = 1.2, 10.0
+_FEWEST_STEPS = 100
 _IMPROVES = 0.15  # of all that was gained came in the last third
 _MUCH_LEFT = 0.3
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _DIVERGENCE = ("lr_too_high", "exploding_gradient", "nan_source")
+_UNLEARNED = ("lr_too_low", "too_few_steps")
 _EXPLAINS = {
+    **dict.fromkeys(
+        (
+            "double_softmax",
+            "shape_broadcast",
+            "softmax_single_unit",
+            "output_activation",
+            "loss_mismatch",
+            "missing_activation",
+            "constant_target",
+            "unshuffled_data",
+            "eval_mode_training",
+            "tiny_batch_norm",
+            "schedule_step_unit",
+        ),
+        _UNLEARNED,
+    ),
     **dict.fromkeys(("missing_zero_grad", "accumulation_scale", "nan_in_data", "nan_source"), _DIVERGENCE),
-    "schedule_step_unit": ("bad_schedule",),
-    "symmetric_init": ("dead_units", "vanishing_gradient", "lr_too_high", "lr_too_low", "too_few_steps"),
-    "detached_graph": ("lr_too_low", "dead_units", "too_few_steps"),
-    "sum_reduction": ("lr_too_high",),
-    "unscaled_input": ("lr_too_high",),
-    "unscaled_target": ("lr_too_low", "lr_too_high"),
-    "parameters_not_optimized": ("too_few_steps",),
-    "frozen_parameters": ("too_few_steps",),
+    "schedule_step_unit": ("bad_schedule", *_UNLEARNED),
+    "symmetric_init": ("dead_units", "vanishing_gradient", "lr_too_high", *_UNLEARNED),
+    "detached_graph": ("dead_units", *_UNLEARNED),
+    "sum_reduction": ("lr_too_high", *_UNLEARNED),
+    "unscaled_input": ("lr_too_high", *_UNLEARNED),
+    "unscaled_target": ("lr_too_high", *_UNLEARNED),
+    "parameters_not_optimized": ("lr_too_high", *_UNLEARNED),
+    "frozen_parameters": _UNLEARNED,
 }  # what follows from a fault that was told
 _FOLLOWS_DIVERGENCE = ("nan_source", "dead_units", "vanishing_gradient")
-_LOGARITHMS = ("log", "log2", "log10", "log1p", "backward of log", "backward of log2", "backward of log10", "xlogy")
 _VANISHED = 1e-6
-_HUGE = 1e18
 
 Numbers = NDArray[np.float64]
 
@@ -53,11 +71,11 @@ def diagnose_record(run: Run) -> Report:
     verdict: Outcome = "undecided"
     if findings:
         verdict = "faulty"
-    elif judgement is not None and judgement.verdict in _FINE and (left is None or left < _NOTHING_LEARNED):
+    elif judgement is not None and judgement.verdict in _FINE and (left is None or left < _LITTLE_LEARNED):
         verdict = "healthy"
     notes = ["nothing was run: give the task, run.diagnose(task), to have the remedies tried against a control"]
-    if left is not None and left >= _NOTHING_LEARNED:
-        notes.append("the loss ends no lower than that of the best answer that does not look at the inputs")
+    if left is not None and left >= _LITTLE_LEARNED:
+        notes.append("the loss ends hardly lower than that of the best answer that does not look at the inputs")
     if judgement is None:
         notes.append("the run goes on, or was not judged")
     return Report(verdict, findings, notes=tuple(notes))
@@ -74,11 +92,14 @@ def findings_of_record(run: Run) -> list[Finding]:
         told = [f for f in told if f.cause != "nan_source"]  # the loss had grown without bound before it overflowed
     known = {finding.cause for finding in told}
     found = [f for f in signals.values() if f.cause not in known]
-    for cause in known & set(_EXPLAINS):
-        found = [f for f in found if f.cause not in _EXPLAINS[cause]]
+    explained = {follows for cause in known for follows in _EXPLAINS.get(cause, ()) if follows != cause}
+    told, found = ([f for f in some if f.cause not in explained] for some in (told, found))
     if any(f.cause == "lr_too_high" for f in (*told, *found)):
         found = [f for f in found if f.cause not in _FOLLOWS_DIVERGENCE]
     ranks = ("fatal", "serious", "minor")
+    if not {f.cause for f in (*told, *found)} - {"overfitting", "too_few_steps"}:
+        unrelated = _unrelated(run)
+        found = found if unrelated is None else [unrelated]
     kept = [f for f in (*told, *found) if f.confidence >= _WORTH_SAYING]
     return sorted(kept, key=lambda f: (ranks.index(f.severity), -f.confidence))
 
@@ -119,7 +140,8 @@ def _from_signals(run: Run) -> Iterator[Finding]:
     yield from _layers(run)
     if (run.info.get("loss_over_constant") or 0.0) > _LITTLE_LEARNED:
         yield from _lengths(run)
-    if verdict in (Verdict.IMPROVING, Verdict.NOISE_FLOOR):
+        yield from _left_again(run)
+    if verdict in (Verdict.IMPROVING, Verdict.NOISE_FLOOR) and _has_much_left(run, evidence):
         yield from _too_few_steps(verdict, evidence)
     if verdict is Verdict.OVERFIT:
         yield _overfitting(run, evidence)
@@ -170,7 +192,7 @@ def refusal_finding(found: dict[str, Any], severity: Severity, count: int) -> Fi
             "Numbers grew from step to step until they left the range of their type: the loss had run away before.",
             remedy=Remedy("a lower learning rate", "lr a tenth of what it was"),
         )
-    if operation.get("name") in _LOGARITHMS and any(_reaches_zero(r) for r in operation["values"][:1]):
+    if operation.get("name") in LOGARITHMS and any(_reaches_zero(r) for r in operation["values"][:1]):
         return Finding(
             "log_of_zero", severity, 0.95, tuple(seen),
             f"A logarithm is taken of zero or less{f' in {layer!r}' if layer else ''}: minus infinity or NaN.",
@@ -192,8 +214,7 @@ def _range(values: dict[str, Any]) -> str:
 
 
 def _overflows(values: dict[str, Any]) -> bool:
-    """Whether the square of such a number is infinite in float32: no data and no first weights are so large."""
-    return bool(values["largest"] > _HUGE)
+    return bool(values["largest"] > HUGE)
 
 
 def _reaches_zero(values: dict[str, Any]) -> bool:
@@ -210,8 +231,8 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
     alpha, rates = _finite(steps["overshoot"]), _finite(steps["lr"])
     back = [row for row in run.events if row["kind"] in ("rollback", "gave_up")]
     rate = float(rates.max()) if len(rates) else math.nan
-    if verdict is Verdict.DIVERGED or back:
-        early = float(np.median(alpha[: max(3, len(alpha) // 3)])) if len(alpha) else math.nan
+    early = float(np.median(alpha[: max(3, len(alpha) // 3)])) if len(alpha) else math.nan
+    if back or (verdict is Verdict.DIVERGED and (early > 1 or not _is_watched(run) or _ran_away(run, evidence))):
         seen = [
             Evidence("loss at the end", _number(evidence.get("loss_at_end")), _number(evidence.get("loss_at_start")))
         ]
@@ -240,6 +261,67 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
             "Steps are so short that the slope does not change over one of them: the way down is much longer.",
             remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
         )  # fmt: skip
+
+
+def _is_watched(run: Run) -> bool:
+    return bool((run.info.get("source") or {}).get("kind") == "watch")
+
+
+def _ran_away(run: Run, evidence: dict[str, Any]) -> bool:
+    """Whether a loss of somebody else's loop grew beyond what an opponent or moving targets make of a sound one."""
+    start, end = _number(evidence.get("loss_at_start")), _number(evidence.get("loss_at_end"))
+    left = run.info.get("loss_over_constant") or 0.0
+    return bool(left > _WORSE or end - start > _EXPLODED * abs(start) or run.info.get("not_finite"))
+
+
+def _has_much_left(run: Run, evidence: dict[str, Any]) -> bool:
+    """Every loop that is not ours and ends early would have more to gain: that it had hardly begun is a fault.
+
+    It learned little, and its loss fell in the last third as fast as before. Where the former is unknown the verdict
+    has to do.
+    """
+    left, share = run.info.get("loss_over_constant"), _number(evidence.get("gain_share"))
+    return not _is_watched(run) or (left is not None and left > 0.5 and share > 1 / 3)
+
+
+def _left_again(run: Run) -> Iterator[Finding]:
+    """Above the loss of the best constant answer, it jumps about or has climbed by more than that loss."""
+    losses, left = _finite(run.steps["loss"]), float(run.info["loss_over_constant"])
+    if left < _WORSE or len(losses) < 10 or run.judgement is None:
+        return
+    blocks = [float(block.mean()) for block in np.array_split(losses, 10)]
+    if max(blocks[-1] - min(blocks), _number(run.judgement.evidence.get("noise"))) > blocks[-1] / left:
+        yield Finding(
+            "lr_too_high", "serious", 0.65,
+            (Evidence("loss at the end, as a share of that of the best constant answer", left, "below 1"),
+             Evidence("lowest loss on the way, likewise", min(blocks) * left / blocks[-1])),
+            "The loss jumps about, or has climbed again, and ends above that of the best answer that does not look at "
+            "the inputs. The steps are too long to stay where it is low.",
+            remedy=Remedy("a tenth of the learning rate, or let it be measured", 'lr a tenth of it, or "auto"'),
+        )  # fmt: skip
+
+
+def _unrelated(run: Run) -> Finding | None:
+    """No answer to rows that were not seen, or to any, is better than one that does not look at the inputs."""
+    left, losses = run.info.get("loss_over_constant"), _finite(run.steps["loss"])
+    if left is None or not left > 0 or len(losses) < _FEWEST_STEPS or left > _WORSE:
+        return None
+    constant = float(losses[-max(1, len(losses) // 10) :].mean()) / left
+    held_out = _finite(np.array([row["value"] for row in run.scores if row["name"] == "loss"]))
+    best = float(held_out.min()) / constant if len(held_out) > 3 else None
+    if (left if best is None else best) < _NOTHING_LEARNED or (best is None and left < _NOTHING_LEARNED):
+        return None
+    seen = [Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1")]
+    if best is not None:
+        seen.append(Evidence("lowest held-out loss, likewise", best, "well below 1"))
+    return Finding(
+        "shuffled_labels", "serious", 0.5 if best is None else 0.6, tuple(seen),
+        "Gradients reach the weights and the steps are long enough, and yet the answers to "
+        + ("any rows" if best is None else "rows that were not trained on")
+        + " get no better than one that does not look at the inputs: as if inputs and targets did not belong together.",
+        advice="look at a few examples with their targets just before the loss: are both shuffled, sorted or filtered "
+        "in the same way? If they belong together, the inputs say nothing of the targets",
+    )  # fmt: skip
 
 
 def _lengths(run: Run) -> Iterator[Finding]:
@@ -371,7 +453,7 @@ def _too_few_steps(verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Findi
 def _overfitting(run: Run, evidence: dict[str, Any]) -> Finding:
     """In a loop of ours the best weights were kept, so little is lost."""
     rise = _number(evidence.get("held_out_rise_share"))
-    watched = (run.info.get("source") or {}).get("kind") == "watch"
+    watched = _is_watched(run)
     kept = "" if watched else " The best weights were kept."
     return Finding(
         "overfitting", "serious" if rise > 0.5 and watched else "minor", 0.7 if rise > 0.5 else 0.4,

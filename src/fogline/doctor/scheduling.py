@@ -18,6 +18,7 @@ _COLLAPSED = 1e-3
 _FEWEST = 20
 _HUNDREDTH = 0.0101
 _EARLY = 0.2
+_SAME = 0.1
 
 
 class ScheduleLook:
@@ -31,7 +32,7 @@ class ScheduleLook:
         self.scheduler, self.optimizer = scheduler, optimizer
         self.kind = type(scheduler).__name__
         self.epochs = 0
-        self._begun = self._count()
+        self._begun, self._began_at = self._count(), getattr(scheduler, "last_epoch", None)
 
     def _count(self) -> int:
         """How often it was asked; -1 where that cannot be told."""
@@ -84,15 +85,30 @@ class ScheduleLook:
         if count < 0 or self._begun < 0:
             return
         asked = count - self._begun
-        if asked == 0 and step >= _FEWEST:
+        if asked == 0 and step >= _FEWEST and getattr(self.scheduler, "last_epoch", None) == self._began_at:
             yield told.schedule_unit(
                 0.8 if self.epochs > 1 else 0.6,
                 Evidence("calls of scheduler.step()", 0, "one an epoch, or one a batch", step),
                 f"{self.kind} was made and never asked: the learning rate is the same from the first step to the last.",
                 "call scheduler.step() after optimizer.step()",
             )
+        yield from self._warms_up(step, asked, rates)
         yield from self._cycles(step, asked)
         yield from self._nothing_left(step, rates)
+
+    def _warms_up(self, step: int, asked: int, rates: NDArray[np.float64]) -> Iterator[Finding]:
+        """A rate that only rose, and ended far below the one that the optimizer was made with."""
+        known = rates[rates >= 0]
+        planned = max(getattr(self.scheduler, "base_lrs", None) or [0.0])
+        rises = len(known) > 1 and bool((np.diff(known) >= 0).all())
+        if asked and rises and known[-1] > known[0] and known[-1] < 0.5 * planned and asked < 0.5 * step:
+            yield told.schedule_unit(
+                0.85,
+                Evidence("learning rate at the end, as a share of the planned one", known[-1] / planned, 1, step),
+                f"{self.kind} was asked {asked} times in {step + 1} steps, and the learning rate was still in its "
+                "warm-up when the loop ended: its numbers are meant for one call a step.",
+                "call scheduler.step() after every optimizer.step()",
+            )
 
     def _cycles(self, step: int, asked: int) -> Iterator[Finding]:
         period, total = getattr(self.scheduler, "T_max", None), getattr(self.scheduler, "total_steps", None)
@@ -103,6 +119,15 @@ class ScheduleLook:
                 "CosineAnnealingLR was stepped at every batch far beyond its T_max: the learning rate does not fall "
                 f"once over the run but swings down and up again every {2 * period} batches.",
                 f"call scheduler.step() once an epoch, or make it with T_max={step + 1} batches",
+            )
+        planned = period if self.kind == "CosineAnnealingLR" else getattr(self.scheduler, "total_iters", None)
+        if planned and 0 < asked < 0.2 * step and abs(planned - step - 1) <= _SAME * step and step >= _FEWEST:
+            yield told.schedule_unit(
+                0.85,
+                Evidence("calls of scheduler.step()", asked, f"{planned}, one a step", step),
+                f"{self.kind} was made for as many calls as there are steps and was called once an epoch: the learning "
+                "rate has hardly changed.",
+                "call scheduler.step() after every optimizer.step()",
             )
         if self.kind == "OneCycleLR" and total and asked < 0.2 * total and step + 1 >= 0.5 * total:
             yield told.schedule_unit(

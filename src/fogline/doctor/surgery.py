@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -269,6 +270,27 @@ def hidden_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
                 if inner not in registered:
                     found.setdefault(inner, where)
     return [(name, module) for module, name in found.items()]
+
+
+def hidden_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Tensors that ask for a gradient and are no parameters: attributes, alone or in plain lists and dicts.
+
+    >>> model = nn.Linear(1, 1)
+    >>> model.scale = torch.ones(2, requires_grad=True)
+    >>> hidden_tensors(model)
+    [('scale', tensor([1., 1.], requires_grad=True))]
+    """
+    of_every_module = set(vars(nn.Module()))
+    found: dict[int, tuple[str, Tensor]] = {}
+    for prefix, module in model.named_modules():
+        own = [(name, value) for name, value in vars(module).items() if name not in of_every_module]
+        for name, value in own:
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+            for one in (value, *islice(inner, 1000)):
+                if isinstance(one, Tensor) and one.is_leaf and one.requires_grad:
+                    found.setdefault(id(one), (f"{prefix}.{name}" if prefix else name, one))
+    registered = {id(p) for p in model.parameters()}
+    return [place for known, place in found.items() if known not in registered]
 
 
 def _modules_in(value: object, place: str, depth: int) -> Iterator[tuple[str, nn.Module]]:

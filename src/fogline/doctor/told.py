@@ -41,7 +41,33 @@ def no_gradient(step: int, parameters: int, line: str) -> Finding:
     )
 
 
-def cut_graph(step: int, names: Sequence[str], following: str) -> Finding:
+def cleared(step: int, parameters: int, line: str) -> Finding:
+    return _finding(
+        "detached_graph",
+        0.97,
+        Evidence("parameters of the optimizer with a gradient", 0, parameters, step),
+        "backward() gave gradients, and they were cleared before the optimizer stepped: it does nothing at all.",
+        Remedy("clear the gradients before backward()", "optimizer.zero_grad()\nloss.backward()\noptimizer.step()"),
+        severity="fatal",
+        line=line,
+    )
+
+
+def not_of_outputs(step: int, line: str) -> Finding:
+    return _finding(
+        "detached_graph",
+        0.85,
+        Evidence("gradients that came to the outputs of the model", 0, "one a step", step),
+        "All layers get gradients, but none by way of what the model puts out: what backward() was called on does not "
+        "depend on the outputs, only on the weights themselves, as a penalty does. The part of the loss that compares "
+        "outputs with targets was cut off: by detach(), .data, .item() or torch.no_grad().",
+        severity="fatal",
+        line=line,
+        advice="call backward() on the loss that is computed from the model's own outputs",
+    )
+
+
+def cut_graph(step: int, names: Sequence[str], following: str, line: str) -> Finding:
     return _finding(
         "detached_graph",
         0.75,
@@ -49,12 +75,13 @@ def cut_graph(step: int, names: Sequence[str], following: str) -> Finding:
         f"The layers before {following!r} are run in training and are in the optimizer, yet no gradient reaches them: "
         f"the graph is cut just before {following!r}, by detach(), .data or a tensor made anew. They stay as they "
         "were.",
+        line=line,
         advice=f"pass the output of {names[-1]!r} on as it is; if it is meant to stay fixed, freeze it with "
         "requires_grad_(False)",
     )
 
 
-def without_graph(step: int, names: Sequence[str]) -> Finding:
+def without_graph(step: int, names: Sequence[str], line: str) -> Finding:
     return _finding(
         "detached_graph",
         0.75,
@@ -62,6 +89,29 @@ def without_graph(step: int, names: Sequence[str]) -> Finding:
         "These layers are in the optimizer and hold the random weights they were made with, yet they are run within "
         "torch.no_grad(): no gradient reaches them, and they stay as they were drawn.",
         Remedy("let gradients through", "take the torch.no_grad() around these layers away"),
+        line=line,
+    )
+
+
+def straight(step: int, layers: int, line: str) -> Finding:
+    return _finding(
+        "missing_activation",
+        0.7,
+        Evidence("layers with weights, and nothing that bends between them", layers, 1, step),
+        f"{layers} layers with weights follow one another without an activation: together they are a single linear "
+        "layer, and the model cannot learn anything that is not a straight line.",
+        Remedy("put an activation between the layers", "nn.ReLU() after every layer but the last"),
+        line=line,
+    )
+
+
+def constant_targets(step: int, rows: int) -> Finding:
+    return _finding(
+        "constant_target",
+        0.8,
+        Evidence("rows seen, all with the same label", rows, "several labels", step),
+        "Every example that was looked at has the same label: there is nothing to tell apart.",
+        advice="look at how the labels are read and encoded",
     )
 
 
@@ -113,11 +163,12 @@ def eval_mode(step: int, steps: int, names: Sequence[str], *, switched: bool, li
     )
 
 
-def train_mode(step: int, names: Sequence[str], line: str) -> Finding:
+def train_mode(step: int, names: Sequence[str], line: str, *, logged: bool = True) -> Finding:
+    scored = "held-out data were scored" if logged else "the model ran without gradients, as it does for scores"
     return _finding(
         "train_mode_eval",
-        0.85,
-        Evidence("modules in training mode while held-out data were scored", _listed(names), "none", step),
+        0.85 if logged else 0.6,
+        Evidence(f"modules in training mode while {scored}", _listed(names), "none", step),
         "Held-out scores are measured in training mode: dropout drops units, and batch normalisation uses the "
         "statistics of the held-out batch and learns from it. The scores are worse, and noisier, than the model is.",
         Remedy("evaluate in evaluation mode", "model.eval()\nwith torch.no_grad():\n    ...\nmodel.train()"),
@@ -156,20 +207,30 @@ def hidden_parameters(step: int, names: Sequence[str]) -> Finding:
         "parameters_not_optimized",
         0.95,
         Evidence("parameters that get gradients and are in no optimizer that steps", _listed(names), "none", step),
-        "These parameters get gradients and never move: they are kept in a plain Python list or dict, where "
-        "model.parameters() does not see them. What they compute stays as it was at the start.",
-        Remedy("register them", "self.layers = nn.ModuleList(layers)  # instead of a list"),
+        "These parameters get gradients and never move: they are plain tensors, or kept in a plain Python list or "
+        "dict, where model.parameters() does not see them. What they compute stays as it was at the start.",
+        Remedy(
+            "register them",
+            "self.layers = nn.ModuleList(layers)  # a list\nself.weight = nn.Parameter(weight)  # a tensor",
+        ),
     )
 
 
-def left_out(step: int, names: Sequence[str]) -> Finding:
+def left_out(step: int, names: Sequence[str], *, whole: bool) -> Finding:
+    what = (
+        "The optimizer has none of the parameters of this model: it was made from another one, or from this one before "
+        "it was copied, made anew or given new layers. Nothing is learned."
+        if whole
+        else "These parameters get gradients and never move: the optimizer does not have them. What they compute stays "
+        "as it was at the start."
+    )
     return _finding(
         "parameters_not_optimized",
-        0.7,
+        0.97 if whole else 0.7,
         Evidence("parameters that get gradients and are in no optimizer that steps", _listed(names), "none", step),
-        "These parameters get gradients and never move: the optimizer does not have them. What they compute stays as "
-        "it was at the start.",
+        what,
         Remedy("give all parameters to the optimizer", "optimizer = type(optimizer)(model.parameters(), lr=lr)"),
+        severity="fatal" if whole else "serious",
         advice="if they are meant to stay fixed, freeze them with requires_grad_(False): it is faster",
     )
 
@@ -215,18 +276,28 @@ def scale_collapse(step: int, skips: int) -> Finding:
     )
 
 
+_AGAINST_NAN = {
+    "nan_in_data": (0.97, "drop these rows, or fill in what is missing"),
+    "log_of_zero": (
+        0.9,
+        "log_softmax(x) instead of log(softmax(x)); nn.BCEWithLogitsLoss() instead of log(sigmoid(x)); or clamp_min",
+    ),
+    "lr_too_high": (0.75, "a tenth of the learning rate, and inputs and targets of size one"),
+    "nan_source": (0.9, "skip steps whose gradient is not finite, and mend the operation that is named here"),
+}
+
+
 def not_finite(step: int, norm: float, found: Named, line: str) -> Finding:
+    confidence, advice = _AGAINST_NAN[found.cause]
     return _finding(
-        "nan_in_data" if found.in_data else "nan_source",
-        0.97 if found.in_data else 0.9 if found.module is not None else 0.7,
+        found.cause,
+        0.7 if found.cause == "nan_source" and found.module is None else confidence,
         Evidence("gradient norm", norm, "finite", step, found.module),
         f"{found.sentence} The step taken with it puts NaN into the weights, and nothing is learned from there on.",
         severity="fatal",
         more=found.evidence,
         line=line,
-        advice="drop these rows, or fill in what is missing"
-        if found.in_data
-        else "skip steps whose gradient is not finite, and mend the operation that is named here",
+        advice=advice,
     )
 
 

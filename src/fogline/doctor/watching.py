@@ -13,8 +13,9 @@ Each cause is told once, at the step it was seen at, with the line of code where
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,11 +31,10 @@ from torch.utils.hooks import RemovableHandle
 from fogline.doctor import told
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
-from fogline.doctor.first_batch import FirstBatch, look
-from fogline.doctor.graphs import read_pairing
+from fogline.doctor.loss_look import LossLook
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
-from fogline.doctor.surgery import alike, as_drawn, frozen_as_drawn, hidden_modules
+from fogline.doctor.surgery import alike, as_drawn, frozen_as_drawn, hidden_modules, hidden_tensors
 from fogline.record.hook import Hook
 
 CLOSE_LOOKS = 12
@@ -56,10 +56,11 @@ class _Step:
 
     forwards: int = 0
     in_eval: int = 0
+    waiting: int = 0  # forward passes in training mode since the last backward()
     backwards: int = 0
     evaluations: int = 0  # of a closure
     stale: bool = False  # a gradient of an earlier step is in this one's
-    factors: list[Tensor] = field(default_factory=list)  # what backward() began with at the loss
+    gave: bool = False  # backward() gave a gradient that is not zero
     called: list[tuple[str, bool, Tensor | None]] = field(default_factory=list)
 
 
@@ -76,7 +77,7 @@ class Inspector:
     Attributes:
         looking: whether the first steps are still going on.
         told: causes that were told.
-        first: what the first batch showed.
+        loss_look: what is known of the loss, and of the first batches.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Inspector:
         compiled: bool = False,
     ) -> None:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
+        self.loss_look = LossLook(model, loss_fn)
         self.named, self._tell, self._compiled = list(named), tell, compiled
         self.told: set[str] = set()
         self.looking = True
@@ -101,18 +103,26 @@ class Inspector:
         self._layer_handles: list[RemovableHandle] = []
         self._sentinel: Any = next((p for _, p in named if p.ndim == 1), named[0][1])
         self._held: bool | None = None
-        self._counts = dict.fromkeys(("stale", "looked", "eval", "no gradient", "cut", "lost", "tiny", "scale"), 0)
+        self._waits = False
+        self._counts = dict.fromkeys(
+            ("stale", "looked", "eval", "no gradient", "cut", "lost", "bare", "tiny", "scale", "blind"), 0
+        )
         self._noisy = [(name, m) for name, m in model.named_modules() if _depends_on_mode(m)]
-        self._was_training = False
+        self._was_training, self._now = False, 0
         self._evaluations = {True: 0, False: 0}  # forward passes without gradient since the last with one, by mode
+        self._blind_at, self._sees = 0, False  # the last passes without gradient; some were in evaluation mode
+        self._scored: tuple[int, list[str], str] | None = None  # scores from passes with a graph, so it seems
+        self._heard_at = -1  # the last step of which a gradient was seen as it was made
         self._given: tuple[Any, Any] | None = None
         self._runs = True  # the model can be run on it
-        self._output: Tensor | None = None
-        self._paired = False
-        self.first: FirstBatch | None = None
+        self._targets: Tensor | None = None  # the latest numbers that outputs were compared with
+        self._keeper: RemovableHandle | None = None
         self._named_nan = False
         self._schedule = ScheduleLook(scheduler, optimizer)
         self._idle = _idle_parameters(model, optimizer, left_out)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._orphaned = not any(id(p) in held for _, p in named)
+        self._frozen = _frozen_copies(model)
         if not compiled:
             self._handles.append(self._sentinel.register_hook(Hook(self._before_accumulation)))  # type: ignore[no-untyped-call]
 
@@ -126,59 +136,81 @@ class Inspector:
     def announced(self, step: int, batch: Any) -> None:
         """The loop says that a batch goes forward; the model's own forward may be called on it, or only its parts."""
         self._goes_forward(step)
-        self._given, self._output, self._runs = ((batch,), {}), None, False
+        self._given, self._runs = ((batch,), {}), False
+        self.loss_look.given(())
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What the model's own forward is called with."""
-        self._given, self._output, self._runs = (args, kwargs), None, True
+        self._given, self._runs = (args, kwargs), True
+        self.loss_look.given(args)
 
     def _goes_forward(self, step: int) -> None:
         seen = self._step
         seen.forwards += 1
+        self._now = step
         if self._noisy:
-            if self.model.training:
-                self._was_training = True
-            elif any(not module.training for _, module in self._noisy):
-                seen.in_eval += 1
-            if self._evaluations[True] or self._evaluations[False]:
-                self._evaluations = {True: 0, False: 0}
-        if self.looking and step < _LAYER_LOOKS and not self._compiled and not self._layer_handles:
-            self._hang_on_layers()
+            self._look_at_modes(step)
+        if not self._compiled and not self._layer_handles and (self.looking or _looks_again(step)):
+            self._hang_on_layers(step)
+
+    def _look_at_modes(self, step: int) -> None:
+        seen, scored = self._step, self._scored
+        if scored is not None:  # nothing came back from what the scores were made of
+            self.say(scored[0], told.train_mode(*scored))
+            self._scored = None
+        if self.model.training:
+            self._was_training = True
+        elif any(not module.training for _, module in self._noisy):
+            seen.in_eval += 1
+        seen.waiting += any(module.training for _, module in self._noisy)
+        if self._evaluations[True] or self._evaluations[False]:
+            self._end_evaluation(step)
+
+    def _end_evaluation(self, step: int) -> None:
+        """Passes without gradients between steps that lie apart are evaluations, though no score may be logged."""
+        trained, evaluated = self._evaluations[True], self._evaluations[False]
+        self._evaluations = {True: 0, False: 0}
+        self._sees = self._sees or evaluated > 0
+        if trained and not self._sees and step - self._blind_at >= SURE:
+            self._counts["blind"] += 1
+            if self._counts["blind"] == SURE:
+                self.say(step, told.train_mode(step, self._in_training(), self._line("evaluation"), logged=False))
+        self._blind_at = step
+
+    def _in_training(self) -> list[str]:
+        return [name for name, module in self._noisy if module.training]
 
     def evaluation(self) -> None:
         """Before a forward pass without gradients."""
         if self._noisy:
-            self._evaluations[any(module.training for _, module in self._noisy)] += 1
+            trains = any(module.training for _, module in self._noisy)
+            self._evaluations[trains] += 1
+            if trains and "evaluation" not in self._lines:
+                self._lines["evaluation"] = calling_line()
 
     def loss(self, step: int, args: tuple[Any, ...], output: Any) -> None:
         """After the loss module."""
-        looks = self.looking or step & (step - 1) == 0  # later at every power of two, for the order of the rows
-        if not looks or not isinstance(output, Tensor) or not output.requires_grad:
-            return
-        if output.numel() == 1 and self.looking:
-            factors = self._step.factors
-            output.register_hook(Hook(lambda gradient: factors.append(gradient.detach())))  # type: ignore[no-untyped-call]
-        if len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
-            return
-        if not self._paired and self.looking:
-            self._pair(step, output, args[0], args[1])
-        elif self.first is not None:
-            self.first = self.first.and_also(step, args[1])
+        if self._keeper is None and len(args) == 2 and isinstance(args[1], Tensor) and args[1].is_floating_point():
+            self._keeper = self.loss_fn.register_forward_hook(Hook(self._keep_targets))
+            self._targets = args[1].detach()
+        if self.looking and isinstance(output, Tensor) and output.requires_grad:
+            self._say_all(step, self.loss_look.module(step, args, output))
 
     def logged(self, step: int, loss: Any) -> None:
-        """A loss was logged; its graph can be read also after backward()."""
-        if self._paired or not self.looking or not isinstance(loss, Tensor) or loss.grad_fn is None:
-            return
-        if self._output is not None:
-            self._pair(step, loss, self._output, None)
+        """A loss was logged."""
+        if self.looking:
+            self._say_all(step, self.loss_look.logged(step, loss))
 
     def scored(self, step: int) -> None:
         """Held-out scores were logged."""
         trained, evaluated = self._evaluations[True], self._evaluations[False]
         self._evaluations = {True: 0, False: 0}
+        self._sees = self._sees or evaluated > 0
         if trained and not evaluated:
-            names = [name for name, module in self._noisy if module.training]
-            self.say(step, told.train_mode(step, names, calling_line()))
+            self.say(step, told.train_mode(step, self._in_training(), calling_line()))
+        seen = self._step
+        if not (trained or evaluated) and seen.waiting and not seen.in_eval and self._heard_at >= step:
+            self._scored = step, self._in_training(), calling_line()
         finding = self._schedule.at_an_epoch(step)
         if finding is not None:
             self.say(step, finding)
@@ -188,6 +220,11 @@ class Inspector:
         held, self._held = self._held, None
         seen = self._step
         seen.backwards += 1
+        seen.waiting, self._scored, self._heard_at = 0, None, self._now
+        if self.looking or _looks_again(self._now):
+            self._say_all(self._now, self.loss_look.backward(self._now))
+        if self.looking and not seen.gave:
+            seen.gave = _any(self._sentinel.grad)
         if held is None:
             return
         if not held:
@@ -213,6 +250,8 @@ class Inspector:
             self._look_closely(step)
         if self._noisy:
             self._check_mode(step)
+        if not self.looking and _looks_again(step):
+            self.loss_look.late(step, self._targets)
         if isinstance(norm, float) and not math.isfinite(norm) and not self._named_nan:
             self._name_not_finite(step, norm)
 
@@ -221,14 +260,15 @@ class Inspector:
         if step == 0 and self._schedule.steps_first():
             self.say(step, told.schedule_first(self._line("step")))
         if step + 1 == SURE:
-            self._check_idle(step)
+            self._check_idle(step, waits=True)
             self._check_frozen(step)
             self._check_symmetric(step)
-        self._step, self._given, self._held = _Step(), None, None
+        self._step, self._given, self._held, self._scored = _Step(), None, None, None
+        self.loss_look.step_taken()
         if self._layer_handles:
             self._take_off_layers()
         if self.looking and step + 1 >= CLOSE_LOOKS:
-            self.looking, self._output = False, None
+            self.looking = False
             self.remove()
 
     def skipped(self, step: int, skips: int) -> None:
@@ -246,14 +286,24 @@ class Inspector:
             not_finite: numbers of the steps that were not.
         """
         self.remove()
+        if self._keeper is not None:
+            self._keeper.remove()
         for finding in self._schedule.at_the_end(step - 1, rates) if step else ():
             self.say(step - 1, finding)
-        for finding in self.first.explains(step - 1, losses) if self.first is not None and step else ():
-            self.say(step - 1, finding)
-        if len(not_finite) and not {"nan_source", "nan_in_data"} & self.told:
+        first = self.loss_look.compared()
+        self._say_all(step - 1, first.explains(step - 1, losses) if first is not None and step else ())
+        if self._scored is not None:
+            self.say(self._scored[0], told.train_mode(*self._scored))
+        if self._waits:
+            self._check_idle(step - 1, waits=False)
+        if len(not_finite) and not self._named_nan:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
             if bad:  # on a device nobody waited to look at the time
                 self.say(not_finite[0], told.not_finite_later(not_finite[0], bad))
+
+    def _keep_targets(self, _: nn.Module, args: tuple[Any, ...], __: object) -> None:
+        if torch.is_grad_enabled() and len(args) == 2 and isinstance(args[1], Tensor):
+            self._targets = args[1].detach()
 
     def rest(self) -> None:
         """Look closely at nothing: watching must cost nothing that can be left out."""
@@ -277,13 +327,15 @@ class Inspector:
         if old is None:
             self._held = False
         else:
-            values = old.detach()
-            values = values.coalesce().values() if values.is_sparse else values
-            self._held = bool((values != 0).any())
+            self._held = _any(old)
 
-    def _hang_on_layers(self) -> None:
+    def _hang_on_layers(self, step: int) -> None:
         held = {id(p): name for name, p in self.named}
         self._layer_handles = [self.model.register_forward_hook(Hook(self._after_model))]
+        if not self.looking and self._keeper is None and isinstance(self.loss_fn, nn.Module):
+            self._layer_handles.append(self.loss_fn.register_forward_hook(Hook(self._keep_targets)))
+        if step >= _LAYER_LOOKS:
+            return
         for name, module in self.model.named_modules():
             own = any(id(p) in held for p in module.parameters(recurse=False))
             if name and (own or isinstance(module, _BatchNorm)):
@@ -296,7 +348,7 @@ class Inspector:
 
     def _after_model(self, _: nn.Module, __: object, output: object) -> None:
         if torch.is_grad_enabled():
-            self._output = output if isinstance(output, Tensor) else None
+            self.loss_look.after_model(output)
 
     def _looker(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], object], None]:
         def look(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
@@ -304,13 +356,15 @@ class Inspector:
             given = args[0] if args and isinstance(args[0], Tensor) else None
             tiny = given if isinstance(module, _BatchNorm) and module.training else None
             self._step.called.append((name, graph, tiny if tiny is None else tiny.detach()))
+            if name not in self._lines:
+                self._lines[name] = calling_line()
 
         return look
 
     def _look_closely(self, step: int) -> None:
         seen, counts = self._step, self._counts
         counts["looked"] += 1
-        if seen.stale and seen.backwards and step:
+        if seen.stale and seen.backwards and step and not self._orphaned:
             counts["stale"] += 1
             if counts["stale"] == SURE:
                 self.say(step, told.missing_zero_grad(step, counts["stale"], self._line("backward")))
@@ -321,10 +375,12 @@ class Inspector:
     def _look_for_gradients(self, step: int) -> None:
         seen, counts = self._step, self._counts
         without = {name for name, p in self.named if p.grad is None}
-        if len(without) == len(self.named):
+        cleared = seen.gave and not any(_any(p.grad) for _, p in self.named)
+        if len(without) == len(self.named) or cleared:
             counts["no gradient"] += 1
             if counts["no gradient"] == SURE and seen.forwards:
-                self.say(step, told.no_gradient(step, len(self.named), self._line("step")))
+                make = told.cleared if seen.backwards else told.no_gradient
+                self.say(step, make(step, len(self.named), self._line("step")))
             return
         counts["no gradient"] = 0
         called = list(dict.fromkeys(name for name, graph, _ in seen.called if graph))
@@ -334,7 +390,11 @@ class Inspector:
         if cut and has == called[cut:]:
             counts["cut"] += 1
             if counts["cut"] == _LAYER_LOOKS:
-                self.say(step, told.cut_graph(step, called[:cut], has[0]))
+                self.say(step, told.cut_graph(step, called[:cut], has[0], self._line(has[0])))
+        if self.loss_look.bare and has and has[-1] == called[-1]:
+            counts["bare"] += 1
+            if counts["bare"] == _LAYER_LOOKS:
+                self.say(step, told.not_of_outputs(step, self._line("backward")))
 
     def _look_for_lost_graph(self, step: int, called: set[str], without: set[str]) -> None:
         """Layers that only ever run without a graph, though they were never trained and are in the optimizer."""
@@ -343,7 +403,7 @@ class Inspector:
         if called and lost and all(as_drawn(self.model.get_submodule(name)) for name in lost):
             self._counts["lost"] += 1
             if self._counts["lost"] == _LAYER_LOOKS:
-                self.say(step, told.without_graph(step, lost))
+                self.say(step, told.without_graph(step, lost, self._line(lost[0])))
 
     def _own(self, name: str) -> Iterator[nn.Parameter]:
         return self.model.get_submodule(name).parameters(recurse=False)
@@ -359,12 +419,13 @@ class Inspector:
     def _look_at_factors(self, step: int) -> None:
         """Several full-weight losses a step, their gradients added: the step is so many times as long."""
         seen = self._step
-        count = len(seen.factors)
-        if count < SURE or count != seen.backwards or seen.stale or type(self.optimizer).__name__ != "SGD":
+        found, single = self.loss_look.factors, type(self.optimizer).__name__ == "SGD"
+        count = len(found)
+        if count < SURE or count != seen.backwards or count > seen.forwards or seen.stale or not single:
             return
         if getattr(self.loss_fn, "reduction", "mean") != "mean":
             return
-        factors = torch.stack([f.reshape(()).double().cpu() for f in seen.factors])
+        factors = torch.stack([f.reshape(()).double().cpu() for f in found])
         if bool((factors == 1).all()):
             self._counts["scale"] += 1
             if self._counts["scale"] == SURE:
@@ -378,17 +439,21 @@ class Inspector:
             line, switched = self._line("step"), self._was_training
             self.say(step, told.eval_mode(step, SURE, names, switched=switched, line=line))
 
-    def _check_idle(self, step: int) -> None:
-        still = [
-            (name, hidden)
+    def _check_idle(self, step: int, *, waits: bool) -> None:
+        """Parameters nobody moves; ``waits`` for another optimizer that has them and may take its turn later."""
+        idle = [
+            (name, p, hidden)
             for name, p, version, total, hidden in self._idle
             if p.grad is not None and p._version == version and float(p.detach().double().sum()) == total
         ]
+        others = _held_by_others(self.optimizer) if idle and waits else set()
+        still = [(name, hidden) for name, p, hidden in idle if id(p) not in others]
+        self._waits = len(still) < len(idle)
         hidden = [name for name, flag in still if flag]
         if hidden:
             self.say(step, told.hidden_parameters(step, hidden))
         elif still:
-            self.say(step, told.left_out(step, [name for name, _ in still]))
+            self.say(step, told.left_out(step, [name for name, _ in still], whole=self._orphaned))
 
     def _check_symmetric(self, step: int) -> None:
         """Units that are still alike after some steps; those of the last layer have targets of their own."""
@@ -399,17 +464,18 @@ class Inspector:
 
     def _check_frozen(self, step: int) -> None:
         """A frozen part that was trained before is fine-tuning; one that is as it was drawn is not."""
-        frozen = frozen_as_drawn(self.model)
-        if frozen:
+        frozen = [name for name in frozen_as_drawn(self.model) if self._stands(name)]
+        if frozen and not self.loss_look.gives_targets:
             self.say(step, told.frozen(step, frozen))
 
-    def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> None:
-        self._paired, self._output = True, None
-        given = self._given[0] if self._given is not None and self._runs else ()
-        self.first = look(self.model, self.loss_fn, given, outputs, targets, step)
-        line = calling_line()
-        for found in read_pairing(loss, outputs, targets):
-            self.say(step, told.pairing(found, line))
+    def _stands(self, name: str) -> bool:
+        """Whether a frozen layer is no copy of one that learns, and nobody moves it: such ones are targets."""
+        was = self._frozen.get(name, math.nan)
+        return was is not None and (math.isnan(was) or was == _total(self.model.get_submodule(name)))
+
+    def _say_all(self, step: int, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.say(step, finding)
 
     def say(self, step: int, finding: Finding) -> None:
         """Tell a finding, each cause once."""
@@ -421,7 +487,14 @@ class Inspector:
         if getattr(self.optimizer, "grad_scale", None) is not None:
             return  # the scaler will leave this step out, by design
         self._named_nan = True
-        found = name_not_finite(self.model, self.named, self._given, runs=self._runs)
+        found = name_not_finite(
+            self.model,
+            self.named,
+            self._given,
+            targets=self._targets,
+            in_loss=self.loss_look.operations,
+            runs=self._runs,
+        )
         self.say(step, told.not_finite(step, norm, found, self._line("step")))
 
     def _line(self, of: str) -> str:
@@ -434,14 +507,53 @@ def _depends_on_mode(module: nn.Module) -> bool:
     return dropping or (isinstance(module, _BatchNorm) and module.track_running_stats)
 
 
-Idle = list[tuple[str, nn.Parameter, int, float, bool]]
+Idle = list[tuple[str, Tensor, int, float, bool]]
 
 
 def _idle_parameters(model: nn.Module, optimizer: Optimizer, left_out: Sequence[str]) -> Idle:
     """Trainable parameters outside the optimizer, with what tells whether they move: version and sum."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    found = [(name, model.get_parameter(name), False) for name in left_out]
+    found: list[tuple[str, Tensor, bool]] = [(name, model.get_parameter(name), False) for name in left_out]
     for name, module in hidden_modules(model):
         found += [(f"{name}.{n}", p, True) for n, p in module.named_parameters() if id(p) not in held]
+    found += [(name, tensor, True) for name, tensor in hidden_tensors(model) if id(tensor) not in held]
     found = found[:64]
     return [(n, p, p._version, float(p.detach().double().sum()), hidden) for n, p, hidden in found if p.requires_grad]
+
+
+def _frozen_copies(model: nn.Module) -> dict[str, float | None]:
+    """Frozen layers as they were drawn, with what tells whether they move; None for copies of one that learns."""
+    learns = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    found: dict[str, float | None] = {}
+    for name in frozen_as_drawn(model):
+        layer = model.get_submodule(name)
+        found[name] = None if any(_same(layer, other) for other in learns) else _total(layer)
+    return found
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = list(zip(one.parameters(recurse=False), other.parameters(recurse=False), strict=False))
+    return type(one) is type(other) and all(torch.equal(a, b) for a, b in pairs if a.ndim > 1)
+
+
+def _held_by_others(optimizer: Optimizer) -> set[int]:
+    """Identities of the parameters that other optimizers have."""
+    others = [o for o in gc.get_objects() if issubclass(type(o), Optimizer) and o is not optimizer]
+    return {id(p) for o in others for group in o.param_groups for p in group["params"]}
+
+
+def _total(layer: nn.Module) -> float:
+    return sum(float(p.detach().double().sum()) for p in layer.parameters(recurse=False))
+
+
+def _any(gradient: Tensor | None) -> bool:
+    """Whether a gradient is there and not zero."""
+    if gradient is None:
+        return False
+    values = gradient.detach()
+    return bool((values.coalesce().values() if values.is_sparse else values).any())
+
+
+def _looks_again(step: int) -> bool:
+    """At every power of two."""
+    return step & (step - 1) == 0

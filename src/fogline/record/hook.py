@@ -6,16 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
+
+
+def transformed() -> bool:
+    """Whether tensors stand for others just now: a compiler traces them, or ``vmap`` and ``torch.func.grad`` do."""
+    return torch.compiler.is_compiling() or peek_interpreter_stack() is not None
 
 
 class Hook:
-    """A hook that copies and pickles of its module do not carry along, and that no compiler traces into a graph."""
+    """A hook that copies and pickles of its module do not carry along, and that no compiler or transform traces."""
 
     def __init__(self, call: Callable[..., Any] | None = None) -> None:
         self._call = call
 
     def __call__(self, *given: Any) -> Any:
-        if torch.compiler.is_compiling() or self._call is None:
+        if self._call is None or transformed():
             return None
         return self._call(*given)
 

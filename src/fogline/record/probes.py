@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fogline.record.hook import transformed
+
 _ROWS_OBSERVED = 32
 
 Rows = list[tuple[int, str, float, float, float, float | None, float | None]]
@@ -216,7 +218,7 @@ class Activations:
 
     def _observer(self, name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(_: nn.Module, __: object, output: object) -> None:
-            if torch.compiler.is_compiling():
+            if transformed():
                 return  # nothing of this may become part of somebody's graph
             started = time.perf_counter()
             if isinstance(output, Tensor) and output.is_floating_point() and output.numel():

@@ -1,0 +1,166 @@
+"""What the loss of somebody else's loop is and what it compares: seen at its module, or from ``backward()`` alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogline.data.source import leaves
+from fogline.doctor import told
+from fogline.doctor.caller import backward_root, calling_line
+from fogline.doctor.finding import Finding
+from fogline.doctor.first_batch import FirstBatch, look
+from fogline.doctor.graphs import linear_layers, operations_between, read_pairing
+from fogline.doctor.recovered import Recovered, recover
+from fogline.record.hook import Hook
+
+_SAME = 0.01
+_MOST_OUTPUTS = 8
+
+
+class LossLook:
+    """Follows outputs to the loss and back, while the loop is looked at.
+
+    Attributes:
+        first: what the first batches showed; None before one was seen.
+        operations: between outputs and loss, by the field's names.
+        gives_targets: some outputs of this step are numbers without a graph, such as those of a frozen teacher.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Any) -> None:
+        self.model, self.loss_fn = model, loss_fn
+        self.first: FirstBatch | None = None
+        self.operations: tuple[str, ...] = ()
+        self._given: tuple[Any, ...] = ()
+        self._output: Tensor | None = None
+        self._gradient: Tensor | None = None
+        self._ratios: list[float] = []
+        self.gives_targets = False
+        self._paired = self._recovers = self._over = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._from_module: list[Tensor] = []
+        self._from_gradient: list[Tensor] = []
+        self._hung = self._fired = 0
+        self.gives_targets = False
+        self._plain: float | None = None  # the first of this step, without what the loop multiplies it with or adds
+        self._logged: float | None = None
+        self._over = False
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """What ``backward()`` began with at the losses of this step, as far as it is known."""
+        return self._from_module or self._from_gradient
+
+    @property
+    def bare(self) -> bool:
+        """The outputs of this step are part of a graph, and no gradient came to them."""
+        return self._hung > 0 and self._fired == 0
+
+    def step_taken(self) -> None:
+        """What is logged until the next forward pass is still of this step."""
+        self._over = True
+        self._output = self._gradient = None
+
+    def given(self, args: tuple[Any, ...]) -> None:
+        """What the model is called with; () where that is not its own input."""
+        if self._over:
+            self._begin()
+        self._given, self._output, self._gradient = args, None, None
+
+    def after_model(self, output: object) -> None:
+        """What the model gave, with its graph."""
+        self._output = output if isinstance(output, Tensor) and output.requires_grad else None
+        self.gives_targets = any(t.is_floating_point() and not t.requires_grad for t in leaves(output))
+        for leaf in leaves(output)[:_MOST_OUTPUTS]:
+            if leaf.grad_fn is not None:
+                self._hung += 1
+                leaf.register_hook(Hook(self._fires))  # type: ignore[no-untyped-call]
+
+    def _fires(self, gradient: Tensor) -> None:
+        self._fired += 1
+        self._gradient = gradient.detach()
+
+    def module(self, step: int, args: tuple[Any, ...], output: Tensor) -> Iterator[Finding]:
+        """After the loss module."""
+        if output.numel() == 1:
+            factors = self._from_module
+            output.register_hook(Hook(lambda gradient: factors.append(gradient.detach())))  # type: ignore[no-untyped-call]
+            self._compare(plain=float(output.detach()))
+        if len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
+            return
+        if not self._paired:
+            yield from self._pair(step, output, args[0], args[1])
+        elif self.first is not None and not self._recovers:
+            self.first = self.first.and_also(step, args[1])
+
+    def backward(self, step: int) -> Iterator[Finding]:
+        """Within ``backward()``, once it is past the outputs."""
+        root, output, gradient = backward_root(), self._output, self._gradient
+        if output is None or gradient is None:
+            return
+        self._gradient, found = None, None
+        if self._recovers or self.first is None or not self.first.known:
+            value = float(root.detach()) if root is not None and root.numel() == 1 else None
+            found = recover(output, gradient, value)
+        if found is not None:
+            self._keep(step, output, found)
+        if root is not None and not self._paired:
+            yield from self._pair(step, root, output, None if found is None else found.targets)
+
+    def late(self, step: int, targets: Tensor | None) -> None:
+        """Before a step that is looked at again: the latest targets, or what the gradient tells of them."""
+        if targets is not None and self.first is not None and not self._recovers:
+            self.first = self.first.and_also(step, targets)
+        elif self._recovers and self._output is not None and self._gradient is not None:
+            found = recover(self._output, self._gradient, None)
+            if found is not None:
+                self._keep(step, self._output, found)
+
+    def _keep(self, step: int, output: Tensor, found: Recovered) -> None:
+        if self._recovers and self.first is not None:
+            self.first = self.first.and_also(step, found.targets)
+        else:
+            self._recovers = True
+            self.first = look(self.model, found.loss_fn, self._given, output, found.targets, step)
+        self._from_gradient.append(torch.tensor(found.factor))
+        self._compare(plain=found.plain)
+
+    def logged(self, step: int, loss: Any) -> Iterator[Finding]:
+        """A loss was logged; its graph can be read also after ``backward()``."""
+        self._compare(logged=float(loss.detach() if isinstance(loss, Tensor) else loss))
+        if not self._paired and self._output is not None and isinstance(loss, Tensor) and loss.grad_fn is not None:
+            yield from self._pair(step, loss, self._output, None)
+
+    def _compare(self, *, plain: float | None = None, logged: float | None = None) -> None:
+        """The first loss logged in a step, and the first that was seen: their ratio."""
+        if (plain is not None and self._plain is not None) or (logged is not None and self._logged is not None):
+            return
+        self._plain, self._logged = plain or self._plain, logged or self._logged
+        if self._plain and self._logged:
+            self._ratios.append(self._logged / self._plain)
+
+    def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Iterator[Finding]:
+        self._paired = True
+        if self.first is None:
+            self.first = look(self.model, self.loss_fn, self._given, outputs, targets, step)
+        line, self.operations = calling_line(), operations_between(loss, outputs)
+        for found in read_pairing(loss, outputs, targets):
+            yield told.pairing(found, line)
+        copies = targets is not None and bool(self._given) and getattr(self._given[0], "shape", None) == targets.shape
+        layers = 0 if copies else linear_layers(outputs)
+        if layers > 1:
+            yield told.straight(step, layers, line)
+
+    def compared(self) -> FirstBatch | None:
+        """What was seen of the batches, beside losses as they were logged."""
+        if self.first is None or not self._ratios:
+            return self.first
+        low, high = min(self._ratios), max(self._ratios)
+        return replace(self.first, ratio=low if low > 0 and high <= low * (1 + _SAME) else math.nan)
