@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 import fogline
-from fogline.descent.interrupts import STOP, poll, watched_stop
+from fogline.descent.interrupts import STOP, StopRequested, poll, watched_signals, watched_stop
 from fogline.record.store import read_info
 from programs.problems import classification, final_bits, recipe
 
@@ -101,3 +102,12 @@ def test_a_watched_loop_is_told_and_decides_itself(tmp_path: Path) -> None:
         assert run.stopping
     assert run.info["steps"] == taken < 100_000
     assert not (run.folder / STOP).exists()
+
+
+def test_a_signal_that_comes_too_late_for_the_loop_is_not_lost() -> None:
+    with watched_signals():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(StopRequested):
+            poll()
+    with pytest.raises(KeyboardInterrupt), watched_signals():
+        signal.raise_signal(signal.SIGINT)

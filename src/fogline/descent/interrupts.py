@@ -24,6 +24,8 @@ No process is signalled: a number that has gone to another process meanwhile is 
 _EVERY = 0.25  # seconds between two looks for the file
 
 _requested: signal.Signals | None = None
+_unheeded = False
+"""Whether a signal came that nothing has asked about since."""
 _depth = 0
 
 
@@ -117,11 +119,18 @@ def poll() -> None:
 
 def wanted() -> bool:
     """Whether a signal, or the run's stop file, asked this process."""
-    return _requested is not None or ((file := _watched.file) is not None and file.found())
+    return _heeded() or ((file := _watched.file) is not None and file.found())
+
+
+def _heeded() -> bool:
+    global _unheeded
+    _unheeded = False
+    return _requested is not None
 
 
 def requested_code() -> int:
     """The exit code of the signal that came; that of SIGTERM where the file asked."""
+    _heeded()
     return 128 + int(_requested or signal.SIGTERM)
 
 
@@ -156,8 +165,11 @@ def agreeing(on: Agreement | None) -> Iterator[None]:
 
 @contextmanager
 def watched_signals() -> Iterator[None]:
-    """Within it the two signals only set the flag; outside the main thread nothing changes."""
-    global _requested, _depth
+    """Within it the two signals only set the flag; outside the main thread nothing changes.
+
+    One that comes too late for anybody to ask about it is sent again once its own handler is back: none is lost.
+    """
+    global _requested, _unheeded, _depth
     if threading.current_thread() is not threading.main_thread() or _depth:
         _depth += 1
         try:
@@ -166,21 +178,29 @@ def watched_signals() -> Iterator[None]:
             _depth -= 1
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    _requested = None
+    _requested, _unheeded = None, False
     _depth = 1
     for number in before:
         signal.signal(number, _remember)
     try:
         yield
     finally:
+        late = _late()
         _depth = 0
         _requested = None
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if late is not None:
+            signal.raise_signal(late)
+
+
+def _late() -> signal.Signals | None:
+    """The signal that nobody asked about, if there is one."""
+    return _requested if _unheeded else None
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
-    global _requested
+    global _requested, _unheeded
     if _requested is signal.SIGINT and number == signal.SIGINT:
         raise KeyboardInterrupt
-    _requested = signal.Signals(number)
+    _requested, _unheeded = signal.Signals(number), True

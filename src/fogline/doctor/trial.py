@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from fogline.data.intake import Opened
 from fogline.data.source import Batch, InMemory, cast, leaves
 from fogline.descent.batches import Batches
-from fogline.descent.clipping import Clipping
 from fogline.descent.length import EXPECTED
+from fogline.descent.machine import machine_of, optimizer_of
 from fogline.descent.objective import Objective
-from fogline.descent.optimizers import build, spec_of
 from fogline.descent.prepare import Start, operations_of
 from fogline.descent.randomness import private_randomness
 from fogline.descent.resolve import batch_rows, resolve_by_rule
 from fogline.descent.schedules import curve
-from fogline.descent.step import EagerStep, Machine
+from fogline.descent.step import EagerStep
 from fogline.doctor.case import FAILURES, Case, Program
 from fogline.doctor.finding import Remedy, Trial
 from fogline.rate import measure_rate
@@ -177,7 +176,9 @@ class Laboratory:
 
     def _descend(self, begun: Start, variant: Program, steps: int, lr: float, seen: Observation | None) -> Descended:
         recipe = begun.resolved.recipe
-        machine = machine_of(begun, lr)
+        objective = begun.objective
+        machine = machine_of(objective, recipe, optimizer_of(objective.model, recipe, lr), begun.batches.device)
+        machine.summed = getattr(objective.loss, "reduction", "mean") == "sum"
         stepper = EagerStep(machine, begun.batches, deferred=False)
         at = curve(recipe.schedule, steps, warmup=_compressed(recipe, steps, self.planned))
         losses, norms = np.full(steps, np.nan), np.full(steps, np.nan)
@@ -282,30 +283,6 @@ def _looks(begun: Start, variant: Program, steps: int, *, watched: bool) -> list
         {round(k * steps / _LOOKS) for k in range(_LOOKS + 1)}
         if watched
         else {round(k * steps / count) for k in range(1, count + 1)}
-    )
-
-
-def machine_of(begun: Start, lr: float) -> Machine:
-    """Optimizer and everything a step needs, as ``fit`` makes them."""
-    recipe, objective = begun.resolved.recipe, begun.objective
-    optimizer = build(
-        objective.model,
-        recipe.optimizer,
-        lr,
-        weight_decay=recipe.weight_decay,
-        options=dict(recipe.options),
-        lr_scale=recipe.lr_scale,
-    )
-    like = next(p for p in objective.model.parameters() if p.requires_grad)
-    return Machine(
-        objective,
-        optimizer,
-        begun.batches.device,
-        seed=recipe.seed,
-        clipping=None if recipe.clip is None else Clipping(recipe.clip, like),
-        parts=recipe.accumulate,
-        summed=getattr(objective.loss, "reduction", "mean") == "sum",
-        needs_closure=spec_of(recipe.optimizer).needs_closure,
     )
 
 
