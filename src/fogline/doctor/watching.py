@@ -13,7 +13,6 @@ Each cause is told once, at the step it was seen at, with the line of code where
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -32,15 +30,15 @@ from fogline.doctor import told
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
 from fogline.doctor.loss_look import LossLook
+from fogline.doctor.modes import SURE, Found, ModeLook
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
-from fogline.doctor.surgery import alike, as_drawn, frozen_as_drawn, hidden_modules, hidden_tensors
+from fogline.doctor.surgery import as_drawn
+from fogline.doctor.unmoved import UnmovedLook
 from fogline.record.hook import Hook
 
 CLOSE_LOOKS = 12
 """Steps that are looked at closely."""
-SURE = 3
-"""Steps on which a fault must show: one may be an oddity of the start."""
 _LAYER_LOOKS = 3
 _TINY = 4
 """Values a channel below which a batch's variance is wrong by its own size: its relative error is sqrt(2 / (n - 1))."""
@@ -55,8 +53,6 @@ class _Step:
     """What was seen since the last step."""
 
     forwards: int = 0
-    in_eval: int = 0
-    waiting: int = 0  # forward passes in training mode since the last backward()
     backwards: int = 0
     evaluations: int = 0  # of a closure
     stale: bool = False  # a gradient of an earlier step is in this one's
@@ -103,26 +99,16 @@ class Inspector:
         self._layer_handles: list[RemovableHandle] = []
         self._sentinel: Any = next((p for _, p in named if p.ndim == 1), named[0][1])
         self._held: bool | None = None
-        self._waits = False
-        self._counts = dict.fromkeys(
-            ("stale", "looked", "eval", "no gradient", "cut", "lost", "bare", "tiny", "scale", "blind"), 0
-        )
-        self._noisy = [(name, m) for name, m in model.named_modules() if _depends_on_mode(m)]
-        self._was_training, self._now = False, 0
-        self._evaluations = {True: 0, False: 0}  # forward passes without gradient since the last with one, by mode
-        self._blind_at, self._sees = 0, False  # the last passes without gradient; some were in evaluation mode
-        self._scored: tuple[int, list[str], str] | None = None  # scores from passes with a graph, so it seems
-        self._heard_at = -1  # the last step of which a gradient was seen as it was made
+        self._counts = dict.fromkeys(("stale", "no gradient", "cut", "lost", "bare", "tiny", "scale"), 0)
+        self._now = 0
         self._given: tuple[Any, Any] | None = None
         self._runs = True  # the model can be run on it
         self._targets: Tensor | None = None  # the latest numbers that outputs were compared with
         self._keeper: RemovableHandle | None = None
         self._named_nan = False
         self._schedule = ScheduleLook(scheduler, optimizer)
-        self._idle = _idle_parameters(model, optimizer, left_out)
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._orphaned = not any(id(p) in held for _, p in named)
-        self._frozen = _frozen_copies(model)
+        self._modes = ModeLook(model)
+        self._unmoved = UnmovedLook(model, optimizer, self.named, left_out)
         if not compiled:
             self._handles.append(self._sentinel.register_hook(Hook(self._before_accumulation)))  # type: ignore[no-untyped-call]
 
@@ -148,45 +134,13 @@ class Inspector:
         seen = self._step
         seen.forwards += 1
         self._now = step
-        if self._noisy:
-            self._look_at_modes(step)
+        self._say_found(self._modes.forward(step))
         if not self._compiled and not self._layer_handles and (self.looking or _looks_again(step)):
             self._hang_on_layers(step)
 
-    def _look_at_modes(self, step: int) -> None:
-        seen, scored = self._step, self._scored
-        if scored is not None:  # nothing came back from what the scores were made of
-            self.say(scored[0], told.train_mode(*scored))
-            self._scored = None
-        if self.model.training:
-            self._was_training = True
-        elif any(not module.training for _, module in self._noisy):
-            seen.in_eval += 1
-        seen.waiting += any(module.training for _, module in self._noisy)
-        if self._evaluations[True] or self._evaluations[False]:
-            self._end_evaluation(step)
-
-    def _end_evaluation(self, step: int) -> None:
-        """Passes without gradients between steps that lie apart are evaluations, though no score may be logged."""
-        trained, evaluated = self._evaluations[True], self._evaluations[False]
-        self._evaluations = {True: 0, False: 0}
-        self._sees = self._sees or evaluated > 0
-        if trained and not self._sees and step - self._blind_at >= SURE:
-            self._counts["blind"] += 1
-            if self._counts["blind"] == SURE:
-                self.say(step, told.train_mode(step, self._in_training(), self._line("evaluation"), logged=False))
-        self._blind_at = step
-
-    def _in_training(self) -> list[str]:
-        return [name for name, module in self._noisy if module.training]
-
     def evaluation(self) -> None:
         """Before a forward pass without gradients."""
-        if self._noisy:
-            trains = any(module.training for _, module in self._noisy)
-            self._evaluations[trains] += 1
-            if trains and "evaluation" not in self._lines:
-                self._lines["evaluation"] = calling_line()
+        self._modes.evaluation()
 
     def loss(self, step: int, args: tuple[Any, ...], output: Any) -> None:
         """After the loss module."""
@@ -203,14 +157,7 @@ class Inspector:
 
     def scored(self, step: int) -> None:
         """Held-out scores were logged."""
-        trained, evaluated = self._evaluations[True], self._evaluations[False]
-        self._evaluations = {True: 0, False: 0}
-        self._sees = self._sees or evaluated > 0
-        if trained and not evaluated:
-            self.say(step, told.train_mode(step, self._in_training(), calling_line()))
-        seen = self._step
-        if not (trained or evaluated) and seen.waiting and not seen.in_eval and self._heard_at >= step:
-            self._scored = step, self._in_training(), calling_line()
+        self._say_found(self._modes.scored(step))
         finding = self._schedule.at_an_epoch(step)
         if finding is not None:
             self.say(step, finding)
@@ -220,7 +167,7 @@ class Inspector:
         held, self._held = self._held, None
         seen = self._step
         seen.backwards += 1
-        seen.waiting, self._scored, self._heard_at = 0, None, self._now
+        self._modes.accumulated(self._now)
         if self.looking or _looks_again(self._now):
             self._say_all(self._now, self.loss_look.backward(self._now))
         if self.looking and not seen.gave:
@@ -248,8 +195,7 @@ class Inspector:
         if self.looking:
             self._lines["step"] = self._lines.get("step") or calling_line()
             self._look_closely(step)
-        if self._noisy:
-            self._check_mode(step)
+        self._say_found(self._modes.before_step(step, self._line("step")))
         if not self.looking and _looks_again(step):
             self.loss_look.late(step, self._targets)
         if isinstance(norm, float) and not math.isfinite(norm) and not self._named_nan:
@@ -260,10 +206,9 @@ class Inspector:
         if step == 0 and self._schedule.steps_first():
             self.say(step, told.schedule_first(self._line("step")))
         if step + 1 == SURE:
-            self._check_idle(step, waits=True)
-            self._check_frozen(step)
-            self._check_symmetric(step)
-        self._step, self._given, self._held, self._scored = _Step(), None, None, None
+            self._say_all(step, self._unmoved.after_some_steps(step, gives_targets=self.loss_look.gives_targets))
+        self._step, self._given, self._held = _Step(), None, None
+        self._modes.step_taken()
         self.loss_look.step_taken()
         if self._layer_handles:
             self._take_off_layers()
@@ -292,10 +237,8 @@ class Inspector:
             self.say(step - 1, finding)
         first = self.loss_look.compared()
         self._say_all(step - 1, first.explains(step - 1, losses) if first is not None and step else ())
-        if self._scored is not None:
-            self.say(self._scored[0], told.train_mode(*self._scored))
-        if self._waits:
-            self._check_idle(step - 1, waits=False)
+        self._say_found(self._modes.finish())
+        self._say_all(step - 1, self._unmoved.at_the_end(step - 1))
         if len(not_finite) and not self._named_nan:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
             if bad:  # on a device nobody waited to look at the time
@@ -363,8 +306,7 @@ class Inspector:
 
     def _look_closely(self, step: int) -> None:
         seen, counts = self._step, self._counts
-        counts["looked"] += 1
-        if seen.stale and seen.backwards and step and not self._orphaned:
+        if seen.stale and seen.backwards and step and not self._unmoved.orphaned:
             counts["stale"] += 1
             if counts["stale"] == SURE:
                 self.say(step, told.missing_zero_grad(step, counts["stale"], self._line("backward")))
@@ -431,50 +373,12 @@ class Inspector:
             if self._counts["scale"] == SURE:
                 self.say(step, told.undivided(step, count, self._line("backward")))
 
-    def _check_mode(self, step: int) -> None:
-        seen = self._step
-        self._counts["eval"] = self._counts["eval"] + 1 if seen.forwards and seen.in_eval == seen.forwards else 0
-        if self._counts["eval"] == SURE:
-            names = [name or "the model" for name, module in self._noisy if not module.training]
-            line, switched = self._line("step"), self._was_training
-            self.say(step, told.eval_mode(step, SURE, names, switched=switched, line=line))
-
-    def _check_idle(self, step: int, *, waits: bool) -> None:
-        """Parameters nobody moves; ``waits`` for another optimizer that has them and may take its turn later."""
-        idle = [
-            (name, p, hidden)
-            for name, p, version, total, hidden in self._idle
-            if p.grad is not None and p._version == version and float(p.detach().double().sum()) == total
-        ]
-        others = _held_by_others(self.optimizer) if idle and waits else set()
-        still = [(name, hidden) for name, p, hidden in idle if id(p) not in others]
-        self._waits = len(still) < len(idle)
-        hidden = [name for name, flag in still if flag]
-        if hidden:
-            self.say(step, told.hidden_parameters(step, hidden))
-        elif still:
-            self.say(step, told.left_out(step, [name for name, _ in still], whole=self._orphaned))
-
-    def _check_symmetric(self, step: int) -> None:
-        """Units that are still alike after some steps; those of the last layer have targets of their own."""
-        owners = list(dict.fromkeys(name.rpartition(".")[0] for name, p in self.named if p.grad is not None))
-        names = [name for name in owners[:-1] if alike(self.model.get_submodule(name))]
-        if names:
-            self.say(step, told.symmetric(step, names))
-
-    def _check_frozen(self, step: int) -> None:
-        """A frozen part that was trained before is fine-tuning; one that is as it was drawn is not."""
-        frozen = [name for name in frozen_as_drawn(self.model) if self._stands(name)]
-        if frozen and not self.loss_look.gives_targets:
-            self.say(step, told.frozen(step, frozen))
-
-    def _stands(self, name: str) -> bool:
-        """Whether a frozen layer is no copy of one that learns, and nobody moves it: such ones are targets."""
-        was = self._frozen.get(name, math.nan)
-        return was is not None and (math.isnan(was) or was == _total(self.model.get_submodule(name)))
-
     def _say_all(self, step: int, findings: Iterable[Finding]) -> None:
         for finding in findings:
+            self.say(step, finding)
+
+    def _say_found(self, found: Found) -> None:
+        for step, finding in found:
             self.say(step, finding)
 
     def say(self, step: int, finding: Finding) -> None:
@@ -499,51 +403,6 @@ class Inspector:
 
     def _line(self, of: str) -> str:
         return self._lines.get(of, "")
-
-
-def _depends_on_mode(module: nn.Module) -> bool:
-    dropping = isinstance(module, (_DropoutNd, nn.RNNBase)) and float(getattr(module, "p", 0) or 0) > 0
-    dropping = dropping or (isinstance(module, nn.RNNBase) and module.dropout > 0)
-    return dropping or (isinstance(module, _BatchNorm) and module.track_running_stats)
-
-
-Idle = list[tuple[str, Tensor, int, float, bool]]
-
-
-def _idle_parameters(model: nn.Module, optimizer: Optimizer, left_out: Sequence[str]) -> Idle:
-    """Trainable parameters outside the optimizer, with what tells whether they move: version and sum."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    found: list[tuple[str, Tensor, bool]] = [(name, model.get_parameter(name), False) for name in left_out]
-    for name, module in hidden_modules(model):
-        found += [(f"{name}.{n}", p, True) for n, p in module.named_parameters() if id(p) not in held]
-    found += [(name, tensor, True) for name, tensor in hidden_tensors(model) if id(tensor) not in held]
-    found = found[:64]
-    return [(n, p, p._version, float(p.detach().double().sum()), hidden) for n, p, hidden in found if p.requires_grad]
-
-
-def _frozen_copies(model: nn.Module) -> dict[str, float | None]:
-    """Frozen layers as they were drawn, with what tells whether they move; None for copies of one that learns."""
-    learns = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
-    found: dict[str, float | None] = {}
-    for name in frozen_as_drawn(model):
-        layer = model.get_submodule(name)
-        found[name] = None if any(_same(layer, other) for other in learns) else _total(layer)
-    return found
-
-
-def _same(one: nn.Module, other: nn.Module) -> bool:
-    pairs = list(zip(one.parameters(recurse=False), other.parameters(recurse=False), strict=False))
-    return type(one) is type(other) and all(torch.equal(a, b) for a, b in pairs if a.ndim > 1)
-
-
-def _held_by_others(optimizer: Optimizer) -> set[int]:
-    """Identities of the parameters that other optimizers have."""
-    others = [o for o in gc.get_objects() if issubclass(type(o), Optimizer) and o is not optimizer]
-    return {id(p) for o in others for group in o.param_groups for p in group["params"]}
-
-
-def _total(layer: nn.Module) -> float:
-    return sum(float(p.detach().double().sum()) for p in layer.parameters(recurse=False))
 
 
 def _any(gradient: Tensor | None) -> bool:

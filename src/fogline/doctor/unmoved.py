@@ -1,0 +1,121 @@
+"""Parameters that no step of a loop moves: outside the optimizer, frozen as they were drawn, or moved all alike."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fogline.doctor import told
+from fogline.doctor.finding import Finding
+from fogline.doctor.surgery import alike, frozen_as_drawn, hidden_modules, hidden_tensors
+
+_MOST = 64
+
+
+class UnmovedLook:
+    """Compares parameters after some steps with what they were.
+
+    Args:
+        model, optimizer: of the loop.
+        named: the trained parameters.
+        left_out: names of the trainable parameters that are not in the optimizer.
+
+    Attributes:
+        orphaned: whether the optimizer has none of the model's parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        named: Sequence[tuple[str, nn.Parameter]],
+        left_out: Sequence[str],
+    ) -> None:
+        self.model, self.optimizer, self._named = model, optimizer, named
+        self._idle = _idle_parameters(model, optimizer, left_out)
+        self._frozen = _frozen_copies(model)
+        self._waits = False
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.orphaned = not any(id(p) in held for _, p in named)
+
+    def after_some_steps(self, step: int, *, gives_targets: bool) -> Iterator[Finding]:
+        """``gives_targets``: what a frozen part says is what another is compared with."""
+        yield from self._nobody_moves(step, waits=True)
+        frozen = [name for name in frozen_as_drawn(self.model) if self._stands(name)]
+        if frozen and not gives_targets:  # a frozen part that was trained before is fine-tuning
+            yield told.frozen(step, frozen)
+        # Units that are still alike; those of the last layer have targets of their own.
+        owners = list(dict.fromkeys(name.rpartition(".")[0] for name, p in self._named if p.grad is not None))
+        names = [name for name in owners[:-1] if alike(self.model.get_submodule(name))]
+        if names:
+            yield told.symmetric(step, names)
+
+    def at_the_end(self, step: int) -> Iterator[Finding]:
+        """What may have waited for another optimizer has waited long enough."""
+        if self._waits:
+            yield from self._nobody_moves(step, waits=False)
+
+    def _nobody_moves(self, step: int, *, waits: bool) -> Iterator[Finding]:
+        """``waits`` for another optimizer that has them and may take its turn later."""
+        idle = [
+            (name, p, hidden)
+            for name, p, version, total, hidden in self._idle
+            if p.grad is not None and p._version == version and float(p.detach().double().sum()) == total
+        ]
+        others = _held_by_others(self.optimizer) if idle and waits else set()
+        still = [(name, hidden) for name, p, hidden in idle if id(p) not in others]
+        self._waits = len(still) < len(idle)
+        hidden = [name for name, flag in still if flag]
+        if hidden:
+            yield told.hidden_parameters(step, hidden)
+        elif still:
+            yield told.left_out(step, [name for name, _ in still], whole=self.orphaned)
+
+    def _stands(self, name: str) -> bool:
+        """Whether a frozen layer is no copy of one that learns, and nobody moves it: such ones are targets."""
+        was = self._frozen.get(name, math.nan)
+        return was is not None and (math.isnan(was) or was == _total(self.model.get_submodule(name)))
+
+
+Idle = list[tuple[str, Tensor, int, float, bool]]
+
+
+def _idle_parameters(model: nn.Module, optimizer: Optimizer, left_out: Sequence[str]) -> Idle:
+    """Trainable parameters outside the optimizer, with what tells whether they move: version and sum."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    found: list[tuple[str, Tensor, bool]] = [(name, model.get_parameter(name), False) for name in left_out]
+    for name, module in hidden_modules(model):
+        found += [(f"{name}.{n}", p, True) for n, p in module.named_parameters() if id(p) not in held]
+    found += [(name, tensor, True) for name, tensor in hidden_tensors(model) if id(tensor) not in held]
+    found = found[:_MOST]
+    return [(n, p, p._version, float(p.detach().double().sum()), hidden) for n, p, hidden in found if p.requires_grad]
+
+
+def _frozen_copies(model: nn.Module) -> dict[str, float | None]:
+    """Frozen layers as they were drawn, with what tells whether they move; None for copies of one that learns."""
+    learns = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    found: dict[str, float | None] = {}
+    for name in frozen_as_drawn(model):
+        layer = model.get_submodule(name)
+        found[name] = None if any(_same(layer, other) for other in learns) else _total(layer)
+    return found
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = list(zip(one.parameters(recurse=False), other.parameters(recurse=False), strict=False))
+    return type(one) is type(other) and all(torch.equal(a, b) for a, b in pairs if a.ndim > 1)
+
+
+def _held_by_others(optimizer: Optimizer) -> set[int]:
+    """Identities of the parameters that other optimizers have."""
+    others = [o for o in gc.get_objects() if issubclass(type(o), Optimizer) and o is not optimizer]
+    return {id(p) for o in others for group in o.param_groups for p in group["params"]}
+
+
+def _total(layer: nn.Module) -> float:
+    return sum(float(p.detach().double().sum()) for p in layer.parameters(recurse=False))
