@@ -15,7 +15,7 @@ from fogline.doctor.causes import Cause, loop, number, output
 from fogline.doctor.causes.loop.normalisation import tiny_batch_norm
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Finding, Remedy, Rows, Suspicion
-from fogline.doctor.record import refusal_finding
+from fogline.doctor.refusals import refusal_finding
 from fogline.doctor.yardstick import Yardstick
 from fogline.record.store import Store, read_table
 

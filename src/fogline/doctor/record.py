@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fogline.doctor.finding import Evidence, Finding, Remedy, Severity
-from fogline.doctor.naming import HUGE, LOGARITHMS
+from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.report import Outcome, Report
+from fogline.doctor.signalled import LITTLE_LEARNED, from_signals, unrelated
 from fogline.verdict import Verdict
 
 if TYPE_CHECKING:
     from fogline.run import Run
 
 _WORTH_SAYING = 0.5
-_NOTHING_LEARNED = 0.97
-_LITTLE_LEARNED = 0.9  # both numbers are known to some percent
-_LEAP, _CRAWL = 0.2, 0.01  # of the length of the weights: of one step, of all of them
-_DECOUPLED = ("adamw", "adamw8bit", "lion", "muon", "musgd")  # their decay is no part of the gradient
-_WORSE, _EXPLODED = 1.2, 10.0
-_FEWEST_STEPS = 100
-_IMPROVES = 0.15  # of all that was gained came in the last third
-_MUCH_LEFT = 0.3
-_UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _DIVERGENCE = ("lr_too_high", "exploding_gradient", "nan_source")
 _UNLEARNED = ("lr_too_low", "too_few_steps")
 _EXPLAINS = {
@@ -58,10 +44,8 @@ _EXPLAINS = {
     "parameters_not_optimized": ("lr_too_high", *_UNLEARNED),
     "frozen_parameters": _UNLEARNED,
 }  # what follows from a fault that was told
+_FINE = (Verdict.CONVERGED, Verdict.NOISE_FLOOR, Verdict.IMPROVING)
 _FOLLOWS_DIVERGENCE = ("nan_source", "dead_units", "vanishing_gradient")
-_VANISHED = 1e-6
-
-Numbers = NDArray[np.float64]
 
 
 def diagnose_record(run: Run) -> Report:
@@ -71,22 +55,19 @@ def diagnose_record(run: Run) -> Report:
     verdict: Outcome = "undecided"
     if findings:
         verdict = "faulty"
-    elif judgement is not None and judgement.verdict in _FINE and (left is None or left < _LITTLE_LEARNED):
+    elif judgement is not None and judgement.verdict in _FINE and (left is None or left < LITTLE_LEARNED):
         verdict = "healthy"
     notes = ["nothing was run: give the task, run.diagnose(task), to have the remedies tried against a control"]
-    if left is not None and left >= _LITTLE_LEARNED:
+    if left is not None and left >= LITTLE_LEARNED:
         notes.append("the loss ends hardly lower than that of the best answer that does not look at the inputs")
     if judgement is None:
         notes.append("the run goes on, or was not judged")
     return Report(verdict, findings, notes=tuple(notes))
 
 
-_FINE = (Verdict.CONVERGED, Verdict.NOISE_FLOOR, Verdict.IMPROVING)
-
-
 def findings_of_record(run: Run) -> list[Finding]:
     """Findings from the tables and ``run.json``, most likely first: those told as it ran, and the signals'."""
-    signals = {finding.cause: finding for finding in _from_signals(run)}
+    signals = {finding.cause: finding for finding in from_signals(run)}
     told = [_with_more(_read(row["data"]), signals) for row in run.findings]
     if run.judgement is not None and run.judgement.verdict is Verdict.DIVERGED:
         told = [f for f in told if f.cause != "nan_source"]  # the loss had grown without bound before it overflowed
@@ -98,8 +79,8 @@ def findings_of_record(run: Run) -> list[Finding]:
         found = [f for f in found if f.cause not in _FOLLOWS_DIVERGENCE]
     ranks = ("fatal", "serious", "minor")
     if not {f.cause for f in (*told, *found)} - {"overfitting", "too_few_steps"}:
-        unrelated = _unrelated(run)
-        found = found if unrelated is None else [unrelated]
+        of_no_input = unrelated(run)
+        found = found if of_no_input is None else [of_no_input]
     kept = [f for f in (*told, *found) if f.confidence >= _WORTH_SAYING]
     return sorted(kept, key=lambda f: (ranks.index(f.severity), -f.confidence))
 
@@ -127,347 +108,3 @@ def _read(data: str) -> Finding:
         remedy=None if remedy is None else Remedy(remedy["title"], remedy["patch"]),
         advice=value.get("advice", ""),
     )
-
-
-def _from_signals(run: Run) -> Iterator[Finding]:
-    yield from _refused(run)
-    judgement = run.judgement
-    if judgement is None:
-        return
-    evidence, verdict = judgement.evidence, judgement.verdict
-    schedule = _schedule(run, verdict)
-    yield from _rate(run, verdict, evidence) if schedule is None else (schedule,)
-    yield from _layers(run)
-    if (run.info.get("loss_over_constant") or 0.0) > _LITTLE_LEARNED:
-        yield from _lengths(run)
-        yield from _left_again(run)
-    if verdict in (Verdict.IMPROVING, Verdict.NOISE_FLOOR) and _has_much_left(run, evidence):
-        yield from _too_few_steps(verdict, evidence)
-    if verdict is Verdict.OVERFIT:
-        yield _overfitting(run, evidence)
-
-
-def _refused(run: Run) -> Iterator[Finding]:
-    """What the first refused step was refused for; the replay has named it."""
-    refusals = [row for row in run.events if row["kind"] == "refused"]
-    if not refusals:
-        return
-    first = json.loads(refusals[0]["data"])
-    share = run.info.get("refused", len(refusals)) / max(1, run.info.get("steps") or len(run.steps))
-    severity: Severity = "fatal" if share > 0.5 else "serious" if share > 0.01 else "minor"
-    yield refusal_finding(first, severity, len(refusals))
-
-
-def refusal_finding(found: dict[str, Any], severity: Severity, count: int) -> Finding:
-    """The finding behind a step that was refused.
-
-    Args:
-        found: what the replay said, see :func:`fogline.descent.replay.explain_refusal`.
-        count: how many steps were.
-    """
-    step, operation = found["step"], found.get("operation") or {}
-    layer = operation.get("module") or found.get("module")
-    rows = ", ".join(map(str, found["rows"][:10]))
-    seen = [Evidence("steps refused", count, 0, step)]
-    if rows:
-        seen.append(Evidence("rows", rows, "", step))
-    if operation:
-        seen.append(Evidence("first operation that is not finite", operation["name"], "", step, layer))
-        seen += [Evidence("values that went in", _range(r), "finite", step, layer) for r in operation["values"][:3]]
-    if found["where"] == "data":
-        return Finding(
-            "nan_in_data", severity, 0.97, tuple(seen),
-            "These rows hold NaN or infinity, and every batch with one of them is lost.",
-            remedy=Remedy("drop the rows", "keep = torch.isfinite(X).flatten(1).all(1)\nX, y = X[keep], y[keep]"),
-        )  # fmt: skip
-    whole = (
-        found["where"] == "gradient" and layer is None and not operation
-    )  # each gradient is finite, their norm is not
-    if whole or any(_overflows(r) for r in operation.get("values", [])):
-        return Finding(
-            "lr_too_high",
-            severity,
-            0.7,
-            tuple(seen),
-            "Numbers grew from step to step until they left the range of their type: the loss had run away before.",
-            remedy=Remedy("a lower learning rate", "lr a tenth of what it was"),
-        )
-    if operation.get("name") in LOGARITHMS and any(_reaches_zero(r) for r in operation["values"][:1]):
-        return Finding(
-            "log_of_zero", severity, 0.95, tuple(seen),
-            f"A logarithm is taken of zero or less{f' in {layer!r}' if layer else ''}: minus infinity or NaN.",
-            remedy=Remedy(
-                "take the logarithm where it is safe",
-                "log_softmax(x) instead of log(softmax(x)); BCEWithLogitsLoss instead of log(sigmoid(x)); or clamp_min",
-            ),
-        )  # fmt: skip
-    return Finding(
-        "nan_source", severity, 0.9 if operation else 0.75, tuple(seen),
-        f"{found['message'][:1].upper()}{found['message'][1:]}.",
-        advice="mend the operation that is named here, or keep the values that go into it within its range",
-    )  # fmt: skip
-
-
-def _range(values: dict[str, Any]) -> str:
-    bad = f", {values['not_finite']:.3g} of it not finite" if values["not_finite"] else ""
-    return f"{values['low']:.4g} to {values['high']:.4g}{bad}"
-
-
-def _overflows(values: dict[str, Any]) -> bool:
-    return bool(values["largest"] > HUGE)
-
-
-def _reaches_zero(values: dict[str, Any]) -> bool:
-    return bool(values["low"] <= 0)
-
-
-def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Finding]:
-    """Too long and too short steps, by the change of the slope over a step.
-
-    ``alpha = -(g+ . d) / (g . d)`` is -1 where a step leaves the slope as it was and above 1 where the far wall is
-    steeper than the near one; on a quadratic it is ``lr * lambda - 1``.
-    """
-    steps = run.steps
-    alpha, rates = _finite(steps["overshoot"]), _finite(steps["lr"])
-    back = [row for row in run.events if row["kind"] in ("rollback", "gave_up")]
-    rate = float(rates.max()) if len(rates) else math.nan
-    early = float(np.median(alpha[: max(3, len(alpha) // 3)])) if len(alpha) else math.nan
-    if back or (verdict is Verdict.DIVERGED and (early > 1 or not _is_watched(run) or _ran_away(run, evidence))):
-        seen = [
-            Evidence("loss at the end", _number(evidence.get("loss_at_end")), _number(evidence.get("loss_at_start")))
-        ]
-        if back:
-            seen.append(Evidence("times the guard went back", len(back), 0, int(back[0]["step"])))
-        if early > 1:
-            seen.append(Evidence("overshoot of a step", early, "below 1"))
-        yield Finding(
-            "lr_too_high",
-            "serious" if verdict is not Verdict.DIVERGED else "fatal",
-            0.85 if early > 1 or back else 0.65,
-            tuple(seen),
-            "The loss ran away: steps land on the far wall of the valley, higher than they started.",
-            remedy=Remedy("a tenth of the learning rate", f"lr={rate / 10:.3g}"),
-        )
-    short = len(alpha) >= 3 and abs(float(np.median(alpha)) + 1) < _UNCHANGED
-    far = _number(evidence.get("best_step_over_path"))
-    if (verdict is Verdict.STALLED and far > 3) or (verdict is Verdict.IMPROVING and short):
-        seen = [Evidence("best single step, in lengths of the whole path", far, "below 1")] if far > 3 else []
-        if short:
-            seen.append(
-                Evidence("slope after a step, as a share of that before", -float(np.median(alpha)), "below 0.9")
-            )
-        yield Finding(
-            "lr_too_low", "serious", 0.7 if far > 3 else 0.55, tuple(seen),
-            "Steps are so short that the slope does not change over one of them: the way down is much longer.",
-            remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
-        )  # fmt: skip
-
-
-def _is_watched(run: Run) -> bool:
-    return bool((run.info.get("source") or {}).get("kind") == "watch")
-
-
-def _ran_away(run: Run, evidence: dict[str, Any]) -> bool:
-    """Whether a loss of somebody else's loop grew beyond what an opponent or moving targets make of a sound one."""
-    start, end = _number(evidence.get("loss_at_start")), _number(evidence.get("loss_at_end"))
-    left = run.info.get("loss_over_constant") or 0.0
-    return bool(left > _WORSE or end - start > _EXPLODED * abs(start) or run.info.get("not_finite"))
-
-
-def _has_much_left(run: Run, evidence: dict[str, Any]) -> bool:
-    """Every loop that is not ours and ends early would have more to gain: that it had hardly begun is a fault.
-
-    It learned little, and its loss fell in the last third as fast as before. Where the former is unknown the verdict
-    has to do.
-    """
-    left, share = run.info.get("loss_over_constant"), _number(evidence.get("gain_share"))
-    return not _is_watched(run) or (left is not None and left > 0.5 and share > 1 / 3)
-
-
-def _left_again(run: Run) -> Iterator[Finding]:
-    """Above the loss of the best constant answer, it jumps about or has climbed by more than that loss."""
-    losses, left = _finite(run.steps["loss"]), float(run.info["loss_over_constant"])
-    if left < _WORSE or len(losses) < 10 or run.judgement is None:
-        return
-    blocks = [float(block.mean()) for block in np.array_split(losses, 10)]
-    if max(blocks[-1] - min(blocks), _number(run.judgement.evidence.get("noise"))) > blocks[-1] / left:
-        yield Finding(
-            "lr_too_high", "serious", 0.65,
-            (Evidence("loss at the end, as a share of that of the best constant answer", left, "below 1"),
-             Evidence("lowest loss on the way, likewise", min(blocks) * left / blocks[-1])),
-            "The loss jumps about, or has climbed again, and ends above that of the best answer that does not look at "
-            "the inputs. The steps are too long to stay where it is low.",
-            remedy=Remedy("a tenth of the learning rate, or let it be measured", 'lr a tenth of it, or "auto"'),
-        )  # fmt: skip
-
-
-def _unrelated(run: Run) -> Finding | None:
-    """No answer to rows that were not seen, or to any, is better than one that does not look at the inputs."""
-    left, losses = run.info.get("loss_over_constant"), _finite(run.steps["loss"])
-    if left is None or not left > 0 or len(losses) < _FEWEST_STEPS or left > _WORSE:
-        return None
-    constant = float(losses[-max(1, len(losses) // 10) :].mean()) / left
-    held_out = _finite(np.array([row["value"] for row in run.scores if row["name"] == "loss"]))
-    best = float(held_out.min()) / constant if len(held_out) > 3 else None
-    if (left if best is None else best) < _NOTHING_LEARNED or (best is None and left < _NOTHING_LEARNED):
-        return None
-    seen = [Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1")]
-    if best is not None:
-        seen.append(Evidence("lowest held-out loss, likewise", best, "well below 1"))
-    return Finding(
-        "shuffled_labels", "serious", 0.5 if best is None else 0.6, tuple(seen),
-        "Gradients reach the weights and the steps are long enough, and yet the answers to "
-        + ("any rows" if best is None else "rows that were not trained on")
-        + " get no better than one that does not look at the inputs: as if inputs and targets did not belong together.",
-        advice="look at a few examples with their targets just before the loss: are both shuffled, sorted or filtered "
-        "in the same way? If they belong together, the inputs say nothing of the targets",
-    )  # fmt: skip
-
-
-def _lengths(run: Run) -> Iterator[Finding]:
-    """Of a run that learned next to nothing: how long its steps were against the weights they move, and why."""
-    table = run.layers
-    if not len(table):
-        return
-    first = table["step"] == table["step"].min()
-    weights, updates, gradients = (
-        float(np.linalg.norm(_finite(table[name][first]))) for name in ("weight_norm", "update_norm", "grad_norm")
-    )
-    rates, decay = _finite(run.steps["lr"]), float(run.info["recipe"].get("weight_decay") or 0.0)
-    at = float(run.steps["lr"][min(int(table["step"].min()), len(run.steps) - 1)])
-    if not (weights > 0 and gradients > 0 and updates > 0 and at > 0):
-        return
-    share, rate = updates / weights, float(rates.max())
-    pull = decay * weights / gradients
-    if pull > 1 and run.info["recipe"]["optimizer"] not in _DECOUPLED:
-        yield Finding(
-            "regularization_too_strong", "serious", 0.75,
-            (Evidence("pull of the weight decay over the gradient of the loss, at the start", pull, "well below 1"),
-             Evidence("weight decay", decay)),
-            "The run learned next to nothing, and the weight decay pulls the weights to zero more strongly than the "
-            "loss pulls them anywhere.",
-            remedy=Remedy("a hundredth of the weight decay, or none", f"weight_decay={decay / 100:.3g}"),
-        )  # fmt: skip
-    elif share * rate / at > _LEAP:
-        yield Finding(
-            "lr_too_high", "serious", 0.7,
-            (Evidence("length of a step over that of the weights, at the start", share * rate / at, "about 0.001"),),
-            "The run learned next to nothing, and a few of its steps move the weights as far as they are from zero.",
-            remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
-        )  # fmt: skip
-    elif share * float(rates.sum()) / at < _CRAWL and bool((table["grad_norm"][first] > 0).all()):
-        yield Finding(
-            "lr_too_low", "serious", 0.8,
-            (Evidence("length of all steps together over that of the weights, at most", share * float(rates.sum()) / at,
-                      "0.1 or more"),),
-            "The run learned next to nothing, and its weights are where they began: all steps together are too short.",
-            remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
-        )  # fmt: skip
-
-
-def _schedule(run: Run, verdict: Verdict) -> Finding | None:
-    """A rate that is gone for most of the run, or that grew until the loss ran away."""
-    rates = _finite(run.steps["lr"])
-    if len(rates) < 20 or not rates.max() > 0:
-        return None
-    gone = float((rates < 0.01 * rates.max()).mean())
-    grew = float(rates[-1] / rates[0]) if rates[0] > 0 else math.inf
-    if verdict is Verdict.DIVERGED and grew > 3 and rates[-1] > 0.5 * rates.max():
-        return Finding(
-            "bad_schedule",
-            "fatal",
-            0.8,
-            (Evidence("learning rate at the end over that at the start", grew, "at most 1"),),
-            "The schedule raises the learning rate until the steps are too long and the loss runs away.",
-            remedy=Remedy("lower the rate over the run", "a linear or cosine schedule to zero at the last step"),
-        )
-    if gone > 0.5:
-        return Finding(
-            "bad_schedule",
-            "serious",
-            0.7,
-            (
-                Evidence(
-                    "share of the steps with less than a hundredth of the largest learning rate", gone, "below 0.2"
-                ),
-            ),
-            "The learning rate is all but zero for most of the run, so those steps do nothing.",
-            remedy=Remedy("lower the rate over the whole run", "a linear or cosine schedule to zero at the last step"),
-        )
-    return None
-
-
-def _layers(run: Run) -> Iterator[Finding]:
-    """Layers that no gradient reaches, or less and less of it towards the inputs."""
-    table = run.layers
-    if not len(table):
-        return
-    latest = table["step"] == table["step"].max()
-    names = table["layer"][latest]
-    gradients, weights = (table[name][latest].astype(np.float64) for name in ("grad_norm", "weight_norm"))
-    usable = np.isfinite(gradients) & np.isfinite(weights)
-    if usable.sum() < 2 or not gradients[usable].max() > 0:
-        return
-    share = np.where(usable, gradients, 0) / gradients[usable].max()
-    still = usable & (gradients == 0)
-    if still.any():
-        listed = ", ".join(names[still][:4])
-        yield Finding(
-            "dead_units", "serious", 0.6,
-            (Evidence("layers whose gradient is exactly zero", listed, "none", int(table["step"].max())),),
-            "No gradient at all reaches these layers: the units behind them are off for every example, or unused.",
-            remedy=Remedy("units that cannot die", "nn.LeakyReLU() instead of nn.ReLU(), and a lower rate"),
-        )  # fmt: skip
-    small = usable & ~still & (share < _VANISHED)
-    if small.any():
-        worst = int(np.argmin(np.where(small, share, np.inf)))
-        yield Finding(
-            "vanishing_gradient", "serious", 0.65,
-            (Evidence("gradient as a share of the largest layer's", float(share[worst]), "above 0.001",
-                      int(table["step"].max()), str(names[worst])),),
-            "The gradient all but vanishes on its way to these layers, so they stay as they were drawn.",
-            remedy=Remedy("ReLU, and a first draw that keeps the scale", "nn.ReLU() and nn.init.kaiming_normal_"),
-        )  # fmt: skip
-
-
-def _too_few_steps(verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Finding]:
-    """Much came in the last third; or as much again is to be had by a step as long as the whole path."""
-    share, left = _number(evidence.get("gain_share")), _number(evidence.get("gain_left_share"))
-    far = _number(evidence.get("best_step_over_path"))
-    ahead = left > _MUCH_LEFT and far > _MUCH_LEFT
-    if not ahead and not (verdict is Verdict.IMPROVING and share > _IMPROVES):
-        return
-    seen = [Evidence("share of the gain that came in the last third", share, "below 0.1")]
-    if ahead:
-        seen.append(Evidence("gain of one long step, as a share of all that was gained", left, "below 0.01"))
-    yield Finding(
-        "too_few_steps",
-        "minor",
-        0.65 if ahead else 0.55,
-        tuple(seen),
-        "The loss was still falling when the budget ended.",
-        remedy=Remedy("train longer", "three times the duration"),
-    )
-
-
-def _overfitting(run: Run, evidence: dict[str, Any]) -> Finding:
-    """In a loop of ours the best weights were kept, so little is lost."""
-    rise = _number(evidence.get("held_out_rise_share"))
-    watched = _is_watched(run)
-    kept = "" if watched else " The best weights were kept."
-    return Finding(
-        "overfitting", "serious" if rise > 0.5 and watched else "minor", 0.7 if rise > 0.5 else 0.4,
-        (Evidence("rise of the held-out loss from its best, over its gain", rise, 0.0),),
-        f"The held-out loss turned upwards while the training loss fell on.{kept}",
-        remedy=Remedy("stop at the lowest held-out loss", "patience=5; or dropout, weight decay, more data"),
-    )  # fmt: skip
-
-
-def _finite(values: NDArray[Any]) -> Numbers:
-    numbers = values.astype(np.float64)
-    return numbers[np.isfinite(numbers)]
-
-
-def _number(value: Any) -> float:
-    """A statistic of the verdict; infinities were written down as words."""
-    return math.nan if value is None else float(value)
