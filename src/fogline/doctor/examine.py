@@ -18,10 +18,10 @@ from fogline.doctor.case import CPU, FAILURES, Case, open_case
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Finding, Suspicion
-from fogline.doctor.interventions import LEARNS, SHORTEST, Interventions, Kept
+from fogline.doctor.interventions import SHORTEST, Interventions, Kept
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
-from fogline.doctor.standing import level
+from fogline.doctor.standing import LEARNS, level
 from fogline.doctor.trial import Laboratory, planned_steps
 from fogline.task import Task
 

@@ -22,13 +22,11 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Remedy, Suspicion, Trial
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Rejected
-from fogline.doctor.standing import standing
+from fogline.doctor.standing import LEARNS, standing
 from fogline.doctor.trial import SEEDS, Laboratory
 
 SHORTEST = 20
 """Steps of a descent below which nothing is to be seen."""
-LEARNS = 0.1
-"""A score above which a program does learn something."""
 _MOST_AT_ONCE = 6
 _GOOD = 0.9
 _BEHIND = 0.15  # twice as far behind a classical learner as any healthy program of the calibration half was seen to be

@@ -15,6 +15,8 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.trial import WORTH
 from fogline.recipe import Recipe
 
+LEARNS = 0.1
+"""A score above which a program does learn something."""
 _BLOCKS = 8
 _FEWEST_STEPS = 16
 _FEW, _GOAL_OF_FEW, _GOAL_UNKNOWN, _GOAL_OF_LOSS = 40, 0.9, 0.3, 0.2

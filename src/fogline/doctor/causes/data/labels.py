@@ -16,6 +16,7 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import out_of_fold
 from fogline.doctor.remedies import smoothed_labels
+from fogline.doctor.standing import LEARNS
 from fogline.doctor.yardstick import error_of
 
 _FEWEST = 50
@@ -67,10 +68,8 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
     pair, seen, observed = pair_of(exam), exam.reference, exam.observed
     if pair is None or seen.score is None or seen.rows is None or observed is None or observed.error:
         return None
-    rows = seen.scored
-    noise = min(0.1, 2 * error_of(rows, exam.case.yardstick.classes))
-    scores = [seen.score, observed.score] + ([] if seen.within_valid is None else [seen.within_valid])
-    if rows < _FEWEST // 2 or max(scores) > noise:
+    within = 0.0 if seen.within_valid is None else seen.within_valid - seen.valid_error
+    if seen.scored < _FEWEST // 2 or max(seen.score, within, observed.score) > LEARNS:
         return None
     return Suspicion(
         "shuffled_labels",
@@ -152,8 +151,10 @@ def _worse_than_held_out(exam: Examination, ours: Tensor, theirs: Tensor | None,
         return None
     if seen.valid_score - seen.score < 0.05:
         return None
-    inside, error = _contradicted(ours.argmax(1), labels)
-    outside, other_error = _contradicted(theirs.argmax(1), others[: len(theirs)])
+    others = others[: len(theirs)]
+    common = [k for k in torch.unique(labels).tolist() if min(int((part == k).sum()) for part in (labels, others)) >= 3]
+    inside, error = _contradicted(ours.argmax(1), labels, common)
+    outside, other_error = _contradicted(theirs.argmax(1), others, common)
     share, error = inside - outside, math.hypot(error, other_error)
     if share < max(0.05, 3 * error):
         return None
@@ -225,10 +226,10 @@ def _by_class(outputs: Tensor, exam: Examination) -> Tensor:
     return torch.cat([1 - share, share], 1)
 
 
-def _contradicted(guesses: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Share of labels that are not what was guessed, averaged over the classes that have rows enough; and its error."""
+def _contradicted(guesses: Tensor, labels: Tensor, classes: list[int]) -> tuple[float, float]:
+    """Share of labels that are not what was guessed, averaged over these classes; and its error."""
     wrong = (guesses != labels).double()
-    shares = [wrong[labels == k] for k in torch.unique(labels).tolist() if int((labels == k).sum()) >= 3]
+    shares = [wrong[labels == k] for k in classes]
     if not shares:
         return 0.0, math.inf
     variance = sum(max(float(s.mean() * (1 - s.mean())), 1 / len(s)) / len(s) for s in shares)
