@@ -18,13 +18,13 @@ from fogline.doctor.yardstick import Yardstick, error_of
 
 _MOST_ROWS, _MOST_FEATURES, _MOST_TOKENS = 4000, 2000, 2000
 _NEIGHBOURS = 5
-_FOLDS, _FEW_ROWS = 5, 1000
+_FOLDS, _FEW_ROWS = 5, 500
 _PENALTY = 1e-2
-_LANDMARKS, _FLAT = 300, 1e-9
-"""Rows that a kernel is seen from; and the share of its largest eigenvalue below which others are rounding."""
-_WIDTHS = (0.1, 0.5, 2.0)
+_LANDMARKS = 200
+"""Rows that a kernel is seen from."""
+_WIDTHS = (0.3, 1.5)
 """Of the kernel, as multiples of the median squared distance of two rows."""
-_PENALTIES = tuple(10.0**k for k in range(-6, 1))
+_PENALTIES = tuple(10.0**k for k in range(-9, 0))
 """A row."""
 
 
@@ -208,7 +208,7 @@ def _neighbours(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yards
 
 
 def _kernel_ridge(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:
-    """Ridge regression on a Gaussian kernel, seen from some of the rows (Williams and Seeger 2001).
+    """Ridge regression on the Gaussian kernel of each row with some of them (the subset of regressors).
 
     Its width and its penalty are those of the least error at rows left out.
     """
@@ -216,15 +216,11 @@ def _kernel_ridge(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yar
     coded = _coded(targets, yardstick)
     centre, count = coded.mean(0), min(_LANDMARKS, len(inputs))
     marks = inputs[torch.arange(count) * len(inputs) // count]
-    apart = [torch.cdist(rows, marks).square() for rows in (marks, inputs, other)]
+    apart = [torch.cdist(rows, marks).square() for rows in (inputs, other)]
     usual = float(apart[0].median().clamp_min(1e-12))
     fits = []
     for width in _WIDTHS:
-        among, learned, asked = (torch.exp(-squares / (width * usual)) for squares in apart)
-        size, axes = torch.linalg.eigh(among)
-        large = size > _FLAT * size[-1]
-        whitened = axes[:, large] * size[large].rsqrt()
-        learned, asked = learned @ whitened, asked @ whitened
+        learned, asked = (torch.exp(-squares / (width * usual)) for squares in apart)
         error, weights = _smoothed(learned - learned.mean(0), coded - centre)
         fits.append((error, centre + (asked - learned.mean(0)) @ weights))
     best: Tensor = min(fits, key=lambda fit: fit[0])[1]
