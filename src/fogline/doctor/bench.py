@@ -94,7 +94,8 @@ class Bench:
             return False
         if self._covers:
             return True
-        own, reached = level(self.exam), self._still_to_come + fmean(trial.without)
+        own = level(self.exam)
+        reached = min(own, self._still_to_come + fmean(trial.without))
         if fmean(trial.with_it) >= max(self._clearly_above(reached), own + ENOUGH):
             return True
         return self._in_full(remedies) >= self._clearly_above(own)

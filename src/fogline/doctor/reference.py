@@ -20,6 +20,8 @@ _MOST_ROWS, _MOST_FEATURES, _MOST_TOKENS = 4000, 2000, 2000
 _NEIGHBOURS = 5
 _FOLDS, _FEW_ROWS = 5, 500
 _PENALTY = 1e-2
+_WELL, _AS_WELL = 0.75, 0.1
+"""Scores that leave no question of what held-out rows could teach, and how far they may lie apart."""
 _LANDMARKS = 200
 """Rows that a kernel is seen from."""
 _WIDTHS = (0.3, 1.5)
@@ -37,7 +39,7 @@ class Reference:
             cannot be read by them.
         valid_score: of the same learner, trained on training rows, on the task's held-out data.
         within_valid: of the same kind of learner within the task's held-out data: each fifth scored by one that learned
-            from the others.
+            from the others. None where the training rows teach as much.
         valid_error: a generous standard error of these two.
         scored: how many rows the first of these scores rests on.
         learner: which was best.
@@ -55,9 +57,10 @@ class Reference:
     @property
     def possible(self) -> float | None:
         """What can be got of the rows that a program is scored on: training targets that are wrong do not lower it."""
-        if self.score is None or self.valid_score is None or self.within_valid is None:
+        of_held_out = [score for score in (self.valid_score, self.within_valid) if score is not None]
+        if self.score is None or not of_held_out:
             return self.score
-        return max(self.score, max(self.valid_score, self.within_valid) - self.valid_error)
+        return max(self.score, max(of_held_out) - self.valid_error)
 
 
 def refer(case: Case) -> Reference:
@@ -80,7 +83,8 @@ def refer(case: Case) -> Reference:
     scores = {learner: _across_folds(inputs, targets, yardstick, learner, folds) for learner in _LEARNERS}
     learner = max(scores, key=lambda name: scores[name])
     scored = len(order) // _FOLDS * folds
-    return Reference(scores[learner], *_on_valid(case, inputs, targets, learner), scored, learner, order)
+    of_valid = _on_valid(case, inputs, targets, learner, scores[learner])
+    return Reference(scores[learner], *of_valid, scored, learner, order)
 
 
 def rebuilds(case: Case) -> bool:
@@ -104,8 +108,11 @@ def _across_folds(inputs: Tensor, targets: Tensor, yardstick: Yardstick, learner
     return yardstick(torch.cat(said), torch.cat([targets[fold == k] for k in range(folds)]), _AsIs())
 
 
-def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tuple[float | None, float | None, float]:
-    """Scores of a learner on the task's held-out data, taught by training rows and by other held-out rows."""
+def _on_valid(
+    case: Case, inputs: Tensor, targets: Tensor, learner: str, score: float
+) -> tuple[float | None, float | None, float]:
+    """Scores of a learner on the task's held-out data, taught by training rows and by other held-out rows; and their
+    error. ``score`` is what it gets of training rows."""
     if case.valid is None:
         return None, None, 0.0
     other = features(case.valid.inputs)
@@ -118,9 +125,12 @@ def _on_valid(case: Case, inputs: Tensor, targets: Tensor, learner: str) -> tupl
     if len(other) < 2 * _FOLDS:
         return None, None, 0.0
     across = case.yardstick(_LEARNERS[learner](inputs, targets, other, case.yardstick), wanted, _AsIs())
+    error = error_of(len(other), case.yardstick.classes)
+    if min(score, across) > _WELL and across > score - _AS_WELL:
+        return across, None, error
     order = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))
     within = _across_folds(other[order], wanted[order], case.yardstick, learner, _FOLDS)
-    return across, within, error_of(len(other), case.yardstick.classes)
+    return across, within, error
 
 
 def out_of_fold(case: Case, learner: str, rows: Tensor) -> tuple[Tensor, Tensor | None] | None:

@@ -86,6 +86,8 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
     )
 
 
+_WORSE = 0.05
+"""What training rows are answered worse by, where their labels are wrong and those of held-out rows are not."""
 _SOMETHING = 0.15
 """Of what is possible: targets that carry more than this are wrong in part."""
 _KNOWN, _MANY, _OVERLAP = (0.45, 0.25), 0.2, 0.58
@@ -103,6 +105,8 @@ def label_noise(exam: Examination) -> Suspicion | None:
     pair, seen, yardstick = pair_of(exam), exam.reference, exam.case.yardstick
     if pair is None or seen.score is None or seen.rows is None or kept_at(exam, "labels") or train_valid_mismatch(exam):
         return None
+    if 1 - seen.score < _MANY / 2 and (seen.valid_score is None or seen.valid_score - seen.score < _WORSE):
+        return None  # so few are contradicted in all that neither sign can be there
     ids = seen.rows
     labels = yardstick.labels(exam.case.train.targets[ids])
     said = None if labels is None else out_of_fold(exam.case, seen.learner, ids)
@@ -149,7 +153,7 @@ def _worse_than_held_out(exam: Examination, ours: Tensor, theirs: Tensor | None,
     others = None if held is None else exam.case.yardstick.labels(held.targets)
     if others is None or theirs is None or seen.score is None or seen.valid_score is None:
         return None
-    if seen.valid_score - seen.score < 0.05:
+    if seen.valid_score - seen.score < _WORSE:
         return None
     others = others[: len(theirs)]
     common = [k for k in torch.unique(labels).tolist() if min(int((part == k).sum()) for part in (labels, others)) >= 3]
