@@ -330,7 +330,8 @@ alarms are and what they cost is in [doctor-peers.md](doctor-peers.md).
 
 
 HISTORY = """This half had been scored before. What changed since then, and the first table, is in `docs/LOG.md`;
-only what becomes of leaked copies was changed for what this half had shown.
+what becomes of leaked copies, the level that a gain is measured from, and how much time classical learners take were
+changed for what this half had shown in its totals.
 
 """
 
