@@ -44,8 +44,7 @@ def train_valid_mismatch(exam: Examination) -> Suspicion | None:
         0.9 if broken else 0.6,
         tuple(evidence),
         "The held-out rows are of another kind than the training rows: prepared in another way, or from elsewhere. "
-        "What is "
-        "learned does not hold for them, and the score on them says nothing about the training.",
+        "What is learned does not hold for them, and the score on them says nothing about the training.",
         tuple(remedies),
         proof=bool(broken) or any(word == "wholly" for word in moved.values()),
         advice="Prepare both parts by the same code with the same numbers, and split at random.",
