@@ -50,6 +50,14 @@ def test_a_curved_target_is_learned_on_a_kernel() -> None:
     assert found.scored == 300  # each fifth in turn
 
 
+def test_a_learner_that_does_worse_than_guessing_says_nothing_of_what_is_possible() -> None:
+    bits = ((torch.arange(16)[:, None] >> torch.arange(4)) & 1).double()
+    found = referred((bits, bits.sum(1).long() % 2), None, nn.CrossEntropyLoss())  # the nearest rows are of the other
+    assert found.score is not None
+    assert found.score < -0.5
+    assert found.possible is None
+
+
 def test_labels_that_are_wrong_are_smoothed_over() -> None:
     X = normal(400, 5).float()
     truth = (X[:, 0] + X[:, 1] > 0).long()

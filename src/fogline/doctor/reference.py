@@ -44,6 +44,7 @@ class Reference:
         scored: how many rows the first of these scores rests on.
         learner: which was best.
         rows: positions in the training data of the rows they were trained and scored on.
+        classes: of the targets; 0 where they are numbers.
     """
 
     score: float | None = None
@@ -53,11 +54,18 @@ class Reference:
     scored: int = 0
     learner: str = ""
     rows: Tensor | None = None
+    classes: int = 0
 
     @property
     def possible(self) -> float | None:
-        """What can be got of the rows that a program is scored on: training targets that are wrong do not lower it."""
+        """What can be got of the rows that a program is scored on: training targets that are wrong do not lower it.
+
+        None where rows left out are answered worse than by guessing: of a parity, whose nearest rows are all of the
+        other class, such a learner knows nothing.
+        """
         of_held_out = [score for score in (self.valid_score, self.within_valid) if score is not None]
+        if self.classes and self.score is not None and self.score < -error_of(self.scored, self.classes):
+            return max(of_held_out, default=None)
         if self.score is None or not of_held_out:
             return self.score
         return max(self.score, max(of_held_out) - self.valid_error)
@@ -84,7 +92,7 @@ def refer(case: Case) -> Reference:
     learner = max(scores, key=lambda name: scores[name])
     scored = len(order) // _FOLDS * folds
     of_valid = _on_valid(case, inputs, targets, learner, scores[learner])
-    return Reference(scores[learner], *of_valid, scored, learner, order)
+    return Reference(scores[learner], *of_valid, scored, learner, order, yardstick.classes)
 
 
 def rebuilds(case: Case) -> bool:

@@ -53,11 +53,12 @@ def bottleneck(exam: Examination) -> Suspicion | None:
         place="width",
         order=BODY,
     )
+    few = "a single number" if width_of(first) == 1 else f"{width_of(first)} numbers"
+    lacking = f", which is less than the {outputs} outputs need" if width_of(first) < needs else ""
     return Suspicion(
         "bottleneck",
         0.7,
         (Evidence("units", width_of(first), f"at least {max(2, needs)}", layer=first.name),),
-        f"Everything the network knows of an example has to pass through {width_of(first)} "
-        f"number{'s' if width_of(first) > 1 else ''} in {first.name}, which is less than the {outputs} outputs need.",
+        f"Everything the network knows of an example has to pass through {few} in {first.name}{lacking}.",
         (remedy,),
     )
