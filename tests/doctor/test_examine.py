@@ -260,6 +260,27 @@ def test_symptoms_that_another_fault_made_are_not_mended() -> None:
     assert [finding.cause for finding in report.findings] == ["output_activation"]
 
 
+def test_what_learns_nothing_is_looked_at_again_once_its_units_are_alive() -> None:
+    def dead() -> nn.Module:
+        model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+        for layer in (model[0], model[2]):
+            nn.init.constant_(layer.bias, -8.0)  # type: ignore[arg-type]
+        return model
+
+    report = fogline.diagnose(fogline.Task(dead, nn.CrossEntropyLoss(), spirals()), RECIPE.replace(lr=1e-5))
+    assert [finding.cause for finding in report.findings] == ["dead_units", "lr_too_low"]
+
+
+def test_a_weak_signal_is_not_taken_for_targets_that_were_mixed_up() -> None:
+    generator = torch.Generator().manual_seed(3)
+    X = torch.randn(800, 4, generator=generator)
+    y = 0.3 * X[:, :1] + torch.randn(800, 1, generator=generator)  # 8 % of the variance can be explained
+    report = fogline.diagnose(
+        fogline.Task(lambda: nn.Linear(4, 1), nn.MSELoss(), (X, y)), fogline.Recipe("sgd", lr=0.02, duration="20ep")
+    )
+    assert report.findings == ()
+
+
 def test_labels_that_have_nothing_to_do_with_their_rows() -> None:
     """No row can tell useless inputs from targets that were mixed up: both answers are given."""
     X, _ = spirals(600)

@@ -199,6 +199,14 @@ def test_no_way_back_to_the_graph() -> None:
         assert "argmax" in found.advice
 
 
+def test_rounding_has_no_slope() -> None:
+    found = supposed(exam(net(), loss=lambda o, y: F.mse_loss(o.round(), y)))["detached_graph"]
+    assert found.blocks
+    assert "round()" in found.remedies[0].title
+    straight = supposed(exam(net(), loss=lambda o, y: F.mse_loss(o + (o.round() - o).detach(), y)))
+    assert "detached_graph" not in straight  # a straight-through estimator
+
+
 def test_a_loss_that_detaches() -> None:
     found = supposed(exam(net(), loss=lambda o, y: F.mse_loss(o.detach(), y)))["detached_graph"]
     edited = found.remedies[0].on_loss

@@ -118,10 +118,22 @@ def _weighted(outputs: Tensor, targets: Tensor) -> Tensor:
     return (weights * (outputs - targets) ** 2).sum() / weights.sum()
 
 
+def _apart(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 1 - F.cosine_similarity(outputs, targets).mean()
+
+
+def test_under_a_loss_that_hears_no_length_directions_are_scored() -> None:
+    targets = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    assert Yardstick("regression")(9 * targets, targets, _apart) == pytest.approx(1)
+    assert Yardstick("regression")(9 * targets.roll(1, 0), targets, _apart) < 0.1
+    assert Yardstick("regression")(9 * targets, targets, nn.MSELoss()) == -1
+
+
 @pytest.mark.parametrize(
     ("work", "width", "loss", "reads"),
     [
         ("regression", 1, _survival, False),
+        ("regression", 1, lambda outputs, targets: -torch.corrcoef(torch.cat([outputs, targets], 1).T)[0, 1], False),
         ("regression", 1, _weighted, True),
         ("regression", 2, _gaussian, True),
         ("regression", 1, lambda outputs, targets: ((outputs - targets) ** 2).sum(), True),

@@ -28,6 +28,7 @@ from fogline.task import Task
 FLOOR = 3000
 """Steps that may be spent on a program whose steps cost next to nothing, however short its run is."""
 _CHEAP = 5e6  # floating-point operations of a forward pass of a batch: a step takes about half a millisecond
+_AGAIN = 0.5  # of what is left then, at most, for a second look at what was mended
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
 # Confidence: how often findings of each kind named a planted cause on the calibration half of benchmarks/faults.
 _SURE, _PROVEN = 0.97, 0.95
@@ -116,12 +117,16 @@ class _Doctor:
             for suspicion in first:
                 self.tried.take(suspicion, None, None)
             return self._written("faulty" if any(s.proof for s in first) else "undecided")
-        exam = self._observed()
+        exam = self._observed(self._glance)
         self.tried.verify(exam, _merged([*first, *suspicions(exam)]))
         rounds = [len(self.tried.kept)]
-        if self.tried.remedies and not self.tried.does_well(exam) and self.laboratory.left >= self._glance:
-            exam = self._observed()
+        again, left = self._glance, self.laboratory.left
+        if left < again and self.tried.level < LEARNS:  # a short look tells of nothing but that it still does not learn
+            again = int(left * _AGAIN)
+        if self.tried.remedies and not self.tried.does_well(exam) and SHORTEST <= again <= left:
+            exam = self._observed(again)
             if not self.tried.does_well(exam):
+                self.tried.doubted.clear()  # what was seen of the program before it was mended
                 self.tried.verify(exam, _merged([*self._hidden(), *suspicions(exam)]))
                 rounds.append(len(self.tried.kept))
         if exam.kept == self.tried.remedies and not self.tried.is_healthy(exam) and self.laboratory.left > 0:
@@ -130,7 +135,7 @@ class _Doctor:
         if len({count for count in rounds if count}) > 1:
             self.tried.minimal_again(exam)
         outcome = self._outcome(exam)
-        if outcome == "undecided":
+        if outcome == "undecided" or (outcome == "faulty" and self._still_lost(exam)):
             self.tried.guess()
             return self._written(self._outcome(exam))
         lacking = [pair for pair in self.tried.doubted if pair[0].of_data]
@@ -167,17 +172,22 @@ class _Doctor:
         """Steps of a descent that is watched."""
         return min(self.planned, max(SHORTEST, round(_OBSERVED * self.laboratory.budget)))
 
-    def _observed(self) -> Examination:
+    def _observed(self, steps: int) -> Examination:
         """The program as it is by now, watched for a part of its length."""
         exam = Examination(self.case, self.tried.remedies)
-        exam.observed = self.laboratory.observe(exam.program, self._glance)
+        exam.observed = self.laboratory.observe(exam.program, steps)
         if exam.observed.error:
             self.notes.append(f"the program stops with an error: {exam.observed.error.splitlines()[0]}")
         if self.tried.kept:
-            self.tried.healed, self.tried.healed_in = level(exam), self._glance
+            self.tried.healed, self.tried.healed_in = level(exam), steps
         else:
             self.tried.control = level(exam)
         return exam
+
+    def _still_lost(self, exam: Examination) -> bool:
+        """Whether the mended program was looked at and learns nothing: most programs have more than one fault."""
+        possible = exam.reference.possible
+        return bool(exam.kept) and self.tried.level < LEARNS and (possible is None or possible >= LEARNS)
 
     def _outcome(self, exam: Examination) -> Outcome:
         reference = exam.reference.possible

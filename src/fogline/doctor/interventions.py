@@ -161,11 +161,26 @@ class Interventions:
             self.kept = before
 
     def _sure_alone(self, exam: Examination, pool: list[Suspicion]) -> bool:
-        """Whether the remedies of what leaves no doubt win a trial without those of what is only likely."""
+        """Whether the remedies of what leaves no doubt win a trial without those of what is only likely.
+
+        Of a program that learns nothing they are kept where a trial, as short as it is, does not show their gain: all
+        else that was seen of it may follow from what they mend, and is looked for again in the mended program.
+        """
         sure = [s for s in pool if s.proof]
         if not sure or len(sure) == len(pool):
             return False
-        return self._wins(exam, compatible(sure), self._horizon(exam, len(pool)))
+        group, steps = compatible(sure), self._horizon(exam, len(pool))
+        if self._wins(exam, group, steps):
+            return True
+        bench = self._rungs(exam, steps)[-1:]
+        if self.kept or self.level >= LEARNS or not bench or not bench[0].affords(edits(group)):
+            return False
+        trial = bench[0].against_control(edits(group), every_seed=True)
+        if not bench[0].harmless(trial, edits(group)):
+            return False
+        for suspicion, remedy in group:
+            self.take(suspicion, remedy, trial)
+        return True
 
     def _try(self, exam: Examination, pool: list[Suspicion]) -> None:
         """All together, since faults hide one another; where that fails, one after another."""
@@ -368,7 +383,7 @@ class Interventions:
         """Findings that no trial has shown."""
         for suspicion, trial in supposed:
             if suspicion.cause not in self.kept_causes:
-                helps = trial is not None and trial.effect > 0
+                helps = trial is not None and trial.effect >= AS_GOOD * ENOUGH
                 named = trial.intervention if trial is not None else ""
                 remedy = next((r for r in suspicion.remedies if helps and r.title == named), None)
                 self.kept.append(Kept(suspicion, remedy, trial, proven=False))

@@ -17,11 +17,12 @@ from fogline.doctor.surgery import Wrapped
 from fogline.task import OnBatch
 
 _DROPPING = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
+_FLAT = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")  # whose slope is zero wherever there is one
 _DATA: Any = vars(torch._C.TensorBase)["data"].__get__
 
 
 class Uncut(TorchFunctionMode):
-    """Leaves out ``detach()``, ``.data``, ``torch.no_grad()`` and copies of tensors that have a graph.
+    """Leaves out ``detach()``, ``.data``, ``torch.no_grad()``, copies and rounding of tensors that have a graph.
 
     Attributes:
         cuts: names of what was left out, each once.
@@ -50,7 +51,10 @@ def _cutting(func: Any) -> str:
         return "detach()"
     if func == _DATA:
         return ".data"
-    return "torch.tensor(...)" if getattr(func, "__name__", "") == "tensor" else ""
+    name = getattr(func, "__name__", "")
+    if name in _FLAT:
+        return f"{name}()"
+    return "torch.tensor(...)" if name == "tensor" else ""
 
 
 class EvaluatesWithoutDropout(TorchFunctionMode):

@@ -97,8 +97,8 @@ class Yardstick:
     def reads(self, outputs: Any, targets: Any, loss: Any) -> bool:
         """Whether these outputs say what the targets are; else only the loss can tell how good they are.
 
-        That is asked of a loss of one's own only: it may take thresholds between ordered classes, or compare the rows
-        of a batch with one another, as those of survival and ranking do.
+        That is asked of a loss of one's own only: it may take thresholds between ordered classes, compare the rows of a
+        batch with one another, as those of survival and ranking do, or hear no scale.
         """
         if losses.family(loss) != "unknown" or not isinstance(targets, Tensor):
             return True
@@ -106,7 +106,10 @@ class Yardstick:
             return False  # a dict of outputs, of which only the loss knows what is for what
         if self.work == "classes":
             return outputs.ndim != 2 or outputs.shape[1] == 1 or outputs.shape[1] >= self.classes
-        return self.work != "regression" or not _compares_rows(outputs.detach(), targets, loss)
+        if self.work != "regression":
+            return True
+        one_number = targets[:1].numel() == 1
+        return not (_compares_rows(outputs.detach(), targets, loss) or (one_number and _of_any_length(targets, loss)))
 
     def labels(self, targets: Any) -> Tensor | None:
         """The class of each row, (n,) int64; None where targets are no labels, or some are none."""
@@ -144,6 +147,8 @@ class Yardstick:
         if losses.family(loss) == "unknown" and wide.shape[1] > 1 == targets[:1].numel() and not _whole(targets):
             # A loss of one's own, for more than one number: a mean and a variance, or quantiles. One of them answers.
             return max(_explained(wide[:, k : k + 1], targets) for k in range(min(_MOST_NUMBERS, wide.shape[1])))
+        if losses.family(loss) == "unknown" and outputs.shape == targets.shape and _of_any_length(targets, loss):
+            outputs = _as_long_as(targets, outputs)
         explained = _explained(outputs, targets)
         # A loss of one's own may want outputs on a scale of their own: then their order tells.
         own_scale = losses.family(loss) == "unknown" and _prefers(loss, outputs, targets)
@@ -258,6 +263,22 @@ def _compares_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
     near = 1e-4 * max(abs(first), abs(second)) + 1e-12
     averaged = min(first, second) - near <= whole <= max(first, second) + near
     return half > 1 and math.isfinite(whole) and not averaged and not abs(first + second - whole) <= near
+
+
+def _of_any_length(targets: Tensor, loss: Any) -> bool:
+    """Whether a loss takes outputs of the wrong length for as good as the targets themselves, and not the opposite."""
+    try:
+        exact, half, double, opposite = (float(loss(times * targets, targets)) for times in (1, 0.5, 2, -1))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    moved = max(abs(half - exact), abs(double - exact))
+    return moved <= 1e-3 * abs(opposite - exact) and opposite != exact
+
+
+def _as_long_as(targets: Tensor, outputs: Tensor) -> Tensor:
+    """The outputs in their own directions, row by row."""
+    wanted, found = (rows.float().reshape(len(rows), -1).norm(dim=1) for rows in (targets, outputs))
+    return outputs * (wanted / found.clamp_min(1e-30)).reshape(-1, *[1] * (outputs.ndim - 1))
 
 
 def _is_log_rate(loss: Any) -> bool:

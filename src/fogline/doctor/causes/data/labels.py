@@ -69,7 +69,10 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
     if pair is None or seen.score is None or seen.rows is None or observed is None or observed.error:
         return None
     within = 0.0 if seen.within_valid is None else seen.within_valid - seen.valid_error
-    if seen.scored < _FEWEST // 2 or max(seen.score, within, observed.score) > LEARNS:
+    classes = exam.case.yardstick.classes
+    # Of learners that know nothing the share of variance they explain is below zero; a little above it is a signal.
+    chance = 2 * error_of(seen.scored, classes) if classes else 4 / max(1, seen.scored)
+    if seen.scored < _FEWEST // 2 or max(seen.score, within, observed.score) > min(LEARNS, chance):
         return None
     return Suspicion(
         "shuffled_labels",

@@ -25,15 +25,13 @@ def detached_graph(exam: Examination) -> Suspicion | None:
     trainable = [name for name, p in anatomy.named_parameters() if p.requires_grad]
     if not trainable or anatomy.stage in ("forward", "loss"):
         return None
-    without = [name for name in trainable if anatomy.gradients.get(name) is None]
-    if not without:
+    without = [name for name in trainable if not _comes_back(anatomy.gradients.get(name))]
+    if not without or (anatomy.stage == "backward" and not _no_graph(anatomy.error)):
         return None
     whole = len(without) == len(trainable)
-    if anatomy.stage == "backward" and not _no_graph(anatomy.error):
-        return None
     cure = _uncut(exam, len(without))
-    if cure is None and not whole:
-        return None  # layers whose output nobody uses: harmless
+    if cure is None and not (whole and all(anatomy.gradients.get(name) is None for name in without)):
+        return None  # layers whose output nobody uses are harmless, and what else makes gradients zero has its causes
     names = ", ".join(without[:4]) + (", ..." if len(without) > 4 else "")
     cuts = ", ".join(cure.cuts) if cure is not None else ""
     advice = "" if cure is not None else (
@@ -140,10 +138,14 @@ def _reached_without_module(exam: Examination, name: str, without: int) -> bool:
             return False
 
 
+def _comes_back(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool((gradient != 0).any())
+
+
 def _unreached(loss: Tensor, model: nn.Module) -> int:
     """How many parameters no gradient reaches."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return sum(g is None for g in torch.autograd.grad(loss, parameters, allow_unused=True))
+    return sum(not _comes_back(g) for g in torch.autograd.grad(loss, parameters, allow_unused=True))
 
 
 def _reached_without_cuts(exam: Examination, in_model: bool, in_loss: bool, without: int) -> tuple[str, ...]:

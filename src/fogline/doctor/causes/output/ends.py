@@ -13,6 +13,8 @@ from fogline.doctor.gains import profile, reads_probabilities, wants_probabiliti
 from fogline.doctor.heads import Maker, bend, reach, value
 from fogline.doctor.matching import width_of
 
+_ROUNDED = 0.01  # shares that were rounded may sum to so much more or less than 1
+
 
 def output_activation(exam: Examination) -> Suspicion | None:
     """What the model can put out is not what the loss or the targets ask for."""
@@ -176,32 +178,38 @@ def _no_shares(exam: Examination) -> Suspicion | None:
 
 
 def _one_whole(exam: Examination) -> Suspicion | None:
-    """A softmax over labels of which several can be true, or none: its outputs share one whole."""
+    """A softmax over labels of which several can be true, or none, or over numbers: its outputs share one whole."""
     outputs, targets, name = exam.anatomy.outputs, exam.program.train[1], bend(exam.anatomy)
-    if name != "softmax" or exam.case.yardstick.work != "binary" or not isinstance(outputs, Tensor):
+    work = exam.case.yardstick.work
+    if name != "softmax" or work not in ("binary", "regression") or not isinstance(outputs, Tensor):
         return None
     if targets.ndim != 2 or outputs.shape[1:] != targets.shape[1:] or targets.shape[1] < 2 or not are_shares(outputs):
         return None
-    low, high = exam.case.yardstick.values
-    true = (targets > (low + high) / 2).sum(1)
-    share = float((true != 1).double().mean())
+    labels = work == "binary"
+    wholes = ((targets > sum(exam.case.yardstick.values) / 2) if labels else targets).double().sum(1)
+    share = float(((wholes - 1).abs() > _ROUNDED).double().mean())
     if share < LOST:
         return None
-    end: Maker = nn.Identity if takes_logits(exam) == "binary" else nn.Sigmoid
-    called = "nothing" if end is nn.Identity else "a sigmoid"
+    between = labels or (float(targets.min()) >= 0 and float(targets.max()) <= 1)
+    bounded = between and takes_logits(exam) != "binary"
+    end: Maker = nn.Sigmoid if bounded else nn.Identity
+    called = "a sigmoid" if bounded else "nothing"
     remedy = ended_by(exam, end, f"put {called} in the place of the softmax at the end")
     return Suspicion(
         "output_activation",
         0.95,
         (
-            Evidence("share of the rows of which no label is true, or several are", share, "none, for a softmax"),
-            Evidence("most labels that are true of one row", int(true.max()), 1),
+            Evidence("share of the rows whose targets do not sum to 1, as a softmax does", share, 0.0),
+            Evidence("greatest sum of the targets of one row", float(wholes.max()), 1),
         ),
         "Several labels can be true of a row, or none, and the softmax at the end makes them share one whole: none can "
-        "be said surely beside another.",
+        "be said surely beside another."
+        if labels
+        else "The outputs of a softmax always sum to 1, and the targets of a row do not: they are numbers of their own "
+        "that no weights can make the model say.",
         () if remedy is None else (remedy,),
         proof=True,
-        advice="End the model in a sigmoid, a probability a label.",
+        advice=f"End the model in {'a sigmoid' if bounded else 'its last linear layer'}, a number for each target.",
     )
 
 
