@@ -278,7 +278,8 @@ def _of_any_length(targets: Tensor, loss: Any) -> bool:
 def _as_long_as(targets: Tensor, outputs: Tensor) -> Tensor:
     """The outputs in their own directions, row by row."""
     wanted, found = (rows.float().reshape(len(rows), -1).norm(dim=1) for rows in (targets, outputs))
-    return outputs * (wanted / found.clamp_min(1e-30)).reshape(-1, *[1] * (outputs.ndim - 1))
+    times: Tensor = wanted / found.clamp_min(1e-30)
+    return outputs * times.reshape(-1, *[1] * (outputs.ndim - 1))
 
 
 def _is_log_rate(loss: Any) -> bool:
