@@ -201,3 +201,51 @@ def test_an_opponent_that_gets_better_is_no_divergence(tmp_path: Path) -> None:
             run.log(loss)
     assert float(run.steps["loss"][-1]) > 2 * float(run.steps["loss"][0])
     assert causes(run) == []
+
+
+class Experts(nn.Module):
+    """Answers of several, weighed by a softmax: what it says has no bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.experts = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.gate(x).softmax(1) * self.experts(x)).sum(1)
+
+
+def test_a_softmax_that_weighs_experts_is_not_the_end_of_the_model(tmp_path: Path) -> None:
+    assert causes(watched(tmp_path, lambda o, y: F.mse_loss(o, 1.5 * y - 2.0), model=Experts(), epochs=1)) == []
+    ended = net(1, nn.Sigmoid())
+    assert "output_activation" in causes(
+        watched(tmp_path, lambda o, y: F.mse_loss(o[:, 0], 1.5 * y - 2.0), model=ended, epochs=1)
+    )
+
+
+def test_pairs_of_which_the_first_is_always_to_win_have_no_best_constant(tmp_path: Path) -> None:
+    run = watched(tmp_path, lambda o, y: -F.logsigmoid(o).mean(), model=net(1), epochs=1)
+    assert run.info["loss_over_constant"] is None
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_layers_with_a_parametrisation_are_watched(norm: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(norm(nn.Linear(8, 16)), nn.ReLU(), norm(nn.Linear(16, CLASSES)))
+    assert causes(watched(tmp_path, F.cross_entropy, model=model, epochs=1)) == []
+
+
+def test_layers_without_a_bend_that_fit_a_curve(tmp_path: Path) -> None:
+    """One number in, one number out: that is no auto-encoder, whose layers may be straight."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 16), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    X = torch.linspace(-3, 3, 64)[:, None]
+    with fogline.watch(model, optimizer, runs=tmp_path) as run:
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(X), X.sin())
+            loss.backward()
+            optimizer.step()
+            run.log(loss)
+    assert causes(run)[0] == "missing_activation"

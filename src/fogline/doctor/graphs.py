@@ -44,7 +44,7 @@ def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Itera
     if not way or any(operation(node) in LINEAR and has_weight(node) for node in way):
         return  # the loss is of other outputs, or another network's
     head, in_loss = until_linear(outputs), operations_between(loss, outputs)
-    last = head[0] if head else ""
+    last = _last(outputs)
     values = outputs.detach()
     shape = broadcast(loss, outputs)
     if shape is not None:
@@ -67,6 +67,17 @@ def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Itera
         yield _NO_LOG
     elif targets is not None and _squares(in_loss) and last in _RANGES and targets.is_floating_point():
         yield from _out_of_reach(last, targets)
+
+
+def _last(outputs: Tensor) -> str:
+    """The bend that outputs end in; "" where they are joined of several, as those of experts under a gate are."""
+    node: Any = outputs.grad_fn
+    while node is not None and operation(node) not in BENDS:
+        before = inputs_of(node)
+        if len(before) != 1 or operation(node) not in SHAPING:
+            return ""
+        node = before[0]
+    return "" if node is None else BENDS[operation(node)]
 
 
 def operations_between(loss: Tensor, outputs: Tensor) -> tuple[str, ...]:

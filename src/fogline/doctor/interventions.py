@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from fogline.doctor.bench import (
@@ -20,7 +20,7 @@ from fogline.doctor.bench import (
 from fogline.doctor.case import Case
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Remedy, Suspicion, Trial
-from fogline.doctor.remedies import usual
+from fogline.doctor.remedies import measured_rate, usual
 from fogline.doctor.report import Rejected
 from fogline.doctor.standing import LEARNS, standing
 from fogline.doctor.trial import SEEDS, Laboratory
@@ -138,7 +138,18 @@ class Interventions:
                 self._said(exam, suspicion)
 
     def take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
-        self.kept.append(Kept(suspicion, remedy, trial))
+        self.kept.append(Kept(self._turned(suspicion, remedy), remedy, trial))
+
+    def _turned(self, suspicion: Suspicion, remedy: Remedy | None) -> Suspicion:
+        """A rate that was supposed too high is not, where the measured one that helps is higher still; nor too low."""
+        if (
+            suspicion.cause not in ("lr_too_high", "lr_too_low")
+            or remedy is None
+            or remedy.title != measured_rate().title
+        ):
+            return suspicion
+        told = next(usual(Examination(self.case), self.laboratory), suspicion)
+        return suspicion if told.cause == suspicion.cause else replace(told, strength=suspicion.strength)
 
     def guess(self) -> None:
         """A program that does not learn has a fault: what is likeliest is said, although no trial could show it."""

@@ -153,7 +153,8 @@ class LossLook:
         line, self.operations = calling_line(), operations_between(loss, outputs)
         for found in read_pairing(loss, outputs, targets):
             yield told.pairing(found, line)
-        copies = targets is not None and bool(self._given) and getattr(self._given[0], "shape", None) == targets.shape
+        given = self._given[0] if self._given else None
+        copies = targets is not None and getattr(given, "shape", None) == targets.shape and targets[:1].numel() > 1
         layers = 0 if copies else linear_layers(outputs)
         if layers > 1:
             yield told.straight(step, layers, line)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 
 def leaves_in_order(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -319,7 +320,9 @@ def alike(module: nn.Module) -> bool:
     if not isinstance(module, (nn.Linear, _ConvNd, nn.RNNBase)):
         return False
     gates = {"LSTM": 4, "GRU": 3}.get(getattr(module, "mode", ""), 1)
-    weight = next(p for name, p in module.named_parameters(recurse=False) if name.startswith("weight"))
+    weight = next((p for name, p in module.named_parameters(recurse=False) if name.startswith("weight")), None)
+    if weight is None:  # made of others by a parametrisation, which may change its state where it is asked
+        return False
     blocks = weight.detach().flatten(1).chunk(gates)
     slack = 1e-5 * float(weight.detach().abs().max())
     return len(blocks[0]) > 1 and all(float((block - block[0]).abs().max()) <= slack for block in blocks)
@@ -334,7 +337,7 @@ def as_drawn(module: nn.Module) -> bool:
     """
     if isinstance(module, nn.RNNBase):
         bound, weights = 1 / math.sqrt(module.hidden_size), [p.detach() for p in module.parameters(recurse=False)]
-    elif isinstance(module, (nn.Linear, _ConvNd)):
+    elif isinstance(module, (nn.Linear, _ConvNd)) and not is_parametrized(module):
         bound, weights = 1 / math.sqrt(max(1, module.weight[0].numel())), [module.weight.detach()]
     else:
         return False
