@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.signalled import LITTLE_LEARNED, from_signals, unrelated
@@ -55,7 +57,9 @@ def diagnose_record(run: Run) -> Report:
     verdict: Outcome = "undecided"
     if findings:
         verdict = "faulty"
-    elif judgement is not None and judgement.verdict in _FINE and (left is None or left < LITTLE_LEARNED):
+    elif (
+        judgement is not None and judgement.verdict in _FINE and (_fell(run) if left is None else left < LITTLE_LEARNED)
+    ):
         verdict = "healthy"
     notes = ["nothing was run: give the task, run.diagnose(task), to have the remedies tried against a control"]
     if left is not None and left >= LITTLE_LEARNED:
@@ -63,6 +67,15 @@ def diagnose_record(run: Run) -> Report:
     if judgement is None:
         notes.append("the run goes on, or was not judged")
     return Report(verdict, findings, notes=tuple(notes))
+
+
+def _fell(run: Run) -> bool:
+    """Whether the loss fell at all, where nobody knows what the best constant answer would get."""
+    losses = run.steps["loss"].astype(float)
+    losses = losses[np.isfinite(losses)]
+    tenth = max(1, len(losses) // 10)
+    first, last = (float(part.mean()) if len(part) else 0.0 for part in (losses[:tenth], losses[-tenth:]))
+    return first - last > (1 - LITTLE_LEARNED) * abs(first)
 
 
 def findings_of_record(run: Run) -> list[Finding]:

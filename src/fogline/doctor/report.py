@@ -22,6 +22,10 @@ _SENTENCES = {
     "limit_of_data": "The data holds no more: neither this program nor a classical learner gets more out of it.",
     "undecided": "It does not learn as it should, and the cause was not found within the budget.",
 }
+_OF_A_RECORD = {
+    "healthy": "Nothing wrong was seen in the record of this run: its loss fell, and no signal stands out.",
+    "undecided": "Nothing was seen that explains this run, and its record does not show that it learns.",
+}
 _WIDTH = 100
 
 
@@ -91,7 +95,7 @@ class Report:
         """Plain values that fit in JSON."""
         return {
             "verdict": self.verdict,
-            "sentence": _SENTENCES[self.verdict],
+            "sentence": self._sentence,
             "metric": self.metric,
             "control": self.control,
             "healed": self.healed,
@@ -134,7 +138,7 @@ class Report:
     def headline(self) -> str:
         """The answer in a line, and the scores in a second one where there are any."""
         if self.verdict != "faulty":
-            head = _SENTENCES[self.verdict]
+            head = self._sentence
         else:
             count = len(self.findings)
             head = "One thing is wrong" if count == 1 else f"{count} things are wrong"
@@ -147,6 +151,10 @@ class Report:
         if self.reference is not None:
             scores.append(f"a classical learner {self.reference:.3g}")
         return head + (f"\n{self.metric[:1].upper()}{self.metric[1:]}: {', '.join(scores)}." if scores else "")
+
+    @property
+    def _sentence(self) -> str:
+        return (_SENTENCES if self.planned else {**_SENTENCES, **_OF_A_RECORD})[self.verdict]
 
     @property
     def cost(self) -> str:
