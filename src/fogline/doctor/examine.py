@@ -142,13 +142,12 @@ class _Doctor:
         Returns:
             The last examination, and the number of causes that were kept after each round.
         """
-        exam, supposed = Examination(self.case), first
+        exam = Examination(self.case)
         rounds: list[int] = []
         sure = [s for s in first if s.proof and s.remedies]
         if sure:
             exam = self._observed(_AT_ONCE)
             if self.tried.at_once(exam, sure):
-                supposed = self._hidden()
                 rounds.append(len(self.tried.kept))
                 if self.tried.does_well(exam):
                     return exam, rounds
@@ -157,12 +156,12 @@ class _Doctor:
             if self.tried.remedies and self.tried.does_well(exam):
                 break
             before = self.tried.remedies
-            self.tried.verify(exam, _merged([*supposed, *suspicions(exam)]))
+            on_one_batch = self._hidden() if before else first
+            self.tried.verify(exam, _merged([*on_one_batch, *suspicions(exam)]))
             rounds.append(len(self.tried.kept))
             done = self.tried.remedies == before or self.tried.does_well(exam)
             if done or self.laboratory.left < self._glance:
                 break
-            supposed = self._hidden()
         return exam, rounds
 
     def _hidden(self) -> list[Suspicion]:
