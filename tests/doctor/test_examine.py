@@ -15,6 +15,7 @@ from fogline.doctor.bench import Bench
 from fogline.doctor.case import apply_to, open_case, program
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Remedy, Rows, Suspicion, Trial
+from fogline.doctor.standing import descends
 from fogline.doctor.trial import SEEDS, Laboratory, compared
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="20ep")
@@ -279,6 +280,28 @@ def test_a_weak_signal_is_not_taken_for_targets_that_were_mixed_up() -> None:
         fogline.Task(lambda: nn.Linear(4, 1), nn.MSELoss(), (X, y)), fogline.Recipe("sgd", lr=0.02, duration="20ep")
     )
     assert report.findings == ()
+
+
+class Opponents(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maker, self.judge = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def loss(self, real: Tensor) -> Tensor:
+        """Of both: the judge learns from a detached copy, and the maker from a judge that stands still."""
+        made = self.maker(torch.randn_like(real))
+        told = nn.functional.softplus(-self.judge(real)) + nn.functional.softplus(self.judge(made.detach()))
+        self.judge.requires_grad_(False)
+        fooled = nn.functional.softplus(-self.judge(made))
+        self.judge.requires_grad_(True)
+        return (told + fooled).mean()
+
+
+@pytest.mark.parametrize("opposed", [True, False])
+def test_a_loss_of_opponents_cannot_judge(opposed: bool) -> None:
+    loss = (lambda m, b: m.loss(b)) if opposed else (lambda m, b: (m.maker(b) - b).square().mean())
+    case = open_case(fogline.Task(Opponents, fogline.on_batch(loss), spirals()[0]), RECIPE)
+    assert descends(Examination(case)) is not opposed
 
 
 def test_labels_that_have_nothing_to_do_with_their_rows() -> None:

@@ -22,7 +22,7 @@ from fogline.doctor.finding import CAUSES, Finding, Suspicion
 from fogline.doctor.interventions import SHORTEST, Interventions, Kept
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
-from fogline.doctor.standing import LEARNS, kept_of, level
+from fogline.doctor.standing import LEARNS, descends, kept_of, level
 from fogline.doctor.trial import Laboratory, Observation, planned_steps
 from fogline.task import Task
 
@@ -125,6 +125,8 @@ class _Doctor:
         if len({count for count in rounds if count}) > 1:
             self.tried.minimal_again(exam)
         outcome = self._outcome(exam)
+        if not descends(exam):
+            self.notes.append("the loss does not fall along its own gradients, as that of opponents: it cannot judge")
         if outcome == "undecided":
             self.tried.guess()
             return self._written(self._outcome(exam))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fogline.data.source import leaves
-from fogline.doctor.case import Case
+from fogline.descent.objective import Objective
+from fogline.descent.randomness import PROBE, private_randomness, seed_step
+from fogline.doctor.case import CPU, Case
 from fogline.doctor.examination import Examination
 from fogline.doctor.trial import WORTH
 from fogline.recipe import Recipe
@@ -25,6 +28,7 @@ _FEW, _GOAL_OF_FEW, _GOAL_UNKNOWN, _GOAL_OF_LOSS = 40, 0.9, 0.3, 0.2
 _ERROR_OF_ALL = 0.05
 """Where no classical learner can read the rows: so few of them can be fitted well; of many nobody knows; and of what is
 judged by its loss, it is known only that some of it should go."""
+_NEARBY, _ROUNDED = 1e-3, 1e-5  # way of the weights, relative to them; what a loss differs by from rounding alone
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,39 @@ def standing(exam: Examination) -> Standing:
 
 def _goal(exam: Examination) -> float:
     if exam.case.yardstick.work == "other":
-        return _GOAL_OF_LOSS
+        return _GOAL_OF_LOSS if descends(exam) else -1.0
     return _GOAL_OF_FEW if exam.program.rows < _FEW else _GOAL_UNKNOWN
+
+
+def descends(exam: Examination) -> bool:
+    """Whether the loss falls along its own gradients, by a difference of two values on either side of first weights.
+
+    That of opponents who share one sum, or of targets that are detached from it, need not fall, however well all goes.
+    """
+    notes = exam.anatomy.notes
+    if "descends" not in notes:
+        notes["descends"] = exam.case.supervised or exam.anatomy.stage != "" or _falls_as_told(exam)
+    return bool(notes["descends"])
+
+
+def _falls_as_told(exam: Examination) -> bool:
+    model = copy.deepcopy(exam.anatomy.model)
+    pairs = [(p, exam.anatomy.gradients.get(name)) for name, p in model.named_parameters()]
+    along = [(p, g) for p, g in pairs if g is not None]
+    slope = sum(float(g.square().sum()) for _, g in along)
+    size = sum(float(p.detach().square().sum()) for p, _ in along)
+    if not 0 < slope < math.inf or not size > 0:
+        return True
+    step, values = _NEARBY * math.sqrt(size / slope), []
+    for times in (step, -2 * step):
+        with torch.no_grad():
+            for parameter, gradient in along:
+                parameter.add_(gradient, alpha=times)
+        with private_randomness(CPU), torch.enable_grad():
+            seed_step(0, 0, PROBE, CPU)
+            values.append(float(Objective(model, exam.program.loss)(exam.anatomy.batch).detach()))
+    told, seen = 2 * step * slope, values[0] - values[1]
+    return not math.isfinite(seen) or abs(seen) < _ROUNDED * abs(values[0]) or abs(seen - told) <= 0.5 * told
 
 
 def _rows_that_count(exam: Examination) -> float:
