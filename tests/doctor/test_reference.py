@@ -46,7 +46,7 @@ def test_a_curved_target_is_learned_on_a_kernel() -> None:
     found = referred((X.float(), y), None, nn.MSELoss())
     assert found.learner == "kernel ridge regression"
     assert found.score is not None
-    assert found.score > 0.7
+    assert found.score > 0.8
     assert found.scored == 300  # each fifth in turn
 
 
