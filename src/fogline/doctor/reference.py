@@ -24,7 +24,7 @@ _WELL, _AS_WELL = 0.75, 0.1
 """Scores that leave no question of what held-out rows could teach, and how far they may lie apart."""
 _ALL = 0.97
 """A score that leaves other learners nothing to find."""
-_LANDMARKS = 100
+_LANDMARKS = 200
 """Rows that a kernel is seen from."""
 _WIDTHS = (0.3, 1.5)
 """Of the kernel, as multiples of the median squared distance of two rows."""
