@@ -19,7 +19,7 @@ from fogline.doctor.bench import (
 )
 from fogline.doctor.case import Case
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import Remedy, Suspicion, Trial
+from fogline.doctor.finding import CAUSES, Remedy, Suspicion, Trial
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Rejected
 from fogline.doctor.standing import LEARNS, standing
@@ -131,8 +131,11 @@ class Interventions:
         for suspicion in later:
             if not suspicion.proof:
                 self._reject(suspicion, None, "not tried: others were more likely")
+        before = len(self.kept)
         if pool and not self._sure_alone(exam, pool):
             self._try(exam, pool)
+        for kept in self.kept[before:]:
+            self._best_of(exam, kept)
         for suspicion in rest:
             if suspicion.proof or exam.kept == self.remedies:  # else it is looked for again in what was mended
                 self._said(exam, suspicion)
@@ -177,6 +180,30 @@ class Interventions:
             self._one_by_one(exam, pool, steps)
         if len(self.kept) == before and not self.does_well(exam):
             self._in_the_long_run(exam, compatible(pool)[:1], steps)
+
+    def _best_of(self, exam: Examination, kept: Kept) -> None:
+        """The remedy that gains most of those of a cause, while the program falls short.
+
+        What is wrong with a step or a layer is mended wholly or not at all. Of what rows lack each remedy gives back
+        a part, and which one most depends on the rows.
+        """
+        rest = [other for other in self.kept if other is not kept]
+        others = [r for r in kept.suspicion.remedies if r is not kept.remedy and r.place not in _places(rest)]
+        partial = kept.suspicion.cause in (*CAUSES["data"], *CAUSES["fit"])
+        if kept.remedy is None or kept.trial is None or not partial or not others or self.does_well(exam):
+            return
+        now, self.kept = self.kept, rest
+        bench = self._rungs(exam, self._horizon(exam, 1))[-1:]
+        best = kept.remedy
+        for other in others:
+            if not bench or not bench[0].affords([best]) or not bench[0].affords([other]):
+                break
+            trial = bench[0].between([other], [best], other.title, every_seed=False)
+            best = other if len(trial.seeds) > 1 and trial.effect > max(trial.error, ENOUGH / 2) else best
+        self.kept = now
+        if best is not kept.remedy:
+            kept.remedy, kept.trial = best, bench[0].against_control([best], every_seed=True)
+            self.healed, self.healed_in = fmean(bench[0].scores([best])), bench[0].steps
 
     def _said(self, exam: Examination, suspicion: Suspicion) -> None:
         """A cause that no trial of the same length can show: it is said where the program falls short."""
@@ -373,6 +400,10 @@ class Interventions:
                 remedy = next((r for r in suspicion.remedies if helps and r.title == named), None)
                 self.kept.append(Kept(suspicion, remedy, trial, proven=False))
                 self.rejected = [item for item in self.rejected if item.cause != suspicion.cause]
+
+
+def _places(kept: Sequence[Kept]) -> set[str]:
+    return {other.remedy.place for other in kept if other.remedy is not None}
 
 
 def _missed_least(part: Pair) -> tuple[float, ...]:

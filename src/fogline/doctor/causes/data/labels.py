@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from fogline.data.source import leaves
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.causes.data.order import rare, rows_of_classes
+from fogline.doctor.causes.data.outliers import far_off_targets
+from fogline.doctor.causes.data.places import moved_targets
 from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import out_of_fold
-from fogline.doctor.remedies import smoothed_labels
+from fogline.doctor.robust import robust
 from fogline.doctor.standing import LEARNS
 from fogline.doctor.yardstick import error_of
 
@@ -41,18 +44,21 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
         return None
     possible = max(seen.within_valid, seen.valid_score)
     error = math.hypot(error_of(rows, classes), error_of(others, classes))
-    if possible - seen.score < max(3 * error, 0.25) or seen.score > _SOMETHING * possible:
+    if possible - seen.score < max(3 * error, 0.25) or seen.score > _SOMETHING * possible or far_off_targets(exam):
         return None
+    moved = moved_targets(exam)
     return Suspicion(
         "shuffled_labels",
         0.9,
         (
+            *(() if moved is None else moved[1]),
             Evidence(f"score of {seen.learner} on training rows it did not see", seen.score, possible),
             Evidence("its score on the held-out rows", seen.valid_score),
             Evidence("score where it learns from some held-out rows and is tried on others", seen.within_valid),
         ),
         "The held-out rows can be learned, and the training rows cannot: most training targets do not belong to their "
         "rows. Usually inputs and targets were shuffled, sorted, filtered or joined apart from each other.",
+        () if moved is None else (moved[0],),
         proof=True,
         severity="fatal",
         advice="Shuffle, sort and filter inputs and targets with one and the same index; look at a few rows by eye.",
@@ -69,18 +75,22 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
     if pair is None or seen.score is None or seen.rows is None or observed is None or observed.error:
         return None
     within = 0.0 if seen.within_valid is None else seen.within_valid - seen.valid_error
-    if seen.scored < _FEWEST // 2 or max(seen.score, within, observed.score) > LEARNS:
+    if seen.scored < _FEWEST // 2 or max(seen.score, within, observed.score) > LEARNS or far_off_targets(exam):
         return None
+    moved = moved_targets(exam)
     return Suspicion(
         "shuffled_labels",
-        0.6,
+        0.6 if moved is None else 0.9,
         (
+            *(() if moved is None else moved[1]),
             Evidence(f"score of {seen.learner} on rows it did not see", seen.score, "well above 0"),
             Evidence("score of the network on held-out rows", observed.score, "well above 0"),
         ),
         "Neither the network nor a classical learner gets anything from the inputs that holds for other rows. Either "
         "the inputs do not determine the targets, or inputs and targets were shuffled, sorted, filtered or joined "
         "apart from each other before they were split.",
+        () if moved is None else (moved[0],),
+        proof=moved is not None,
         severity="fatal",
         advice="Look at a few rows by eye: does each target belong to its input?",
     )
@@ -121,7 +131,6 @@ def label_noise(exam: Examination) -> Suspicion | None:
     doubtful = margin.argsort(descending=True)[: round(found.share * len(ids))]
     doubtful = doubtful[guesses[doubtful] != labels[doubtful]]
     names = ids[doubtful]
-    smoothed = [] if (remedy := smoothed_labels(exam)) is None else [remedy]
     listed = (
         Evidence("rows whose label is likely wrong", len(names), 0),
         Evidence("the first of them", ", ".join(str(k) for k in sorted(names.tolist())[:5])),
@@ -131,7 +140,7 @@ def label_noise(exam: Examination) -> Suspicion | None:
         min(0.8, 0.5 + found.share),
         (*found.evidence, *listed),
         found.explanation,
-        (_relabelled(exam, names, guesses[doubtful]), _unlabelled(names), *smoothed),
+        tuple(_mended(exam, names, guesses[doubtful])),
         proof=found.proof,
         advice="Look at the rows listed by eye before anything is dropped.",
     )
@@ -269,6 +278,19 @@ def _relabelled(exam: Examination, names: Tensor, guesses: Tensor) -> Remedy:
         place="labels",
         order=ROWS,
     )
+
+
+def _mended(exam: Examination, names: Tensor, guesses: Tensor) -> Iterator[Remedy]:
+    """Rows and loss at once first: the learner does not find every wrong label, nor is each that it finds wrong."""
+    without, bounded = _unlabelled(names), robust(exam.program.loss)
+    if bounded is not None:
+        yield replace(
+            without, title=f"{without.title}, and {bounded.title}", patch=f"{without.patch}\n{bounded.patch}",
+            on_loss=bounded.on_loss,
+        )  # fmt: skip
+        yield bounded
+    yield _relabelled(exam, names, guesses)
+    yield without
 
 
 def _unlabelled(names: Tensor) -> Remedy:
