@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fogline.data.source import leaves
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
@@ -140,7 +140,7 @@ def label_noise(exam: Examination) -> Suspicion | None:
         min(0.8, 0.5 + found.share),
         (*found.evidence, *listed),
         found.explanation,
-        tuple(_mended(exam, names, guesses[doubtful])),
+        tuple(_mended(exam, names)),
         proof=found.proof,
         advice="Look at the rows listed by eye before anything is dropped.",
     )
@@ -249,38 +249,7 @@ def _contradicted(guesses: Tensor, labels: Tensor, classes: list[int]) -> tuple[
     return sum(float(s.mean()) for s in shares) / len(shares), math.sqrt(variance) / len(shares)
 
 
-def _relabelled(exam: Examination, names: Tensor, guesses: Tensor) -> Remedy:
-    work, values = exam.case.yardstick.work, exam.case.yardstick.values
-    order = names.argsort()
-    names, guesses = names[order], guesses[order]
-
-    def edit(rows: Rows) -> Rows:
-        if rows.ids is None:
-            return rows
-        place = torch.searchsorted(names, rows.ids).clamp_max(len(names) - 1)
-        hit = names[place] == rows.ids
-        targets, found = rows.targets.clone(), guesses[place][hit]
-        if work == "one_hot":
-            targets[hit] = nn.functional.one_hot(found, targets.shape[1]).to(targets.dtype)
-        elif work == "binary":
-            both = torch.tensor(values, dtype=targets.dtype)
-            targets[hit] = both[found].reshape(targets[hit].shape)
-        else:
-            targets[hit] = found.to(targets.dtype).reshape(targets[hit].shape)
-        return replace(rows, targets=targets)
-
-    code = "y[doubtful] = label_of_most_neighbours[doubtful]  # after looking at them"
-    return Remedy(
-        "give doubtful rows the label of the rows around them",
-        code,
-        on_rows=edit,
-        costs=True,
-        place="labels",
-        order=ROWS,
-    )
-
-
-def _mended(exam: Examination, names: Tensor, guesses: Tensor) -> Iterator[Remedy]:
+def _mended(exam: Examination, names: Tensor) -> Iterator[Remedy]:
     """Rows and loss at once first: the learner does not find every wrong label, nor is each that it finds wrong."""
     without, bounded = _unlabelled(names), robust(exam.program.loss)
     if bounded is not None:
@@ -289,8 +258,8 @@ def _mended(exam: Examination, names: Tensor, guesses: Tensor) -> Iterator[Remed
             on_loss=bounded.on_loss,
         )  # fmt: skip
         yield bounded
-    yield _relabelled(exam, names, guesses)
-    yield without
+    else:
+        yield without
 
 
 def _unlabelled(names: Tensor) -> Remedy:

@@ -16,7 +16,7 @@ from fogline.doctor.yardstick import error_of
 
 _FARTHEST = 3  # places
 _FEWEST = 100  # rows
-_A_COPY = 0.95
+_A_COPY = 0.999
 
 
 def moved_targets(exam: Examination) -> tuple[Remedy, tuple[Evidence, ...]] | None:
