@@ -194,7 +194,7 @@ class Interventions:
         if kept.remedy is None or kept.trial is None or not partial or not others or self.does_well(exam):
             return
         now, self.kept = self.kept, rest
-        bench = self._rungs(exam, self._horizon(exam, 1))[-1:]
+        bench = self._rungs(exam, self._horizon(exam, 1), of=1)[-1:]
         best = kept.remedy
         for other in others:
             if not bench or not bench[0].affords([best]) or not bench[0].affords([other]):
