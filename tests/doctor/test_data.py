@@ -424,6 +424,21 @@ def test_a_series_whose_inputs_are_its_past_has_not_moved() -> None:
     assert not found.remedies
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_numbers_of_which_a_part_belongs_to_other_rows(share: float) -> None:
+    X, y = numbers(600)
+    part = int(600 * share)
+    turned = torch.cat([y[:part][torch.randperm(part, generator=torch.Generator().manual_seed(1))], y[part:]])
+    given = regression((X, turned), numbers(200, 1))
+    found = data.wrong_numbers(given)
+    if not share:
+        assert found is None
+        return
+    assert found is not None
+    assert isinstance(mended(given, found).program.loss, nn.L1Loss)
+    assert data.shuffled_labels(given) is None
+
+
 @pytest.mark.parametrize("wild", [True, False])
 def test_targets_far_off(wild: bool) -> None:
     X, y = numbers(400)

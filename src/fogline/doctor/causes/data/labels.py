@@ -32,20 +32,11 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
     A classical learner gets little from training rows for other training rows, and what it gets holds better for the
     held-out rows, or those can be learned within themselves: then it is the training targets that are wrong.
     """
-    seen, held = exam.reference, exam.case.valid
-    if seen.score is None or seen.within_valid is None or seen.valid_score is None or held is None or seen.rows is None:
+    seen, possible = exam.reference, _taught_by_held_out_rows(exam)
+    if possible is None or seen.score is None or seen.score > _SOMETHING * possible or far_off_targets(exam):
         return None
-    counts = rows_of_classes(exam)
-    if counts is not None and bool(rare(counts).any()):
-        return None  # what a learner of few rows of a class gets of it is little, whatever their labels
-    classes = exam.case.yardstick.classes
-    rows, others = seen.scored, min(4000, len(leaves(held.inputs)[0]))
-    if rows < 20 or others < 20:
-        return None
-    possible = max(seen.within_valid, seen.valid_score)
-    error = math.hypot(error_of(rows, classes), error_of(others, classes))
-    if possible - seen.score < max(3 * error, 0.25) or seen.score > _SOMETHING * possible or far_off_targets(exam):
-        return None
+    assert seen.valid_score is not None
+    assert seen.within_valid is not None
     moved = moved_targets(exam)
     return Suspicion(
         "shuffled_labels",
@@ -62,6 +53,43 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
         proof=True,
         severity="fatal",
         advice="Shuffle, sort and filter inputs and targets with one and the same index; look at a few rows by eye.",
+    )
+
+
+def _taught_by_held_out_rows(exam: Examination) -> float | None:
+    """What can be got of the held-out rows, where that is clearly more than of the training rows."""
+    seen, held = exam.reference, exam.case.valid
+    if seen.score is None or seen.within_valid is None or seen.valid_score is None or held is None or seen.rows is None:
+        return None
+    counts = rows_of_classes(exam)
+    if counts is not None and bool(rare(counts).any()):
+        return None  # what a learner of few rows of a class gets of it is little, whatever their labels
+    classes = exam.case.yardstick.classes
+    rows, others = seen.scored, min(4000, len(leaves(held.inputs)[0]))
+    if rows < 20 or others < 20:
+        return None
+    possible = max(seen.within_valid, seen.valid_score)
+    error = math.hypot(error_of(rows, classes), error_of(others, classes))
+    return possible if possible - seen.score >= max(3 * error, 0.25) else None
+
+
+def wrong_numbers(exam: Examination) -> Suspicion | None:
+    """Numeric training targets that are wrong in part, while those of held-out rows are not."""
+    seen, bounded = exam.reference, robust(exam.program.loss)
+    if exam.case.yardstick.work != "regression" or bounded is None or seen.score is None or far_off_targets(exam):
+        return None
+    possible = _taught_by_held_out_rows(exam)
+    if possible is None or seen.score <= _SOMETHING * possible or train_valid_mismatch(exam):
+        return None
+    return Suspicion(
+        "label_noise",
+        0.7,
+        (Evidence(f"score of {seen.learner} on training rows it did not see", seen.score, possible),),
+        "The held-out rows can be learned better than the training rows, which teach something, but not that much: a "
+        "part of the training targets does not belong to its rows.",
+        (bounded,),
+        proof=True,
+        advice="Look at rows that the trained network misses by most: where do their targets come from?",
     )
 
 
