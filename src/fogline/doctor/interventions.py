@@ -188,23 +188,24 @@ class Interventions:
         What is wrong with a step or a layer is mended wholly or not at all. Of what rows lack each remedy gives back
         a part, and which one most depends on the rows.
         """
+        best, won = kept.remedy, kept.trial
         rest = [other for other in self.kept if other is not kept]
-        others = [r for r in kept.suspicion.remedies if r is not kept.remedy and r.place not in _places(rest)]
+        taken = {other.remedy.place for other in rest if other.remedy is not None}
+        others = [r for r in kept.suspicion.remedies if r is not best and r.place not in taken]
         partial = kept.suspicion.cause in (*CAUSES["data"], *CAUSES["fit"])
-        if kept.remedy is None or kept.trial is None or not partial or not others or self.does_well(exam):
+        if best is None or won is None or not won.accepted or not partial or self.does_well(exam):
             return
         now, self.kept = self.kept, rest
-        bench = self._rungs(exam, self._horizon(exam, 1), of=1)[-1:]
-        best = kept.remedy
-        for other in others:
-            if not bench or not bench[0].affords([best]) or not bench[0].affords([other]):
-                break
-            trial = bench[0].between([other], [best], other.title, every_seed=False)
-            best = other if len(trial.seeds) > 1 and trial.effect > max(trial.error, ENOUGH / 2) else best
+        bench = self._bench(exam, self._horizon(exam, 1))
         self.kept = now
+        for other in others:
+            if bench.steps < won.steps or not (bench.affords([best]) and bench.affords([other])):
+                break
+            trial = bench.between([other], [best], other.title, every_seed=False)
+            best = other if len(trial.seeds) > 1 and trial.effect > max(trial.error, ENOUGH / 2) else best
         if best is not kept.remedy:
-            kept.remedy, kept.trial = best, bench[0].against_control([best], every_seed=True)
-            self.healed, self.healed_in = fmean(bench[0].scores([best])), bench[0].steps
+            kept.remedy, kept.trial = best, bench.against_control([best], every_seed=True)
+            self.healed, self.healed_in = fmean(bench.scores([best])), bench.steps
 
     def _said(self, exam: Examination, suspicion: Suspicion) -> None:
         """A cause that no trial of the same length can show: it is said where the program falls short."""
@@ -404,10 +405,6 @@ class Interventions:
                 remedy = next((r for r in suspicion.remedies if helps and r.title == named), None)
                 self.kept.append(Kept(suspicion, remedy, trial, proven=False))
                 self.rejected = [item for item in self.rejected if item.cause != suspicion.cause]
-
-
-def _places(kept: Sequence[Kept]) -> set[str]:
-    return {other.remedy.place for other in kept if other.remedy is not None}
 
 
 def _missed_least(part: Pair) -> tuple[float, ...]:

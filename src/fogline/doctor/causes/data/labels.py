@@ -18,6 +18,7 @@ from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import out_of_fold
+from fogline.doctor.remedies import smoothed_labels
 from fogline.doctor.robust import robust
 from fogline.doctor.standing import LEARNS
 from fogline.doctor.yardstick import error_of
@@ -286,6 +287,8 @@ def _mended(exam: Examination, names: Tensor) -> Iterator[Remedy]:
             on_loss=bounded.on_loss,
         )  # fmt: skip
         yield bounded
+        if (smoothed := smoothed_labels(exam)) is not None:  # learns faster, where steps are few
+            yield smoothed
     else:
         yield without
 
