@@ -285,6 +285,7 @@ def _mended(exam: Examination, names: Tensor) -> Iterator[Remedy]:
         yield replace(
             without, title=f"{without.title}, and {bounded.title}", patch=f"{without.patch}\n{bounded.patch}",
             on_loss=bounded.on_loss,
+            costs=False,  # where no more is contradicted than is wrong, what is lost is little
         )  # fmt: skip
         yield bounded
         if (smoothed := smoothed_labels(exam)) is not None:  # learns faster, where steps are few
