@@ -295,12 +295,20 @@ def _mended(exam: Examination, names: Tensor) -> Iterator[Remedy]:
 
 
 def _unlabelled(names: Tensor) -> Remedy:
+    """Others are taken twice in their place, so that an epoch has as many steps as before."""
+
     def edit(rows: Rows) -> Rows:
-        return rows if rows.ids is None else only(rows, (~torch.isin(rows.ids, names)).nonzero().flatten())
+        if rows.ids is None:
+            return rows
+        fine = (~torch.isin(rows.ids, names)).nonzero().flatten()
+        missing = len(rows.ids) - len(fine)
+        again = fine[torch.arange(missing) * len(fine) // max(1, missing) % max(1, len(fine))]
+        return only(rows, torch.cat([fine, again]))
 
     return Remedy(
-        "leave out rows whose label is likely wrong",
-        "X, y = X[~doubtful], y[~doubtful]",
+        "take other rows twice in the place of those whose label is likely wrong",
+        "fine = (~doubtful).nonzero().flatten()\nagain = fine[torch.randint(len(fine), (int(doubtful.sum()),))]\n"
+        "rows = torch.cat([fine, again])\nX, y = X[rows], y[rows]",
         on_rows=edit,
         costs=True,
         place="labels",
