@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fogline
+from fogline.doctor.bench import Bench
 from fogline.doctor.case import open_case
 from fogline.doctor.causes import data, fit
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import Suspicion
+from fogline.doctor.finding import Suspicion, Trial
 from fogline.doctor.standing import standing
 from fogline.doctor.trial import Laboratory
 
@@ -413,6 +414,18 @@ def test_targets_that_are_some_rows_off(place: int, held: str) -> None:
     again = mended(given, found).program
     for rows, targets in (again.train, again.held):
         assert (targets == (rows[:, 0] * 5 + 6).div(6).round().clamp(0, 2)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(("share", "harmless"), [(0.0, True), (0.6, False)])
+def test_what_counts_as_a_loss_is_less_where_scores_are_low(share: float, *, harmless: bool) -> None:
+    """A loss of .02 of .97 is nothing, and of what is left with six in ten labels wrong it is."""
+    X, y = labels(600)
+    draws = torch.Generator().manual_seed(0)
+    noisy = torch.where(torch.rand(600, generator=draws) < share, torch.randint(0, 3, (600,), generator=draws), y)
+    exam = classification((X, noisy))
+    bench = Bench(Laboratory(exam.case, 0), exam, (), 30)
+    trial = Trial("", "", (1, 2, 3), "", (0.28, 0.281, 0.279), (0.3, 0.3, 0.3), 30, 90, accepted=False)
+    assert bench.harmless(trial, []) is harmless
 
 
 def test_a_series_whose_inputs_are_its_past_has_not_moved() -> None:
