@@ -94,7 +94,7 @@ def test_overfitting(kind: str) -> None:
     assert found is not None
     assert found.proof
     places = [remedy.place for remedy in found.remedies]
-    assert places == (["smoothing", "rate"] if kind == "labels" else ["rate"])
+    assert places == (["smoothing", "rate", "rate"] if kind == "labels" else ["rate", "rate"])
 
 
 def test_smoothed_labels_keep_what_else_the_loss_does() -> None:

@@ -9,7 +9,7 @@ from statistics import fmean
 from fogline.doctor.case import Case, program
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Remedy, Suspicion, Trial
-from fogline.doctor.standing import level
+from fogline.doctor.standing import LEARNS, level
 from fogline.doctor.trial import CLEARLY, SEEDS, Descended, Laboratory, compared, planned_steps
 
 ENOUGH = 0.03
@@ -120,8 +120,13 @@ class Bench:
         return len(trial.seeds) > 1 and trial.steps == self.steps and trial.effect > CLEARLY * trial.error
 
     def harmless(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
-        """Whether the remedied program is not clearly worse, over as many steps as the control was observed for."""
-        if trial.effect >= -ENOUGH:
+        """Whether the remedied program is not clearly worse, over as many steps as the control was observed for.
+
+        Where held-out targets are wrong as well, or say little, all scores are low, and so is what counts as a loss.
+        """
+        possible = self.exam.reference.possible
+        little = ENOUGH * (1.0 if possible is None else min(1.0, max(LEARNS, possible)))
+        if trial.effect >= -little or (trial.effect >= -ENOUGH and trial.effect > -CLEARLY * trial.error):
             return True
         return not self._covers and self._in_full(remedies) >= level(self.exam) - ENOUGH
 

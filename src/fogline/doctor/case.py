@@ -253,11 +253,9 @@ def program(case: Case, remedies: Sequence[Remedy] = ()) -> Program:
     assert changed.ids is not None
     mine = torch.isin(changed.ids, case.learned)
     train = taken(changed.inputs, mine), taken(changed.targets, mine)
-    if case.valid is not None:
-        scored = _spaced(case.valid)
-    else:
-        scored = Rows(taken(rows.inputs, case.held), taken(rows.targets, case.held))
-    scored = changed_rows(scored, [remedy for remedy in ordered if remedy.also_valid])
+    also = [remedy for remedy in ordered if remedy.also_valid]
+    scored = _spaced(case.valid) if case.valid is not None else _held(changed_rows(rows, also), case.held)
+    scored = changed_rows(scored, also) if case.valid is not None else scored
     return Program(case, ordered, task, recipe, train, (scored.inputs, scored.targets), loss)
 
 
@@ -328,6 +326,13 @@ def _edited_data(task: Task, ordered: Sequence[Remedy], seed: int) -> dict[str, 
         held = changed_rows(replace(held, ids=None), [remedy for remedy in ordered if remedy.also_valid])
         changes["valid"] = held.inputs, held.targets
     return changes
+
+
+def _held(rows: Rows, held: Tensor) -> Rows:
+    """Those of the training rows that are scored on, after what changes rows together."""
+    assert rows.ids is not None
+    mine = torch.isin(rows.ids, held)
+    return Rows(taken(rows.inputs, mine), taken(rows.targets, mine))
 
 
 def _spaced(rows: Rows) -> Rows:

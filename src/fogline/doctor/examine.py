@@ -131,7 +131,7 @@ class _Doctor:
             self.tried.guess()
             return self._written(self._outcome(exam))
         lacking = [pair for pair in self.tried.doubted if pair[0].of_data]
-        if outcome == "healthy" and lacking:
+        if outcome in ("healthy", "limit_of_data") and lacking:
             self.tried.say_untried(lacking)
             return self._written("limit_of_data")
         return self._written(outcome)

@@ -19,7 +19,7 @@ from fogline.doctor.bench import (
 )
 from fogline.doctor.case import Case
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import Remedy, Suspicion, Trial
+from fogline.doctor.finding import CAUSES, Remedy, Suspicion, Trial
 from fogline.doctor.remedies import measured_rate, usual
 from fogline.doctor.report import Rejected
 from fogline.doctor.standing import LEARNS, standing
@@ -133,9 +133,12 @@ class Interventions:
         for suspicion in later:
             if not suspicion.proof:
                 self._reject(suspicion, None, "not tried: others were more likely")
+        before = len(self.kept)
         leads = [s for s in pool if s.proof] or [s for s in pool[:1] if s.strength >= _LIKELY]
         if pool and not (0 < len(leads) < len(pool) and self.at_once(exam, leads)):
             self._try(exam, pool)
+        for kept in self.kept[before:]:
+            self._best_of(exam, kept)
         for suspicion in rest:
             if suspicion.proof or exam.kept == self.remedies:  # else it is looked for again in what was mended
                 self._said(exam, suspicion)
@@ -186,6 +189,31 @@ class Interventions:
             self._one_by_one(exam, pool, steps)
         if len(self.kept) == before and not self.does_well(exam):
             self._in_the_long_run(exam, compatible(pool)[:1], steps)
+
+    def _best_of(self, exam: Examination, kept: Kept) -> None:
+        """The remedy that gains most of those of a cause, while the program falls short.
+
+        What is wrong with a step or a layer is mended wholly or not at all. Of what rows lack each remedy gives back
+        a part, and which one most depends on the rows.
+        """
+        best, won = kept.remedy, kept.trial
+        rest = [other for other in self.kept if other is not kept]
+        taken = {other.remedy.place for other in rest if other.remedy is not None}
+        others = [r for r in kept.suspicion.remedies if r is not best and r.place not in taken]
+        partial = kept.suspicion.cause in (*CAUSES["data"], *CAUSES["fit"])
+        if best is None or won is None or not won.accepted or not partial or self.does_well(exam):
+            return
+        now, self.kept = self.kept, rest
+        bench = self._bench(exam, self._horizon(exam, 1))
+        self.kept = now
+        for other in others:
+            if bench.steps < won.steps or not (bench.affords([best]) and bench.affords([other])):
+                break
+            trial = bench.between([other], [best], other.title, every_seed=False)
+            best = other if len(trial.seeds) > 1 and trial.effect > max(trial.error, ENOUGH / 2) else best
+        if best is not kept.remedy:
+            kept.remedy, kept.trial = best, bench.against_control([best], every_seed=True)
+            self.healed, self.healed_in = fmean(bench.scores([best])), bench.steps
 
     def _said(self, exam: Examination, suspicion: Suspicion) -> None:
         """A cause that no trial of the same length can show: it is said where the program falls short."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fogline.data.source import leaves
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.causes.data.order import rare, rows_of_classes
+from fogline.doctor.causes.data.outliers import far_off_targets
+from fogline.doctor.causes.data.places import moved_targets
 from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import out_of_fold
 from fogline.doctor.remedies import smoothed_labels
+from fogline.doctor.robust import robust
 from fogline.doctor.standing import LEARNS
 from fogline.doctor.yardstick import error_of
 
@@ -29,6 +33,32 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
     A classical learner gets little from training rows for other training rows, and what it gets holds better for the
     held-out rows, or those can be learned within themselves: then it is the training targets that are wrong.
     """
+    seen, possible = exam.reference, _taught_by_held_out_rows(exam)
+    if possible is None or seen.score is None or seen.score > _SOMETHING * possible or far_off_targets(exam):
+        return None
+    assert seen.valid_score is not None
+    assert seen.within_valid is not None
+    moved = moved_targets(exam)
+    return Suspicion(
+        "shuffled_labels",
+        0.9,
+        (
+            *(() if moved is None else moved[1]),
+            Evidence(f"score of {seen.learner} on training rows it did not see", seen.score, possible),
+            Evidence("its score on the held-out rows", seen.valid_score),
+            Evidence("score where it learns from some held-out rows and is tried on others", seen.within_valid),
+        ),
+        "The held-out rows can be learned, and the training rows cannot: most training targets do not belong to their "
+        "rows. Usually inputs and targets were shuffled, sorted, filtered or joined apart from each other.",
+        () if moved is None else (moved[0],),
+        proof=True,
+        severity="fatal",
+        advice="Shuffle, sort and filter inputs and targets with one and the same index; look at a few rows by eye.",
+    )
+
+
+def _taught_by_held_out_rows(exam: Examination) -> float | None:
+    """What can be got of the held-out rows, where that is clearly more than of the training rows."""
     seen, held = exam.reference, exam.case.valid
     if seen.score is None or seen.within_valid is None or seen.valid_score is None or held is None or seen.rows is None:
         return None
@@ -41,21 +71,26 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
         return None
     possible = max(seen.within_valid, seen.valid_score)
     error = math.hypot(error_of(rows, classes), error_of(others, classes))
-    if possible - seen.score < max(3 * error, 0.25) or seen.score > _SOMETHING * possible:
+    return possible if possible - seen.score >= max(3 * error, 0.25) else None
+
+
+def wrong_numbers(exam: Examination) -> Suspicion | None:
+    """Numeric training targets that are wrong in part, while those of held-out rows are not."""
+    seen, bounded = exam.reference, robust(exam.program.loss)
+    if exam.case.yardstick.work != "regression" or bounded is None or seen.score is None or far_off_targets(exam):
+        return None
+    possible = _taught_by_held_out_rows(exam)
+    if possible is None or seen.score <= _SOMETHING * possible or train_valid_mismatch(exam):
         return None
     return Suspicion(
-        "shuffled_labels",
-        0.9,
-        (
-            Evidence(f"score of {seen.learner} on training rows it did not see", seen.score, possible),
-            Evidence("its score on the held-out rows", seen.valid_score),
-            Evidence("score where it learns from some held-out rows and is tried on others", seen.within_valid),
-        ),
-        "The held-out rows can be learned, and the training rows cannot: most training targets do not belong to their "
-        "rows. Usually inputs and targets were shuffled, sorted, filtered or joined apart from each other.",
+        "label_noise",
+        0.7,
+        (Evidence(f"score of {seen.learner} on training rows it did not see", seen.score, possible),),
+        "The held-out rows can be learned better than the training rows, which teach something, but not that much: a "
+        "part of the training targets does not belong to its rows.",
+        (bounded,),
         proof=True,
-        severity="fatal",
-        advice="Shuffle, sort and filter inputs and targets with one and the same index; look at a few rows by eye.",
+        advice="Look at rows that the trained network misses by most: where do their targets come from?",
     )
 
 
@@ -69,21 +104,27 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
     if pair is None or seen.score is None or seen.rows is None or observed is None or observed.error:
         return None
     within = 0.0 if seen.within_valid is None else seen.within_valid - seen.valid_error
-    classes = exam.case.yardstick.classes
+    got = max(seen.score, within, observed.score)
+    if seen.scored < _FEWEST // 2 or got > LEARNS or far_off_targets(exam):
+        return None
+    moved, classes = moved_targets(exam), exam.case.yardstick.classes
     # Of learners that know nothing the share of variance they explain is below zero; a little above it is a signal.
     chance = 2 * error_of(seen.scored, classes) if classes else 4 / max(1, seen.scored)
-    if seen.scored < _FEWEST // 2 or max(seen.score, within, observed.score) > min(LEARNS, chance):
+    if moved is None and got > chance:
         return None
     return Suspicion(
         "shuffled_labels",
-        0.6,
+        0.6 if moved is None else 0.9,
         (
+            *(() if moved is None else moved[1]),
             Evidence(f"score of {seen.learner} on rows it did not see", seen.score, "well above 0"),
             Evidence("score of the network on held-out rows", observed.score, "well above 0"),
         ),
         "Neither the network nor a classical learner gets anything from the inputs that holds for other rows. Either "
         "the inputs do not determine the targets, or inputs and targets were shuffled, sorted, filtered or joined "
         "apart from each other before they were split.",
+        () if moved is None else (moved[0],),
+        proof=moved is not None,
         severity="fatal",
         advice="Look at a few rows by eye: does each target belong to its input?",
     )
@@ -124,7 +165,6 @@ def label_noise(exam: Examination) -> Suspicion | None:
     doubtful = margin.argsort(descending=True)[: round(found.share * len(ids))]
     doubtful = doubtful[guesses[doubtful] != labels[doubtful]]
     names = ids[doubtful]
-    smoothed = [] if (remedy := smoothed_labels(exam)) is None else [remedy]
     listed = (
         Evidence("rows whose label is likely wrong", len(names), 0),
         Evidence("the first of them", ", ".join(str(k) for k in sorted(names.tolist())[:5])),
@@ -134,7 +174,7 @@ def label_noise(exam: Examination) -> Suspicion | None:
         min(0.8, 0.5 + found.share),
         (*found.evidence, *listed),
         found.explanation,
-        (_relabelled(exam, names, guesses[doubtful]), _unlabelled(names), *smoothed),
+        tuple(_mended(exam, names)),
         proof=found.proof,
         advice="Look at the rows listed by eye before anything is dropped.",
     )
@@ -243,44 +283,37 @@ def _contradicted(guesses: Tensor, labels: Tensor, classes: list[int]) -> tuple[
     return sum(float(s.mean()) for s in shares) / len(shares), math.sqrt(variance) / len(shares)
 
 
-def _relabelled(exam: Examination, names: Tensor, guesses: Tensor) -> Remedy:
-    work, values = exam.case.yardstick.work, exam.case.yardstick.values
-    order = names.argsort()
-    names, guesses = names[order], guesses[order]
+def _mended(exam: Examination, names: Tensor) -> Iterator[Remedy]:
+    """Rows and loss at once first: the learner does not find every wrong label, nor is each that it finds wrong."""
+    without, bounded = _unlabelled(names), robust(exam.program.loss)
+    if bounded is not None:
+        yield replace(
+            without, title=f"{without.title}, and {bounded.title}", patch=f"{without.patch}\n{bounded.patch}",
+            on_loss=bounded.on_loss,
+            costs=False,  # where no more is contradicted than is wrong, what is lost is little
+        )  # fmt: skip
+        yield bounded
+        if (smoothed := smoothed_labels(exam)) is not None:  # learns faster, where steps are few
+            yield smoothed
+    else:
+        yield without
+
+
+def _unlabelled(names: Tensor) -> Remedy:
+    """Others are taken twice in their place, so that an epoch has as many steps as before."""
 
     def edit(rows: Rows) -> Rows:
         if rows.ids is None:
             return rows
-        place = torch.searchsorted(names, rows.ids).clamp_max(len(names) - 1)
-        hit = names[place] == rows.ids
-        targets, found = rows.targets.clone(), guesses[place][hit]
-        if work == "one_hot":
-            targets[hit] = nn.functional.one_hot(found, targets.shape[1]).to(targets.dtype)
-        elif work == "binary":
-            both = torch.tensor(values, dtype=targets.dtype)
-            targets[hit] = both[found].reshape(targets[hit].shape)
-        else:
-            targets[hit] = found.to(targets.dtype).reshape(targets[hit].shape)
-        return replace(rows, targets=targets)
-
-    code = "y[doubtful] = label_of_most_neighbours[doubtful]  # after looking at them"
-    return Remedy(
-        "give doubtful rows the label of the rows around them",
-        code,
-        on_rows=edit,
-        costs=True,
-        place="labels",
-        order=ROWS,
-    )
-
-
-def _unlabelled(names: Tensor) -> Remedy:
-    def edit(rows: Rows) -> Rows:
-        return rows if rows.ids is None else only(rows, (~torch.isin(rows.ids, names)).nonzero().flatten())
+        fine = (~torch.isin(rows.ids, names)).nonzero().flatten()
+        missing = len(rows.ids) - len(fine)
+        again = fine[torch.arange(missing) * len(fine) // max(1, missing) % max(1, len(fine))]
+        return only(rows, torch.cat([fine, again]))
 
     return Remedy(
-        "leave out rows whose label is likely wrong",
-        "X, y = X[~doubtful], y[~doubtful]",
+        "take other rows twice in the place of those whose label is likely wrong",
+        "fine = (~doubtful).nonzero().flatten()\nagain = fine[torch.randint(len(fine), (int(doubtful.sum()),))]\n"
+        "rows = torch.cat([fine, again])\nX, y = X[rows], y[rows]",
         on_rows=edit,
         costs=True,
         place="labels",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from fogline.doctor.case import FAILURES, taken
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, Suspicion
+from fogline.doctor.prior import adjusted, adjusts, code
 from fogline.doctor.sorting import between_batches
 
 _MUCH = 0.3  # of the rows of rare classes
 _FEWEST_OF_A_CLASS = 5
+_MOST_OFTEN = 50
 _FEW_CLASSES = 20  # of more, as of words, some are always rare
 _MORE_ROWS = "More rows of the rare classes, if there is a way to get them."
 
@@ -98,8 +101,7 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
         return None  # answers that are shared between classes have no rare ones
     present, common = counts > 0, float(counts.max())
     ratio = common / float(counts[present].min())
-    weights = torch.where(present, counts.sum() / (present.sum() * counts.clamp_min(1)), torch.zeros_like(counts))
-    remedies = tuple(_balanced(exam, weights.float(), counts))
+    remedies = tuple(_balanced(exam, counts))
     relative = Evidence("rows of the most common class for one of the rarest", ratio, "about 1")
     found = passed_over(exam)
     if found is None or found[1] - found[0] < _MUCH:
@@ -214,39 +216,49 @@ def _guessed(exam: Examination, inputs: Any) -> Tensor | None:
     return (flat > (0.5 if bounded and not logits else 0.0)).long()
 
 
-def _balanced(exam: Examination, weights: Tensor, counts: Tensor) -> list[Remedy]:
-    """Rows first: however much a rare row weighs, a batch without one tells nothing of it."""
-    loss, found = exam.program.loss, [_repeated(exam)]
-    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss.weight is None:
-        code = f"loss = nn.{type(loss).__name__}(weight=len(y) / (classes * torch.bincount(y)))"
-        found.append(_weighted("weight", weights, code))
-    if isinstance(loss, nn.BCEWithLogitsLoss) and loss.pos_weight is None and len(counts) == 2:
-        code = "loss = nn.BCEWithLogitsLoss(pos_weight=(y == 0).sum() / (y == 1).sum())"
-        found.append(_weighted("pos_weight", counts[:1].float() / counts[1:].float().clamp_min(1), code))
-    return found
+def _balanced(exam: Examination, counts: Tensor) -> Iterator[Remedy]:
+    """Rows and loss, each by the half, then either alone.
+
+    Rows that are drawn more often teach more and are learned by heart; a loss that knows how common the classes are
+    takes nothing from the others, and a batch without a rare row tells nothing of it.
+    """
+    loss = exam.program.loss
+    if not adjusts(loss, len(counts)):
+        yield _repeated(exam, 1.0)
+        return
+    half = _repeated(exam, 0.5)
+    alone = Remedy(
+        "tell the loss how common each class is",
+        code(loss),
+        on_loss=lambda given: adjusted(given, counts),
+        place="balance",
+        order=LOSS,
+    )
+    yield replace(
+        half, title=f"{half.title}, and {alone.title}", patch=f"{half.patch}\n{alone.patch}",
+        on_loss=lambda given: adjusted(given, counts * _times(counts, 0.5)),
+    )  # fmt: skip
+    yield alone
+    yield _repeated(exam, 1.0)
 
 
-def _weighted(name: str, weights: Tensor, code: str) -> Remedy:
-    def edit(loss: Any) -> Any:
-        if not isinstance(loss, nn.Module) or name not in loss._buffers:
-            return loss
-        changed = copy.deepcopy(loss)
-        changed.register_buffer(name, weights.clone())
-        return changed
-
-    return Remedy("weight the classes by how rare they are", code, on_loss=edit, place="balance", order=LOSS)
+def _times(counts: Tensor, power: float) -> Tensor:
+    """How often a row of each class is taken: its rarity to a power."""
+    return (counts.max() / counts.clamp_min(1)).pow(power).floor().clamp(1, _MOST_OFTEN).long()
 
 
-def _repeated(exam: Examination) -> Remedy:
+def _repeated(exam: Examination, power: float) -> Remedy:
     def edit(rows: Rows) -> Rows:
         labels = exam.case.yardstick.labels(rows.targets)
         if labels is None:
             return rows
-        counts = torch.bincount(labels)
-        times = (counts.max() // counts.clamp_min(1)).clamp(1, 50)
+        times = _times(torch.bincount(labels).double(), power)
         return only(rows, torch.arange(len(labels)).repeat_interleave(times[labels]))
 
-    code = (
-        "sampler = WeightedRandomSampler(1 / torch.bincount(y)[y], len(y))\nloader = DataLoader(data, sampler=sampler)"
+    root = "" if power == 1 else ".sqrt()"
+    written = (
+        f"sampler = WeightedRandomSampler(1 / torch.bincount(y)[y]{root}, len(y))\n"
+        "loader = DataLoader(data, sampler=sampler)"
     )
-    return Remedy("take rows of rare classes more often", code, on_rows=edit, place="balance", order=ROWS)
+    often = "more often" if power == 1 else "somewhat more often"
+    return Remedy(f"take rows of rare classes {often}", written, on_rows=edit, place="balance", order=ROWS)

@@ -22,6 +22,8 @@ _WIDE = 64
 _SETTLED = 0.25
 _FEW_ROWS = 40
 _HANDFUL = 4
+_DECAYS = (2.0, 0.1)
+"""Far more than is usual in long runs on many rows, and what is usual in those on few."""
 
 
 def overfitting(exam: Examination) -> Suspicion | None:
@@ -49,14 +51,6 @@ def overfitting(exam: Examination) -> Suspicion | None:
     at = next(step for step, loss in curve if loss == lowest)
     turned = share > 0.2 and gap > 0.25 and stands.train_score > 0.9
     surely = (by_heart or turned) and gap > 4 * stands.error and not _only_rare_ones(exam, stands.train_score)
-    decay = Remedy(
-        "adamw with weight decay 0.1",
-        'fogline.Recipe(optimizer="adamw", weight_decay=0.1)',
-        on_recipe=lambda recipe: recipe.replace(optimizer="adamw", weight_decay=0.1, options={}, lr="auto"),
-        costs=True,
-        place="rate",
-        order=RATE,
-    )
     smoothed = [] if (remedy := smoothed_labels(exam)) is None else [replace(remedy, costs=True)]
     return Suspicion(
         "overfitting",
@@ -69,9 +63,20 @@ def overfitting(exam: Examination) -> Suspicion | None:
         "The network learns these rows by heart: what it answers right of them it gets wrong of others"
         + (f", and the held-out loss rises from step {at} on. " if share >= 0.1 else ". ")
         + f"{exam.program.rows} rows are few for what it can remember.",
-        (*smoothed, decay),
+        (*smoothed, *map(_decaying, _DECAYS)),
         proof=surely,
         advice="more rows, augmentation, a smaller network or dropout; patience=5 saves steps",
+    )
+
+
+def _decaying(decay: float) -> Remedy:
+    return Remedy(
+        f"adamw with weight decay {decay:g}",
+        f'fogline.Recipe(optimizer="adamw", weight_decay={decay:g})',
+        on_recipe=lambda recipe: recipe.replace(optimizer="adamw", weight_decay=decay, options={}, lr="auto"),
+        costs=True,
+        place="rate",
+        order=RATE,
     )
 
 
