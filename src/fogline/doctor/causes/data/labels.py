@@ -108,8 +108,9 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
     if seen.scored < _FEWEST // 2 or got > LEARNS or far_off_targets(exam):
         return None
     moved, classes = moved_targets(exam), exam.case.yardstick.classes
-    # Of learners that know nothing the share of variance they explain is below zero; a little above it is a signal.
-    chance = 2 * error_of(seen.scored, classes) if classes else 4 / max(1, seen.scored)
+    # Squared correlations by chance are 1 / n, and learners that know nothing mostly explain less: more is a signal.
+    rows = min(seen.scored, len(leaves(exam.program.held)[0]))
+    chance = 2 * error_of(rows, classes) if classes else 4 / max(1, rows)
     if moved is None and got > chance:
         return None
     return Suspicion(
