@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from fogline.plots.theme import empty, framed, palette
+from fogline.plots.theme import add_line, empty, framed, palette
 from fogline.record.store import Table
 from fogline.words import number
 
@@ -235,14 +235,7 @@ def example_figure(
     figure, colours = go.Figure(), palette(dark)
     right = curves.get("correct", np.full(len(epochs), np.nan))
     marks = [("right", right == 1, colours.good, "circle"), ("wrong", right == 0, colours.bad, "x")]
-    figure.add_scatter(
-        x=epochs,
-        y=curves[shown],
-        mode="lines",
-        line={"color": colours.faint, "width": 1.5},
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    add_line(figure, epochs, curves[shown], None, colours.faint, width=1.5, showlegend=False)
     for words, mask, colour, symbol in marks:
         figure.add_scatter(
             x=epochs[mask],
