@@ -61,7 +61,7 @@ def examples_page(view: View, seen: Seen | None) -> str:
         view: the run.
         seen: its examples; None where what was recorded of them cannot be drawn.
     """
-    table = epochs_table(view.folder / "examples")
+    table = epochs_table(view.folder)
     if seen is None:
         if not table:
             words = "This run recorded no examples."

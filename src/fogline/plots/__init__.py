@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from fogline.plots.compare import compare_figure
 from fogline.plots.confusion import confusion_figure
 from fogline.plots.curves import gradient_figure, limits_figure, loss_figure, lr_figure, probed
-from fogline.plots.data_map import data_map_figure, example_files
+from fogline.plots.data_map import data_map_figure
 from fogline.plots.landscape import FILE as LANDSCAPE_FILE
 from fogline.plots.landscape import landscape_3d_figure, landscape_figure
 from fogline.plots.layers import layers_figure
 from fogline.plots.rate import measured, rate_figure, rate_of_run_figure
 from fogline.plots.reading import columns
 from fogline.plots.trials import findings_of, trials_figure, trials_of_run_figure
+from fogline.record import example_files
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -70,7 +71,7 @@ _THERE: dict[str, Callable[[Run], bool]] = {
     "limits": lambda run: any(len(probed(run, name)[0]) for name in ("overshoot", "sharpness")),
     "layers": lambda run: len(columns(run, "layers")) > 0,
     "confusion": lambda run: len(columns(run, "confusion")) > 0,
-    "data_map": lambda run: len(example_files(run)) > 1,
+    "data_map": lambda run: len(example_files.files(run.folder)) > 1,
     "trials": lambda run: any(found.get("trial") for found in findings_of(run)),
     "rate": lambda run: measured(run.info) is not None,
     "landscape": lambda run: _has_landscape(run),

@@ -138,7 +138,7 @@ def _colour_bar(scale: Scale) -> dict[str, Any]:
 
 def _add_path(figure: go.Figure, path: Values, colour: str, colours: Palette) -> None:
     x, y, place = path["x"], path["y"], {"row": 1, "col": 1}
-    add_line(figure, x, y, "", translucent(colours.page, 0.8), width=5, showlegend=False, **place)
+    add_line(figure, x, y, "", translucent(colours.page, 0.8), width=5, showlegend=False, row=1, col=1)
     figure.add_scatter(
         x=x,
         y=y,
