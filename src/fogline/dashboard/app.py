@@ -81,9 +81,7 @@ class Dashboard:
     # -- pages -----------------------------------------------------------------------------------------------------
 
     def runs(self, request: Request) -> Response:
-        body = runs_page.runs_page(self.folder)
-        whole = page("Runs", body, theme=_theme(request), here="Runs", scripts=["runs.js"])
-        return HTMLResponse(whole)
+        return _page(request, "Runs", runs_page.runs_page(self.folder), "runs.js", here="Runs", figures=False)
 
     def rows(self, request: Request) -> Response:
         """Rows of the table by name: of those that are named, or all."""
@@ -94,10 +92,7 @@ class Dashboard:
     def compare(self, request: Request) -> Response:
         names = self._chosen(request)
         body = runs_page.compare_page(self.folder, names)
-        whole = page(
-            "Compare", body, theme=_theme(request), here="Compare", scripts=["figures.js"], figures=len(names) > 1
-        )
-        return HTMLResponse(whole)
+        return _page(request, "Compare", body, "figures.js", here="Compare", figures=len(names) > 1)
 
     def overview(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -107,8 +102,7 @@ class Dashboard:
         from fogline.dashboard import run_page
 
         body = run_page.overview(view, self.folder.summary(name))
-        scripts = ["figures.js", "run.js", "sql.js"]
-        return HTMLResponse(page(name, body, theme=_theme(request), scripts=scripts, figures=True))
+        return _page(request, name, body, "figures.js", "run.js", "sql.js")
 
     def parts(self, request: Request) -> Response:
         """The parts of the overview, for a page that is open, and the figures there are now."""
@@ -138,25 +132,23 @@ class Dashboard:
             body = examples_page(view, self.example_pages.drawable(name))
         else:
             body = examples_wait(view)
-        scripts = ["figures.js", "sql.js", "examples.js"]
-        return HTMLResponse(page(name, body, theme=_theme(request), scripts=scripts, figures=True))
+        return _page(request, name, body, "figures.js", "sql.js", "examples.js")
 
     def _of_run(self, request: Request, make: Page) -> Response:
         name = request.path_params["name"]
-        body = make(self.folder.view(name))
-        return HTMLResponse(page(name, body, theme=_theme(request), scripts=["figures.js", "run.js"], figures=True))
+        return _page(request, name, make(self.folder.view(name)), "figures.js", "run.js")
 
     def searches(self, request: Request) -> Response:
         from fogline.dashboard.tuning_page import searches_page
 
-        return HTMLResponse(page("Tuning", searches_page(self.folder.root), theme=_theme(request), here="Tuning"))
+        return _page(request, "Tuning", searches_page(self.folder.root), here="Tuning", figures=False)
 
     def search(self, request: Request) -> Response:
         from fogline.dashboard.tuning_page import search_folder, search_page
 
         name = request.path_params["name"]
         body = search_page(search_folder(self.folder.root, name))
-        return HTMLResponse(page(name, body, theme=_theme(request), scripts=["figures.js"], figures=True))
+        return _page(request, name, body, "figures.js")
 
     # -- data ------------------------------------------------------------------------------------------------------
 
@@ -288,22 +280,25 @@ def _theme(request: Request) -> str:
     return asked if asked in THEMES else "system"
 
 
+def _page(
+    request: Request, title: str, body: str, *scripts: str, here: str = "", figures: bool = True, code: int = 200
+) -> Response:
+    whole = page(title, body, theme=_theme(request), here=here, scripts=scripts, figures=figures)
+    return HTMLResponse(whole, code)
+
+
 def _missing(request: Request, error: Exception) -> Response:
     words = "There is nothing at this address: the run may have been moved or removed."
     return _said(request, "Not found", words, 404)
 
 
 def _unreadable(request: Request, error: Exception) -> Response:
-    return _said(
-        request,
-        "Unreadable",
-        "This run folder holds something that cannot be read: run.json or run.sqlite is damaged.",
-        422,
-    )
+    words = "This run folder holds something that cannot be read: run.json or run.sqlite is damaged."
+    return _said(request, "Unreadable", words, 422)
 
 
 def _said(request: Request, title: str, words: str, code: int) -> Response:
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"error": words}, code)
     body = f"<h1>{title}</h1>{empty(words, '<a href=/>All runs</a>')}"
-    return HTMLResponse(page(title, body, theme=_theme(request)), code)
+    return _page(request, title, body, figures=False, code=code)

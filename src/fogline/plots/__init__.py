@@ -71,18 +71,18 @@ _THERE: dict[str, Callable[[Run], bool]] = {
     "limits": lambda run: any(len(probed(run, name)[0]) for name in ("overshoot", "sharpness")),
     "layers": lambda run: len(columns(run, "layers")) > 0,
     "confusion": lambda run: len(columns(run, "confusion")) > 0,
-    "data_map": lambda run: len(example_files.files(run.folder)) > 1,
+    "data_map": lambda run: len(example_files.files(_folder(run))) > 1,
     "trials": lambda run: any(found.get("trial") for found in findings_of(run)),
     "rate": lambda run: measured(run.info) is not None,
-    "landscape": lambda run: _has_landscape(run),
-    "landscape_3d": lambda run: _has_landscape(run),
+    "landscape": lambda run: (_folder(run) / LANDSCAPE_FILE).exists(),
+    "landscape_3d": lambda run: (_folder(run) / LANDSCAPE_FILE).exists(),
 }
 """Whether a run has what a figure shows; those that are not named here are always worth showing."""
 
 
-def _has_landscape(run: Run) -> bool:
+def _folder(run: Run) -> Path:
     folder: Path = run.folder
-    return (folder / LANDSCAPE_FILE).exists()
+    return folder
 
 
 def figures_of(run: Run) -> list[str]:
