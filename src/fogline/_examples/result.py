@@ -85,7 +85,7 @@ class Examples:
         targets = self.record.targets
         if targets is not None and targets.ndim == 1:
             found["target"] = targets
-        found |= summarise(self.record).columns
+        found |= summarise(self.record)
         if self.record.kind == "classification" and "target" in found:
             ranked = self.ranking
             flagged = ranked.probability > 0.5

@@ -6,24 +6,22 @@ as long as all the rest.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from fogline.dashboard import assets, query, runs_page
-from fogline.dashboard.examples_app import ExamplePages
+from fogline.dashboard.examples_app import ExamplePages, posted
 from fogline.dashboard.guard import Access, Guard
 from fogline.dashboard.live import live
 from fogline.dashboard.markup import THEMES, empty, page
@@ -70,7 +68,7 @@ class Dashboard:
             Route("/runs/{name}/landscape", self.landscape),
             Route("/runs/{name}/examples", self.examples),
             Route("/runs/{name}/stop", self.stop, methods=["POST"]),
-            Route("/runs/{name}/sql", self.sql, methods=["POST"]),
+            Route("/runs/{name}/sql", posted(self.sql, _MOST_BODY), methods=["POST"]),
             Route("/tuning", self.searches),
             Route("/tuning/{name}", self.search),
             Route("/tuning/{name}/figures/{figure}", self.search_figure),
@@ -236,18 +234,8 @@ class Dashboard:
             (folder / STOP).open("x").close()
         return JSONResponse({"asked": True}, 202)
 
-    async def sql(self, request: Request) -> Response:
-        folder = self.folder.path(request.path_params["name"])
-        if int(request.headers.get("content-length") or _MOST_BODY + 1) > _MOST_BODY:
-            return JSONResponse({"error": "expected a shorter query"}, 413)
-        try:
-            asked = json.loads(await request.body())["sql"]
-            answer = await run_in_threadpool(query.ask, folder, str(asked))
-        except query.QueryError as error:
-            return JSONResponse({"error": str(error)}, 400)
-        except (ValueError, KeyError, TypeError):
-            return JSONResponse({"error": 'expected {"sql": "select ..."}'}, 400)
-        return JSONResponse(answer)
+    def sql(self, request: Request, asked: Mapping[str, Any]) -> Response:
+        return JSONResponse(query.ask(self.folder.path(request.path_params["name"]), str(asked["sql"])))
 
     def _chosen(self, request: Request) -> list[str]:
         names = list(dict.fromkeys(request.query_params.getlist("run")))[: runs_page.MOST]

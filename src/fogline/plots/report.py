@@ -14,14 +14,12 @@ from plotly.offline import get_plotlyjs
 from fogline.plots import CAPTIONS, FIGURES, compare_figure, figures_of
 from fogline.plots.cards import finding_cards
 from fogline.tables import rows_table
-from fogline.words import moment, number, span, verdict_name, verdict_sentence
+from fogline.words import moment, number, span, verdict_name, verdict_sentence, verdict_tone
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from fogline.run import Run
-
-_GOOD, _BAD = ("CONVERGED", "NOISE_FLOOR"), ("DIVERGED", "NONFINITE")
 
 # The file may hold text from anywhere (labels, messages), so it may load and send nothing.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -157,12 +155,8 @@ def _summary(info: Mapping[str, Any]) -> str:
 
 
 def _verdict(verdict: Mapping[str, Any] | None) -> str:
-    name = verdict["name"] if verdict else ""
-    tone = "good" if name in _GOOD else "bad" if name in _BAD else "warn" if verdict else ""
-    label = escape(f"Verdict: {verdict_name(verdict)}")
-    return (
-        f'<div class="verdict {tone}" role="note" aria-label="{label}"><p>{escape(verdict_sentence(verdict))}</p></div>'
-    )
+    label, words = escape(f"Verdict: {verdict_name(verdict)}"), escape(verdict_sentence(verdict))
+    return f'<div class="verdict {verdict_tone(verdict)}" role="note" aria-label="{label}"><p>{words}</p></div>'
 
 
 def _scores(run: Run, info: Mapping[str, Any]) -> str:

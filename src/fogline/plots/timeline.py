@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from fogline.plots.theme import Palette
-from fogline.words import number, verdict_name
+from fogline.words import number, verdict_name, verdict_tone
 
 if TYPE_CHECKING:
     from fogline.run import Run
@@ -23,7 +23,6 @@ _LINE = 44  # characters of a line under the pointer
 _EVIDENCE = 3
 _SEVERITIES = ("fatal", "serious", "minor")
 _SYMBOLS = {"fatal": "x", "serious": "diamond", "minor": "circle"}
-_GOOD, _BAD = ("CONVERGED", "NOISE_FLOOR"), ("DIVERGED", "NONFINITE")
 
 
 def add_timeline(figure: go.Figure, run: Run, last: float, colours: Palette) -> int:
@@ -96,9 +95,8 @@ def _add_words(figure: go.Figure, words: str, lane: int, colours: Palette) -> No
 
 
 def _add_verdict(figure: go.Figure, verdict: Mapping[str, Any], last: float, colours: Palette) -> None:
-    name, words = verdict["name"], f"verdict: {escape(verdict_name(verdict))} "
-    colour = colours.good if name in _GOOD else colours.bad if name in _BAD else colours.warn
-    mark, told = {"symbol": "square", "color": colour}, _wrapped(str(verdict["message"]))
+    words, told = f"verdict: {escape(verdict_name(verdict))} ", _wrapped(str(verdict["message"]))
+    mark = {"symbol": "square", "color": getattr(colours, verdict_tone(verdict))}
     _add_mark(figure, (last, 0), "verdict", words, "middle left", colours.ink, mark, told)
 
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 
 from fogline.descent.randomness import private_randomness
 from fogline.doctor import told
+from fogline.errors import needed
 from fogline.plugins.following import Followed, Following, unwrapped
-from fogline.plugins.needs import needed
 from fogline.plugins.numbering import Numbers, can_be_numbered
 from fogline.plugins.recipes import recipe_of
 from fogline.progress import ProgressFunction
@@ -131,13 +131,6 @@ class FoglineCallback(Followed, _Base):  # type: ignore[misc]
                 return train(*args, **kwargs)
 
         return trained
-
-    def __enter__(self) -> FoglineCallback:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._release()
-        self._following.end(error)
 
     def _logging(self, training_step: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``training_step`` that logs the loss it gives."""
