@@ -6,16 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fogline.plots.compare import compare_figure
-from fogline.plots.confusion import confusion_figure
-from fogline.plots.curves import gradient_figure, limits_figure, loss_figure, lr_figure, probed
-from fogline.plots.data_map import data_map_figure
+from fogline.plots.compare import compare_figure as compare_figure
+from fogline.plots.confusion import confusion_figure as confusion_figure
+from fogline.plots.curves import gradient_figure as gradient_figure
+from fogline.plots.curves import limits_figure as limits_figure
+from fogline.plots.curves import loss_figure as loss_figure
+from fogline.plots.curves import lr_figure as lr_figure
+from fogline.plots.curves import probed
+from fogline.plots.data_map import data_map_figure as data_map_figure
 from fogline.plots.landscape import FILE as LANDSCAPE_FILE
-from fogline.plots.landscape import landscape_3d_figure, landscape_figure
-from fogline.plots.layers import layers_figure
-from fogline.plots.rate import measured, rate_figure, rate_of_run_figure
+from fogline.plots.landscape import landscape_3d_figure as landscape_3d_figure
+from fogline.plots.landscape import landscape_figure as landscape_figure
+from fogline.plots.layers import layers_figure as layers_figure
+from fogline.plots.rate import measured
+from fogline.plots.rate import rate_figure as rate_figure
+from fogline.plots.rate import rate_of_run_figure as rate_of_run_figure
 from fogline.plots.reading import columns
-from fogline.plots.trials import findings_of, trials_figure, trials_of_run_figure
+from fogline.plots.trials import findings_of
+from fogline.plots.trials import trials_figure as trials_figure
+from fogline.plots.trials import trials_of_run_figure as trials_of_run_figure
 from fogline.record import example_files
 
 if TYPE_CHECKING:
@@ -88,24 +97,3 @@ def _folder(run: Run) -> Path:
 def figures_of(run: Run) -> list[str]:
     """Names of the figures that the run has the data for, in the order in which they are shown."""
     return [name for name in FIGURES if name not in _THERE or _THERE[name](run)]
-
-
-__all__ = [
-    "CAPTIONS",
-    "FIGURES",
-    "compare_figure",
-    "confusion_figure",
-    "data_map_figure",
-    "figures_of",
-    "gradient_figure",
-    "landscape_3d_figure",
-    "landscape_figure",
-    "layers_figure",
-    "limits_figure",
-    "loss_figure",
-    "lr_figure",
-    "rate_figure",
-    "rate_of_run_figure",
-    "trials_figure",
-    "trials_of_run_figure",
-]
