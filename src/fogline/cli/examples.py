@@ -101,16 +101,14 @@ def _list_errors(seen: Examples, names: Sequence[str] | None, top: int, out: Out
     low, high = found.interval
     count = f"labels likely wrong: {number(round(found.count))} ({number(round(low))} to {number(round(high))})"
     shown = found.ids[: min(top, max(found.cut, round(found.count)))]
-    rows = [
-        [str(example), _label(seen.table["target"][example], names), _label(likely, names), f"{probability:.2f}"]
-        for example, likely, probability in zip(
-            shown.tolist(), found.likely.tolist(), found.probability.tolist(), strict=False
-        )
-    ]
-    keys = ("example", "target", "likely", "probability")
+    columns = shown.tolist(), found.likely.tolist(), found.probability.tolist()
     values = [
-        dict(zip(keys, (e, _number(seen.table["target"][e]), k, p), strict=True))
-        for e, k, p in zip(shown.tolist(), found.likely.tolist(), found.probability.tolist(), strict=False)
+        {"example": e, "target": _number(seen.table["target"][e]), "likely": k, "probability": p}
+        for e, k, p in zip(*columns, strict=False)
+    ]
+    rows = [
+        [str(v["example"]), *(_label(v[name], names) for name in ("target", "likely")), f"{v['probability']:.2f}"]
+        for v in values
     ]
     lines = [count, *_columns(("example", "label", "likely", "probability"), rows)] if rows else [count]
     if len(rows) < found.cut:
@@ -122,8 +120,8 @@ def _list_highest(table: Table, column: str, top: int, out: Out) -> None:
     """Where there are no classes: what the run was furthest from at the end."""
     size = abs(table[column].astype(float))
     order = [example for example in size.argsort()[::-1].tolist() if math.isfinite(size[example])][:top]
-    rows = [[str(example), number(float(table[column][example]))] for example in order]
     values = [{"example": example, column: float(table[column][example])} for example in order]
+    rows = [[str(value["example"]), number(value[column])] for value in values]
     out.add(f"highest_{column}", values, "", f"largest {column}", *_columns(("example", column), rows))
 
 
@@ -185,7 +183,7 @@ def _plain(value: Any) -> Any:
 
 
 def _label(value: Any, names: Sequence[str] | None) -> str:
-    found = _number(value)
+    found = None if value is None else _number(value)
     if found is None or (isinstance(found, int) and found < 0):
         return ""
     return names[found] if names and isinstance(found, int) and found < len(names) else number(found)
