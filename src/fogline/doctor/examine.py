@@ -200,9 +200,9 @@ class _Doctor:
         if exam.observed.error:
             self.notes.append(f"the program stops with an error: {exam.observed.error.splitlines()[0]}")
         if self.tried.kept:
-            self.tried.healed, self.tried.healed_in = level(exam), self._glance
+            self.tried.healed, self.tried.healed_in = level(exam), exam.observed.steps
         else:
-            self.tried.control = level(exam)
+            self.tried.control, self.tried.control_in = level(exam), exam.observed.steps
         return exam
 
     def _enough(self, exam: Examination, seen: Observation) -> bool:
@@ -227,7 +227,9 @@ class _Doctor:
             tuple(findings),
             tuple(self.tried.rejected),
             control=self.tried.control,
-            healed=self.tried.healed if self.tried.healed_in >= self._glance else None,
+            control_in=self.tried.control_in,
+            healed=self.tried.healed,
+            healed_in=self.tried.healed_in,
             metric=self.case.yardstick.name,
             reference=exam.reference.possible,
             cost_steps=math.ceil(self.laboratory.spent),

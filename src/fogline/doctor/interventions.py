@@ -55,8 +55,8 @@ class Interventions:
         planned: steps of the whole run.
         kept: causes that were accepted, with their remedies.
         rejected, doubted: what did not help, to be told; and as it was supposed.
-        control: score of the program as it was given.
-        healed, healed_in: score of the remedied program, and the steps of the descents that it is taken from.
+        control, control_in: score of the program as it was given, and the steps of the descent that it is taken from.
+        healed, healed_in: the same of the remedied program.
     """
 
     case: Case
@@ -66,6 +66,7 @@ class Interventions:
     rejected: list[Rejected] = field(default_factory=list)
     doubted: list[tuple[Suspicion, Trial | None]] = field(default_factory=list)
     control: float | None = None
+    control_in: int = 0
     healed: float | None = None
     healed_in: int = 0
     _benches: dict[tuple[int, tuple[Remedy, ...], int], Bench] = field(default_factory=dict)
