@@ -319,7 +319,9 @@ def alike(module: nn.Module) -> bool:
     if not isinstance(module, (nn.Linear, _ConvNd, nn.RNNBase)):
         return False
     gates = {"LSTM": 4, "GRU": 3}.get(getattr(module, "mode", ""), 1)
-    weight = next(p for name, p in module.named_parameters(recurse=False) if name.startswith("weight"))
+    weight = next((p for name, p in module.named_parameters(recurse=False) if name.startswith("weight")), None)
+    if weight is None:  # it is made of others at every use, as under spectral normalisation
+        return False
     blocks = weight.detach().flatten(1).chunk(gates)
     slack = 1e-5 * float(weight.detach().abs().max())
     return len(blocks[0]) > 1 and all(float((block - block[0]).abs().max()) <= slack for block in blocks)
