@@ -209,17 +209,17 @@ class Interventions:
             if trial is None or not gained:
                 break
             kept = remedy, trial
-            if not trial.accepted or self._well(exam, fmean(trial.with_it)):
+            if not trial.accepted or fmean(trial.with_it) >= 1 - ENOUGH:
                 break
         return kept
 
     def _longer(self, exam: Examination, remedy: Remedy) -> Trial | None:
         """A trial of a longer run against the run as it is, both in full; None where that cannot be afforded."""
         times = times_longer(remedy, self.case)
-        cost = len(SEEDS) * self.planned * (1 + times)
-        if times <= 1 or cost > self.laboratory.left:
+        bench = self._bench(exam, self.planned)
+        if times <= 1 or not bench.affords([remedy]):
             return None
-        return self._bench(exam, self.planned).between([remedy], (), remedy.title)
+        return bench.between([remedy], (), remedy.title)
 
     def _together(self, exam: Examination, pool: list[Suspicion], steps: int) -> bool:
         """All remedies at once, then with a measured rate as well: what was mended may want another one."""
