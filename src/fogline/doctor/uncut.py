@@ -6,6 +6,7 @@ its functions, so that the call can be left out for a trial.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,6 +75,24 @@ class EvaluatesWithoutDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class FirstByRelu(TorchFunctionMode):
+    """Takes ``relu`` for ``sigmoid`` and ``tanh`` in the first calls of them, wherever they stand.
+
+    Args:
+        calls: how many; what comes behind them gives the outputs their range.
+    """
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self._left = calls
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._left and args and getattr(func, "__name__", "") in ("sigmoid", "tanh"):
+            self._left -= 1
+            return F.relu(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 class Within(Wrapped):
     """A model that is run within a mode.
 
@@ -83,7 +102,9 @@ class Within(Wrapped):
         only_evaluating: whether it is entered in evaluation mode only.
     """
 
-    def __init__(self, model: nn.Module, mode: type[TorchFunctionMode], *, only_evaluating: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, mode: Callable[[], TorchFunctionMode], *, only_evaluating: bool = False
+    ) -> None:
         super().__init__(model)
         self._mode, self._only_evaluating = mode, only_evaluating
 

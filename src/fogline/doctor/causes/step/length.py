@@ -81,7 +81,7 @@ def too_few_steps(exam: Examination) -> Suspicion | None:
         return None
     few = seen.steps < FEWEST_STEPS and not steps.path > 1
     falling = moves.slope > FALLING and moves.significance > SURELY
-    going_on = moves.slope > FALLING and moves.late > FALLING / 2  # noise of small batches hides a fall
+    going_on = moves.slope > FALLING and moves.late > 0.1  # noise of small batches hides a fall
     # Noise of small batches hides the slope from the overshoot, but not how far the weights have come.
     young = steps.each > TIMID and (steps.path < HARDLY_MOVED or (steps.path < 1 and steps.overshoot < STRAIGHT))
     if not (few or falling or young or going_on):
