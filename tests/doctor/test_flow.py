@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import fogline
 from fogline.doctor.case import Program, open_case
@@ -329,6 +330,50 @@ def test_vanishing_gradient() -> None:
     assert found is not None
     model = mended(exam, found).new_model(0)
     assert not any(isinstance(module, nn.Sigmoid) for module in model.modules())
+
+
+def test_vanishing_through_functions_keeps_the_sigmoid_of_the_end() -> None:
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList([nn.Linear(1, 16), *(nn.Linear(16, 16) for _ in range(7)), nn.Linear(16, 1)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = torch.sigmoid(layer(x))
+            return x
+
+    X, y = wave()
+    exam = in_motion(exam_of(Tower(), (X, (y + 1) / 2)), 80)
+    model = mended(exam, flow.vanishing_gradient(exam)).new_model(0)
+    seen: list[str] = []
+
+    class Names(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(getattr(func, "__name__", ""))
+            return func(*args, **(kwargs or {}))
+
+    with Names():
+        model(X)
+    assert (seen.count("relu"), seen.count("sigmoid")) == (8, 1)
+    assert seen.index("sigmoid") > max(k for k, name in enumerate(seen) if name == "relu")
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_gates_that_forget(cell: Callable[..., nn.RNNBase]) -> None:
+    model = Recurrent()
+    model.rnn = cell(model.rnn.input_size, model.rnn.hidden_size, batch_first=True)
+    exam = in_motion(exam_of(model, sequences()), 40)
+    assert flow.vanishing_gradient(exam) is None
+    with torch.no_grad():
+        for name, parameter in model.rnn.named_parameters():
+            if name.startswith("bias"):
+                parameter[12:24] = -4.0
+    exam = in_motion(exam_of(model, sequences()), 40)
+    changed = mended(exam, flow.vanishing_gradient(exam)).new_model(0).rnn
+    assert bool((changed.bias_ih_l0[12:24] == 1).all())
+    assert float(changed.bias_hh_l0.abs().max()) <= 12**-0.5
 
 
 def test_vanishing_through_time() -> None:

@@ -39,7 +39,7 @@ _FIRST: dict[str, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys(("acos", "arccos", "asin", "arcsin", "atanh", "arctanh"), _within_one),
     **dict.fromkeys(("softmax", "log_softmax"), lambda value: value.clamp_min(-1e9)),
 }  # fmt: skip
-_SECOND = ("div", "true_divide", "divide", "__truediv__", "atan2", "arctan2")
+_SECOND = ("div", "true_divide", "divide", "__truediv__")
 
 
 class Guarded(TorchFunctionMode):
@@ -55,17 +55,21 @@ class Guarded(TorchFunctionMode):
         elif name in ("pow", "__pow__") and _floating(first) and isinstance(second, float) and second % 1:
             args = (_above_zero(first), *args[1:])
         elif name in ("std", "var") and _floating(first):
-            spread = _variance(args, kwargs)
+            spread = _variance(*args, **kwargs)
             return (spread + _SMALL**2).sqrt() if name == "std" else spread
         return func(*args, **kwargs)
 
 
-def _variance(args: Any, kwargs: Any) -> Tensor:
-    """Of a single number it is 0."""
-    found = torch.var(*args, **kwargs)
-    if len(args) > 2 or bool(torch.isfinite(found).all()):
-        return found
-    return torch.var(*args, **{k: v for k, v in kwargs.items() if k != "unbiased"} | {"correction": 0})
+def _variance(
+    value: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
+) -> Tensor:
+    """As ``torch.var`` has it, but 0 of a single number."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    found = torch.var(value, dim, correction=0, keepdim=keepdim)
+    count = value.numel() / max(1, found.numel())
+    less = correction if correction is not None else float(unbiased)
+    return found * (count / (count - less)) if count > less else found
 
 
 def _floating(value: Any) -> bool:

@@ -158,10 +158,6 @@ def _hazards(node: Any, rows: int) -> Iterator[Hazard]:
         value = _saved(node, "_saved_self")
         if value is not None:
             yield from _hazard(name.lower(), node, value, value.abs() >= 1, rows)
-    elif name == "Atan2":
-        value, other = _saved(node, "_saved_self"), _saved(node, "_saved_other")
-        if value is not None and other is not None:
-            yield from _hazard("atan2", node, value, (value == 0) & (other == 0), rows)
     elif name in ("Softmax", "LogSoftmax"):
         value = _saved(node, "_saved_result")
         if value is not None:
