@@ -224,9 +224,30 @@ def widened(model: nn.Module, name: str, following: str, width: int) -> nn.Modul
             old = first.out_channels
             model = replaced(model, name, lambda _: _new_convolution(first, first.in_channels, width))
             model = replaced(model, following, lambda _: _new_convolution(second, width, second.out_channels))
+        elif isinstance(first, (nn.RNNBase, nn.Embedding)) and isinstance(second, nn.Linear):
+            old, count = second.in_features, directions(first)
+            model = replaced(model, name, lambda _: _wider(first, width))
+            wider = nn.Linear(count * width, second.out_features, bias=second.bias is not None)
+            model = replaced(model, following, lambda _: wider.to(second.weight.device, second.weight.dtype))
         else:
             return model
         return _grown_between(model, name, following, old, width)
+
+
+def directions(module: nn.Module) -> int:
+    """How often a layer gives what its width says: twice where it reads a sequence from both ends."""
+    return 2 if getattr(module, "bidirectional", False) else 1
+
+
+def _wider(like: nn.RNNBase | nn.Embedding, width: int) -> nn.Module:
+    """A fresh recurrent layer or table of embeddings of another width."""
+    if isinstance(like, nn.Embedding):
+        made: nn.Module = nn.Embedding(like.num_embeddings, width, like.padding_idx)
+        return made.to(like.weight.device, like.weight.dtype)
+    names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "nonlinearity")
+    kind: Any = type(like)
+    made = kind(like.input_size, width, **{name: getattr(like, name) for name in names if hasattr(like, name)})
+    return made.to(next(like.parameters()).device, next(like.parameters()).dtype)
 
 
 def _new_convolution(like: _ConvNd, inputs: int, outputs: int) -> nn.Module:
