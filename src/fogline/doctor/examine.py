@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from fogline.doctor.finding import CAUSES, Finding, Suspicion
 from fogline.doctor.interventions import SHORTEST, Interventions, Kept
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
-from fogline.doctor.standing import LEARNS, level
-from fogline.doctor.trial import CHEAP, Laboratory, planned_steps
+from fogline.doctor.standing import LEARNS, kept_of, level
+from fogline.doctor.trial import CHEAP, Laboratory, Observation, planned_steps
 from fogline.task import Task
 
 FLOOR = 3000
 """Steps that may be spent on a program whose steps cost next to nothing, however short its run is."""
+_AT_ONCE = 0.125  # of the descent that is watched: as much is seen of what one batch leaves no doubt about
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
 # Confidence: how often findings of each kind named a planted cause on the calibration half of benchmarks/faults.
 _SURE, _PROVEN = 0.97, 0.95
@@ -110,14 +112,7 @@ class _Doctor:
             for suspicion in first:
                 self.tried.take(suspicion, None, None)
             return self._written("faulty" if any(s.proof for s in first) else "undecided")
-        exam = self._observed()
-        self.tried.verify(exam, _merged([*first, *suspicions(exam)]))
-        rounds = [len(self.tried.kept)]
-        if self.tried.remedies and not self.tried.does_well(exam) and self.laboratory.left >= self._glance:
-            exam = self._observed()
-            if not self.tried.does_well(exam):
-                self.tried.verify(exam, _merged([*self._hidden(), *suspicions(exam)]))
-                rounds.append(len(self.tried.kept))
+        exam, rounds = self._watched(first)
         if exam.kept == self.tried.remedies and not self.tried.is_healthy(exam) and self.laboratory.left > 0:
             self.tried.verify(exam, self._usual(exam))
             rounds.append(len(self.tried.kept))
@@ -132,6 +127,36 @@ class _Doctor:
             self.tried.say_untried(lacking)
             return self._written("limit_of_data")
         return self._written(outcome)
+
+    def _watched(self, first: list[Suspicion]) -> tuple[Examination, list[int]]:
+        """The program in motion, and what that shows tried; again with what was kept, which hid the rest.
+
+        What one batch leaves no doubt about is tried before the program is run at length.
+
+        Returns:
+            The last examination, and the number of causes that were kept after each round.
+        """
+        exam = Examination(self.case)
+        rounds: list[int] = []
+        sure = [s for s in first if s.proof and s.remedies]
+        if sure:
+            exam = self._observed(_AT_ONCE)
+            if self.tried.at_once(exam, sure):
+                rounds.append(len(self.tried.kept))
+                if self.tried.does_well(exam):
+                    return exam, rounds
+        for _ in range(2):
+            exam = self._observed()
+            if self.tried.remedies and self.tried.does_well(exam):
+                break
+            before = self.tried.remedies
+            on_one_batch = self._hidden() if before else first
+            self.tried.verify(exam, _merged([*on_one_batch, *suspicions(exam)]))
+            rounds.append(len(self.tried.kept))
+            done = self.tried.remedies == before or self.tried.does_well(exam)
+            if done or self.laboratory.left < self._glance:
+                break
+        return exam, rounds
 
     def _hidden(self) -> list[Suspicion]:
         """What one batch shows of the remedied program: most programs have more than one fault."""
@@ -161,17 +186,22 @@ class _Doctor:
         """Steps of a descent that is watched."""
         return min(self.planned, max(SHORTEST, round(_OBSERVED * self.laboratory.budget)))
 
-    def _observed(self) -> Examination:
-        """The program as it is by now, watched for a part of its length."""
+    def _observed(self, part: float = 1.0) -> Examination:
+        """The program as it is by now, watched for a part of its length; a remedied one until it does well."""
         exam = Examination(self.case, self.tried.remedies)
-        exam.observed = self.laboratory.observe(exam.program, self._glance)
+        steps = max(min(SHORTEST, self._glance), round(part * self._glance))
+        exam.observed = self.laboratory.observe(exam.program, steps, partial(self._enough, exam))
         if exam.observed.error:
             self.notes.append(f"the program stops with an error: {exam.observed.error.splitlines()[0]}")
         if self.tried.kept:
-            self.tried.healed, self.tried.healed_in = level(exam), self._glance
+            self.tried.healed, self.tried.healed_in = level(exam), exam.observed.steps
         else:
-            self.tried.control = level(exam)
+            self.tried.control, self.tried.control_in = level(exam), exam.observed.steps
         return exam
+
+    def _enough(self, exam: Examination, seen: Observation) -> bool:
+        """Whether a remedied program does so well that no more need be seen of it."""
+        return bool(exam.kept) and self.tried.well(exam, kept_of(seen.looks, self.case, seen.looks[-1][1]))
 
     def _outcome(self, exam: Examination) -> Outcome:
         reference = exam.reference.possible
@@ -191,7 +221,9 @@ class _Doctor:
             tuple(findings),
             tuple(self.tried.rejected),
             control=self.tried.control,
-            healed=self.tried.healed if self.tried.healed_in >= self._glance else None,
+            control_in=self.tried.control_in,
+            healed=self.tried.healed,
+            healed_in=self.tried.healed_in,
             metric=self.case.yardstick.name,
             reference=exam.reference.possible,
             cost_steps=math.ceil(self.laboratory.spent),

@@ -55,8 +55,8 @@ class Interventions:
         planned: steps of the whole run.
         kept: causes that were accepted, with their remedies.
         rejected, doubted: what did not help, to be told; and as it was supposed.
-        control: score of the program as it was given.
-        healed, healed_in: score of the remedied program, and the steps of the descents that it is taken from.
+        control, control_in: score of the program as it was given, and the steps of the descent that it is taken from.
+        healed, healed_in: the same of the remedied program.
     """
 
     case: Case
@@ -66,6 +66,7 @@ class Interventions:
     rejected: list[Rejected] = field(default_factory=list)
     doubted: list[tuple[Suspicion, Trial | None]] = field(default_factory=list)
     control: float | None = None
+    control_in: int = 0
     healed: float | None = None
     healed_in: int = 0
     _benches: dict[tuple[int, tuple[Remedy, ...], int], Bench] = field(default_factory=dict)
@@ -99,10 +100,11 @@ class Interventions:
 
         Where that learner finds little a network may find more, and must be clearly better to be left in peace.
         """
-        return self._well(exam, self.level)
+        return self.well(exam, self.level)
 
     @staticmethod
-    def _well(exam: Examination, level: float) -> bool:
+    def well(exam: Examination, level: float) -> bool:
+        """The same of any score."""
         reference = exam.reference.possible
         if reference is None:
             return level >= 1 - ENOUGH
@@ -131,11 +133,18 @@ class Interventions:
         for suspicion in later:
             if not suspicion.proof:
                 self._reject(suspicion, None, "not tried: others were more likely")
-        if pool and not self._sure_alone(exam, pool):
+        leads = [s for s in pool if s.proof] or [s for s in pool[:1] if s.strength >= _LIKELY]
+        if pool and not (0 < len(leads) < len(pool) and self.at_once(exam, leads)):
             self._try(exam, pool)
         for suspicion in rest:
             if suspicion.proof or exam.kept == self.remedies:  # else it is looked for again in what was mended
                 self._said(exam, suspicion)
+
+    def at_once(self, exam: Examination, sure: Sequence[Suspicion]) -> bool:
+        """Whether the remedies of what is surest win a short trial, without those of what is less likely."""
+        group = compatible(sure)
+        steps = self._horizon(exam, len(group))
+        return self._wins(exam, group, self._rungs(exam, steps, of=len(group))[: None if sure[0].proof else -1])
 
     def take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
         self.kept.append(Kept(suspicion, remedy, trial))
@@ -159,13 +168,6 @@ class Interventions:
             self._minimal(bench, chosen, whole)
         else:
             self.kept = before
-
-    def _sure_alone(self, exam: Examination, pool: list[Suspicion]) -> bool:
-        """Whether the remedies of what leaves no doubt win a trial without those of what is only likely."""
-        sure = [s for s in pool if s.proof]
-        if not sure or len(sure) == len(pool):
-            return False
-        return self._wins(exam, compatible(sure), self._horizon(exam, len(pool)))
 
     def _try(self, exam: Examination, pool: list[Suspicion]) -> None:
         """All together, since faults hide one another; where that fails, one after another."""
@@ -227,15 +229,14 @@ class Interventions:
         if len(chosen) < 2 and any(remedy.place == "rate" for _, remedy in chosen):
             return False
         for group in self._with_rate(exam, chosen):
-            if self._wins(exam, group, min(steps, self._horizon(exam, len(group)))):
+            if self._wins(exam, group, self._rungs(exam, min(steps, self._horizon(exam, len(group))), of=len(group))):
                 return True
             if self.does_well(exam):
                 return False
         return self._in_the_long_run(exam, group, steps)
 
-    def _wins(self, exam: Examination, group: list[Pair], steps: int) -> bool:
+    def _wins(self, exam: Examination, group: list[Pair], benches: Sequence[Bench]) -> bool:
         """Whether remedies together win a trial, a short one or a long one; what of them is needed is kept then."""
-        benches = self._rungs(exam, steps)
         for bench in benches:
             if not bench.affords(edits(group)):
                 return False
@@ -247,10 +248,14 @@ class Interventions:
                 return True
         return False
 
-    def _rungs(self, exam: Examination, steps: int) -> list[Bench]:
-        """Benches for a short trial and a long one: where the short one is decisive the long one is saved."""
-        lengths = [length for length in (steps // 4, steps) if length >= SHORTEST]
-        return [self._bench(exam, length) for length in lengths]
+    def _rungs(self, exam: Examination, steps: int, *, of: int) -> list[Bench]:
+        """Benches for ever longer trials: where a short one is decisive the longer ones are saved.
+
+        One remedy alone begins with the shortest; of several each must be left out again, for which that is too short.
+        """
+        shares = (8, 4) if of == 1 else (4,)
+        lengths = [steps // share for share in shares if steps // share >= SHORTEST]
+        return [self._bench(exam, length) for length in (*lengths, steps)]
 
     def _bench(self, exam: Examination, steps: int) -> Bench:
         """One for each length, so that what was run there for the control is not run again."""
@@ -261,7 +266,7 @@ class Interventions:
         return self._benches[key]
 
     @staticmethod
-    def _won(benches: list[Bench], bench: Bench, trial: Trial) -> bool:
+    def _won(benches: Sequence[Bench], bench: Bench, trial: Trial) -> bool:
         """Whether a trial is won, on a short bench by so much that a longer one is not needed."""
         room = 1 - fmean(trial.without)
         return trial.accepted and (bench is benches[-1] or trial.effect >= _DECISIVE * room)
@@ -290,13 +295,13 @@ class Interventions:
 
     def _one_by_one(self, exam: Examination, pool: list[Suspicion], steps: int) -> None:
         """Each on its own, the likeliest first; what helps is kept, and the others are tried beside it."""
-        benches, left = self._rungs(exam, steps), list(pool)
+        benches, left = self._rungs(exam, steps, of=1), list(pool)
         for suspicion in pool:
             before = len(self.remedies)
             self._alone(benches, suspicion)
             left.remove(suspicion)
             if len(self.remedies) > before:
-                benches = self._rungs(exam, steps)
+                benches = self._rungs(exam, steps, of=1)
                 if self.does_well(exam):
                     break
         for suspicion in left:

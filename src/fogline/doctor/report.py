@@ -49,6 +49,7 @@ class Report:
         rejected: what was tried and did not help.
         control: score of the program as it was given, on rows it did not learn from; None where it was not run.
         healed: score with all remedies; None where none was tried.
+        control_in, healed_in: after so many steps.
         metric: what the scores are.
         reference: score of a classical learner on the same rows, where the work allows one.
         cost_steps: what the diagnosis cost, in steps of the program; ``planned`` are those of the run itself.
@@ -60,6 +61,8 @@ class Report:
     rejected: tuple[Rejected, ...] = ()
     control: float | None = None
     healed: float | None = None
+    control_in: int = 0
+    healed_in: int = 0
     metric: str = ""
     reference: float | None = None
     cost_steps: int = 0
@@ -94,7 +97,9 @@ class Report:
             "sentence": _SENTENCES[self.verdict],
             "metric": self.metric,
             "control": self.control,
+            "control_steps": self.control_in,
             "healed": self.healed,
+            "healed_steps": self.healed_in,
             "reference": self.reference,
             "cost_steps": self.cost_steps,
             "planned_steps": self.planned,
@@ -141,12 +146,15 @@ class Report:
             head += f": {', '.join(finding.cause for finding in self.findings)}."
         scores = []
         if self.control is not None:
-            scores.append(f"as it is {self.control:.3g}")
+            scores.append(f"as it is {self.control:.3g}{self._after(self.control_in)}")
         if self.healed is not None:
-            scores.append(f"with the remedies {self.healed:.3g}")
+            scores.append(f"with the remedies {self.healed:.3g}{self._after(self.healed_in)}")
         if self.reference is not None:
             scores.append(f"a classical learner {self.reference:.3g}")
         return head + (f"\n{self.metric[:1].upper()}{self.metric[1:]}: {', '.join(scores)}." if scores else "")
+
+    def _after(self, steps: int) -> str:
+        return f" after {steps:,} of {self.planned:,} steps" if 0 < steps < self.planned else ""
 
     @property
     def cost(self) -> str:

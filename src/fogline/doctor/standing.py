@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fogline.data.source import leaves
+from fogline.doctor.case import Case
 from fogline.doctor.examination import Examination
 from fogline.doctor.trial import WORTH
 from fogline.recipe import Recipe
@@ -102,8 +104,13 @@ def level(exam: Examination) -> float:
     """
     seen = exam.observed
     assert seen is not None
-    finite = [(loss, score) for _, score, loss in seen.looks if math.isfinite(loss)]
-    return min(finite)[1] if finite and exam.case.valid is not None else seen.score
+    return kept_of(seen.looks, exam.case, seen.score)
+
+
+def kept_of(looks: Sequence[tuple[int, float, float]], case: Case, last: float) -> float:
+    """Which of the scores on the way ``fit`` would keep; ``last`` is that of the last weights."""
+    finite = [(loss, score) for _, score, loss in looks if math.isfinite(loss)]
+    return min(finite)[1] if finite and case.valid is not None else last
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class Observation(Descended):
         train_score, train_loss: on learned rows, at the end, in evaluation mode.
         probes: pairs of successive steps that were measured.
         lr: the rate at the top of the schedule.
+        enough: asked after each look whether no more need be seen.
     """
 
     start: Start | None = None
@@ -90,6 +91,7 @@ class Observation(Descended):
     train_loss: float = math.nan
     probes: list[Probed] = field(default_factory=list)
     lr: float = 0.0
+    enough: Callable[[Observation], bool] = lambda seen: False
 
     @property
     def steps(self) -> int:
@@ -161,10 +163,12 @@ class Laboratory:
         """Descents of one variant, a seed each; a failure of the program is told in ``error``."""
         return [self._guarded(variant, steps, seed) for seed in seeds]
 
-    def observe(self, variant: Program, steps: int) -> Observation:
-        """One descent with the run's own seed, looked at on the way."""
+    def observe(
+        self, variant: Program, steps: int, enough: Callable[[Observation], bool] = lambda seen: False
+    ) -> Observation:
+        """One descent with the run's own seed, looked at on the way; it ends at the look that is ``enough``."""
         seed = self.case.recipe.seed
-        seen = Observation(-1.0, np.empty(0), np.empty(0), seed=seed, planned=self.planned)
+        seen = Observation(-1.0, np.empty(0), np.empty(0), seed=seed, planned=self.planned, enough=enough)
         found = self._guarded(variant, steps, seed, seen)
         seen.score, seen.best, seen.losses, seen.norms = found.score, found.best, found.losses, found.norms
         seen.refused, seen.error = found.refused, found.error
@@ -218,6 +222,9 @@ class Laboratory:
                 probing = 1 if probe.open else 0
             if seen is not None and k + 1 in looks:
                 self._look(seen, begun, variant, k + 1)
+                if seen.enough(seen):
+                    losses, norms = losses[: k + 1], norms[: k + 1]
+                    break
             elif k + 1 in looks and len(looks) > 1:
                 score, loss = self.scored(begun.objective, variant, variant.held)
                 kept = min(kept, (loss, score)) if math.isfinite(loss) else kept

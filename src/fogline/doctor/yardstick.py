@@ -162,12 +162,12 @@ class Yardstick:
                 flat = (outputs[:, 1] - outputs[:, 0])[counted]
                 return _ranked_and_right(flat, labels[counted] == 1, 0.0)
             guessed = outputs.argmax(1)[counted]
-        right = guessed == labels[counted]
-        recalls = [right[labels[counted] == k].float().mean() for k in torch.unique(labels[counted]).tolist()]
-        if not recalls:
+        _, inverse, sizes = torch.unique(labels[counted], return_inverse=True, return_counts=True)
+        if not len(sizes):
             return -1.0
-        chance = 1 / max(2, len(recalls))
-        return (float(torch.stack(recalls).mean()) - chance) / (1 - chance)
+        right = torch.bincount(inverse[guessed == labels[counted]], minlength=len(sizes))
+        chance = 1 / max(2, len(sizes))
+        return (float((right / sizes).mean()) - chance) / (1 - chance)
 
     def _binary(self, outputs: Tensor, targets: Tensor, loss: Any) -> float:
         middle = sum(self.values) / 2
