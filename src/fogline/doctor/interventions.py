@@ -126,7 +126,7 @@ class Interventions:
                 if not suspicion.proof:
                     self._reject(suspicion, None, "not tried: the program does as well as can be expected")
             supposed = [s for s in supposed if s.proof]
-        able = (s for s in supposed if s.remedies and not lengthens(s, self.case))
+        able = (s for s in supposed if s.remedies and not self._longer_than_a_trial(s))
         pool = sorted(able, key=lambda s: (-s.proof, -s.strength))
         rest = [s for s in supposed if s not in pool]
         pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
@@ -145,6 +145,11 @@ class Interventions:
         group = compatible(sure)
         steps = self._horizon(exam, len(group))
         return self._wins(exam, group, self._rungs(exam, steps, of=len(group))[: None if sure[0].proof else -1])
+
+    def _longer_than_a_trial(self, suspicion: Suspicion) -> bool:
+        """Whether the remedy takes more steps than trials compare, which are of 20 where the run has fewer."""
+        more = times_longer(suspicion.remedies[0], self.case) > 1
+        return lengthens(suspicion, self.case) or (more and self.planned < SHORTEST)
 
     def take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
         self.kept.append(Kept(suspicion, remedy, trial))
