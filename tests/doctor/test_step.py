@@ -158,7 +158,7 @@ def test_a_part_of_a_run_tells_nothing_of_its_end() -> None:
     [
         ADAM.replace(optimizer="adadelta", lr=0.001),
         ADAM.replace(optimizer="adagrad", lr=1e-5),
-        ADAM.replace(optimizer="rprop", lr=0.01, batch_size=4, duration="3ep"),
+        ADAM.replace(optimizer="rprop", lr=0.01, batch_size=8, duration="1ep"),
         SGD.replace(lr=1e-4),
     ],
 )
