@@ -23,6 +23,10 @@ class Dropping(nn.Module):
         return F.dropout(x, self.share, training=self.training)
 
 
+class OwnNormalisation(nn.BatchNorm1d):
+    """A kind of PyTorch's own."""
+
+
 class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + 0.1 * torch.randn_like(x) if self.training else x
@@ -39,6 +43,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "own dropout": (lambda: Dropping(0.3), True),
     "own dropout of nothing": (lambda: Dropping(0.0), False),
     "own noise": (Noisy, True),
+    "own normalisation": (lambda: OwnNormalisation(8), True),
     "two answers": (TwoAnswers, False),
     "random leaks": (lambda: nn.RReLU(0.1, 0.6), True),
     "one leak": (lambda: nn.RReLU(0.2, 0.2), False),

@@ -124,8 +124,8 @@ class ModeLook:
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
-    if not type(module).__module__.startswith("torch."):
-        return _draws_in_training(module)
+    if not type(module).__module__.startswith("torch.") and _draws_in_training(module):
+        return True
     dropping = isinstance(module, (_DropoutNd, nn.RNNBase)) and float(getattr(module, "p", 0) or 0) > 0
     dropping = dropping or (isinstance(module, nn.RNNBase) and module.dropout > 0)
     drawing = isinstance(module, nn.RReLU) and module.lower < module.upper
