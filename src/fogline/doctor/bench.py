@@ -45,17 +45,26 @@ class Bench:
     margin: float = ENOUGH
     runs: dict[tuple[str, ...], list[Descended]] = field(default_factory=dict)
 
-    def against_control(self, remedies: Sequence[Remedy], *, every_seed: bool = False) -> Trial:
+    def against_control(self, remedies: Sequence[Remedy], *, every_seed: bool = False, promising: float = 0.0) -> Trial:
         """Remedies against the program as it is by now; by default the first seed decides whether to go on."""
         title = "; ".join(remedy.title for remedy in remedies)
-        return self.between(remedies, (), title, every_seed=every_seed)
+        return self.between(remedies, (), title, every_seed=every_seed, promising=promising)
 
     def between(
-        self, first: Sequence[Remedy], second: Sequence[Remedy], title: str, *, every_seed: bool = True
+        self,
+        first: Sequence[Remedy],
+        second: Sequence[Remedy],
+        title: str,
+        *,
+        every_seed: bool = True,
+        promising: float = 0.0,
     ) -> Trial:
-        """Two sets of remedies on the same seeds; without ``every_seed`` a first that is behind is not run on."""
+        """Two sets of remedies on the same seeds.
+
+        Without ``every_seed`` a first that does not close more than ``promising`` of the distance left is not run on.
+        """
         with_it, without = self._run(first, 1), self._run(second, 1)
-        behind = with_it[0].score <= without[0].score
+        behind = with_it[0].score - without[0].score <= promising * (1 - without[0].score)
         count = 1 if behind and not every_seed else len(self.seeds)
         with_it, without = self._run(first, count), self._run(second, count)
         control = "the program as it is" if not second else "the same without it"

@@ -143,8 +143,7 @@ class Interventions:
     def at_once(self, exam: Examination, sure: Sequence[Suspicion]) -> bool:
         """Whether the remedies of what is surest win a short trial, without those of what is less likely."""
         group = compatible(sure)
-        steps = self._horizon(exam, len(group))
-        return self._wins(exam, group, self._rungs(exam, steps, of=len(group))[: None if sure[0].proof else -1])
+        return self._wins(exam, group, self._horizon(exam, len(group)), briefly=not sure[0].proof)
 
     def _longer_than_a_trial(self, suspicion: Suspicion) -> bool:
         """Whether the remedy takes more steps than trials compare, which are of 20 where the run has fewer."""
@@ -234,18 +233,19 @@ class Interventions:
         if len(chosen) < 2 and any(remedy.place == "rate" for _, remedy in chosen):
             return False
         for group in self._with_rate(exam, chosen):
-            if self._wins(exam, group, self._rungs(exam, min(steps, self._horizon(exam, len(group))), of=len(group))):
+            if self._wins(exam, group, min(steps, self._horizon(exam, len(group)))):
                 return True
             if self.does_well(exam):
                 return False
         return self._in_the_long_run(exam, group, steps)
 
-    def _wins(self, exam: Examination, group: list[Pair], benches: Sequence[Bench]) -> bool:
+    def _wins(self, exam: Examination, group: list[Pair], steps: int, *, briefly: bool = False) -> bool:
         """Whether remedies together win a trial, a short one or a long one; what of them is needed is kept then."""
-        for bench in benches:
+        benches = self._rungs(exam, steps, of=len(group))
+        for bench in benches[:-1] if briefly else benches:
             if not bench.affords(edits(group)):
                 return False
-            trial = bench.against_control(edits(group))
+            trial = bench.against_control(edits(group), promising=self._promising(benches, bench))
             if self._won(benches, bench, trial) and bench.holds(trial, edits(group)):
                 # In a short trial whatever learns faster seems needed: parts are left out in a long one.
                 longest = benches[-1] if len(group) > 1 and benches[-1].affords(edits(group)) else bench
@@ -269,6 +269,11 @@ class Interventions:
             margin = max(PLAINLY if self.is_healthy(exam) else ENOUGH, standing(exam).error)
             self._benches[key] = Bench(self.laboratory, exam, self.remedies, steps, margin=margin)
         return self._benches[key]
+
+    @staticmethod
+    def _promising(benches: Sequence[Bench], bench: Bench) -> float:
+        """Share of the distance left that the first seed must close, if a short trial is to be decisive."""
+        return 0.0 if bench is benches[-1] else _DECISIVE / 2
 
     @staticmethod
     def _won(benches: Sequence[Bench], bench: Bench, trial: Trial) -> bool:
@@ -352,7 +357,8 @@ class Interventions:
             for bench in benches:
                 if not bench.affords([remedy]):
                     break
-                trial = bench.against_control([remedy], every_seed=suspicion.proof and bench is benches[-1])
+                promising, every_seed = self._promising(benches, bench), suspicion.proof and bench is benches[-1]
+                trial = bench.against_control([remedy], promising=promising, every_seed=every_seed)
                 if self._won(benches, bench, trial) and bench.holds(trial, [remedy]):
                     self.healed, self.healed_in = fmean(trial.with_it), bench.steps
                     self.take(suspicion, remedy, trial)
