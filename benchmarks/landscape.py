@@ -287,6 +287,7 @@ The ways that were measured, with one thread:
 {ways}
 
 Several places mapped into one call by `vmap` are slower on this processor than one after the other.
+Until 2026-11-26 the probe could also go through in parts; where that is named, it was measured before (docs/LOG.md).
 
 ## A whole surface
 

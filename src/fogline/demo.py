@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fogline
+from fogline.errors import needed
 from fogline.record.store import Store
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def demo(*, runs: str | Path = "runs", report: str | Path = "runs/demo.html", sa
     Raises:
         ModuleNotFoundError: scikit-learn, which brings the data, is not installed.
     """
-    _need_sklearn()
+    needed("sklearn", "demo", "scikit-learn")
     finished = []
     for position, make in enumerate((breast_cancer, digits), start=1):
         example = make()
@@ -173,12 +174,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _need_sklearn() -> None:
-    try:
-        import sklearn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the demo's data comes with scikit-learn, which is not installed; do: pip install 'fogline[demo]'"
-        ) from error

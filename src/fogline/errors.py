@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -56,3 +57,27 @@ def unknown(what: str, word: object, known: Iterable[str]) -> ValueError:
     ValueError("unknown optimizer 'adamm': did you mean 'adamw'?")
     """
     return ValueError(f"unknown {what} {word!r}: {did_you_mean(word, known)}")
+
+
+def needed(module: str, extra: str, package: str | None = None, instead: str = "") -> Any:
+    """Import a module of an optional package.
+
+    Args:
+        module: its name.
+        extra: of this library, that brings the package.
+        package: its name for pip, by default the extra's.
+        instead: what does without it.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; names the command that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise  # it is there, and something of its own is missing
+        raise ModuleNotFoundError(
+            f"expected the package {package or extra!r}, which is not installed; do: pip install 'fogline[{extra}]'"
+            + (f", or {instead}" if instead else ""),
+            name=error.name,
+        ) from error

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from fogline.recipe import Recipe
     from fogline.task import Task
 
+_ORDERS = {
+    "steps": "step", "layers": "step, layer", "scores": "step, split, name", "confusion": "target, predicted",
+}  # fmt: skip
+
 
 class Run:
     """What happened in a descent.
@@ -84,27 +88,27 @@ class Run:
         Where probed also update_norm, update_ratio, step_cosine, overshoot and sharpness, which is a share of what the
         optimizer can bear: 1 is its limit.
         """
-        return read_table(self.folder, "steps")
+        return self._table("steps")
 
     @property
     def layers(self) -> Table:
         """Signals by probed step and layer."""
-        return read_table(self.folder, "layers", "step, layer")
+        return self._table("layers")
 
     @property
     def scores(self) -> Table:
         """Held-out loss and metrics by step."""
-        return read_table(self.folder, "scores", "step, split, name")
+        return self._table("scores")
 
     @property
     def events(self) -> Table:
         """What was decided or went wrong, by step; ``data`` is JSON."""
-        return read_table(self.folder, "events", "id")
+        return self._table("events")
 
     @property
     def findings(self) -> Table:
         """Faults that were seen while it ran, in the order they were; ``data`` is JSON with evidence and remedy."""
-        return read_table(self.folder, "findings", "id")
+        return self._table("findings")
 
     @property
     def confusion(self) -> Table:
@@ -112,7 +116,7 @@ class Run:
 
         Counted with the weights that were kept; without rows where the work is no classification.
         """
-        return read_table(self.folder, "confusion", "target, predicted")
+        return self._table("confusion")
 
     @property
     def examples(self) -> Table:
@@ -124,6 +128,9 @@ class Run:
         wrong) and predicted (by the last epoch). Files are read one at a time.
         """
         return example_files.summary(self.folder)
+
+    def _table(self, name: str) -> Table:
+        return read_table(self.folder, name, _ORDERS.get(name, "id"))
 
     def final_scores(self) -> dict[str, float]:
         """Held-out loss and metrics of the weights that were kept."""

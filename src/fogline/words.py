@@ -75,6 +75,16 @@ def verdict_sentence(verdict: Mapping[str, Any] | None) -> str:
     return "Training: no verdict yet." if not verdict else str(verdict["message"])
 
 
+def verdict_tone(verdict: Mapping[str, Any] | None) -> str:
+    """Whether a verdict is "good", "bad" or neither, "warn"; "" where there is none.
+
+    >>> verdict_tone({"name": "CONVERGED"}), verdict_tone({"name": "STALLED"}), verdict_tone(None)
+    ('good', 'warn', '')
+    """
+    tones = {"CONVERGED": "good", "NOISE_FLOOR": "good", "DIVERGED": "bad", "NONFINITE": "bad"}
+    return tones.get(str(verdict.get("name")), "warn") if verdict else ""
+
+
 def moment(when: Any) -> str:
     """A date and a time to the second in local time, from ISO text or from seconds since 1970.
 

@@ -265,7 +265,7 @@ def test_without_pyarrow_the_error_names_the_extra(tmp_path: Path, monkeypatch: 
     root = folder(tmp_path)
     for name in ("pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r'pip install "fogline\[stream\]"'):
+    with pytest.raises(ImportError, match=r"pip install 'fogline\[stream\]'"):
         opened(root)
 
 

@@ -44,7 +44,7 @@ def _weights(run: fogline.Run) -> list[Tensor]:
 
 def test_without_torchao_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(ImportError, match=r'pip install "fogline\[memory\]", or take \'adamw\''):
+    with pytest.raises(ImportError, match=r"pip install 'fogline\[memory\]', or take 'adamw'"):
         fogline.fit(_task(), _recipe(), runs=tmp_path)
 
 

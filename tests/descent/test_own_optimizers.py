@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fogline.descent.optimizers import build, set_lr, state_scalars, state_tensors, to_eval, to_train
+from fogline.descent.optimizers import build, set_lr, state_tensors, to_eval, to_train
 from fogline.descent.own_optimizers import Lion, Muon, Prodigy, ScheduleFreeAdamW
 from fogline.descent.own_optimizers.common import cache_blocks
 from optimizer_cases import assert_same_bits, bits, make, make_model, train
@@ -160,10 +160,6 @@ def test_schedule_free_changes_between_its_two_points_bit_for_bit() -> None:
         with pytest.raises(RuntimeError, match="to_train first"):
             other.step()
         to_train(other)
-    assert_same_bits(model, twin)
-    assert isinstance(other, ScheduleFreeAdamW)
-    with other.eval_weights():
-        assert state_scalars(other)["0.weight/averaged"] is True
     assert_same_bits(model, twin)
 
 

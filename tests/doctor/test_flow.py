@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import fogline
 from fogline.doctor.case import Program, open_case
@@ -331,6 +332,50 @@ def test_vanishing_gradient() -> None:
     assert not any(isinstance(module, nn.Sigmoid) for module in model.modules())
 
 
+def test_vanishing_through_functions_keeps_the_sigmoid_of_the_end() -> None:
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList([nn.Linear(1, 16), *(nn.Linear(16, 16) for _ in range(7)), nn.Linear(16, 1)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = torch.sigmoid(layer(x))
+            return x
+
+    X, y = wave()
+    exam = in_motion(exam_of(Tower(), (X, (y + 1) / 2)), 80)
+    model = mended(exam, flow.vanishing_gradient(exam)).new_model(0)
+    seen: list[str] = []
+
+    class Names(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(getattr(func, "__name__", ""))
+            return func(*args, **(kwargs or {}))
+
+    with Names():
+        model(X)
+    assert (seen.count("relu"), seen.count("sigmoid")) == (8, 1)
+    assert seen.index("sigmoid") > max(k for k, name in enumerate(seen) if name == "relu")
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_gates_that_forget(cell: Callable[..., nn.RNNBase]) -> None:
+    model = Recurrent()
+    model.rnn = cell(model.rnn.input_size, model.rnn.hidden_size, batch_first=True)
+    exam = in_motion(exam_of(model, sequences()), 40)
+    assert flow.vanishing_gradient(exam) is None
+    with torch.no_grad():
+        for name, parameter in model.rnn.named_parameters():
+            if name.startswith("bias"):
+                parameter[12:24] = -4.0
+    exam = in_motion(exam_of(model, sequences()), 40)
+    changed = mended(exam, flow.vanishing_gradient(exam)).new_model(0).rnn
+    assert bool((changed.bias_ih_l0[12:24] == 1).all())
+    assert float(changed.bias_hh_l0.detach().abs().max()) <= 12**-0.5
+
+
 def test_vanishing_through_time() -> None:
     model = Recurrent()
     with torch.no_grad():
@@ -360,6 +405,37 @@ def test_bottleneck(norm: bool) -> None:
     program = mended(exam, found)
     assert program.new_model(0)(X).shape == (300, 6)
     assert flow.bottleneck(in_motion(Examination(exam.case, found.remedies), 150)) is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU])
+def test_bottleneck_of_states(cell: Callable[..., nn.RNNBase], both_ways: bool) -> None:
+    model = Recurrent()
+    model.rnn = cell(2, 1, batch_first=True, bidirectional=both_ways)
+    model.head = nn.Linear(1 + both_ways, 2)
+    exam = in_motion(exam_of(model, sequences()), 20)
+    changed = mended(exam, flow.bottleneck(exam)).new_model(0)
+    assert changed.rnn.hidden_size == 64
+    assert (changed.rnn.bidirectional, changed.rnn.batch_first) == (both_ways, True)
+    assert changed(sequences()[0]).shape == (120, 2)
+
+
+def test_bottleneck_of_tokens() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.head = nn.Embedding(30, 1), nn.Linear(1, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.table(x).mean(1))
+
+    y = torch.arange(300) % 5
+    X = 6 * y[:, None] + torch.randint(6, (300, 4), generator=torch.Generator().manual_seed(0))
+    exam = in_motion(exam_of(Mean(), (X, y)), 100)
+    changed = mended(exam, flow.bottleneck(exam)).new_model(0)
+    assert changed.table.weight.shape == (30, 30)
+    assert changed(X).shape == (300, 5)
 
 
 def test_a_single_unit_before_a_single_output() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import fogline
 from fogline.doctor.case import open_case
 from fogline.doctor.causes import number
+from fogline.doctor.causes.number.guard import Guarded
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
 from fogline.doctor.trial import Laboratory
@@ -77,6 +78,25 @@ class Centred(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - x.mean(0)) / x.std(0)
+
+
+class Arc(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.acos(x.tanh() * 1.1)
+
+
+class Alone(nn.Module):
+    """Adds the deviation of a single number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x[:, :1].std(1, keepdim=True)
+
+
+class Attending(nn.Module):
+    """Weighs columns by a softmax of those above 0, of which a row may have none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.masked_fill(x <= 0, -math.inf).softmax(1)
 
 
 def exam_of(model: nn.Module, loss: Any, data: Pair, recipe: fogline.Recipe = RECIPE) -> Examination:
@@ -195,7 +215,14 @@ def test_nan_source_in_the_slope_of_a_root() -> None:
     assert "square root" in found.explanation  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("first", "loss"), [(Root, nn.MSELoss()), (Centred, nn.MSELoss()), (None, root_error)])
+@pytest.mark.filterwarnings("ignore:std")
+@pytest.mark.parametrize(
+    ("first", "loss"),
+    [
+        *((first, nn.MSELoss()) for first in (Root, Centred, Arc, Alone, Attending)),
+        (None, root_error),
+    ],
+)
 def test_numbers_are_kept_inside_the_domain(first: Any, loss: Any) -> None:
     X, y = numbers()
     exam = exam_of(net(1, first=first and first()), loss, (X * torch.tensor([1.0, 1, 1, 0]), y))
@@ -205,6 +232,20 @@ def test_numbers_are_kept_inside_the_domain(first: Any, loss: Any) -> None:
     assert causes(mended) == []
     assert mended.anatomy.loss is not None
     assert math.isfinite(mended.anatomy.loss)
+
+
+@pytest.mark.parametrize("how", [{}, {"dim": 1}, {"dim": 0, "keepdim": True}, {"unbiased": False}, {"correction": 2}])
+def test_deviations_within_the_domain_are_those_of_torch(how: dict[str, Any]) -> None:
+    value = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    with Guarded():
+        spread = value.std(**how), value.var(**how)
+    torch.testing.assert_close(spread, (value.std(**how), value.var(**how)))
+
+
+def test_no_other_loss_mends_a_model() -> None:
+    found = number.nan_source(exam_of(net(1, first=Arc()), nn.MSELoss(), numbers()))
+    assert found is not None
+    assert [remedy.place for remedy in found.remedies] == ["domain"]
 
 
 def test_rows_that_are_not_finite_are_left_to_the_data() -> None:

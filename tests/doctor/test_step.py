@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fogline
+from fogline.doctor.bench import lengthens, times_longer
 from fogline.doctor.case import open_case
 from fogline.doctor.causes import step
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
 from fogline.doctor.standing import motion, standing, steps_of
-from fogline.doctor.trial import Laboratory, planned_steps
+from fogline.doctor.trial import CHEAP, Laboratory, planned_steps
 
 ADAM = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="25ep", schedule="constant")
 SGD = ADAM.replace(optimizer="sgd", lr=0.3)
@@ -156,7 +158,7 @@ def test_a_part_of_a_run_tells_nothing_of_its_end() -> None:
     [
         ADAM.replace(optimizer="adadelta", lr=0.001),
         ADAM.replace(optimizer="adagrad", lr=1e-5),
-        ADAM.replace(optimizer="rprop", lr=0.01, batch_size=4, duration="3ep"),
+        ADAM.replace(optimizer="rprop", lr=0.01, batch_size=8, duration="1ep"),
         SGD.replace(lr=1e-4),
     ],
 )
@@ -182,6 +184,46 @@ def test_batch_too_large(data: Callable[[], Pair]) -> None:
     assert step.too_few_steps(exam) is None
 
 
+def test_smaller_batches_read_the_same_rows() -> None:
+    """Whatever the unit of the length; so they are no longer run, and cost no more than their arithmetic."""
+    in_steps = SGD.replace(batch_size="full", lr=0.03, duration="8st")
+    for recipe in (in_steps, in_steps.replace(duration="8ep")):
+        exam = observed(labels(), recipe)
+        found = step.batch_too_large(exam)
+        assert found is not None
+        changed = new_recipe(found, recipe)
+        assert planned_steps(changed, exam.case) == pytest.approx(8 * 400 / 20)
+        assert times_longer(found.remedies[0], exam.case, of_rows=True) == 400 / 20
+        assert not lengthens(found, exam.case)
+        assert Laboratory(exam.case, 1e6).price(changed) == 1  # a step of so small a network costs the same
+
+
+def test_the_price_of_a_step_follows_its_rows() -> None:
+    X, y = torch.randn(4096, 200), torch.zeros(4096, 200)
+    recipe = SGD.replace(batch_size=4096, duration="1ep")
+    laboratory = Laboratory(open_case(fogline.Task(nn.Linear(200, 200), nn.MSELoss(), (X, y)), recipe), 1e6)
+    assert laboratory.price(recipe) == 1
+    assert laboratory.price(recipe.replace(batch_size=1024)) == pytest.approx(1 / 4)
+    assert laboratory.price(recipe.replace(batch_size=1)) == pytest.approx(CHEAP / laboratory.case.operations)
+
+
+def test_the_share_of_the_fall_that_came_late() -> None:
+    exam = observed(labels(), ADAM.replace(duration="1ep"))
+    assert exam.observed is not None
+    exam.observed.looks = [(k, 0.0, loss) for k, loss in enumerate([2.0, 1.5, 1.0, 0.75, 0.5])]
+    assert motion(exam).late == pytest.approx(1 / 3)
+
+
+def test_a_memory_of_a_hundred_steps() -> None:
+    recipe = SGD.replace(optimizer="momentum", lr=0.3, options={"momentum": 0.99})
+    found = step.optimizer_mismatch(observed(labels(), recipe))
+    assert found is not None
+    changed = new_recipe(found, recipe)
+    assert (changed.lr, changed.options) == ("auto", {"momentum": 0.9})
+    usual = SGD.replace(optimizer="momentum", lr=0.03)
+    assert step.optimizer_mismatch(observed(labels(), usual)) is None
+
+
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -203,6 +245,32 @@ def test_regularization_too_strong_by_dropout() -> None:
     assert found is not None
     model = Examination(exam.case, found.remedies).program.new_model(0)
     assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == pytest.approx([0.2375])
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 32), nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.dropout(torch.ones(len(x), 32), 0.96, self.training) * self.first(x).tanh())
+
+
+def test_dropout_that_is_called_as_a_function() -> None:
+    case = open_case(fogline.Task(Dropping, nn.MSELoss(), numbers()), ADAM)
+    exam = Examination(case)
+    exam.observed = Laboratory(case, 1e6).observe(exam.program, 100)
+    found = step.regularization_too_strong(exam)
+    assert found is not None
+    model = Examination(case, found.remedies).program.new_model(0)
+    with torch.no_grad():
+        model(torch.ones(1, 3))
+        model.get_submodule("last").weight.fill_(1.0)
+        torch.manual_seed(0)
+        given = torch.cat([model(torch.ones(1, 3)) for _ in range(200)])
+        whole = model.eval()(torch.ones(1, 3)) - model.get_submodule("last").bias
+    kept = (given - model.get_submodule("last").bias) / whole
+    assert float(kept.detach().mean()) == pytest.approx(1, abs=0.1)  # scaled by what is kept
 
 
 def test_where_nothing_can_be_learned_no_step_is_to_blame() -> None:

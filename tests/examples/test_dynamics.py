@@ -27,7 +27,7 @@ def test_the_summary_is_that_of_the_written_epochs(tmp_path: Path) -> None:
         for a, b, c, d in zip(loss, correct, confidence, predicted, strict=True)
     ]
     write(tmp_path, epochs, np.array([0, 0, 1]))
-    found = summarise(open_record(Run(tmp_path))).columns
+    found = summarise(open_record(Run(tmp_path)))
     assert found["loss"].tolist() == [8, 9, 7]
     assert found["predicted"].tolist() == [1, 1, 1]
     assert found["forgetting"].tolist() == [1, 2, 0]

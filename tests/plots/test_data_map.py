@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from fogline.plots import data_map_figure, figures_of
-from fogline.plots.data_map import dynamics, example_files
 from fogline.run import Run
 from run_folders import make_run
 
@@ -27,29 +26,31 @@ def recorded(folder: Path, epochs: list[list[float]]) -> Run:
     return Run.open(folder)
 
 
+def drawn(run: Run) -> tuple[list[float], list[float], list[float]]:
+    """Mean confidence, variability and share of right answers, as they are drawn."""
+    (trace,) = data_map_figure(run).data
+    return trace.y.tolist(), trace.x.tolist(), trace.marker.color.tolist()
+
+
 def test_mean_deviation_and_share_of_right_answers(tmp_path: Path) -> None:
     run = recorded(tmp_path / "run", [[0.25, 0.75, 0.125], [0.75, 0.75, 0.125]])
-    seen = dynamics(example_files(run))
-    assert seen is not None
-    np.testing.assert_allclose(seen.confidence, [0.5, 0.75, 0.125])
-    np.testing.assert_allclose(seen.variability, [0.25, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(seen.correct, [0.5, 1, 0])
+    confidence, variability, correct = drawn(run)
+    np.testing.assert_allclose(confidence, [0.5, 0.75, 0.125])
+    np.testing.assert_allclose(variability, [0.25, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(correct, [0.5, 1, 0])
 
 
 def test_epochs_in_which_an_example_was_not_recorded_do_not_count(tmp_path: Path) -> None:
     run = recorded(tmp_path / "run", [[0.25, np.nan], [0.75, 0.5], [np.nan, np.nan]])
-    seen = dynamics(example_files(run))
-    assert seen is not None
-    np.testing.assert_allclose(seen.confidence, [0.5, 0.5])
-    np.testing.assert_allclose(seen.variability, [0.25, 0])
+    confidence, variability, _ = drawn(run)
+    np.testing.assert_allclose(confidence, [0.5, 0.5])
+    np.testing.assert_allclose(variability, [0.25, 0])
 
 
 def test_a_file_that_is_cut_short_is_passed_over(tmp_path: Path) -> None:
     run = recorded(tmp_path / "run", [[0.25], [0.75]])
     (run.folder / "examples" / "epoch-0002.safetensors").write_bytes(b"cut")
-    seen = dynamics(example_files(run))
-    assert seen is not None
-    assert seen.epochs == 2
+    assert "2 epochs" in data_map_figure(run).layout.title.text
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fogline.plugins.needs import needed
+from fogline.errors import needed
 
 
 @pytest.mark.parametrize("name", ["lightning", "transformers", "keras"])

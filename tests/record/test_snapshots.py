@@ -16,8 +16,8 @@ from programs.problems import again, classification, recipe
 
 
 def snapshots(folder: Path, parameters: list[nn.Parameter], expected: int | None = None) -> Snapshots:
-    made = Snapshots.of(folder, [f"p{k}" for k in range(len(parameters))], parameters, Budget(0.02), expected)
-    assert made is not None
+    made = Snapshots(folder, [f"p{k}" for k in range(len(parameters))], parameters, Budget(0.02), expected)
+    assert made.wanted
     return made
 
 
@@ -89,8 +89,8 @@ def test_the_shapes_and_names_are_kept(tmp_path: Path) -> None:
 def test_large_models_keep_fewer_and_the_largest_none(tmp_path: Path) -> None:
     half = nn.Parameter(torch.empty(2**20))
     assert snapshots(tmp_path, [half]).most == 16
-    assert Snapshots.of(tmp_path, ["p0"], [nn.Parameter(torch.empty(2**21 + 1))], Budget(0.02)) is None
-    assert Snapshots.of(tmp_path, ["p0"], [half], Budget(0.0)) is None
+    assert not Snapshots(tmp_path, ["p0"], [nn.Parameter(torch.empty(2**21 + 1))], Budget(0.02)).wanted
+    assert not Snapshots(tmp_path, ["p0"], [half], Budget(0.0)).wanted
 
 
 def test_what_cannot_be_read_is_no_path(tmp_path: Path) -> None:

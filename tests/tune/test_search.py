@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import fogline
-from fogline._tune.rates import Rates
+from fogline._tune.rates import ENDS, Rates
 from fogline._tune.search import _plan
 from programs.searches import RECIPE, SPACE, line_task
 
@@ -116,7 +116,7 @@ def test_every_optimizer_reaches_the_whole_range(tmp_path: Path) -> None:
     tuned = fogline.tune(line_task(), space, trials=1, runs=tmp_path, **FAST)
     rates = Rates(_plan(line_task(), RECIPE, space, tmp_path, None), tuned.study, {"optimizer": "adamw"})
     for optimizer in ("adamw", "gd"):
-        low, high = (rates.lr({"optimizer": optimizer}, factor) for factor in rates.ends())
+        low, high = (rates.lr({"optimizer": optimizer}, factor) for factor in ENDS)
         assert (low, high) == (1e-2, 1e-1)
 
 

@@ -139,21 +139,13 @@ def _targets(path: Path, count: int) -> NDArray[Any] | None:
     return found if len(found) == count else None
 
 
-@dataclass(frozen=True)
-class Summary:
+def summarise(record: Record) -> dict[str, NDArray[Any]]:
     """What became of each example over all epochs, (N,) each; NaN (-1 for ``predicted``) where it was never seen.
 
-    Attributes:
-        columns: ``loss`` (the last), ``confidence`` and its ``variability`` (mean and deviation over the epochs),
-            ``correct`` (share of the epochs), ``forgetting`` (times it went from right to wrong), ``gradient_norm``
-            (mean), ``predicted`` (the last), ``residual`` (the last), as far as they were recorded.
+    ``loss`` (the last), ``confidence`` and its ``variability`` (mean and deviation over the epochs), ``correct`` (share
+    of the epochs), ``forgetting`` (times it went from right to wrong), ``gradient_norm`` (mean), ``predicted`` (the
+    last), ``residual`` (the last), as far as they were recorded. One column of one epoch is in memory at a time.
     """
-
-    columns: dict[str, NDArray[Any]]
-
-
-def summarise(record: Record) -> Summary:
-    """One pass over the files, one column of one epoch in memory at a time."""
     found: dict[str, NDArray[Any]] = {}
     for name in ("loss", "predicted", "residual"):
         if record.has(name):
@@ -165,7 +157,7 @@ def summarise(record: Record) -> Summary:
         found["forgetting"] = _forgetting(record)
     if record.has("gradient_norm"):
         found["gradient_norm"], _ = _mean_and_deviation(record, "gradient_norm")
-    return Summary(found)
+    return found
 
 
 def _last(record: Record, name: str) -> NDArray[Any]:

@@ -10,14 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fogline.record.store import Table
-
-_CLOSED = (
-    "set enable_external_access = false",
-    "set autoinstall_known_extensions = false",
-    "set autoload_known_extensions = false",
-    "set python_enable_replacements = false",
-    "set lock_configuration = true",
-)
+from fogline.sql import close, without_nan
 
 
 class QueryError(ValueError):
@@ -45,8 +38,7 @@ def query(columns: Mapping[str, NDArray[Any]], text: str) -> Table:
     """
     with duckdb.connect(":memory:", config={"temp_directory": ""}) as connection:
         load(connection, columns)
-        for statement in _CLOSED:
-            connection.execute(statement)
+        close(connection)
         try:
             statements = connection.extract_statements(text)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
@@ -63,15 +55,10 @@ def query(columns: Mapping[str, NDArray[Any]], text: str) -> Table:
 
 def load(connection: Any, columns: Mapping[str, NDArray[Any]]) -> None:
     """Make the table ``examples`` of a connection."""
-    shown = {name: _masked(values) for name, values in columns.items()}
+    shown = {name: without_nan(values) for name, values in columns.items()}
     connection.register("columns_of_examples", shown)
     connection.execute("create table examples as select * from columns_of_examples")
     connection.unregister("columns_of_examples")
-
-
-def _masked(values: NDArray[Any]) -> NDArray[Any]:
-    """Without a value rather than NaN: by SQL, NaN is larger than any number."""
-    return np.ma.masked_invalid(values) if values.dtype.kind == "f" else values
 
 
 def _plain(values: Any) -> NDArray[Any]:

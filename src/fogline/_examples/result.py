@@ -48,7 +48,11 @@ class Examples:
     ) -> None:
         self.run, self.record, self.task = run, record, task
         self.columns = dict(columns or {})
-        self.spaces = None if task is None else _spaces(run, record, task)
+        self.spaces: Spaces | None = None
+        if task is not None:
+            from fogline._examples.spaces import Spaces
+
+            self.spaces = Spaces(run, record, task)
 
     def __len__(self) -> int:
         return self.record.count
@@ -85,7 +89,7 @@ class Examples:
         targets = self.record.targets
         if targets is not None and targets.ndim == 1:
             found["target"] = targets
-        found |= summarise(self.record).columns
+        found |= summarise(self.record)
         if self.record.kind == "classification" and "target" in found:
             ranked = self.ranking
             flagged = ranked.probability > 0.5
@@ -389,9 +393,3 @@ class Examples:
                 "fogline.examples(run, task=task)"
             )
         return self.spaces
-
-
-def _spaces(run: Run, record: Record, task: Task) -> Spaces:
-    from fogline._examples.spaces import Spaces
-
-    return Spaces(run, record, task)

@@ -21,6 +21,7 @@ from fogline._examples.fingerprints import fingerprints
 from fogline._examples.neighbours import unit
 from fogline.data.intake import Opened, open_data
 from fogline.data.source import InMemory, Source, Stream, leaves, map_tree
+from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
 from fogline.record.store import Table
 from fogline.run import Run
@@ -220,15 +221,12 @@ def _projection(width: int) -> Callable[[Tensor], Tensor]:
 def _listening(model: nn.Module, layer: nn.Module) -> Iterator[list[Tensor]]:
     """A list that the inputs of a layer are put in, the model in evaluation mode meanwhile."""
     heard: list[Tensor] = []
-    modes = [(module, module.training) for module in model.modules()]
     hook = layer.register_forward_hook(lambda _, given, __: heard.append(given[0].detach()))
     try:
-        model.eval()
-        yield heard
+        with mode(model, training=False):
+            yield heard
     finally:
         hook.remove()
-        for module, training in modes:
-            module.training = training
 
 
 def _batches(source: Source) -> Iterator[Any]:

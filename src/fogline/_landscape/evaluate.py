@@ -3,10 +3,9 @@
 Every way gives the loss of every place that it is asked for; the plain one, which any model can be evaluated by, is
 the reference of the others, and one that disagrees with it is not used.
 
-- *One at a time*: weights are written into the model's own parameters, the probe goes through whole or in parts that
-  stay in the cache, images with their channels last and pooled by maxima. The first layer is the same linear function
-  of its weights at every place, so its outputs at ``origin + a d1 + b d2`` are a combination of three that are
-  computed once.
+- *One at a time*: weights are written into the model's own parameters, the probe goes through, images with their
+  channels last and pooled by maxima. The first layer is the same linear function of its weights at every place, so its
+  outputs at ``origin + a d1 + b d2`` are a combination of three that are computed once.
 - *Side by side*: several copies of that, each with one processor.
 - *Mapped*: ``vmap`` over places, for models so small that calling costs more than computing.
 """
@@ -20,7 +19,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Protocol
 
 import torch
@@ -37,7 +35,6 @@ _ROUNDS = 2
 _FEW = 64  # places that are not worth measuring
 _SLOW = 5e-3  # seconds a place: calling is a small part of it
 _WIDTHS = (8, 32)
-_PARTS = (128, 256)
 _IMAGE_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 # What ``vmap`` raises for a model it cannot map, and a model for data or a layout it cannot take.
@@ -150,15 +147,9 @@ def agree(found: float, wanted: float) -> bool:
 
 def _others(probe: Probe, plane: Plane, *, slow: bool) -> dict[str, Callable[[], Way]]:
     images = any(isinstance(module, _IMAGE_MODULES) for module in probe.objective.model.modules())
-    whole = probe.normalised or not probe.objective.supervised  # the examples are looked at together
     found: dict[str, Callable[[], Way]] = {}
-    sizes, orders = (None, *(() if whole else _PARTS)), (False, True) if images else (False,)
-    for size, last, known in product(sizes, orders, (True, False)):
-        plain = size is None and not last and not known
-        never_the_fastest = images and not last and (size or not known)
-        if not plain and not never_the_fastest:
-            make = partial(OneAtATime, probe, plane, size=size, last=last, known=known)
-            found[described(size, last=last, known=known)] = make
+    for last, known in ((False, True), *(((True, True), (True, False)) if images else ())):
+        found[described(last=last, known=known)] = partial(OneAtATime, probe, plane, last=last, known=known)
     for width in _WIDTHS[: 1 if slow else None]:
         found[f"mapped, {width} at a time"] = partial(Mapped, probe, plane, width)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,54 +23,48 @@ class Known:
     """The outputs of the first layer, which are ``o0 + a o1 + b o2`` at every place.
 
     Attributes:
-        place, part: where the model is evaluated now, and on which part of the probe.
+        place: where the model is evaluated now.
     """
 
     def __init__(self, way: OneAtATime, plane: Plane) -> None:
-        name, inputs = _first_layer(way)
+        name, given = _first_layer(way)
         layer = way.model.get_submodule(name)
-        self.place, self.part = (0.0, 0.0), 0
-        self._outputs = []
+        self.place = (0.0, 0.0)
         directions = [
             _of_layer(way, name, plane.origin, moved=False),
             _of_layer(way, name, plane.first, moved=True),
             _of_layer(way, name, plane.second, moved=True),
         ]
-        for number in range(len(way.parts)):
-            given = inputs(number)
-            outputs = [functional_call(layer, values, (given,)) for values in directions]
-            self._outputs.append(outputs)
-            if 3 * len(way.parts) * outputs[0].numel() > _MOST_NUMBERS:
-                raise ValueError("the outputs of the first layer are too large to be kept")
-        self._row: dict[int, tuple[float, Tensor]] = {}
+        self._outputs = [functional_call(layer, values, (given,)) for values in directions]
+        if 3 * self._outputs[0].numel() > _MOST_NUMBERS:
+            raise ValueError("the outputs of the first layer are too large to be kept")
+        self._row: tuple[float, Tensor] | None = None
         layer.forward = self._combined
 
     def _combined(self, _: Tensor) -> Tensor:
         a, b = self.place
-        origin, first, second = self._outputs[self.part]
-        kept = self._row.get(self.part)
-        if kept is None or kept[0] != b:  # the same along a row of the grid
-            kept = self._row[self.part] = (b, torch.add(origin, second, alpha=b))
-        return torch.add(kept[1], first, alpha=a)
+        origin, first, second = self._outputs
+        if self._row is None or self._row[0] != b:  # the same along a row of the grid
+            self._row = b, torch.add(origin, second, alpha=b)
+        return torch.add(self._row[1], first, alpha=a)
 
 
-def _first_layer(way: OneAtATime) -> tuple[str, Callable[[int], Tensor]]:
-    """The linear layer that is called first, if its inputs are the same whatever the weights are."""
+def _first_layer(way: OneAtATime) -> tuple[str, Tensor]:
+    """The linear layer that is called first, and its inputs, if these are the same whatever the weights are."""
     seen = [_calls(way, place) for place in ((0.0, 0.0), (0.5, 0.25))]
-    if not seen[0] or len(seen[0]) % len(way.parts):
+    if not seen[0]:
         raise ValueError("no layer with weights is called")
     name, given = seen[0][0]
-    each = len(seen[0]) // len(way.parts)
     calls_of_it = [call for call in seen[0] if call[0] == name]
     layer = way.model.get_submodule(name)
     if type(layer) not in LINEAR or layer._forward_hooks or layer._forward_pre_hooks:
         raise ValueError("the first layer with weights is not a plain linear one")
-    if len(calls_of_it) != len(way.parts) or not torch.equal(given, seen[1][0][1]):
+    if len(calls_of_it) != 1 or not torch.equal(given, seen[1][0][1]):
         raise ValueError("the first layer is called several times, or its inputs depend on the weights")
     shared = [n for n, p in way.model.named_parameters(remove_duplicate=False) for q in layer.parameters() if p is q]
     if len(shared) != len(list(layer.parameters())):
         raise ValueError("the weights of the first layer are used elsewhere too")
-    return name, lambda number: seen[0][number * each][1]
+    return name, given
 
 
 def _calls(way: OneAtATime, place: tuple[float, float]) -> list[tuple[str, Tensor]]:

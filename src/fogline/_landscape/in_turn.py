@@ -16,9 +16,7 @@ from fogline._landscape.directions import Plane
 from fogline._landscape.first_layer import Known
 from fogline._landscape.images import channels_last, rearrange
 from fogline._landscape.probe import Probe
-from fogline.data.losses import evaluated
-from fogline.data.source import Batch, map_tree
-from fogline.descent.batches import split
+from fogline.data.source import map_tree
 
 Place = tuple[float, float]
 
@@ -28,7 +26,6 @@ class OneAtATime:
 
     Args:
         probe, plane: what is evaluated and where.
-        size: of the parts in which the probe goes through; None for whole.
         last: whether images lie with their channels last.
         known: compute the first layer once.
 
@@ -36,15 +33,12 @@ class OneAtATime:
         ValueError: the first layer is no linear one, or too large to be kept.
     """
 
-    def __init__(
-        self, probe: Probe, plane: Plane, *, size: int | None = None, last: bool = False, known: bool = False
-    ) -> None:
-        self.name, self.width = described(size, last=last, known=known), 1
-        self.again = partial(OneAtATime, probe, plane, size=size, last=last, known=known)
+    def __init__(self, probe: Probe, plane: Plane, *, last: bool = False, known: bool = False) -> None:
+        self.name, self.width = described(last=last, known=known), 1
+        self.again = partial(OneAtATime, probe, plane, last=last, known=known)
         self._last = last
         self.probe = replace(probe, objective=replace(probe.objective, model=copy.deepcopy(probe.objective.model)))
-        batch = map_tree(channels_last, probe.batch) if last else probe.batch
-        self.parts: list[Batch] = [batch] if size is None else list(split(batch, size))
+        self._batch = map_tree(channels_last, probe.batch) if last else probe.batch
         self._origin, self._first, self._second = (
             self._laid(flat) for flat in (plane.origin, plane.first, plane.second)
         )
@@ -80,18 +74,9 @@ class OneAtATime:
         return _numbers(found)
 
     def _loss(self) -> Tensor:
-        """The loss with the weights as they are: of the whole probe, or of the outputs of its parts put together."""
-        objective = self.probe.objective
+        """The loss of the probe with the weights as they are."""
         self.probe.seed_place()
-        if len(self.parts) == 1:
-            return objective(self.parts[0]).detach()
-        outputs = []
-        for number, (inputs, _) in enumerate(self.parts):
-            if self._known is not None:
-                self._known.part = number
-            outputs.append(objective.model(inputs))
-        loss: Tensor = evaluated(objective.loss, torch.cat(outputs), self.probe.batch[1])
-        return loss.detach()
+        return self.probe.objective(self._batch).detach()
 
     def _laid(self, flat: Tensor) -> Tensor:
         """Flat weights in the order in which they lie in memory here."""
@@ -149,14 +134,13 @@ def _as_here(gradients: bool) -> Callable[[], None]:
     return arrange
 
 
-def described(size: int | None, *, last: bool, known: bool) -> str:
+def described(*, last: bool, known: bool) -> str:
     """The name of a way that takes one place at a time.
 
-    >>> described(128, last=True, known=False)
-    'one at a time, in parts of 128, channels last'
+    >>> described(last=True, known=False)
+    'one at a time, channels last'
     """
     words = ["one at a time"]
-    words += [f"in parts of {size}"] if size else []
     words += ["channels last"] if last else []
     words += ["first layer computed once"] if known else []
     return ", ".join(words)

@@ -25,6 +25,13 @@ _CARRIED = ("lr", "batch_size", "schedule", "weight_decay", "warmup", "ema", "sh
 """Choices that do not ask for a measurement of their own."""
 _NEVER_LOWERS = ("constant", "plateau")
 
+ENDS = 1 / WIDEST, WIDEST
+"""The ends of the search as multiples of the measured rate; the same for all, whatever was measured for them.
+
+A range that was given is kept where the rate is made of it: what is measured differs from one optimizer to the next,
+and each must be able to reach all of it.
+"""
+
 
 class Rates:
     """Measured rates, kept in the study for all its workers.
@@ -43,14 +50,6 @@ class Rates:
         kept = {name: known for name, known in study.user_attrs.items() if name.startswith("rate/")}
         self._known: dict[str, dict[str, Any]] = {name.removeprefix("rate/"): known for name, known in kept.items()}
 
-    def ends(self) -> tuple[float, float]:
-        """The ends of the search as multiples of the measured rate; the same for all, whatever was measured for them.
-
-        A range that was given is kept where the rate is made of it: what is measured differs from one optimizer to the
-        next, and each must be able to reach all of it.
-        """
-        return 1 / WIDEST, WIDEST
-
     def lr(self, values: Mapping[str, Any], factor: float | None) -> float | str:
         """The rate of a trial at a multiple of the measured one; None where the rate is not searched."""
         if factor is None:
@@ -59,7 +58,7 @@ class Rates:
 
     def reach(self, values: Mapping[str, Any]) -> tuple[float, float]:
         """The multiples of the measured rate that lie within the range that was given, as far as is known."""
-        low, high = self.ends()
+        low, high = ENDS
         known = None if self.span is None else self._known.get(self._key(values))
         if self.span is None or known is None:
             return low, high

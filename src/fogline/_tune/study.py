@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fogline.errors import needed
 from fogline.record.store import write_json
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ SUMMARY = "tune.json"
 """What the dashboard reads of a study, beside it."""
 FEWEST = 6
 """Whole trials from which on it can be told what matters."""
-MISSING = "tuning needs Optuna: pip install 'fogline[tune]'"
 
 
 def need_optuna() -> Any:
@@ -29,11 +29,7 @@ def need_optuna() -> Any:
     Raises:
         ImportError: it is not installed; names the command that does.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError(MISSING) from error
-    return optuna
+    return needed("optuna", "tune")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import optuna
 from fogline._tune.cohort import Cohort, fits_one_program, own_names
 from fogline._tune.plan import Plan
 from fogline._tune.pruning import make_pruner
-from fogline._tune.rates import Rates
+from fogline._tune.rates import ENDS, Rates
 from fogline._tune.sampling import Sampler, chosen_value, distributions
 from fogline._tune.space import RATE, Span, label
 from fogline._tune.study import left_behind, mine, open_study, over, write_summary
@@ -63,7 +63,7 @@ class Worker:
         self.usual = usual_values(plan)
         self.rates = Rates(plan, self.study, self.usual)
         dimensions = plan.space.dimensions
-        ends = self.rates.ends() if "lr" in dimensions else None
+        ends = ENDS if "lr" in dimensions else None
         first = {n: v if isinstance(dimensions[n], Span) else label(v) for n, v in self.usual.items()}
         if ends is not None:
             first[RATE] = 1.0

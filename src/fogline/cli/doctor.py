@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import fogline
 from fogline.cli.listing import find_run
-from fogline.cli.saying import say
 from fogline.cli.sources import Program, task_and_recipe, task_from_source
 from fogline.record.store import read_info
 
@@ -58,8 +57,3 @@ def _run_folder(what: Path, runs: Path) -> Path | None:
     if what.suffix == ".py" or (what.exists() and not (what / "run.json").is_file()):
         return None
     return find_run(str(what), runs)
-
-
-def print_report(report: Report, *, as_json: bool) -> None:
-    """The page, or its twin in JSON and nothing else."""
-    say(report.to_json() if as_json else str(report))

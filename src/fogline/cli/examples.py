@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from fogline._examples import Examples, examples
 from fogline._examples.edits import Edits
-from fogline.cli.listing import find_run
 from fogline.cli.saying import say
 from fogline.errors import misfit
 from fogline.record.store import Table, read_info
@@ -27,53 +26,12 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _NEAR = 10  # rows of the parts that look at the data
 
 
-def tell(
-    name: str,
-    runs: Path,
-    *,
-    task_file: str | None,
-    data: bool,
-    top: int,
-    sql: str | None,
-    export: Path | None,
-    edit: tuple[str, str] | None,
-    undo: bool,
-    retrain: bool,
-    seeds: int,
-    as_json: bool,
-) -> None:
-    """Do what was asked of the examples of a run, else list what stands out.
-
-    Raises:
-        ValueError, TypeError, FileNotFoundError: for bad input.
-    """
-    folder = find_run(name, runs)
-    given = _task(folder, task_file) if data or retrain or task_file is not None else None
-    task, recipe = given or (None, None)
-    run = Run.open(folder, task=task)
-    out = _Out(as_json)
-    if retrain:
-        _retrain(run, recipe, seeds, out)
-        return
-    if undo:
-        taken = Edits(folder).undo()
-        out.add("undone", taken, f"taken back: what was decided last, about {number(taken)} examples")
-    seen = examples(run, task)
-    if edit is not None:
-        _edit(folder, seen, *edit)
-    if edit is not None or undo:
-        edits = Edits(folder)
-        out.add("edits", edits.counts(), f"edits: {edits}; the data itself is not changed")
-    if sql is not None:
-        _print_table(seen.sql(sql), out)
-    if export is not None:
-        out.add("exported", str(seen.export(export)), f"written: {export}")
-    if sql is None and export is None and edit is None and not undo:
-        _list(folder, seen, top, out, data=task is not None)
-    out.end()
+def opened(folder: Path, task: Task | None) -> Examples:
+    """What the examples of a run did."""
+    return examples(Run.open(folder, task=task), task)
 
 
-class _Out:
+class Out:
     """Lines for people, or one JSON object and nothing else."""
 
     def __init__(self, as_json: bool) -> None:
@@ -92,7 +50,7 @@ class _Out:
             say(json.dumps(self.values, indent=2))
 
 
-def _task(folder: Path, task_file: str | None) -> tuple[Task, Recipe | None]:
+def task_of(folder: Path, task_file: str | None) -> tuple[Task, Recipe | None]:
     """The task of the run: from a file, by ``task`` or another name behind a colon, or as the run was started.
 
     Beside it the recipe of that file, for a run whose loop was its own.
@@ -116,7 +74,8 @@ def _task(folder: Path, task_file: str | None) -> tuple[Task, Recipe | None]:
 # -- listing -----------------------------------------------------------------------------------------------------------
 
 
-def _list(folder: Path, seen: Examples, top: int, out: _Out, *, data: bool) -> None:
+def listed(folder: Path, seen: Examples, top: int, out: Out, *, data: bool) -> None:
+    """What stands out; with ``data``, also in the data itself."""
     table, record = seen.table, seen.record
     words = f"{folder.name}: {number(len(table))} examples, {number(len(record.epochs))} epochs, {record.kind}"
     if record.classes:
@@ -137,21 +96,19 @@ def _list(folder: Path, seen: Examples, top: int, out: _Out, *, data: bool) -> N
         out.add("edits", edits.counts(), "", f"edits: {edits}{retrain}")
 
 
-def _list_errors(seen: Examples, names: Sequence[str] | None, top: int, out: _Out) -> None:
+def _list_errors(seen: Examples, names: Sequence[str] | None, top: int, out: Out) -> None:
     found = seen.label_errors()
     low, high = found.interval
     count = f"labels likely wrong: {number(round(found.count))} ({number(round(low))} to {number(round(high))})"
     shown = found.ids[: min(top, max(found.cut, round(found.count)))]
-    rows = [
-        [str(example), _label(seen.table["target"][example], names), _label(likely, names), f"{probability:.2f}"]
-        for example, likely, probability in zip(
-            shown.tolist(), found.likely.tolist(), found.probability.tolist(), strict=False
-        )
-    ]
-    keys = ("example", "target", "likely", "probability")
+    columns = shown.tolist(), found.likely.tolist(), found.probability.tolist()
     values = [
-        dict(zip(keys, (e, _number(seen.table["target"][e]), k, p), strict=True))
-        for e, k, p in zip(shown.tolist(), found.likely.tolist(), found.probability.tolist(), strict=False)
+        {"example": e, "target": _number(seen.table["target"][e]), "likely": k, "probability": p}
+        for e, k, p in zip(*columns, strict=False)
+    ]
+    rows = [
+        [str(v["example"]), *(_label(v[name], names) for name in ("target", "likely")), f"{v['probability']:.2f}"]
+        for v in values
     ]
     lines = [count, *_columns(("example", "label", "likely", "probability"), rows)] if rows else [count]
     if len(rows) < found.cut:
@@ -159,16 +116,16 @@ def _list_errors(seen: Examples, names: Sequence[str] | None, top: int, out: _Ou
     out.add("label_errors", {"count": found.count, "interval": [low, high], "first": values}, "", *lines)
 
 
-def _list_highest(table: Table, column: str, top: int, out: _Out) -> None:
+def _list_highest(table: Table, column: str, top: int, out: Out) -> None:
     """Where there are no classes: what the run was furthest from at the end."""
     size = abs(table[column].astype(float))
     order = [example for example in size.argsort()[::-1].tolist() if math.isfinite(size[example])][:top]
-    rows = [[str(example), number(float(table[column][example]))] for example in order]
     values = [{"example": example, column: float(table[column][example])} for example in order]
+    rows = [[str(value["example"]), number(value[column])] for value in values]
     out.add(f"highest_{column}", values, "", f"largest {column}", *_columns(("example", column), rows))
 
 
-def _list_near(seen: Examples, out: _Out) -> None:
+def _list_near(seen: Examples, out: Out) -> None:
     """What looking at the data itself shows: leaks across the split, copies, outliers, slices that do worse."""
     parts: tuple[tuple[str, str, Callable[[], Table]], ...] = (
         ("leaks", "pairs of a training and a held-out example that show the same", seen.leaks),
@@ -191,7 +148,7 @@ def _list_near(seen: Examples, out: _Out) -> None:
     _add_rows(out, "outliers", first, "outliers: the distance to their neighbours, over what is usual there")
 
 
-def _add_rows(out: _Out, name: str, table: Table, head: str) -> None:
+def _add_rows(out: Out, name: str, table: Table, head: str) -> None:
     rows = [{column: _plain(value) for column, value in row.items()} for row in table]
     texts = [[plain(value, 60) for value in row.values()] for row in rows[:_NEAR]]
     lines = _columns(tuple(table.columns), texts) if rows else []
@@ -210,7 +167,8 @@ def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _print_table(table: Table, out: _Out) -> None:
+def print_table(table: Table, out: Out) -> None:
+    """The rows that a query gave."""
     rows = [[_cell(value) for value in row.values()] for row in table]
     values = [{name: _plain(value) for name, value in row.items()} for row in table]
     out.add("rows", values, *_columns(tuple(table.columns), rows))
@@ -225,7 +183,7 @@ def _plain(value: Any) -> Any:
 
 
 def _label(value: Any, names: Sequence[str] | None) -> str:
-    found = _number(value)
+    found = None if value is None else _number(value)
     if found is None or (isinstance(found, int) and found < 0):
         return ""
     return names[found] if names and isinstance(found, int) and found < len(names) else number(found)
@@ -239,8 +197,8 @@ def _number(value: Any) -> int | float | None:
 # -- deciding ----------------------------------------------------------------------------------------------------------
 
 
-def _edit(folder: Path, seen: Examples, action: str, text: str) -> None:
-    """``3,17,20-25``, with labels ``3=dog,17=0``, or ``likely`` and ``likely:50`` for the likeliest label errors."""
+def edit(folder: Path, seen: Examples, action: str, text: str) -> None:
+    """Decide about ``3,17,20-25``, with labels ``3=dog,17=0``, or about ``likely:50``, the likeliest label errors."""
     chosen = _chosen(text, seen)
     edits = Edits(folder)
     given = [label is not None for _, label in chosen]
@@ -297,12 +255,22 @@ def _value(label: str, names: Iterable[str] | None) -> str | int | float:
     return int(value) if value.is_integer() else value
 
 
-def _retrain(run: Run, recipe: Recipe | None, seeds: int, out: _Out) -> None:
+def undo(folder: Path, out: Out) -> None:
+    """Take back what was decided last."""
+    taken = Edits(folder).undo()
+    out.add("undone", taken, f"taken back: what was decided last, about {number(taken)} examples")
+
+
+def edits(folder: Path, out: Out) -> None:
+    """How many examples were decided about."""
+    found = Edits(folder)
+    out.add("edits", found.counts(), f"edits: {found}; the data itself is not changed")
+
+
+def retrained(folder: Path, task: Task | None, recipe: Recipe | None, seeds: int, out: Out) -> None:
+    """Train with the edits and without, and tell the difference."""
     from fogline._examples.retrain import retrain
 
+    run = Run.open(folder, task=task)
     found = retrain(run, None, recipe, seeds, say=(lambda words: None) if out.as_json else say)
-    if out.as_json:
-        say(found.to_json())
-    else:
-        say("")
-        say(str(found))
+    say(found.to_json() if out.as_json else f"\n{found}")

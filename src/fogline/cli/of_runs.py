@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,8 @@ from fogline.cli.options import (
     TaskOption,
     Text,
 )
+
+_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "executorch": ".pte"}
 
 
 def resume(
@@ -125,10 +128,28 @@ def landscape(
 ) -> None:
     """Compute the error landscape around the path of a run, and keep it in its folder."""
     with told_plainly():
-        from fogline.cli.landscape import look, print_landscape
+        import fogline
+        from fogline.cli.sources import Program, task_of_run
 
-        seen, folder = look(run, runs, task_file=task, span=span, points=points, examples=examples, seed=seed)
-        print_landscape(seen, folder, as_json=as_json, plot=plot, three=three)
+        if Path(run).suffix in (".py", ".csv", ".parquet"):
+            from fogline.cli.training import train
+
+            seen_run = train(Program(Path(run)), runs)
+        else:
+            folder = find_run(run, runs)
+            seen_run = fogline.Run.open(folder, task=task_of_run(folder, task, "fogline.landscape(run)"))
+        seen = fogline.landscape(seen_run, span, points=points, examples=examples, seed=seed)
+        told = [*str(seen).split("; "), f"written: {seen_run.folder / 'landscape.json'}"]
+        typer.echo(seen.to_json() if as_json else "\n".join(told))
+        if plot is not None:
+            from fogline.plots import CAPTIONS
+            from fogline.plots.report import write_figure
+
+            kind, caption = ("3d", "landscape_3d") if three else ("contour", "landscape")
+            title = f"Error landscape of {seen_run.name}"
+            written = write_figure(partial(seen.plot, kind), plot, title=title, caption=CAPTIONS[caption])
+            if not as_json:
+                typer.echo(f"figure: {written}")
 
 
 def list_examples(
@@ -167,22 +188,28 @@ def list_examples(
     Edits are kept in the run folder; the data itself is never changed.
     """
     with told_plainly():
-        from fogline.cli.examples import tell
+        from fogline.cli import examples as told
 
-        tell(
-            run,
-            runs,
-            task_file=task,
-            data=data,
-            top=top,
-            sql=sql,
-            export=export,
-            edit=edit,
-            undo=undo,
-            retrain=retrain,
-            seeds=seeds,
-            as_json=as_json,
-        )
+        folder, out = find_run(run, runs), told.Out(as_json)
+        wanted = data or retrain or task is not None
+        given, recipe = told.task_of(folder, task) if wanted else (None, None)
+        if retrain:
+            told.retrained(folder, given, recipe, seeds, out)
+            return
+        if undo:
+            told.undo(folder, out)
+        seen = told.opened(folder, given)
+        if edit is not None:
+            told.edit(folder, seen, *edit)
+        if edit is not None or undo:
+            told.edits(folder, out)
+        if sql is not None:
+            told.print_table(seen.sql(sql), out)
+        if export is not None:
+            out.add("exported", str(seen.export(export)), f"written: {export}")
+        if sql is None and export is None and edit is None and not undo:
+            told.listed(folder, seen, top, out, data=given is not None)
+        out.end()
 
 
 def export(
@@ -212,24 +239,27 @@ def export(
     Integers by default: after training, and by fine-tuning where that loses too much.
     """
     with told_plainly():
-        from fogline.cli.edge import print_report, write
+        import fogline
+        from fogline.cli.sources import healed_task_of_run, read_recipe
 
-        made = write(
-            run,
-            runs,
-            output=output,
-            task_file=task,
-            qat=qat,
-            recipe_file=recipe,
-            target=target,
-            bits=bits,
+        folder = find_run(run, runs)
+        if qat not in ("auto", "none"):
+            raise ValueError(f"--qat: expected auto or none, received {qat!r}; a recipe is given with --recipe FILE")
+        tuning = read_recipe(recipe) if recipe is not None else "auto" if qat == "auto" else None
+        path = output or folder / f"model{_SUFFIXES.get(target, '.onnx')}"
+        made = fogline.export(
+            fogline.Run.open(folder, task=healed_task_of_run(folder, task, "fogline.export(run, path)")),
+            path,
+            target,
+            bits,
+            tuning,  # type: ignore[arg-type]
             margin=margin,
             calibration=calibration,
             skip=skip or (),
             units=units or None,
             threads=threads,
         )
-        print_report(made, as_json=as_json)
+        typer.echo(made.to_json() if as_json else str(made))
 
 
 def report(

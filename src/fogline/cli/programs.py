@@ -95,9 +95,11 @@ def find_lr(
     The measurement is that of the run which the same arguments would train.
     """
     with told_plainly():
-        from fogline.cli.rate import measure, print_rate
+        import fogline
+        from fogline.cli.rate import print_rate
+        from fogline.cli.sources import task_and_recipe
 
-        rate = measure(Program(what, target, valid, recipe, fields))
+        rate = fogline.find_lr(*task_and_recipe(Program(what, target, valid, recipe, fields)))
         print_rate(rate, as_json=as_json)
         if plot is not None:
             from fogline.plots import CAPTIONS
@@ -181,10 +183,11 @@ def doctor(
     Exit code 1 says that something is wrong, 0 that nothing is.
     """
     with told_plainly():
-        from fogline.cli.doctor import examine, print_report
+        from fogline.cli.doctor import examine
+        from fogline.cli.saying import say
 
         found, mended = examine(Program(what, target, valid, recipe, fields), runs, budget, fix=fix)
-        print_report(found, as_json=as_json)
+        say(found.to_json() if as_json else str(found))
         if report is not None:
             written = found.html(report)
             if not as_json:

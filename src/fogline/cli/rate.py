@@ -13,21 +13,11 @@ import typer
 
 from fogline.cli.chart import chart
 from fogline.cli.showing import knows_unicode
-from fogline.cli.sources import Program, task_and_recipe
 from fogline.plots.rate import ceiling
-from fogline.rate import Rate, find_lr
+from fogline.rate import Rate
 from fogline.words import number
 
 _MARGIN = 10
-
-
-def measure(program: Program) -> Rate:
-    """The learning rate for what a program stands for.
-
-    Raises:
-        ValueError, TypeError, FileNotFoundError: for bad input.
-    """
-    return find_lr(*task_and_recipe(program))
 
 
 def print_rate(rate: Rate, *, as_json: bool = False) -> None:

@@ -140,6 +140,15 @@ def task_of_run(folder: Path, task_file: Path | None, instead: str) -> Task:
     return task_from_source(source, folder)[0]
 
 
+def healed_task_of_run(folder: Path, task_file: Path | None, instead: str) -> Task:
+    """:func:`task_of_run`, with the remedies that the run was trained with."""
+    from fogline.doctor.healing import Healing
+    from fogline.record.store import read_info
+
+    task, healed = task_of_run(folder, task_file, instead), read_info(folder).get("healed")
+    return task if task_file is not None or healed is None else Healing.again(task, healed).task
+
+
 def data_task(path: Path, target: str | None, valid: str | None) -> Task:
     """A task with the model, loss and metrics that fit the data."""
     from fogline.task import Task

@@ -6,24 +6,22 @@ as long as all the rest.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from fogline.dashboard import assets, query, runs_page
-from fogline.dashboard.examples_app import ExamplePages
+from fogline.dashboard.examples_app import ExamplePages, posted
 from fogline.dashboard.guard import Access, Guard
 from fogline.dashboard.live import live
 from fogline.dashboard.markup import THEMES, empty, page
@@ -70,7 +68,7 @@ class Dashboard:
             Route("/runs/{name}/landscape", self.landscape),
             Route("/runs/{name}/examples", self.examples),
             Route("/runs/{name}/stop", self.stop, methods=["POST"]),
-            Route("/runs/{name}/sql", self.sql, methods=["POST"]),
+            Route("/runs/{name}/sql", posted(self.sql, _MOST_BODY), methods=["POST"]),
             Route("/tuning", self.searches),
             Route("/tuning/{name}", self.search),
             Route("/tuning/{name}/figures/{figure}", self.search_figure),
@@ -81,9 +79,7 @@ class Dashboard:
     # -- pages -----------------------------------------------------------------------------------------------------
 
     def runs(self, request: Request) -> Response:
-        body = runs_page.runs_page(self.folder)
-        whole = page("Runs", body, theme=_theme(request), here="Runs", scripts=["runs.js"])
-        return HTMLResponse(whole)
+        return _page(request, "Runs", runs_page.runs_page(self.folder), "runs.js", here="Runs", figures=False)
 
     def rows(self, request: Request) -> Response:
         """Rows of the table by name: of those that are named, or all."""
@@ -94,10 +90,7 @@ class Dashboard:
     def compare(self, request: Request) -> Response:
         names = self._chosen(request)
         body = runs_page.compare_page(self.folder, names)
-        whole = page(
-            "Compare", body, theme=_theme(request), here="Compare", scripts=["figures.js"], figures=len(names) > 1
-        )
-        return HTMLResponse(whole)
+        return _page(request, "Compare", body, "figures.js", here="Compare", figures=len(names) > 1)
 
     def overview(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -107,8 +100,7 @@ class Dashboard:
         from fogline.dashboard import run_page
 
         body = run_page.overview(view, self.folder.summary(name))
-        scripts = ["figures.js", "run.js", "sql.js"]
-        return HTMLResponse(page(name, body, theme=_theme(request), scripts=scripts, figures=True))
+        return _page(request, name, body, "figures.js", "run.js", "sql.js")
 
     def parts(self, request: Request) -> Response:
         """The parts of the overview, for a page that is open, and the figures there are now."""
@@ -138,25 +130,23 @@ class Dashboard:
             body = examples_page(view, self.example_pages.drawable(name))
         else:
             body = examples_wait(view)
-        scripts = ["figures.js", "sql.js", "examples.js"]
-        return HTMLResponse(page(name, body, theme=_theme(request), scripts=scripts, figures=True))
+        return _page(request, name, body, "figures.js", "sql.js", "examples.js")
 
     def _of_run(self, request: Request, make: Page) -> Response:
         name = request.path_params["name"]
-        body = make(self.folder.view(name))
-        return HTMLResponse(page(name, body, theme=_theme(request), scripts=["figures.js", "run.js"], figures=True))
+        return _page(request, name, make(self.folder.view(name)), "figures.js", "run.js")
 
     def searches(self, request: Request) -> Response:
         from fogline.dashboard.tuning_page import searches_page
 
-        return HTMLResponse(page("Tuning", searches_page(self.folder.root), theme=_theme(request), here="Tuning"))
+        return _page(request, "Tuning", searches_page(self.folder.root), here="Tuning", figures=False)
 
     def search(self, request: Request) -> Response:
         from fogline.dashboard.tuning_page import search_folder, search_page
 
         name = request.path_params["name"]
         body = search_page(search_folder(self.folder.root, name))
-        return HTMLResponse(page(name, body, theme=_theme(request), scripts=["figures.js"], figures=True))
+        return _page(request, name, body, "figures.js")
 
     # -- data ------------------------------------------------------------------------------------------------------
 
@@ -244,18 +234,8 @@ class Dashboard:
             (folder / STOP).open("x").close()
         return JSONResponse({"asked": True}, 202)
 
-    async def sql(self, request: Request) -> Response:
-        folder = self.folder.path(request.path_params["name"])
-        if int(request.headers.get("content-length") or _MOST_BODY + 1) > _MOST_BODY:
-            return JSONResponse({"error": "expected a shorter query"}, 413)
-        try:
-            asked = json.loads(await request.body())["sql"]
-            answer = await run_in_threadpool(query.ask, folder, str(asked))
-        except query.QueryError as error:
-            return JSONResponse({"error": str(error)}, 400)
-        except (ValueError, KeyError, TypeError):
-            return JSONResponse({"error": 'expected {"sql": "select ..."}'}, 400)
-        return JSONResponse(answer)
+    def sql(self, request: Request, asked: Mapping[str, Any]) -> Response:
+        return JSONResponse(query.ask(self.folder.path(request.path_params["name"]), str(asked["sql"])))
 
     def _chosen(self, request: Request) -> list[str]:
         names = list(dict.fromkeys(request.query_params.getlist("run")))[: runs_page.MOST]
@@ -288,22 +268,25 @@ def _theme(request: Request) -> str:
     return asked if asked in THEMES else "system"
 
 
+def _page(
+    request: Request, title: str, body: str, *scripts: str, here: str = "", figures: bool = True, code: int = 200
+) -> Response:
+    whole = page(title, body, theme=_theme(request), here=here, scripts=scripts, figures=figures)
+    return HTMLResponse(whole, code)
+
+
 def _missing(request: Request, error: Exception) -> Response:
     words = "There is nothing at this address: the run may have been moved or removed."
     return _said(request, "Not found", words, 404)
 
 
 def _unreadable(request: Request, error: Exception) -> Response:
-    return _said(
-        request,
-        "Unreadable",
-        "This run folder holds something that cannot be read: run.json or run.sqlite is damaged.",
-        422,
-    )
+    words = "This run folder holds something that cannot be read: run.json or run.sqlite is damaged."
+    return _said(request, "Unreadable", words, 422)
 
 
 def _said(request: Request, title: str, words: str, code: int) -> Response:
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"error": words}, code)
     body = f"<h1>{title}</h1>{empty(words, '<a href=/>All runs</a>')}"
-    return HTMLResponse(page(title, body, theme=_theme(request)), code)
+    return _page(request, title, body, figures=False, code=code)

@@ -6,20 +6,20 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from fogline.dashboard.markup import section
+from fogline.record import example_files
 from fogline.tables import rows_table
 from fogline.words import number
 
 _EPOCHS = 200
 
 
-def epochs_table(folder: Path) -> str:
+def epochs_table(run: Path) -> str:
     """The mean of each column by epoch as an HTML section; nothing where no example was recorded."""
-    if not folder.is_dir() or folder.is_symlink():
+    if example_files.folder_of(run).is_symlink():
         return ""
-    files = sorted(path for path in folder.glob("epoch-*.safetensors") if path.is_file() and not path.is_symlink())
+    files = example_files.files(run)
     means = [(path.stem, *_means(path, path.stat().st_mtime_ns)) for path in files[-_EPOCHS:]]
     if not means:
         return ""
@@ -37,11 +37,8 @@ def epochs_table(folder: Path) -> str:
 @lru_cache(maxsize=4 * _EPOCHS)  # a file is never written again, and those of a million examples take a while to read
 def _means(path: Path, _: int) -> tuple[int, dict[str, float]]:
     """How many examples a file tells of, and the mean of each of its columns over those that were seen."""
-    try:
-        with safe_open(path, framework="numpy") as opened:
-            columns = {name: opened.get_tensor(name) for name in opened.keys() if name != "predicted"}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return 0, {}
+    columns = example_files.read(path) or {}
+    columns.pop("predicted", None)
     count = max((len(values) for values in columns.values() if values.ndim), default=0)
     found: dict[str, float] = {}
     for name, values in columns.items():

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fogline.dashboard.example_table import Seen
-from fogline.dashboard.markup import address
+from fogline.dashboard.markup import address, small_line
 from fogline.record.store import Table
 from fogline.words import number
 
@@ -157,12 +157,8 @@ def spark(values: NDArray[np.float64]) -> str:
     finite = np.flatnonzero(np.isfinite(values))
     if len(finite) < 2:
         return ""
-    low, high = min(0.0, float(values[finite].min())), max(1.0, float(values[finite].max()))
-    across = 96 / max(1, len(values) - 1)
-    points = " ".join(
-        f"{2 + at * across:.1f},{2 + 20 * (high - values[at]) / (high - low):.1f}" for at in finite.tolist()
-    )
-    return f'<svg class="spark" viewBox="0 0 100 24" aria-hidden="true"><polyline points="{points}"/></svg>'
+    known = values[finite]
+    return small_line(values.tolist(), min(0.0, float(known.min())), max(1.0, float(known.max())))
 
 
 def thumbnail(seen: Seen, example: int) -> bytes | None:

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fogline._examples import examples
 from fogline._examples.edits import Edits, edit_columns
 from fogline.dashboard.runs import NoRunError, mapping
-from fogline.plots.data_map import example_files
 from fogline.plots.example_map import axes
+from fogline.record import example_files
 from fogline.record.previews import Previews, read_previews
 from fogline.record.store import Table
 from fogline.run import Run
@@ -136,10 +135,10 @@ class Seen:
         at = np.asarray(ids, dtype=np.int64)
         epochs: list[int] = []
         rows: dict[str, list[NDArray[np.float64]]] = {}
-        for place, path in enumerate(example_files(Run(self.folder))):
+        for path in example_files.files(self.folder):
             found = _columns(path, names, at)
             if found is not None:
-                epochs.append(_number(path, place))
+                epochs.append(example_files.number_of(path))
                 for name in names:
                     rows.setdefault(name, []).append(found.get(name, np.full(len(at), np.nan)))
         whole = {name: np.stack(values) for name, values in rows.items()}
@@ -188,7 +187,7 @@ def stamp_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
 def _seen(folder: Path) -> Seen:
     run = Run.open(folder)
     about, task = mapping(run.info.get("examples")), mapping(run.info.get("task"))
-    files = example_files(run)
+    files = example_files.files(folder)
     if not files or files[0].parent.is_symlink():
         raise NoRunError("expected a run that recorded its examples")
     found = examples(run)
@@ -292,19 +291,9 @@ def _is_number(values: NDArray[Any]) -> bool:
     return values.dtype.kind in "fiub"
 
 
-def _number(path: Path, otherwise: int) -> int:
-    digits = path.stem.removeprefix("epoch-")
-    return int(digits) if digits.isdecimal() else otherwise
-
-
 def _columns(path: Path, names: Sequence[str], ids: Ids) -> dict[str, NDArray[np.float64]] | None:
     """Columns of an epoch at some examples; None where the file is cut short or tells of fewer."""
-    try:
-        with safe_open(path, framework="numpy") as opened:
-            there = [name for name in names if name in opened.keys()]  # noqa: SIM118
-            found = {name: opened.get_tensor(name) for name in there}
-    except (SafetensorError, OSError):
-        return None
-    if any(values.ndim != 1 or (len(ids) and len(values) <= ids.max()) for values in found.values()):
+    found = example_files.read(path, names)
+    if found is None or any(values.ndim != 1 or (len(ids) and len(values) <= ids.max()) for values in found.values()):
         return None
     return {name: values[ids].astype(np.float64) for name, values in found.items()}

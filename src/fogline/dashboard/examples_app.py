@@ -169,23 +169,28 @@ class ExamplePages:
         return JSONResponse(query.ask(seen.folder, text, examples))
 
     def _posted(self, answer: Callable[[Seen, str, Mapping[str, Any]], Response]) -> Callable[[Request], Any]:
-        """A request with a JSON body, answered in a thread; what does not fit is told as such."""
+        return posted(lambda request, asked: answer(self._seen(request), request.path_params["name"], asked))
 
-        async def handle(request: Request) -> Response:
-            if int(request.headers.get("content-length") or _MOST_BODY + 1) > _MOST_BODY:
-                return JSONResponse({"error": "expected a shorter request"}, 413)
-            body = await request.body()
-            seen = await run_in_threadpool(self._seen, request)
-            try:
-                asked = json.loads(body)
-                if not isinstance(asked, dict):
-                    raise TypeError("expected an object")
-                return await run_in_threadpool(answer, seen, request.path_params["name"], asked)
-            except KeyError as error:
-                return JSONResponse({"error": f"expected {error.args[0]!r} in the request"}, 400)
-            except (ValueError, TypeError) as error:
-                return JSONResponse({"error": str(error)}, 400)
-            except OSError as error:
-                return JSONResponse({"error": str(error)}, 507)
 
-        return handle
+def posted(
+    answer: Callable[[Request, Mapping[str, Any]], Response], most: int = _MOST_BODY
+) -> Callable[[Request], Any]:
+    """A request with a JSON body of at most so many bytes, answered in a thread; what does not fit is told as such."""
+
+    async def handle(request: Request) -> Response:
+        if int(request.headers.get("content-length") or most + 1) > most:
+            return JSONResponse({"error": "expected a shorter request"}, 413)
+        body = await request.body()
+        try:
+            asked = json.loads(body)
+            if not isinstance(asked, dict):
+                raise TypeError("expected an object")
+            return await run_in_threadpool(answer, request, asked)
+        except KeyError as error:
+            return JSONResponse({"error": f"expected {error.args[0]!r} in the request"}, 400)
+        except (ValueError, TypeError) as error:
+            return JSONResponse({"error": str(error)}, 400)
+        except OSError as error:
+            return JSONResponse({"error": str(error)}, 507)
+
+    return handle

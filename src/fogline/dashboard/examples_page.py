@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 from fogline._examples.edits import Edits
 from fogline._examples.retrain import read_retrained
 from fogline.dashboard.epochs import epochs_table
 from fogline.dashboard.example_cards import label_words, number_text
 from fogline.dashboard.example_table import LISTS, Seen
-from fogline.dashboard.markup import address, empty, section
+from fogline.dashboard.markup import address, empty, facts, section, sql_card
 from fogline.dashboard.runs import mapping
 from fogline.dashboard.thinned import View
 from fogline.plots import CAPTIONS
@@ -61,7 +60,7 @@ def examples_page(view: View, seen: Seen | None) -> str:
         view: the run.
         seen: its examples; None where what was recorded of them cannot be drawn.
     """
-    table = epochs_table(view.folder / "examples")
+    table = epochs_table(view.folder)
     if seen is None:
         if not table:
             words = "This run recorded no examples."
@@ -109,8 +108,7 @@ def _facts(seen: Seen, edits: Edits) -> str:
         (words, number(counts[key]))
         for key, words in (("relabel", "relabelled"), ("drop", "left out"), ("keep", "kept"))
     ]
-    facts = "".join(f"<div><dt>{words}</dt><dd>{escape(value)}</dd></div>" for words, value in rows)
-    return f'<section id="facts" data-part class="state" aria-label="Summary"><dl class="facts">{facts}</dl></section>'
+    return f'<section id="facts" data-part class="state" aria-label="Summary">{facts(rows)}</section>'
 
 
 def _map(seen: Seen, place: str) -> str:
@@ -118,9 +116,9 @@ def _map(seen: Seen, place: str) -> str:
     if across is None:
         return ""
     options = "".join(
-        f'<option value="{escape(name)}">{escape(words_of(name))}</option>' for name in colours_of(_edited(seen))
+        f'<option value="{escape(name)}">{escape(words_of(name))}</option>' for name in colours_of(seen.with_edits)
     )
-    first = colours_of(_edited(seen))[0]
+    first = colours_of(seen.with_edits)[0]
     modes = "".join(
         f'<label><input type="radio" name="drag" value="{mode}"{" checked" if mode == "lasso" else ""}> {words}</label>'
         for mode, words in (("lasso", "lasso"), ("select", "box"), ("zoom", "zoom"))
@@ -140,10 +138,6 @@ def _map(seen: Seen, place: str) -> str:
         f'<details><summary>Choose a region by numbers</summary><form id="region" class="tools">{fields}'
         '<button class="button">Choose</button></form></details></figure>'
     )
-
-
-def _edited(seen: Seen) -> Any:
-    return seen.with_edits
 
 
 def _gallery(seen: Seen) -> str:
@@ -222,23 +216,13 @@ def _dialog(seen: Seen) -> str:
 
 def _sql(seen: Seen, place: str) -> str:
     offered = [(words, query) for words, column, query in _QUERIES if not column or column in seen.table.columns]
-    buttons = "".join(
-        f'<button type="button" class="quiet" data-query="{escape(query)}">{escape(words)}</button>'
-        for words, query in offered
-    )
     columns = ", ".join(escape(name) for name in [*seen.table.columns, "edit", "edit_label"])
-    return (
-        '<section class="card sql" aria-labelledby="sql-h"><h2 id="sql-h">Ask in SQL</h2>'
-        f'<p class="faint">Table <code>examples</code>: {columns}. <code>selected</code> holds what is chosen above, '
+    about = (
+        f"Table <code>examples</code>: {columns}. <code>selected</code> holds what is chosen above, "
         "<code>classes</code> the names of labels; the tables of the run are there, too. Where an answer has a column "
-        "<code>example</code>, these are shown in the gallery. Ctrl and Enter runs it.</p>"
-        f'<form id="sql" action="{escape(place)}/sql" data-saved="fogline-queries">'
-        '<label class="unseen" for="query">SQL</label>'
-        f'<textarea id="query" rows="3" spellcheck="false">{escape(offered[0][1])}</textarea>'
-        f'<div class="tools"><button class="button">Run</button>{buttons}<span id="saved"></span>'
-        '<button type="button" class="quiet" id="save">save this query</button></div></form>'
-        '<div id="answer" role="status"></div></section>'
+        "<code>example</code>, these are shown in the gallery. Ctrl and Enter runs it."
     )
+    return sql_card(f"{place}/sql", about, offered, saved="fogline-queries")
 
 
 def _retrain(view: View, edits: Edits) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -97,15 +97,58 @@ def verdict_words(verdict: Mapping[str, Any] | None) -> str:
     return verdict_name(verdict) if verdict and "message" in verdict else "no verdict"
 
 
+def sql_card(place: str, about: str, queries: Sequence[tuple[str, str]], *, saved: str = "") -> str:
+    """Where SQL is asked.
+
+    Args:
+        place: the address that answers.
+        about: which tables there are, as HTML.
+        queries: names and texts of those that are offered; the first stands there.
+        saved: under what name the browser keeps the user's own; none are kept if empty.
+    """
+    buttons = "".join(
+        f'<button type="button" class="quiet" data-query="{escape(query)}">{escape(words)}</button>'
+        for words, query in queries
+    )
+    kept = f' data-saved="{saved}"' if saved else ""
+    if saved:
+        buttons += '<span id="saved"></span><button type="button" class="quiet" id="save">save this query</button>'
+    return (
+        '<section class="card sql" aria-labelledby="sql-h"><h2 id="sql-h">Ask in SQL</h2>'
+        f'<p class="faint">{about}</p>'
+        f'<form id="sql" action="{escape(place)}"{kept}>'
+        '<label class="unseen" for="query">SQL</label>'
+        f'<textarea id="query" rows="3" spellcheck="false">{escape(queries[0][1])}</textarea>'
+        f'<div class="tools"><button class="button">Run</button>{buttons}</div></form>'
+        '<div id="answer" role="status"></div></section>'
+    )
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """A list of names and values, both HTML."""
+    return f'<dl class="facts">{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)}</dl>'
+
+
+def table(columns: Sequence[str], rows: Iterable[str]) -> str:
+    """A table of rows that are HTML already; :func:`fogline.tables.rows_table` makes one of plain texts."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
 def spark(losses: Sequence[float]) -> str:
     """A small line of the loss; nothing where there is none to be drawn."""
     if len(losses) < 2:
         return ""
     if min(losses) > 0 and max(losses) > _LOG_FROM * min(losses):
         losses = [math.log(loss) for loss in losses]
-    low, high = min(losses), max(losses)
-    across, span = 96 / (len(losses) - 1), (high - low) or 1.0
-    points = " ".join(f"{2 + at * across:.1f},{2 + 20 * (high - loss) / span:.1f}" for at, loss in enumerate(losses))
+    return small_line(losses, min(losses), max(losses))
+
+
+def small_line(values: Sequence[float], low: float, high: float) -> str:
+    """A small line between two heights, through the values that are finite."""
+    across, span = 96 / (len(values) - 1), (high - low) or 1.0
+    there = [(at, value) for at, value in enumerate(values) if math.isfinite(value)]
+    points = " ".join(f"{2 + at * across:.1f},{2 + 20 * (high - value) / span:.1f}" for at, value in there)
     return f'<svg class="spark" viewBox="0 0 100 24" aria-hidden="true"><polyline points="{points}"/></svg>'
 
 

@@ -24,13 +24,6 @@ _MEMORY = 256  # MiB for DuckDB
 _AT_ONCE = 50_000
 _TABLES = ("steps", "layers", "scores", "events", "findings", "confusion", "edits")
 _TYPES = {"integer": "bigint", "real": "double", "text": "varchar"}
-_CLOSED = (
-    "set enable_external_access = false",
-    "set autoinstall_known_extensions = false",
-    "set autoload_known_extensions = false",
-    "set python_enable_replacements = false",
-    "set lock_configuration = true",
-)
 
 
 class QueryError(ValueError):
@@ -81,13 +74,14 @@ def main() -> None:
 def _answer(folder: Path, sql: str, examples: Mapping[str, Any] | None) -> dict[str, Any]:
     import duckdb
 
+    from fogline.sql import close
+
     with duckdb.connect(":memory:", config={"threads": 1, "memory_limit": f"{_MEMORY}MB"}) as connection:
         connection.execute("set temp_directory = ''")
         _load(connection, folder, sql)
         if examples is not None:
             _load_examples(connection, examples)
-        for statement in _CLOSED:
-            connection.execute(statement)
+        close(connection)
         _limit()
         try:
             statements = connection.extract_statements(sql)
@@ -125,6 +119,8 @@ def _load_examples(connection: Any, asked: Mapping[str, Any]) -> None:
     import numpy as np
     from safetensors import safe_open
 
+    from fogline.sql import without_nan
+
     with safe_open(asked["file"], framework="numpy") as opened:
         about = json.loads(opened.metadata()["fogline"])
         found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -133,7 +129,7 @@ def _load_examples(connection: Any, asked: Mapping[str, Any]) -> None:
     if about["classes"]:
         connection.executemany("insert into classes values (?, ?)", list(enumerate(about["classes"])))
     order = {name: f"c{at}" for at, name in enumerate(about["order"])}
-    connection.register("columns", {order[name]: _without_nan(values) for name, values in found.items()})
+    connection.register("columns", {order[name]: without_nan(values) for name, values in found.items()})
     shown, joined = [], ""
     for name, column in order.items():
         called = f'"{name.replace(chr(34), chr(34) * 2)}"'
@@ -144,7 +140,7 @@ def _load_examples(connection: Any, asked: Mapping[str, Any]) -> None:
             shown.append(f"of_{column}.name as {called}")
     decided = list(zip(*asked["edits"], strict=True)) or [(), (), ()]
     columns = {"example": np.array(decided[0], dtype=np.int64), "edit": np.array(decided[1], dtype=object)}
-    columns["edit_label"] = _without_nan(np.array(decided[2], dtype=np.float64))
+    columns["edit_label"] = without_nan(np.array(decided[2], dtype=np.float64))
     connection.register("block", columns)
     connection.execute("create table decided as select example, edit::varchar as edit, edit_label from block")
     connection.unregister("block")
@@ -155,13 +151,6 @@ def _load_examples(connection: Any, asked: Mapping[str, Any]) -> None:
     connection.register("chosen", {"example": np.array(asked["chosen"], dtype=np.int64)})
     connection.execute("create table selected as select * from chosen")
     connection.unregister("chosen")
-
-
-def _without_nan(values: Any) -> Any:
-    """No value rather than NaN: by SQL, NaN is larger than any number."""
-    import numpy as np
-
-    return np.ma.masked_invalid(values) if values.dtype.kind == "f" else values
 
 
 def _copy(connection: Any, cursor: Any, table: str, kinds: list[str]) -> None:

@@ -8,25 +8,18 @@ from typing import Any
 
 from fogline.dashboard import examples_page as of_examples
 from fogline.dashboard.example_table import Seen
-from fogline.dashboard.findings import findings_section
-from fogline.dashboard.markup import (
-    address,
-    ago,
-    badge,
-    current,
-    empty,
-    figure,
-    section,
-)
+from fogline.dashboard.markup import address, ago, badge, current, empty, facts, figure, section, sql_card
 from fogline.dashboard.runs import Summary, mapping, started
 from fogline.dashboard.thinned import View
 from fogline.plots import CAPTIONS, FIGURES, figures_of
+from fogline.plots.cards import finding_cards
 from fogline.tables import rows_table
 from fogline.words import moment, number, plain, span
 
 _EVENTS = 200
 _OF_THEIR_OWN = {"rate": "rate", "landscape": "landscape", "landscape_3d": "landscape", "compare": ""}
 """Figures that do not stand on the overview, and the page they stand on."""
+_TABLES = "Tables: steps, layers, scores, events, findings. Ctrl and Enter runs it; it reads this run and nothing else."
 _QUERIES = (
     ("highest losses", "select step, loss, lr, grad_norm from steps order by loss desc limit 20"),
     (
@@ -56,7 +49,7 @@ def overview(view: View, summary: Summary) -> str:
         + "".join(parts[key] for key in early)
         + f'<section class="figures" aria-label="Curves">{figures}</section>'
         + "".join(html for key, html in parts.items() if key not in early)
-        + _sql(view)
+        + sql_card(address(view.name, "sql"), _TABLES, _QUERIES)
         + "</div>"
     )
 
@@ -66,7 +59,7 @@ def overview_parts(view: View, summary: Summary) -> dict[str, str]:
     info = view.info
     return {
         "state": _state(summary, info),
-        "findings": findings_section(view),
+        "findings": section("findings", "Findings", finding_cards(view.findings, level=3)),
         "scores": section("scores", "Held-out scores", _scores(view, info)),
         "recipe": section("recipe", "Recipe", _recipe(info)),
         "events": section("events", "Events", _events(view)),
@@ -95,7 +88,6 @@ def _top(name: str, here: str) -> str:
 
 def _state(summary: Summary, info: Mapping[str, Any]) -> str:
     """What is to be known first: how it stands, in a sentence, and a few numbers."""
-    facts = "".join(f"<div><dt>{words}</dt><dd>{value}</dd></div>" for words, value in _facts(summary, info))
     stop = ""
     if summary.alive and not summary.stopping:
         place = address(summary.name, "stop")
@@ -103,7 +95,7 @@ def _state(summary: Summary, info: Mapping[str, Any]) -> str:
     words = f'{badge(summary)}<p aria-live="polite">{escape(_sentence(summary))}</p>{stop}'
     return (
         f'<section id="state" data-part class="state {summary.state}" aria-label="State">'
-        f'<div class="says">{words}</div><dl class="facts">{facts}</dl></section>'
+        f'<div class="says">{words}</div>{facts(_facts(summary, info))}</section>'
     )
 
 
@@ -201,23 +193,6 @@ def _details(info: Mapping[str, Any]) -> str:
 def _folded(heading: str, values: Mapping[str, Any]) -> str:
     rows = [[str(key), plain(value, 4000)] for key, value in values.items()]
     return f"<details><summary>{heading}</summary>{rows_table(heading, ['what', 'value'], rows)}</details>"
-
-
-def _sql(view: View) -> str:
-    buttons = "".join(
-        f'<button type="button" class="quiet" data-query="{escape(query)}">{escape(words)}</button>'
-        for words, query in _QUERIES
-    )
-    first = escape(_QUERIES[0][1])
-    return (
-        f'<section class="card sql" aria-labelledby="sql-h"><h2 id="sql-h">Ask in SQL</h2>'
-        '<p class="faint">Tables: steps, layers, scores, events, findings. Ctrl and Enter runs it; '
-        "it reads this run and nothing else.</p>"
-        f'<form id="sql" action="{address(view.name, "sql")}"><label class="unseen" for="query">SQL</label>'
-        f'<textarea id="query" rows="3" spellcheck="false">{first}</textarea>'
-        f'<div class="tools"><button class="button">Run</button>{buttons}</div></form>'
-        '<div id="answer" role="status"></div></section>'
-    )
 
 
 def rate_page(view: View) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fogline.dashboard.reading import last_step, reading, sampled_losses
 from fogline.descent.interrupts import STOP
+from fogline.words import verdict_tone
 
 if TYPE_CHECKING:
     from fogline.dashboard.thinned import Thinner, View
@@ -75,10 +76,7 @@ class Summary:
             return "unreadable"
         if self.verdict is None:
             return "live" if self.alive else "silent"
-        name = self.verdict.get("name")
-        return (
-            "good" if name in ("CONVERGED", "NOISE_FLOOR") else "bad" if name in ("DIVERGED", "NONFINITE") else "warn"
-        )
+        return verdict_tone(self.verdict)
 
 
 class Folder:

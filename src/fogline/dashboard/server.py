@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fogline.errors import needed
+
 if TYPE_CHECKING:
     import uvicorn
 
 PORT = 7333
 _SETTLED = 0.5  # seconds after which a start has nothing more to do
-_NEED = "the dashboard needs Starlette and Uvicorn, which are not installed; do: pip install 'fogline[dashboard]'"
 
 
 def serve(
@@ -85,11 +86,8 @@ def check_installed() -> None:
     Raises:
         ModuleNotFoundError: with the pip command.
     """
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(_NEED) from error
+    needed("starlette", "dashboard", "starlette")
+    needed("uvicorn", "dashboard", "uvicorn")
 
 
 def _listen(port: int) -> socket.socket:

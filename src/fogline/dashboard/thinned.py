@@ -44,25 +44,8 @@ class View(Run):
     def info(self) -> dict[str, Any]:
         return self._info
 
-    @property
-    def steps(self) -> Table:
-        return self.columns("steps")
-
-    @property
-    def layers(self) -> Table:
-        return self.columns("layers")
-
-    @property
-    def scores(self) -> Table:
-        return self.columns("scores")
-
-    @property
-    def events(self) -> Table:
-        return self.columns("events")
-
-    @property
-    def findings(self) -> Table:
-        return self.columns("findings")
+    def _table(self, name: str) -> Table:
+        return self.columns(name)
 
     def columns(self, table: str, filled: str | None = None) -> Table:
         """A table, thinned where it is long.

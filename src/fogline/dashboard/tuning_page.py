@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from fogline._tune.study import SUMMARY
 from fogline._tune.view import read_summary
-from fogline.dashboard.markup import ago, empty, figure, section
+from fogline.dashboard.markup import ago, empty, facts, figure, section, table
 from fogline.dashboard.runs import NoRunError, mapping
 from fogline.tables import rows_table
 from fogline.words import number, plain, span
@@ -64,11 +64,7 @@ def searches_page(root: Path) -> str:
         todo = "<code>fogline tune TASK.py</code>, or <code>fogline.tune(task)</code>, and it appears here."
         return f"<h1>Tuning</h1>{empty('There is no search in this folder yet.', todo)}"
     heads = ("search", "held out", "trials", "cost", "last sign")
-    head = "".join(f'<th scope="col">{words}</th>' for words in heads)
-    return (
-        f'<h1>Tuning <span class="count">{len(rows)}</span></h1>'
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    return f'<h1>Tuning <span class="count">{len(rows)}</span></h1>{table(heads, rows)}'
 
 
 def _row(root: Path, name: str) -> str:
@@ -121,29 +117,26 @@ def _state(summary: Mapping[str, Any], sign: float) -> str:
     if best is None:
         says += " No trial has been trained to its end yet."
     states = [str(row["state"]) for row in summary["trials"]]
-    facts = [("lowest held-out loss", "" if best is None else number(best["loss"]))]
-    facts += [(f"{state} trials", plain(states.count(state))) for state in dict.fromkeys(states)]
-    facts += [("cost", _cost(summary)), ("method", f"{summary.get('method')}, pruning {summary.get('pruning')}")]
+    known = [("lowest held-out loss", "" if best is None else number(best["loss"]))]
+    known += [(f"{state} trials", plain(states.count(state))) for state in dict.fromkeys(states)]
+    known += [("cost", _cost(summary)), ("method", f"{summary.get('method')}, pruning {summary.get('pruning')}")]
     chosen = {} if best is None else mapping(best["values"]) | {"lr": best["lr"]}
-    facts += [(name, plain(value)) for name, value in chosen.items()]
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts if value)
-    rows += f"<div><dt>last sign</dt><dd>{ago(sign)}</dd></div>"
+    known += [(name, plain(value)) for name, value in chosen.items()]
+    rows = [(escape(name), escape(value)) for name, value in known if value] + [("last sign", ago(sign))]
     kind, words = ("good", "over") if over else ("live", "searching")
     return (
         f'<section id="state" class="state {kind}" aria-label="State"><div class="says">'
-        f'<span class="badge {kind}">{words}</span><p>{says}</p></div><dl class="facts">{rows}</dl></section>'
+        f'<span class="badge {kind}">{words}</span><p>{says}</p></div>{facts(rows)}</section>'
     )
 
 
 def _trials(summary: Mapping[str, Any]) -> str:
     rows = sorted(summary["trials"], key=_order)[:_MOST_ROWS]
     names = list(dict.fromkeys(name for row in rows for name in mapping(row["values"]) if name != "lr"))
-    head = "".join(
-        f'<th scope="col">{escape(w)}</th>' for w in ("trial", "how", "held out", "lr", *names, "steps", "why")
-    )
-    body = "".join(_trial(row, names) for row in rows)
     more = f"<p>The first {_MOST_ROWS}.</p>" if len(summary["trials"]) > len(rows) else ""
-    return f'{more}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return more + table(
+        ("trial", "how", "held out", "lr", *names, "steps", "why"), (_trial(row, names) for row in rows)
+    )
 
 
 def _order(row: Mapping[str, Any]) -> tuple[bool, float]:

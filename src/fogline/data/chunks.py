@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 
 from fogline.data.frames import FILES, NULLS, Table, delimiter_of, make_table
 from fogline.data.images import SUFFIXES as IMAGES
-from fogline.errors import did_you_mean, misfit, some
+from fogline.errors import did_you_mean, misfit, needed, some
 
 IN_MEMORY_BYTES = 1 << 30
 """A single file up to this size is read into memory as a whole; a larger one, and any folder, chunk by chunk."""
@@ -300,10 +299,4 @@ def _array(column: Any) -> np.ndarray[Any, Any]:
 
 
 def _arrow(module: str = "pyarrow") -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            "expected pyarrow, which reads tables chunk by chunk, and it is not installed; "
-            'pip install "fogline[stream]"'
-        ) from error
+    return needed(module, "stream", "pyarrow")

@@ -173,7 +173,8 @@ def _look_closely(descent: Descent) -> None:
         descent.sharpness = Sharpness(machine, spec, budget)
     if leads(descent.world) and descent.sharded is None:
         names, parameters = _named(machine)
-        descent.snapshots = Snapshots.of(descent.folder, names, parameters, budget, descent.length.expected)
+        snapshots = Snapshots(descent.folder, names, parameters, budget, descent.length.expected)
+        descent.snapshots = snapshots if snapshots.wanted else None
 
 
 def _named(machine: Machine) -> tuple[list[str], list[nn.Parameter]]:

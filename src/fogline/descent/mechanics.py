@@ -49,7 +49,8 @@ def choose_step(descent: Descent, chosen: dict[str, Any], *, chunks: bool) -> Ea
     program = None
     try:
         if asked == "auto":
-            program = _worthwhile(descent, chosen)
+            with private_randomness(descent.machine.device):
+                program = _worthwhile(descent, chosen)
         elif asked != "eager":
             width = chosen.get("chunk") or (_width(descent) if asked == "chunked" and chunks else 1)
             program = _program(descent, width)
@@ -125,11 +126,6 @@ def _worthwhile(descent: Descent, chosen: dict[str, Any]) -> Program | None:
     Raises:
         CannotCompileError: it would pay, and cannot be had.
     """
-    with private_randomness(descent.machine.device):
-        return _measured(descent, chosen)
-
-
-def _measured(descent: Descent, chosen: dict[str, Any]) -> Program | None:
     trial = EagerStep(descent.machine.copied(), descent.batches, deferred=False)
     batch, rate = next(descent.batches.stream(0)), descent.rate(0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from fogline.descent.implementation import IMPLEMENTATIONS
 from fogline.descent.own_optimizers import Lion, Muon, MuSGD, Prodigy, ScheduleFreeAdamW
 from fogline.descent.own_optimizers.muon import muon_groups
 from fogline.descent.own_optimizers.musgd import musgd_groups
-from fogline.errors import unknown
+from fogline.errors import needed, unknown
 from fogline.recipe import EXTRA_OPTIMIZERS
 
 Groups = list[dict[str, Any]]
@@ -185,13 +184,7 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
 
 def _eight_bit() -> OptimizerSpec:
     """AdamW with both moments in blocks of 8 bits (Dettmers et al., 2022, arXiv:2110.02861), as torchao has it."""
-    try:
-        module = importlib.import_module("torchao.optim")
-    except ImportError as error:
-        raise ImportError(
-            "expected torchao, which has the optimizer 'adamw8bit', and it is not installed; "
-            "pip install \"fogline[memory]\", or take 'adamw'"
-        ) from error
+    module = needed("torchao.optim", "memory", "torchao", instead="take 'adamw'")
     when = "large models: a quarter of the state of adamw, in tensors of 4096 numbers and more"
     return OptimizerSpec("adamw8bit", module.AdamW8bit, 1e-3, when, weight_decay=0.01, momentum=0.9, proportional=False)
 

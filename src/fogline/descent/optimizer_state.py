@@ -166,10 +166,6 @@ def _nadam(parameter: Tensor, group: Mapping[str, Any], _: Mapping[str, Any]) ->
     return {"step": step, "mu_product": torch.ones_like(step)} | _zeros(parameter, "exp_avg", "exp_avg_sq")
 
 
-def _radam(parameter: Tensor, group: Mapping[str, Any], _: Mapping[str, Any]) -> State:
-    return {"step": _step(parameter, group)} | _zeros(parameter, "exp_avg", "exp_avg_sq")
-
-
 def _rmsprop(parameter: Tensor, group: Mapping[str, Any], _: Mapping[str, Any]) -> State:
     keys = ("momentum_buffer",) * (group["momentum"] > 0) + ("grad_avg",) * bool(group["centered"])
     return {"step": _step(parameter, group)} | _zeros(parameter, "square_avg", *keys)
@@ -178,14 +174,6 @@ def _rmsprop(parameter: Tensor, group: Mapping[str, Any], _: Mapping[str, Any]) 
 def _adagrad(parameter: Tensor, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> State:
     initial = defaults["initial_accumulator_value"]
     return {"step": _step(parameter, group), "sum": torch.full_like(parameter, initial)}
-
-
-def _adadelta(parameter: Tensor, group: Mapping[str, Any], _: Mapping[str, Any]) -> State:
-    return {"step": _step(parameter, group)} | _zeros(parameter, "square_avg", "acc_delta")
-
-
-def _adamax(parameter: Tensor, group: Mapping[str, Any], _: Mapping[str, Any]) -> State:
-    return {"step": _step(parameter, group)} | _zeros(parameter, "exp_avg", "exp_inf")
 
 
 def _asgd(parameter: Tensor, group: Mapping[str, Any], _: Mapping[str, Any]) -> State:
@@ -203,16 +191,21 @@ def _zeros(parameter: Tensor, *keys: str) -> State:
     return {key: torch.zeros_like(parameter, memory_format=torch.preserve_format) for key in keys}
 
 
+def _stepped(*keys: str) -> Creator:
+    """A counter, and zeros like the parameter."""
+    return lambda parameter, group, _: {"step": _step(parameter, group)} | _zeros(parameter, *keys)
+
+
 _CREATORS: dict[type[torch.optim.Optimizer], Creator] = {
     torch.optim.SGD: _sgd,
     torch.optim.Adam: _adam,
     torch.optim.AdamW: _adam,
     torch.optim.NAdam: _nadam,
-    torch.optim.RAdam: _radam,
+    torch.optim.RAdam: _stepped("exp_avg", "exp_avg_sq"),
     torch.optim.RMSprop: _rmsprop,
     torch.optim.Adagrad: _adagrad,
-    torch.optim.Adadelta: _adadelta,
-    torch.optim.Adamax: _adamax,
+    torch.optim.Adadelta: _stepped("square_avg", "acc_delta"),
+    torch.optim.Adamax: _stepped("exp_avg", "exp_inf"),
     torch.optim.ASGD: _asgd,
     torch.optim.Rprop: _rprop,
 }

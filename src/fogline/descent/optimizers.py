@@ -10,27 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from fogline.descent.groups import ParameterRole, parameter_roles, scaled_roles
-from fogline.descent.implementation import choose_implementation
-from fogline.descent.optimizer_specs import OPTIMIZERS, OptimizerSpec, arguments_of, spec_of, stability_limit
-from fogline.descent.optimizer_state import init_state, load_state_tensors, state_scalars, state_tensors
-from fogline.descent.own_optimizers import to_eval, to_train
+from fogline.descent.implementation import choose_implementation as choose_implementation
+from fogline.descent.optimizer_specs import OPTIMIZERS as OPTIMIZERS
+from fogline.descent.optimizer_specs import OptimizerSpec as OptimizerSpec
+from fogline.descent.optimizer_specs import arguments_of
+from fogline.descent.optimizer_specs import spec_of as spec_of
+from fogline.descent.optimizer_specs import stability_limit as stability_limit
+from fogline.descent.optimizer_state import init_state as init_state
+from fogline.descent.optimizer_state import load_state_tensors as load_state_tensors
+from fogline.descent.optimizer_state import state_scalars as state_scalars
+from fogline.descent.optimizer_state import state_tensors as state_tensors
+from fogline.descent.own_optimizers import to_eval as to_eval
+from fogline.descent.own_optimizers import to_train as to_train
 from fogline.errors import did_you_mean
-
-__all__ = [
-    "OPTIMIZERS",
-    "OptimizerSpec",
-    "build",
-    "choose_implementation",
-    "init_state",
-    "load_state_tensors",
-    "set_lr",
-    "spec_of",
-    "stability_limit",
-    "state_scalars",
-    "state_tensors",
-    "to_eval",
-    "to_train",
-]
 
 
 def build(

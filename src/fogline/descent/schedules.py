@@ -14,6 +14,7 @@ from fogline.recipe import SCHEDULES
 
 ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1e-4
 WSD_DECAY = 0.2
+_PLATEAU_CUT, _PLATEAU_MARGIN, _PLATEAU_LOWEST = 0.1, 1e-3, 1e-4
 
 
 def canonical(schedule: str) -> str:
@@ -126,20 +127,12 @@ class PlateauState:
     factor: float = 1.0
 
 
-def update(
-    state: PlateauState,
-    score: float,
-    *,
-    patience: int = 5,
-    cut: float = 0.1,
-    threshold: float = 1e-3,
-    lowest: float = 1e-4,
-) -> PlateauState:
+def update(state: PlateauState, score: float, patience: int = 5) -> PlateauState:
     """The state after one more score (lower is better): cut the rate when it has not improved for a while.
 
-    Better means below `best - threshold * |best|`; the margin is relative, so a score in other units gives the same
-    decisions. NaN is never better. After more than `patience` scores without improvement the factor is multiplied by
-    `cut`, down to `lowest`.
+    Better means below `best - 1e-3 |best|`; the margin is relative, so a score in other units gives the same decisions.
+    NaN is never better. After more than `patience` scores without improvement the factor is multiplied by 0.1, down to
+    1e-4.
 
     Example:
         >>> state = PlateauState()
@@ -150,8 +143,8 @@ def update(
     """
     if state.best is None:
         return state if math.isnan(score) else replace(state, best=float(score), waited=0)
-    if score < state.best - threshold * abs(state.best):
+    if score < state.best - _PLATEAU_MARGIN * abs(state.best):
         return replace(state, best=float(score), waited=0)
     if state.waited < patience:
         return replace(state, waited=state.waited + 1)
-    return replace(state, waited=0, factor=max(lowest, state.factor * cut))
+    return replace(state, waited=0, factor=max(_PLATEAU_LOWEST, state.factor * _PLATEAU_CUT))

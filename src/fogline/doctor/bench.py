@@ -10,7 +10,7 @@ from fogline.doctor.case import Case, program
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Remedy, Suspicion, Trial
 from fogline.doctor.standing import LEARNS, level
-from fogline.doctor.trial import CLEARLY, SEEDS, Descended, Laboratory, compared, planned_steps
+from fogline.doctor.trial import CLEARLY, SEEDS, Descended, Laboratory, batch_of, compared, planned_steps
 
 ENOUGH = 0.03
 """A score must differ by this much to be worth a word."""
@@ -18,6 +18,7 @@ PLAINLY = 0.1
 """And by this much where the program does about as well as a classical learner: there is always something to gain."""
 AS_GOOD = 0.1
 """Of the effect of all remedies: a part whose removal loses less than this is not needed."""
+_LAST_BATCH = 1.5  # an epoch's last batch may be short: the same rows make a few more steps
 
 Pair = tuple[Suspicion, Remedy]
 
@@ -81,11 +82,21 @@ class Bench:
 
     def affords(self, remedies: Sequence[Remedy]) -> bool:
         """Whether the budget has room for a trial over every seed, and to leave each of several remedies out again."""
-        needed = [(), _key(remedies)]
+        needed: list[Sequence[Remedy]] = [(), remedies]
         if len(remedies) > 1:
-            needed += [_key([other for other in remedies if other is not remedy]) for remedy in remedies]
-        missing = sum(max(0, len(self.seeds) - len(self.runs.get(key, ()))) for key in needed)
-        return missing * self.steps <= self.laboratory.left
+            needed += [[other for other in remedies if other is not remedy] for remedy in remedies]
+        return sum(self._cost(part) for part in needed) <= self.laboratory.left
+
+    def _cost(self, remedies: Sequence[Remedy]) -> float:
+        """Of the descents that are missing for a trial of these remedies."""
+        missing = max(0, len(self.seeds) - len(self.runs.get(_key(remedies), ())))
+        recipe = program(self.exam.case, (*self.kept, *remedies)).recipe
+        return missing * self._steps(remedies, self.steps) * self.laboratory.price(recipe)
+
+    def _steps(self, remedies: Sequence[Remedy], steps: int) -> int:
+        """As many as come of the rows that so many steps of the control read; more where a longer run is tried."""
+        case, covers = self.exam.case, self._covers
+        return round(steps * max((times_longer(r, case, of_rows=not covers) for r in remedies), default=1.0))
 
     def scores(self, remedies: Sequence[Remedy]) -> list[float]:
         """Scores of the remedied program, a seed each that was run."""
@@ -151,18 +162,17 @@ class Bench:
         """Score of the remedied program on the run's own seed, after as many steps as the control's own descent."""
         laboratory, observed = self.laboratory, self.exam.observed
         assert observed is not None
-        if laboratory.left < observed.steps:
-            return -1.0
         variant = program(self.exam.case, (*self.kept, *remedies))
-        return laboratory.run(variant, observed.steps, (observed.seed,))[0].score
+        steps = self._steps(remedies, observed.steps)
+        if laboratory.left < steps * laboratory.price(variant.recipe):
+            return -1.0
+        return laboratory.run(variant, steps, (observed.seed,))[0].score
 
     def _run(self, remedies: Sequence[Remedy], seeds: int) -> list[Descended]:
         have = self.runs.setdefault(_key(remedies), [])
         if len(have) < seeds:
             variant = program(self.exam.case, (*self.kept, *remedies))
-            longer = max((times_longer(remedy, self.exam.case) for remedy in remedies), default=1.0)
-            steps = round(self.steps * longer) if self._covers else self.steps
-            have += self.laboratory.run(variant, steps, self.seeds[len(have) : seeds])
+            have += self.laboratory.run(variant, self._steps(remedies, self.steps), self.seeds[len(have) : seeds])
         return have[:seeds]
 
 
@@ -171,16 +181,21 @@ def _key(remedies: Sequence[Remedy]) -> tuple[str, ...]:
 
 
 def lengthens(suspicion: Suspicion, case: Case) -> bool:
-    """Whether the remedy means more steps, which a trial over as many steps as the control cannot show."""
-    return bool(suspicion.remedies) and times_longer(suspicion.remedies[0], case) > 1
+    """Whether the remedy means more to read, which a trial over as many rows as the control cannot show."""
+    if not suspicion.remedies:
+        return False
+    remedy = suspicion.remedies[0]
+    return times_longer(remedy, case) > _LAST_BATCH * times_longer(remedy, case, of_rows=True)
 
 
-def times_longer(remedy: Remedy, case: Case) -> float:
-    """How many times as long the run becomes."""
+def times_longer(remedy: Remedy, case: Case, *, of_rows: bool = False) -> float:
+    """How many times as many steps the run takes; ``of_rows``: those that the same number of rows make."""
     if remedy.on_recipe is None:
         return 1.0
-    before, after = planned_steps(case.recipe, case), planned_steps(remedy.on_recipe(case.recipe), case)
-    return max(1.0, after / before)
+    recipe, changed = case.recipe, remedy.on_recipe(case.recipe)
+    if of_rows:
+        return max(1.0, batch_of(recipe, case) / batch_of(changed, case))
+    return max(1.0, planned_steps(changed, case) / planned_steps(recipe, case))
 
 
 def compatible(pool: Sequence[Suspicion]) -> list[Pair]:

@@ -18,6 +18,8 @@ from fogline.data.intake import Opened, open_data
 from fogline.data.source import Batch, Facts, InMemory, Kind, MapStyle, Source, Stream, leaves, map_tree
 from fogline.data.streamed import Streamed
 from fogline.descent.batches import rows_of
+from fogline.descent.objective import Objective
+from fogline.descent.prepare import operations_of
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
 from fogline.descent.resolve import takes_all_examples, usual_batch_size
 from fogline.doctor.finding import Remedy, Rows
@@ -92,6 +94,14 @@ class Case:
     def batch(self) -> Batch:
         """A batch of the training rows: see :func:`some_batch`."""
         return self.rows(some_batch(self.train.inputs, self.train.targets, self.batch_size, self.yardstick))
+
+    @cached_property
+    def operations(self) -> float:
+        """Floating-point operations of a forward pass of a batch, at least those of a dense network of its size."""
+        operations = 2.0 * self.batch_size * sum(p.numel() for p in self.new_model().parameters())
+        with suppress(*FAILURES):  # what fails here is told later
+            operations = max(operations, operations_of(Objective(self.new_model(), self.loss), self.batch))
+        return operations
 
     def rows(self, index: Tensor) -> Batch:
         """Training rows as a batch: a pair, or the tree of ``on_batch`` work."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fogline.descent.objective import Objective
-from fogline.descent.prepare import as_asked, operations_of
+from fogline.descent.prepare import as_asked
 from fogline.descent.randomness import Surroundings
-from fogline.doctor.case import CPU, FAILURES, Case, open_case
+from fogline.doctor.case import CPU, Case, open_case
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Finding, Suspicion
@@ -23,12 +21,11 @@ from fogline.doctor.interventions import SHORTEST, Interventions, Kept
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.standing import LEARNS, descends, kept_of, level
-from fogline.doctor.trial import Laboratory, Observation, planned_steps
+from fogline.doctor.trial import CHEAP, Laboratory, Observation, planned_steps
 from fogline.task import Task
 
 FLOOR = 3000
 """Steps that may be spent on a program whose steps cost next to nothing, however short its run is."""
-_CHEAP = 5e6  # floating-point operations of a forward pass of a batch: a step takes about half a millisecond
 _AT_ONCE = 0.125  # of the descent that is watched: as much is seen of what one batch leaves no doubt about
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
 # Confidence: how often findings of each kind named a planted cause on the calibration half of benchmarks/faults.
@@ -94,10 +91,7 @@ def examine(case: Case, budget: float, check: Callable[[], None] = lambda: None)
 
 def _floor(case: Case) -> int:
     """Steps that take but a second or two: by rule and not by the clock, so that two examinations say the same."""
-    operations = 2.0 * case.batch_size * sum(p.numel() for p in case.new_model().parameters())
-    with suppress(*FAILURES):  # what fails here is told later
-        operations = max(operations, operations_of(Objective(case.new_model(), case.loss), case.batch))
-    return round(FLOOR * min(1.0, _CHEAP / max(1.0, operations)))
+    return round(FLOOR * min(1.0, CHEAP / max(1.0, case.operations)))
 
 
 @dataclass

@@ -126,7 +126,7 @@ class Interventions:
                 if not suspicion.proof:
                     self._reject(suspicion, None, "not tried: the program does as well as can be expected")
             supposed = [s for s in supposed if s.proof]
-        able = (s for s in supposed if s.remedies and not lengthens(s, self.case))
+        able = (s for s in supposed if s.remedies and not self._longer_than_a_trial(s))
         pool = sorted(able, key=lambda s: (-s.proof, -s.strength))
         rest = [s for s in supposed if s not in pool]
         pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
@@ -147,6 +147,11 @@ class Interventions:
         """Whether the remedies of what is surest win a short trial, without those of what is less likely."""
         group = compatible(sure)
         return self._wins(exam, group, self._horizon(exam, len(group)), briefly=not sure[0].proof)
+
+    def _longer_than_a_trial(self, suspicion: Suspicion) -> bool:
+        """Whether the remedy takes more steps than trials compare, which are of 20 where the run has fewer."""
+        more = times_longer(suspicion.remedies[0], self.case) > 1
+        return lengthens(suspicion, self.case) or (more and self.planned < SHORTEST)
 
     def take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
         self.kept.append(Kept(self._turned(suspicion, remedy), remedy, trial))
@@ -246,17 +251,17 @@ class Interventions:
             if trial is None or not gained:
                 break
             kept = remedy, trial
-            if not trial.accepted or self.well(exam, fmean(trial.with_it)):
+            if not trial.accepted or fmean(trial.with_it) >= 1 - ENOUGH:
                 break
         return kept
 
     def _longer(self, exam: Examination, remedy: Remedy) -> Trial | None:
         """A trial of a longer run against the run as it is, both in full; None where that cannot be afforded."""
         times = times_longer(remedy, self.case)
-        cost = len(SEEDS) * self.planned * (1 + times)
-        if times <= 1 or cost > self.laboratory.left:
+        bench = self._bench(exam, self.planned)
+        if times <= 1 or not bench.affords([remedy]):
             return None
-        return self._bench(exam, self.planned).between([remedy], (), remedy.title)
+        return bench.between([remedy], (), remedy.title)
 
     def _together(self, exam: Examination, pool: list[Suspicion], steps: int) -> bool:
         """All remedies at once, then with a measured rate as well: what was mended may want another one."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from fogline.doctor import told
@@ -14,6 +14,8 @@ from fogline.doctor.finding import Finding
 
 SURE = 3
 """Times that a fault must show: one may be an oddity of the start."""
+
+_DRAWS = ("dropout", "rand", "bernoulli", "normal", "uniform")
 
 Found = Iterator[tuple[int, Finding]]
 """Findings, each with the step it is of."""
@@ -29,6 +31,7 @@ class ModeLook:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._noisy = [(name, module) for name, module in model.named_modules() if _depends_on_mode(module)]
+        self._unseen = [module for _, module in self._noisy if _has_no_statistics(module)]
         self._was_training = False
         self._forwards = self._in_eval = 0  # since the last step
         self._waiting = 0  # forward passes in training mode since the last backward()
@@ -47,7 +50,9 @@ class ModeLook:
         self._forwards += 1
         yield from self._from_scores()  # nothing came back from what they were made of
         if self.model.training:
-            self._was_training = True
+            self._unseen = [module for module in self._unseen if not module.training]
+            self._was_training = self._was_training or not self._unseen
+            self._in_eval += bool(self._unseen)
         elif any(not module.training for _, module in self._noisy):
             self._in_eval += 1
         self._waiting += any(module.training for _, module in self._noisy)
@@ -119,6 +124,25 @@ class ModeLook:
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
+    if not type(module).__module__.startswith("torch.") and _draws_in_training(module):
+        return True
     dropping = isinstance(module, (_DropoutNd, nn.RNNBase)) and float(getattr(module, "p", 0) or 0) > 0
     dropping = dropping or (isinstance(module, nn.RNNBase) and module.dropout > 0)
-    return dropping or (isinstance(module, _BatchNorm) and module.track_running_stats)
+    drawing = isinstance(module, nn.RReLU) and module.lower < module.upper
+    return dropping or drawing or (isinstance(module, _NormBase) and module.track_running_stats)
+
+
+def _draws_in_training(module: nn.Module) -> bool:
+    """Whether somebody's own ``forward`` asks for the mode and draws numbers; not where every float it reads is 0."""
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None or "training" not in (*code.co_names, *code.co_consts):
+        return False
+    read = [value for name in code.co_names if isinstance(value := vars(module).get(name), float)]
+    return any(part in name for name in code.co_names for part in _DRAWS) and (not read or any(read))
+
+
+def _has_no_statistics(module: nn.Module) -> bool:
+    """Whether a batch normalisation that is trained has the mean of 0 that it was made with."""
+    mean = getattr(module, "running_mean", None)
+    trained = isinstance(module, _BatchNorm) and any(p.requires_grad for p in module.parameters(recurse=False))
+    return trained and isinstance(mean, Tensor) and not bool(mean.any())

@@ -68,9 +68,7 @@ def robust(loss: Any) -> Remedy | None:
         return Remedy(
             "take the absolute error for the loss",
             "loss = nn.L1Loss()",
-            on_loss=lambda given: (
-                nn.L1Loss(reduction=getattr(given, "reduction", "mean")) if _squares(given) else given
-            ),
+            on_loss=_absolute,
             place="loss",
             order=LOSS,
         )

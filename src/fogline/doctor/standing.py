@@ -163,6 +163,7 @@ class Motion:
         significance: of that fall, in standard errors of block means.
         jitter: deviation of block means around their line in the second half, as a share of all that the loss fell.
         refused: share of steps that were refused.
+        late: share of the fall of the held-out loss, from the first look to the lowest, that came after half the steps.
     """
 
     start: float
@@ -174,6 +175,7 @@ class Motion:
     significance: float
     jitter: float
     refused: float
+    late: float = 0.0
 
 
 def motion(exam: Examination) -> Motion:
@@ -191,7 +193,14 @@ def motion(exam: Examination) -> Motion:
     scale = max(abs(start), abs(start - last), 1e-300)
     slope, significance, jitter = _end(finite, start - last)
     highest = max(float(block.mean()) for block in np.array_split(finite, min(8, len(finite))))
-    return Motion(start, first, last, highest, (start - last) / scale, slope, significance, jitter, refused)
+    late = _late(seen.looks)
+    return Motion(start, first, last, highest, (start - last) / scale, slope, significance, jitter, refused, late)
+
+
+def _late(looks: list[tuple[int, float, float]]) -> float:
+    held_out = [loss for _, _, loss in looks if math.isfinite(loss)]
+    fell = held_out[0] - min(held_out) if held_out else 0.0
+    return max(0.0, min(held_out[: len(held_out) // 2 + 1]) - held_out[-1]) / fell if fell > 0 else 0.0
 
 
 def _end(losses: NDArray[np.float64], fell: float) -> tuple[float, float, float]:

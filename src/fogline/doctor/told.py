@@ -156,8 +156,8 @@ def eval_mode(step: int, steps: int, names: Sequence[str], *, switched: bool, li
         "eval_mode_training",
         0.9 if switched else 0.75,
         Evidence("steps in a row taken in evaluation mode", steps, 0, step),
-        f"The model is trained in evaluation mode {since}: dropout does nothing, and batch normalisation uses running "
-        f"statistics that are no longer updated ({_listed(names)}).",
+        f"What depends on the mode is trained in evaluation mode {since}: dropout and other noise do nothing, and "
+        f"normalisation uses running statistics that are not updated ({_listed(names)}).",
         Remedy("put the model back in training mode", "model.train()  # at the start of every epoch"),
         line=line,
     )
@@ -169,7 +169,7 @@ def train_mode(step: int, names: Sequence[str], line: str, *, logged: bool = Tru
         "train_mode_eval",
         0.85 if logged else 0.6,
         Evidence(f"modules in training mode while {scored}", _listed(names), "none", step),
-        "Held-out scores are measured in training mode: dropout drops units, and batch normalisation uses the "
+        "Held-out scores are measured in training mode: dropout drops units, and normalisation uses the "
         "statistics of the held-out batch and learns from it. The scores are worse, and noisier, than the model is.",
         Remedy("evaluate in evaluation mode", "model.eval()\nwith torch.no_grad():\n    ...\nmodel.train()"),
         line=line,

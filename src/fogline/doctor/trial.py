@@ -40,6 +40,8 @@ WORTH = 0.2
 """A remedy must close at least this share of the distance between the control's score and a perfect one ..."""
 CLEARLY = 2.0
 """... and be so many standard errors above none."""
+CHEAP = 5e6
+"""Floating-point operations of a forward pass of a batch below which a step takes the same half millisecond."""
 _LOOKS = 16
 _TRAIN_ROWS = 1024
 _SCORED_AT_ONCE = 512
@@ -119,6 +121,11 @@ class Laboratory:
         """Steps of the whole run."""
         return planned_steps(self.case.recipe, self.case)
 
+    def price(self, recipe: Recipe) -> float:
+        """What a step costs, as a share of one of the program itself: one of fewer rows has less to calculate."""
+        operations, share = self.case.operations, batch_of(recipe, self.case) / batch_of(self.case.recipe, self.case)
+        return min(1.0, max(CHEAP, operations * share) / max(CHEAP, operations))
+
     def start(self, variant: Program, seed: int) -> Start:
         """What a descent begins from.
 
@@ -187,7 +194,7 @@ class Laboratory:
         at = curve(recipe.schedule, steps, warmup=_compressed(recipe, steps, self.planned))
         losses, norms = np.full(steps, np.nan), np.full(steps, np.nan)
         looks = _looks(begun, variant, steps, watched=seen is not None)
-        probe, refused, kept = None, 0, (math.inf, -1.0)
+        probe, refused, kept, price = None, 0, (math.inf, -1.0), self.price(recipe)
         if seen is not None:
             seen.start, seen.lr = begun, lr
             named = [(n, p) for n, p in machine.objective.model.named_parameters() if p.requires_grad]
@@ -201,7 +208,7 @@ class Laboratory:
                 probing = 1 if not probe.open else 2
             outcome = stepper.take(k, batch, lr * at(k))
             losses[k], norms[k] = float(outcome.loss), float(outcome.gradient_norm)
-            self.spent += 1
+            self.spent += price
             if outcome.finite is False:
                 losses[k] = math.nan
                 refused += 1
@@ -298,11 +305,15 @@ def planned_steps(recipe: Recipe, case: Case) -> int:
     if recipe.duration == "auto":
         return EXPECTED
     rows = len(leaves(case.train.inputs)[0])
-    asked = recipe.batch_size
-    size = (
-        rows if asked == "full" else case.batch_size if asked == "auto" else min(int(asked) * recipe.accumulate, rows)
-    )
-    return Duration.parse(recipe.duration).steps(size, rows) or EXPECTED
+    return Duration.parse(recipe.duration).steps(batch_of(recipe, case), rows) or EXPECTED
+
+
+def batch_of(recipe: Recipe, case: Case) -> int:
+    """Rows of a step by a recipe for the case."""
+    rows, asked = len(leaves(case.train.inputs)[0]), recipe.batch_size
+    if asked == "full":
+        return rows
+    return case.batch_size if asked == "auto" else min(int(asked) * recipe.accumulate, rows)
 
 
 def compared(

@@ -6,6 +6,7 @@ its functions, so that the call can be left out for a trial.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,25 +58,44 @@ def _cutting(func: Any) -> str:
     return "torch.tensor(...)" if name == "tensor" else ""
 
 
-class EvaluatesWithoutDropout(TorchFunctionMode):
-    """Makes ``F.dropout`` the identity where the model is in evaluation mode.
+class DropsLess(TorchFunctionMode):
+    """Makes ``F.dropout`` drop a share of what it is told, wherever it is called with ``training=True``.
 
     Attributes:
-        dropped: whether there was such a call with ``training=True``.
+        highest: of the shares that were asked for; 0 where nothing was dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = 0.0) -> None:
         super().__init__()
-        self.dropped = False
+        self.highest, self._share = 0.0, share
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _DROPPING and args:
-            training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
-            if training:
-                self.dropped = True
-                return args[0]
-        return func(*args, **kwargs)
+        if func not in _DROPPING or not args:
+            return func(*args, **kwargs)
+        training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
+        asked = float(args[1] if len(args) > 1 else kwargs.get("p", 0.5))
+        if training:
+            self.highest = max(self.highest, asked)
+        return func(args[0], asked * self._share, True) if training and asked * self._share else args[0]
+
+
+class FirstByRelu(TorchFunctionMode):
+    """Takes ``relu`` for ``sigmoid`` and ``tanh`` in the first calls of them, wherever they stand.
+
+    Args:
+        calls: how many; what comes behind them gives the outputs their range.
+    """
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self._left = calls
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._left and args and getattr(func, "__name__", "") in ("sigmoid", "tanh"):
+            self._left -= 1
+            return F.relu(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 class Within(Wrapped):
@@ -87,7 +107,9 @@ class Within(Wrapped):
         only_evaluating: whether it is entered in evaluation mode only.
     """
 
-    def __init__(self, model: nn.Module, mode: type[TorchFunctionMode], *, only_evaluating: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, mode: Callable[[], TorchFunctionMode], *, only_evaluating: bool = False
+    ) -> None:
         super().__init__(model)
         self._mode, self._only_evaluating = mode, only_evaluating
 

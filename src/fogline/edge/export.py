@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fogline.descent.randomness import private_randomness
-from fogline.edge.capture import Captured, capture
+from fogline.edge.capture import capture
 from fogline.edge.report import ExportReport
 from fogline.edge.subject import Subject
 from fogline.edge.targets import Target, target_of
@@ -81,7 +81,7 @@ def export(
     subject = Subject.of(run, task)
     told = _metadata(subject, target=target, bits=bits, scaler=scaler, classes=classes, units=units)
     with private_randomness(torch.device("cpu")):
-        work = Work(subject, chosen, bits, _captured(subject), told, threads)
+        work = Work(subject, chosen, bits, capture(subject.model, subject.sample(LOOKED_AT)), told, threads)
         if bits == 32:
             return work.float_report(path)
         if bits == 4:
@@ -140,7 +140,3 @@ def _metadata(
 
 def _numbers(values: Sequence[float]) -> list[float]:
     return [float(value) for value in values]
-
-
-def _captured(subject: Subject) -> Captured:
-    return capture(subject.model, subject.sample(LOOKED_AT))

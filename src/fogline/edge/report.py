@@ -84,7 +84,7 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what is infinite is given as text."""
-        values = asdict(_without_run(self))
+        values = asdict(replace(self, tuned=None))
         values |= {"path": str(self.path), "tuned": None if self.tuned is None else str(self.tuned.folder)}
         if self.latency is not None:
             values["latency"]["verdict"] = self.latency.verdict
@@ -125,10 +125,6 @@ class ExportReport:
         ratio = self.float_bytes / self.bytes
         told = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
         return f"{self.bytes:,} bytes, float {self.float_bytes:,} ({told})"
-
-
-def _without_run(report: ExportReport) -> ExportReport:
-    return replace(report, tuned=None)
 
 
 def _bits(bits: int) -> str:

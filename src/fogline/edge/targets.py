@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fogline.edge.capture import Captured, Graph
 from fogline.edge.kernels import Kernels, float_twin, float_weights, kernels_of
-from fogline.edge.needs import require
+from fogline.edge.needs import TARGETS, require
 from fogline.edge.onnx_file import open_session, run_session, write
 from fogline.edge.quantize import SIGNED, UNSIGNED, Grid
 from fogline.errors import unknown
@@ -53,15 +53,19 @@ def target_of(name: str) -> Target:
         ValueError: for an unknown target.
         ModuleNotFoundError: its packages are not installed.
     """
-    makers = {"onnx": _onnx, "openvino": _openvino, "executorch": _executorch}
-    if name not in makers:
-        raise unknown("target", name, makers)
+    if name not in TARGETS:
+        raise unknown("target", name, TARGETS)
     require(name)
-    return makers[name]()
+    if name == "onnx":
+        return Target(name, ".onnx", UNSIGNED, (32, 8), write, onnx_call, _onnx_twin, _looked)
+    if name == "openvino":
+        from fogline.edge import openvino_file as vino
 
+        return Target(name, ".xml", UNSIGNED, (32, 8), vino.write, vino.opened, vino.twin, _untold)
+    from fogline.edge import executorch_file as torch_file
 
-def _onnx() -> Target:
-    return Target("onnx", ".onnx", UNSIGNED, (32, 8), write, onnx_call, _onnx_twin, _looked)
+    written, opened = torch_file.write, torch_file.opened
+    return Target(name, ".pte", SIGNED, (32, 8, 4), written, opened, lambda *_: None, _untold)
 
 
 def onnx_call(path: Path | bytes, threads: int) -> Call:
@@ -82,21 +86,3 @@ def _looked(path: Path) -> tuple[Kernels | None, list[tuple[str, int]]]:
 def _untold(_: Path) -> tuple[Kernels | None, list[tuple[str, int]]]:
     """Of a runtime that does not say which kernels it takes."""
     return None, []
-
-
-def _openvino() -> Target:
-    from fogline.edge import openvino_file
-
-    return Target(
-        "openvino", ".xml", UNSIGNED, (32, 8), openvino_file.write, openvino_file.opened, openvino_file.twin,
-        _untold,
-    )  # fmt: skip
-
-
-def _executorch() -> Target:
-    from fogline.edge import executorch_file
-
-    return Target(
-        "executorch", ".pte", SIGNED, (32, 8, 4), executorch_file.write, executorch_file.opened, lambda *_: None,
-        _untold,
-    )  # fmt: skip

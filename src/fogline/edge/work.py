@@ -96,7 +96,6 @@ class Work:
         """The file of the model in integers."""
         assert self.model is not None
         converted = convert(self.model).eval()
-        call = self._written(converted, path)
         stages: dict[str, nn.Module] = {"float": self.subject.model, "fake": self.model, "converted": converted}
         lost = self.lost()
         if lost[1] > margin:
@@ -106,22 +105,8 @@ class Work:
             self.notes.append(f"more than the margin of {margin:.2%} is lost{advice}")
         examples = max(_FEWEST_LOOKED_AT, min(LOOKED_AT, _PASSES // len(self.model.layers)))
         layers = noise_of(self.model, self.subject.sample(examples), self.subject.compared(self.model))
-        kernels, weights = self.target.looked(path)
-        latency, float_bytes = self._against_float(path, call)
-        return self._reported(
-            path,
-            "quantization-aware" if self.model.seen else "post-training",
-            stages,
-            converted,
-            call,
-            lost=lost,
-            kernels=kernels,
-            float_weights=tuple(weights),
-            latency=latency,
-            float_bytes=float_bytes,
-            layers=tuple(layers),
-            skip=_to_skip(layers),
-        )
+        method = "quantization-aware" if self.model.seen else "post-training"
+        return self._rounded(path, method, stages, converted, lost=lost, layers=tuple(layers), skip=_to_skip(layers))
 
     def low_bit_report(self, path: Path) -> ExportReport:
         """The file with 4-bit weights of linear layers and 8-bit activations whose ranges are found at run time."""
@@ -129,16 +114,20 @@ class Work:
 
         captured = four_bits(self.subject.model, self.captured)
         graph = Graph(captured.graph, captured.most).eval()
-        call = self._written(graph, path)
-        stages: dict[str, nn.Module] = {"float": self.subject.model, "converted": graph}
         self.scores["converted"] = self.subject.score(graph)
         lost = losses_of(self.scores["float"], self.scores["converted"], self.subject.chance())
-        latency, float_bytes = self._against_float(path, call)
+        stages: dict[str, nn.Module] = {"float": self.subject.model, "converted": graph}
+        return self._rounded(path, "post-training", stages, graph, lost=lost)
+
+    def _rounded(
+        self, path: Path, method: str, stages: dict[str, nn.Module], graph: Graph, **found: Any
+    ) -> ExportReport:
+        """Write a file, and look at it beside float."""
+        call = self._written(graph, path)
         kernels, weights = self.target.looked(path)
-        return self._reported(
-            path, "post-training", stages, graph, call, lost=lost, latency=latency, float_bytes=float_bytes,
-            kernels=kernels, float_weights=tuple(weights),
-        )  # fmt: skip
+        latency, float_bytes = self._against_float(path, call)
+        found |= {"kernels": kernels, "float_weights": tuple(weights), "latency": latency, "float_bytes": float_bytes}
+        return self._reported(path, method, stages, graph, call, **found)
 
     def _written(self, graph: Graph, path: Path) -> Call:
         """Write the file, and open it."""
@@ -166,18 +155,17 @@ class Work:
 
     def _against_float(self, path: Path, call: Call) -> tuple[Latency, int]:
         """Latency of one row against the same network in floats, and the size of its file."""
-        found = self.target.twin(path, self.threads)
         row = self.captured.example[:1].numpy()
         what = "int8" if self.bits == 8 else f"the {self.bits}-bit file"
-        if found is not None:
-            return compare(lambda: found[0](row), lambda: call(row), batch=1, threads=self.threads, what=what), found[1]
         with tempfile.TemporaryDirectory() as folder:
-            beside = Path(folder) / f"float{self.target.suffix}"
-            self.target.write(self._file(self.subject.shipped(self.captured.graph)), self.captured, beside, {})
-            twin = self.target.opened(beside, self.threads)
-            return compare(lambda: twin(row), lambda: call(row), batch=1, threads=self.threads, what=what), size_of(
-                beside
-            )
+            found = self.target.twin(path, self.threads)
+            if found is None:
+                beside = Path(folder) / f"float{self.target.suffix}"
+                self.target.write(self._file(self.subject.shipped(self.captured.graph)), self.captured, beside, {})
+                found = self.target.opened(beside, self.threads), size_of(beside)
+            twin, size = found
+            latency = compare(lambda: twin(row), lambda: call(row), batch=1, threads=self.threads, what=what)
+        return latency, size
 
     def _reported(
         self, path: Path, method: str, stages: dict[str, nn.Module], graph: Graph, call: Call, **found: Any

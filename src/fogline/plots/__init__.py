@@ -6,16 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fogline.plots.compare import compare_figure
-from fogline.plots.confusion import confusion_figure
-from fogline.plots.curves import gradient_figure, limits_figure, loss_figure, lr_figure, probed
-from fogline.plots.data_map import data_map_figure, example_files
+from fogline.plots.compare import compare_figure as compare_figure
+from fogline.plots.confusion import confusion_figure as confusion_figure
+from fogline.plots.curves import gradient_figure as gradient_figure
+from fogline.plots.curves import limits_figure as limits_figure
+from fogline.plots.curves import loss_figure as loss_figure
+from fogline.plots.curves import lr_figure as lr_figure
+from fogline.plots.curves import probed
+from fogline.plots.data_map import data_map_figure as data_map_figure
 from fogline.plots.landscape import FILE as LANDSCAPE_FILE
-from fogline.plots.landscape import landscape_3d_figure, landscape_figure
-from fogline.plots.layers import layers_figure
-from fogline.plots.rate import measured, rate_figure, rate_of_run_figure
+from fogline.plots.landscape import landscape_3d_figure as landscape_3d_figure
+from fogline.plots.landscape import landscape_figure as landscape_figure
+from fogline.plots.layers import layers_figure as layers_figure
+from fogline.plots.rate import measured
+from fogline.plots.rate import rate_figure as rate_figure
+from fogline.plots.rate import rate_of_run_figure as rate_of_run_figure
 from fogline.plots.reading import columns
-from fogline.plots.trials import findings_of, trials_figure, trials_of_run_figure
+from fogline.plots.trials import findings_of
+from fogline.plots.trials import trials_figure as trials_figure
+from fogline.plots.trials import trials_of_run_figure as trials_of_run_figure
+from fogline.record import example_files
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -70,41 +80,20 @@ _THERE: dict[str, Callable[[Run], bool]] = {
     "limits": lambda run: any(len(probed(run, name)[0]) for name in ("overshoot", "sharpness")),
     "layers": lambda run: len(columns(run, "layers")) > 0,
     "confusion": lambda run: len(columns(run, "confusion")) > 0,
-    "data_map": lambda run: len(example_files(run)) > 1,
+    "data_map": lambda run: len(example_files.files(_folder(run))) > 1,
     "trials": lambda run: any(found.get("trial") for found in findings_of(run)),
     "rate": lambda run: measured(run.info) is not None,
-    "landscape": lambda run: _has_landscape(run),
-    "landscape_3d": lambda run: _has_landscape(run),
+    "landscape": lambda run: (_folder(run) / LANDSCAPE_FILE).exists(),
+    "landscape_3d": lambda run: (_folder(run) / LANDSCAPE_FILE).exists(),
 }
 """Whether a run has what a figure shows; those that are not named here are always worth showing."""
 
 
-def _has_landscape(run: Run) -> bool:
+def _folder(run: Run) -> Path:
     folder: Path = run.folder
-    return (folder / LANDSCAPE_FILE).exists()
+    return folder
 
 
 def figures_of(run: Run) -> list[str]:
     """Names of the figures that the run has the data for, in the order in which they are shown."""
     return [name for name in FIGURES if name not in _THERE or _THERE[name](run)]
-
-
-__all__ = [
-    "CAPTIONS",
-    "FIGURES",
-    "compare_figure",
-    "confusion_figure",
-    "data_map_figure",
-    "figures_of",
-    "gradient_figure",
-    "landscape_3d_figure",
-    "landscape_figure",
-    "layers_figure",
-    "limits_figure",
-    "loss_figure",
-    "lr_figure",
-    "rate_figure",
-    "rate_of_run_figure",
-    "trials_figure",
-    "trials_of_run_figure",
-]

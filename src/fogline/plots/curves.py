@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from fogline.plots.reading import Curve, columns, curve
-from fogline.plots.theme import empty, framed, logarithmic, palette, translucent
+from fogline.plots.theme import add_line, empty, framed, logarithmic, palette, translucent
 from fogline.plots.thinning import smooth, thin
 from fogline.plots.timeline import LANE, add_timeline
 from fogline.words import verdict_name
@@ -102,14 +102,7 @@ def limits_figure(run: Run, *, dark: bool = False) -> go.Figure:
     if len(sharp):
         _add_line(figure, sharp_x, sharp, "sharpness / limit", colours.first, mode="lines+markers")
     last = max([*reach_x[-1:], *sharp_x[-1:]])
-    figure.add_scatter(
-        x=[0, last],
-        y=[1, 1],
-        name="limit",
-        mode="lines",
-        line={"color": colours.bad, "width": 1.5, "dash": "dash"},
-        hoverinfo="skip",
-    )
+    add_line(figure, [0, last], [1, 1], "limit", colours.bad, width=1.5, dash="dash")
     every = np.concatenate([reach, sharp])
     # A few wild probes do not set the scale: they leave the plot at its edge.
     high = max(1.15, min(float(every.max()), max(2.0, 3 * float(np.quantile(every, 0.95)))))

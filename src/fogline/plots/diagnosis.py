@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from fogline.plots import CAPTIONS
 from fogline.plots.cards import finding_card
-from fogline.plots.report import captioned, looks_of, page, table
+from fogline.plots.report import captioned, looks_of, table, write_page
 from fogline.plots.trials import trials_figure
 
 if TYPE_CHECKING:
@@ -46,7 +46,4 @@ def write_diagnosis(report: Report, path: str | Path, *, title: str = "Why does 
         rows = [[item.cause, item.why] for item in report.rejected]
         parts.append(table("Tried without help, or without need", ["cause", "why not"], rows))
     parts += [f'<p class="faint">{escape(note)}</p>' for note in (*report.notes, report.cost)]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(title, "\n".join(parts), figures), encoding="utf-8")
-    return path
+    return write_page(path, title, "\n".join(parts), figures)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from fogline.plots.theme import empty, framed, palette
+from fogline.plots.theme import add_line, empty, framed, palette
 from fogline.record.store import Table
 from fogline.words import number
 
@@ -138,26 +139,15 @@ def _add_scaled(
     order = np.argsort(np.nan_to_num(values, nan=-np.inf), kind="stable")
     order = order if colour != "correct" else order[::-1]  # what stands out is drawn above the rest
     ids, values = ids[order], values[order]
-    figure.add_scatter(
-        x=_short(at[0][ids]),
-        y=_short(at[1][ids]),
-        mode="markers",
-        customdata=ids,
-        text=[number(value) for value in values.tolist()],
-        hovertemplate=f"example %{{customdata}}<br>{words_of(colour)} %{{text}}<extra></extra>",
-        marker={
-            "size": 6,
-            "opacity": 0.8,
-            "color": _short(values),
-            "cmin": float(low),
-            "cmax": float(high) if high > low else float(low) + 1,
-            "colorscale": [[0, ends[0]], [0.5, colours.middle], [1, ends[1]]],
-            "line": {"width": 0.5, "color": colours.page},
-            "colorbar": {"thickness": 12, "tickformat": ".0%" if colour in _SHARES else ""},
-        },
-        unselected={"marker": {"opacity": 0.15}},
-        showlegend=False,
-    )
+    marker = {
+        "color": _short(values),
+        "cmin": float(low),
+        "cmax": float(high) if high > low else float(low) + 1,
+        "colorscale": [[0, ends[0]], [0.5, colours.middle], [1, ends[1]]],
+        "colorbar": {"thickness": 12, "tickformat": ".0%" if colour in _SHARES else ""},
+    }
+    words = [number(value) for value in values.tolist()]
+    _add_points(figure, at, ids, f"{words_of(colour)} %{{text}}", marker, dark=dark, text=words, showlegend=False)
 
 
 def _add_groups(
@@ -179,22 +169,33 @@ def _add_groups(
     groups += [("others", rest)] if rest.any() else []
     for k, (name, mask) in enumerate(groups):
         own = ids[np.asarray(mask, dtype=bool)]
-        figure.add_scatter(
-            x=_short(at[0][own]),
-            y=_short(at[1][own]),
-            mode="markers",
-            name=name,
-            customdata=own,
-            hovertemplate=f"example %{{customdata}}<br>{words_of(colour)} %{{fullData.name}}<extra></extra>",
-            marker={
-                "size": 6,
-                "opacity": 0.8,
-                "color": (_DARK if dark else _COLOURS)[k % len(_COLOURS)],
-                "symbol": _SYMBOLS[k % len(_SYMBOLS)],
-                "line": {"width": 0.5, "color": palette(dark).page},
-            },
-            unselected={"marker": {"opacity": 0.15}},
-        )
+        shade, symbol = (_DARK if dark else _COLOURS)[k % len(_COLOURS)], _SYMBOLS[k % len(_SYMBOLS)]
+        marker = {"color": shade, "symbol": symbol}
+        _add_points(figure, at, own, f"{words_of(colour)} %{{fullData.name}}", marker, dark=dark, name=name)
+
+
+def _add_points(
+    figure: go.Figure,
+    at: tuple[Numbers, Numbers],
+    ids: NDArray[np.int64],
+    told: str,
+    marker: Mapping[str, Any],
+    *,
+    dark: bool,
+    **settings: Any,
+) -> None:
+    """Some of the examples; ``told`` stands under the pointer beside their numbers."""
+    look = {"size": 6, "opacity": 0.8, "line": {"width": 0.5, "color": palette(dark).page}}
+    figure.add_scatter(
+        x=_short(at[0][ids]),
+        y=_short(at[1][ids]),
+        mode="markers",
+        customdata=ids,
+        hovertemplate=f"example %{{customdata}}<br>{told}<extra></extra>",
+        marker={**look, **marker},
+        unselected={"marker": {"opacity": 0.15}},
+        **settings,
+    )
 
 
 def named(value: object, classes: Sequence[str] | None = None) -> str:
@@ -235,14 +236,7 @@ def example_figure(
     figure, colours = go.Figure(), palette(dark)
     right = curves.get("correct", np.full(len(epochs), np.nan))
     marks = [("right", right == 1, colours.good, "circle"), ("wrong", right == 0, colours.bad, "x")]
-    figure.add_scatter(
-        x=epochs,
-        y=curves[shown],
-        mode="lines",
-        line={"color": colours.faint, "width": 1.5},
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    add_line(figure, epochs, curves[shown], None, colours.faint, width=1.5, showlegend=False)
     for words, mask, colour, symbol in marks:
         figure.add_scatter(
             x=epochs[mask],

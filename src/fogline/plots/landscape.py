@@ -23,7 +23,7 @@ from fogline.plots.landscape_scale import (
 )
 from fogline.plots.landscape_scale import Scale as Scale
 from fogline.plots.landscape_side import draw_3d as draw_3d
-from fogline.plots.theme import Palette, axis, empty, framed, palette, translucent
+from fogline.plots.theme import Palette, add_line, axis, empty, framed, palette, translucent
 
 if TYPE_CHECKING:
     from fogline.run import Run
@@ -138,16 +138,7 @@ def _colour_bar(scale: Scale) -> dict[str, Any]:
 
 def _add_path(figure: go.Figure, path: Values, colour: str, colours: Palette) -> None:
     x, y, place = path["x"], path["y"], {"row": 1, "col": 1}
-    figure.add_scatter(
-        x=x,
-        y=y,
-        **place,
-        mode="lines",
-        line={"width": 5, "color": translucent(colours.page, 0.8)},
-        hoverinfo="skip",
-        showlegend=False,
-        name="",
-    )
+    add_line(figure, x, y, "", translucent(colours.page, 0.8), width=5, showlegend=False, row=1, col=1)
     figure.add_scatter(
         x=x,
         y=y,
@@ -179,17 +170,8 @@ def _add_losses(figure: go.Figure, path: Values, colour: str, *, exact: bool) ->
     series = [("loss", "where the path was", "solid")]
     series += [] if exact else [("plane_loss", "on the plane", "dot")]
     for name, words, dash in series:
-        figure.add_scatter(
-            x=path["step"][:count],
-            y=path[name][:count],
-            name=words,
-            mode="lines",
-            line={"width": 2, "color": colour, "dash": dash},
-            hovertemplate=f"step %{{x}}, {words}: %{{y:.4g}}<extra></extra>",
-            showlegend=not exact,
-            row=2,
-            col=1,
-        )
+        losses, told = (path["step"][:count], path[name][:count]), f"step %{{x}}, {words}: %{{y:.4g}}<extra></extra>"
+        add_line(figure, *losses, words, colour, dash=dash, told=told, showlegend=not exact, row=2, col=1)
 
 
 def _vertical(values: Values) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from fogline.plots.theme import Palette, axis, empty, framed, logarithmic, palette, shades, translucent
+from fogline.plots.theme import Palette, add_line, axis, empty, framed, logarithmic, palette, shades, translucent
 
 if TYPE_CHECKING:
     from fogline.run import Run
@@ -128,28 +128,16 @@ def _add_choice(
         text=f"best expected between {low:.2g} and {high:.2g}",
         hoverinfo="text",
     )
-    figure.add_scatter(
-        x=[value, value],
-        y=[bottom, top],
-        name="chosen",
-        mode="lines",
-        line={"color": colours.third, "width": 2},
-        hovertemplate=f"chosen: {value:.3g}<extra></extra>",
-    )
+    told = f"chosen: {value:.3g}<extra></extra>"
+    add_line(figure, [value, value], [bottom, top], "chosen", colours.third, told=told)
 
 
 def _add_scores(figure: go.Figure, race: Mapping[str, Any], edges: tuple[float, float], colours: Palette) -> None:
     rates, top = race["rates"], edges[1]
     shade = shades(len(rates), colours)
     if race["before"] is not None:
-        figure.add_scatter(
-            x=[min(rates), max(rates)],
-            y=[race["before"]] * 2,
-            name="before",
-            mode="lines",
-            line={"color": colours.ink, "width": 1.5, "dash": "dash"},
-            hovertemplate="before: %{y:.4g}<extra></extra>",
-        )
+        across, told = [min(rates), max(rates)], "before: %{y:.4g}<extra></extra>"
+        add_line(figure, across, [race["before"]] * 2, "before", colours.ink, width=1.5, dash="dash", told=told)
     inside = [k for k, score in enumerate(race["scores"]) if score is not None and score <= top]
     if inside:
         figure.add_scatter(
@@ -178,17 +166,8 @@ def _add_scores(figure: go.Figure, race: Mapping[str, Any], edges: tuple[float, 
 def _add_curves(figure: go.Figure, race: Mapping[str, Any], colours: Palette) -> dict[str, Any]:
     """The training losses of the probes; returns settings of their vertical axis, which the lost ones may leave."""
     for rate, losses, shade in zip(race["rates"], race["losses"], shades(len(race["rates"]), colours), strict=True):
-        figure.add_scatter(
-            x=list(range(1, len(losses) + 1)),
-            y=losses,
-            name=f"{rate:.3g}",
-            mode="lines",
-            line={"color": shade, "width": 1.5},
-            hovertemplate=f"rate {rate:.3g}: %{{y:.4g}}<extra></extra>",
-            showlegend=False,
-            row=2,
-            col=1,
-        )
+        steps, told = list(range(1, len(losses) + 1)), f"rate {rate:.3g}: %{{y:.4g}}<extra></extra>"
+        add_line(figure, steps, losses, f"{rate:.3g}", shade, width=1.5, told=told, showlegend=False, row=2, col=1)
     limit = ceiling(race["before"], race["scores"])
     pairs = zip(race["losses"], race["scores"], strict=True)
     told_apart = [losses for losses, score in pairs if score is not None and score <= limit] or race["losses"]

@@ -14,14 +14,12 @@ from plotly.offline import get_plotlyjs
 from fogline.plots import CAPTIONS, FIGURES, compare_figure, figures_of
 from fogline.plots.cards import finding_cards
 from fogline.tables import rows_table
-from fogline.words import moment, number, span, verdict_name, verdict_sentence
+from fogline.words import moment, number, span, verdict_name, verdict_sentence, verdict_tone
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from fogline.run import Run
-
-_GOOD, _BAD = ("CONVERGED", "NOISE_FLOOR"), ("DIVERGED", "NONFINITE")
 
 # The file may hold text from anywhere (labels, messages), so it may load and send nothing.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -47,10 +45,7 @@ def write_report(run: Run | Sequence[Run], path: str | Path, *, title: str = "")
     figures: list[dict[str, Any]] = []
     sections = _compared(runs, figures) if len(runs) > 1 else ""
     sections += "\n".join(_section(each, index, figures) for index, each in enumerate(runs))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(title or ", ".join(each.name for each in runs), sections, figures), encoding="utf-8")
-    return path
+    return write_page(path, title or ", ".join(each.name for each in runs), sections, figures)
 
 
 def _compared(runs: Sequence[Run], figures: list[dict[str, Any]]) -> str:
@@ -88,16 +83,16 @@ def write_figure(make: Callable[..., go.Figure], path: Path, *, title: str, capt
         caption: what is to be seen.
     """
     section = f'<div class="figures">{captioned("figure-0", caption)}</div>'
+    return write_page(path, title, section, [looks_of("figure-0", make(dark=False), make(dark=True))])
+
+
+def write_page(path: str | Path, title: str, sections: str, figures: list[dict[str, Any]]) -> Path:
+    """Write a page of sections and figures into one file; its folder is made if need be."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    look = looks_of("figure-0", make(dark=False), make(dark=True))
-    path.write_text(page(title, section, [look]), encoding="utf-8")
-    return path
-
-
-def page(title: str, sections: str, figures: list[dict[str, Any]]) -> str:
     # "<" is written as an escape so that no text of a run can end the script element.
     data = json.dumps(figures).replace("<", "\\u003c")
-    return f"""<!DOCTYPE html>
+    text = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -118,6 +113,8 @@ def page(title: str, sections: str, figures: list[dict[str, Any]]) -> str:
 </body>
 </html>
 """
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def _resource(name: str) -> str:
@@ -157,12 +154,8 @@ def _summary(info: Mapping[str, Any]) -> str:
 
 
 def _verdict(verdict: Mapping[str, Any] | None) -> str:
-    name = verdict["name"] if verdict else ""
-    tone = "good" if name in _GOOD else "bad" if name in _BAD else "warn" if verdict else ""
-    label = escape(f"Verdict: {verdict_name(verdict)}")
-    return (
-        f'<div class="verdict {tone}" role="note" aria-label="{label}"><p>{escape(verdict_sentence(verdict))}</p></div>'
-    )
+    label, words = escape(f"Verdict: {verdict_name(verdict)}"), escape(verdict_sentence(verdict))
+    return f'<div class="verdict {verdict_tone(verdict)}" role="note" aria-label="{label}"><p>{words}</p></div>'
 
 
 def _scores(run: Run, info: Mapping[str, Any]) -> str:

@@ -131,6 +131,33 @@ def framed(figure: go.Figure, title: str, y: str, *, dark: bool, height: int = 3
     return figure
 
 
+def add_line(
+    figure: go.Figure,
+    x: Any,
+    y: Any,
+    name: str | None,
+    colour: str,
+    *,
+    width: float = 2,
+    dash: str | None = None,
+    told: str | None = None,
+    **settings: Any,
+) -> None:
+    """Draw a line.
+
+    Args:
+        figure: gets the trace.
+        x, y: its points.
+        name: in the legend and under the pointer, if it has one.
+        colour, width, dash: of the line.
+        told: Plotly's template of what stands under the pointer; nothing does if None.
+        settings: further ones of the trace.
+    """
+    line = {"color": colour, "width": width} | ({} if dash is None else {"dash": dash})
+    pointer = {"hoverinfo": "skip"} if told is None else {"hovertemplate": told}
+    figure.add_scatter(x=x, y=y, name=name, mode="lines", line=line, **pointer, **settings)
+
+
 def empty(title: str, words: str, *, dark: bool) -> go.Figure:
     """A figure that says in words why there is nothing to be seen, without axes."""
     colours = palette(dark)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from fogline.plots.theme import Palette
-from fogline.words import number, verdict_name
+from fogline.words import number, verdict_name, verdict_tone
 
 if TYPE_CHECKING:
     from fogline.run import Run
@@ -23,7 +23,6 @@ _LINE = 44  # characters of a line under the pointer
 _EVIDENCE = 3
 _SEVERITIES = ("fatal", "serious", "minor")
 _SYMBOLS = {"fatal": "x", "serious": "diamond", "minor": "circle"}
-_GOOD, _BAD = ("CONVERGED", "NOISE_FLOOR"), ("DIVERGED", "NONFINITE")
 
 
 def add_timeline(figure: go.Figure, run: Run, last: float, colours: Palette) -> int:
@@ -85,57 +84,40 @@ def _add_events(figure: go.Figure, events: list[dict[str, Any]], lane: int, colo
 
 
 def _add_finding(figure: go.Figure, row: Mapping[str, Any], lane: int, last: float, colours: Palette) -> None:
-    colour = _severity_colour(row["severity"], colours)
-    figure.add_scatter(
-        x=[float(row["step"])],
-        y=[lane],
-        yaxis="y2",
-        name=str(row["cause"]),
-        mode="markers+text",
-        marker={"symbol": _SYMBOLS[row["severity"]], "size": 9, "color": colour},
-        text=[f" {escape(str(row['cause']))} "],
-        textposition="middle left" if row["step"] > last / 2 else "middle right",
-        textfont={"color": colours.ink, "size": 12},
-        customdata=[_told(row)],
-        hovertemplate="%{customdata}<extra></extra>",
-        cliponaxis=False,
-        showlegend=False,
-    )
+    mark = {"symbol": _SYMBOLS[row["severity"]], "color": _severity_colour(row["severity"], colours)}
+    side = "middle left" if row["step"] > last / 2 else "middle right"
+    cause = str(row["cause"])
+    _add_mark(figure, (float(row["step"]), lane), cause, f" {escape(cause)} ", side, colours.ink, mark, _told(row))
 
 
 def _add_words(figure: go.Figure, words: str, lane: int, colours: Palette) -> None:
-    figure.add_scatter(
-        x=[0],
-        y=[lane],
-        yaxis="y2",
-        name="more",
-        mode="text",
-        text=[f" {words}"],
-        textposition="middle right",
-        textfont={"color": colours.faint, "size": 12},
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    _add_mark(figure, (0, lane), "more", f" {words}", "middle right", colours.faint)
 
 
 def _add_verdict(figure: go.Figure, verdict: Mapping[str, Any], last: float, colours: Palette) -> None:
-    name = verdict["name"]
-    colour = colours.good if name in _GOOD else colours.bad if name in _BAD else colours.warn
-    figure.add_scatter(
-        x=[last],
-        y=[0],
-        yaxis="y2",
-        name="verdict",
-        mode="markers+text",
-        marker={"symbol": "square", "size": 9, "color": colour},
-        text=[f"verdict: {escape(verdict_name(verdict))} "],
-        textposition="middle left",
-        textfont={"color": colours.ink, "size": 12},
-        customdata=[_wrapped(str(verdict["message"]))],
-        hovertemplate="%{customdata}<extra></extra>",
-        cliponaxis=False,
-        showlegend=False,
-    )
+    words, told = f"verdict: {escape(verdict_name(verdict))} ", _wrapped(str(verdict["message"]))
+    mark = {"symbol": "square", "color": getattr(colours, verdict_tone(verdict))}
+    _add_mark(figure, (last, 0), "verdict", words, "middle left", colours.ink, mark, told)
+
+
+def _add_mark(
+    figure: go.Figure,
+    at: tuple[float, int],
+    name: str,
+    words: str,
+    side: str,
+    ink: str,
+    mark: Mapping[str, Any] | None = None,
+    told: str = "",
+) -> None:
+    """Words on a lane, beside a mark that says more under the pointer, or alone."""
+    pointer: dict[str, Any] = {"hoverinfo": "skip"}
+    if mark is not None:
+        pointer = {"customdata": [told], "hovertemplate": "%{customdata}<extra></extra>", "cliponaxis": False}
+        pointer["marker"] = {"size": 9, **mark}
+    look = {"text": [words], "textposition": side, "textfont": {"color": ink, "size": 12}, "showlegend": False}
+    mode = "text" if mark is None else "markers+text"
+    figure.add_scatter(x=[at[0]], y=[at[1]], yaxis="y2", name=name, mode=mode, **look, **pointer)
 
 
 def _thread(step: float, colour: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from fogline.plots.theme import axis, empty, framed, palette
+from fogline.plots.theme import add_line, axis, empty, framed, palette
 
 if TYPE_CHECKING:
     from fogline.run import Run
@@ -44,8 +44,7 @@ def trials_figure(findings: Sequence[Mapping[str, Any]], *, dark: bool = False) 
         row += 1
     across = [value for pair in zip(ends["before"], ends["after"], strict=True) for value in (*pair, None)]
     down = [value for at in ends["x"] for value in (at, at, None)]
-    line = {"color": colours.faint, "width": 1.5}
-    figure.add_scatter(x=across, y=down, mode="lines", line=line, hoverinfo="skip", showlegend=False, name="change")
+    add_line(figure, across, down, "change", colours.faint, width=1.5, showlegend=False)
     looks = (
         ("before", "as it is", colours.second, "circle-open"),
         ("after", "with the remedy", colours.first, "circle"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -115,6 +115,16 @@ class Followed:
     def runs(self) -> list[WatchedRun]:
         """All runs, one for each training, and for each optimizer where there are several."""
         return list(self._following.all)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._release()
+        self._following.end(error)
+
+    def _release(self) -> None:
+        """Let go of what was hung on the trainer."""
 
 
 def unwrapped(optimizer: Any) -> Any:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fogline.errors import misfit
+from fogline.errors import misfit, needed
 from fogline.plugins.following import Followed, Following
-from fogline.plugins.needs import needed
 from fogline.progress import ProgressFunction
 
 keras: Any = needed("keras", "keras")
@@ -107,13 +106,6 @@ class FoglineCallback(Followed, _Base):  # type: ignore[misc]
         """Close the run."""
         self._release()
         self._following.end()
-
-    def __enter__(self) -> FoglineCallback:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._release()
-        self._following.end(error)
 
     def _release(self) -> None:
         for owner, name in self._shadowed:

@@ -21,9 +21,8 @@ from torch.nn.modules.loss import _Loss
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from fogline.errors import misfit
+from fogline.errors import misfit, needed
 from fogline.plugins.following import Followed, Following, is_number
-from fogline.plugins.needs import needed
 from fogline.plugins.numbering import Numbers
 from fogline.plugins.recipes import recipe_of
 from fogline.progress import ProgressFunction

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fogline.plugins.needs import needed
+from fogline.errors import needed
 from fogline.plugins.news import News, Number, news, settings, verdict_of
 from fogline.run import Run
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 
 from fogline.descent.randomness import private_randomness
 from fogline.doctor import told
+from fogline.errors import needed
 from fogline.plugins.following import Followed, Following, unwrapped
-from fogline.plugins.needs import needed
 from fogline.plugins.numbering import Numbers, can_be_numbered
 from fogline.plugins.recipes import recipe_of
 from fogline.progress import ProgressFunction
@@ -89,7 +89,9 @@ class FoglineCallback(Followed, _Base):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         self._release()
-        self._following.begin(model, [optimizer], loss_fn=self._loss_fn, schedulers=[_inner(given.get("lr_scheduler"))])
+        scheduler = given.get("lr_scheduler")
+        schedulers = [getattr(scheduler, "scheduler", scheduler)]  # the one that Accelerate stands around
+        self._following.begin(model, [optimizer], loss_fn=self._loss_fn, schedulers=schedulers)
         if state.global_step:
             self._following.resumed(state.global_step)
         if self._examples:
@@ -131,13 +133,6 @@ class FoglineCallback(Followed, _Base):  # type: ignore[misc]
                 return train(*args, **kwargs)
 
         return trained
-
-    def __enter__(self) -> FoglineCallback:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._release()
-        self._following.end(error)
 
     def _logging(self, training_step: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``training_step`` that logs the loss it gives."""
@@ -255,11 +250,6 @@ def _recipe(trainer: Any, device: torch.device, fields: Mapping[str, Any]) -> Re
     optimizer = before if before is not None else trainer.create_optimizer()
     trainer.optimizer = before  # the training makes its own, with the rate that is set by then
     return recipe_of(optimizer, trainer.model, **found | dict(fields))
-
-
-def _inner(scheduler: Any) -> Any:
-    """The scheduler that is wrapped."""
-    return getattr(scheduler, "scheduler", scheduler)
 
 
 def _are_classes(logits: Any, labels: Any, rows: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -171,11 +171,11 @@ def _longer(column: NDArray[Any], count: int) -> NDArray[Any]:
     return found
 
 
-def read(path: Path) -> Columns | None:
-    """The columns of a file by name; None where it is not there or cannot be read."""
+def read(path: Path, only: Collection[str] | None = None) -> Columns | None:
+    """The columns of a file by name, all or some; None where it is not there or cannot be read."""
     try:
         with safe_open(path, framework="numpy") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
+            return {name: opened.get_tensor(name) for name in opened.keys() if not only or name in only}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
 
@@ -186,18 +186,23 @@ def targets(run: Path) -> NDArray[Any] | None:
     return None if found is None else found.get("target")
 
 
-def epochs(run: Path) -> Iterator[tuple[int, Columns]]:
+def epochs(run: Path, only: Collection[str] | None = None) -> Iterator[tuple[int, Columns]]:
     """Each epoch with its columns, one in memory at a time."""
     for path in files(run):
-        columns = read(path)
+        columns = read(path, only)
         if columns is not None:
             yield number_of(path), columns
 
 
-def summary(run: Path) -> Table:
-    """One row per example, over the epochs there are; see :attr:`fogline.run.Run.examples`."""
+def summary(run: Path, only: Collection[str] | None = None) -> Table:
+    """One row per example, over the epochs there are; see :attr:`fogline.run.Run.examples`.
+
+    Args:
+        run: its folder.
+        only: columns of the files that are looked at; all if None.
+    """
     totals = _Totals()
-    for _, columns in epochs(run):
+    for _, columns in epochs(run, only):
         totals.add(columns)
     found = totals.columns()
     target = targets(run)
@@ -207,63 +212,48 @@ def summary(run: Path) -> Table:
 
 
 class _Totals:
-    """Sums over epochs, from which means and deviations come."""
+    """Sums over the epochs, by example; there may be more examples from epoch to epoch."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.sums: Columns = {}
-        self.times: Columns = {}
-        self.squares: NDArray[np.float64] = np.zeros(0)
-        self.before: NDArray[np.float64] = np.zeros(0)
-        self.forgotten: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.predicted: NDArray[Any] | None = None
+        self._kept: Columns = {}
 
     def add(self, columns: Columns) -> None:
-        """Take note of an epoch."""
-        self._grow(max(len(column) for column in columns.values()))
+        self.count = max(self.count, *map(len, columns.values()), 0)
         for name, column in columns.items():
-            if name != "predicted":
-                self._count(name, column)
+            if name == "predicted":
+                seen = column >= 0
+                self._of("predicted", np.int64, -1)[: len(column)][seen] = column[seen]
+            else:
+                seen = np.isfinite(column)
+                self._of(f"sum of {name}")[: len(column)][seen] += column[seen]
+                self._of(f"times of {name}", np.int64)[: len(column)] += seen
         if "confidence" in columns:
             values = np.nan_to_num(columns["confidence"].astype(np.float64))
-            self.squares[: len(values)] += values**2
+            self._of("squares")[: len(values)] += values**2
         if "correct" in columns:
             correct = columns["correct"].astype(np.float64)
-            self.forgotten[: len(correct)] += (self.before[: len(correct)] > correct).astype(np.int64)
-            np.copyto(self.before[: len(correct)], correct, where=np.isfinite(correct))
-        if "predicted" in columns:
-            if self.predicted is None:
-                self.predicted = np.full(self.count, -1, np.int64)
-            seen = columns["predicted"] >= 0
-            self.predicted[: len(seen)][seen] = columns["predicted"][seen]
+            before = self._of("before", fill=np.nan)[: len(correct)]
+            self._of("forgotten", np.int64)[: len(correct)] += before > correct
+            np.copyto(before, correct, where=np.isfinite(correct))
 
-    def _grow(self, count: int) -> None:
-        more = count - self.count
-        if more <= 0:
-            return
-        self.count = count
-        self.sums = {name: np.pad(values, (0, more)) for name, values in self.sums.items()}
-        self.times = {name: np.pad(values, (0, more)) for name, values in self.times.items()}
-        self.squares, self.forgotten = np.pad(self.squares, (0, more)), np.pad(self.forgotten, (0, more))
-        self.before = np.pad(self.before, (0, more), constant_values=np.nan)
-        if self.predicted is not None:
-            self.predicted = np.pad(self.predicted, (0, more), constant_values=-1)
-
-    def _count(self, name: str, column: NDArray[Any]) -> None:
-        if name not in self.sums:
-            self.sums[name], self.times[name] = np.zeros(self.count), np.zeros(self.count, np.int64)
-        seen = np.isfinite(column)
-        self.sums[name][: len(column)][seen] += column[seen]
-        self.times[name][: len(column)] += seen
+    def _of(self, name: str, kind: type = np.float64, fill: float = 0) -> NDArray[Any]:
+        """An array with a place for every example."""
+        kept = self._kept.get(name, np.empty(0, kind))
+        if len(kept) < self.count:
+            kept = self._kept[name] = np.pad(kept, (0, self.count - len(kept)), constant_values=fill)
+        return kept
 
     def columns(self) -> Columns:
-        """One row per example."""
-        if not self.count:
+        names = [name.removeprefix("sum of ") for name in self._kept if name.startswith("sum of ")]
+        if not names:
             return {}
+        times = {name: self._of(f"times of {name}", np.int64) for name in names}
         with np.errstate(invalid="ignore", divide="ignore"):
-            means = {name: values / self.times[name] for name, values in self.sums.items()}
-            found = {"example": np.arange(self.count), "epochs": np.max(list(self.times.values()), axis=0), **means}
+            means = {name: self._of(f"sum of {name}") / times[name] for name in names}
+            found = {"example": np.arange(self.count), "epochs": np.max(list(times.values()), axis=0), **means}
             if "confidence" in means:
-                spread = self.squares / self.times["confidence"] - means["confidence"] ** 2
-                found |= {"variability": np.sqrt(np.maximum(spread, 0.0)), "forgetting": self.forgotten}
-        return found if self.predicted is None else found | {"predicted": self.predicted}
+                spread = self._of("squares") / times["confidence"] - means["confidence"] ** 2
+                found["variability"] = np.sqrt(np.maximum(spread, 0.0))
+                found["forgetting"] = self._of("forgotten", np.int64)
+        return found | ({"predicted": self._of("predicted", np.int64, -1)} if "predicted" in self._kept else {})

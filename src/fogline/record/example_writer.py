@@ -123,7 +123,7 @@ class ExampleWriter:
 
     def _files(self, epoch: Epoch) -> list[File]:
         """What is to be written of an epoch: its columns by example, and once the targets."""
-        ids, values = gathered(self.order(epoch.number) if epoch.ids is None else epoch.ids, epoch.array)
+        ids, values = self.order(epoch.number) if epoch.ids is None else epoch.ids, epoch.array
         names = self.columns.names
         kept = encoded(names, values, ids, self.count, self.columns.classes)
         files = [example_files.epoch_file(self.run, epoch.number, epoch.step, kept)]
@@ -145,19 +145,6 @@ def _on_the_host(epoch: Epoch) -> tuple[Epoch, Any]:
     copied, ready = epoch.values.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
     ready.record()
     return replace(epoch, values=copied), ready
-
-
-def gathered(ids: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """All that was recorded of an epoch, from all processes: which examples, and their columns.
-
-    One process has seen them all, and this is what it has. Where several take part each holds the places of the epoch
-    that its rows had, and NaN elsewhere; this is the one spot at which they are to be brought together.
-
-    Args:
-        ids: the example at each place of the epoch, shape (N,).
-        values: shape (columns, N) by place.
-    """
-    return ids, values
 
 
 def encoded(

@@ -58,6 +58,12 @@ class KeptPath:
 class Snapshots:
     """Keeps snapshots of the trained weights while a run goes on.
 
+    Args:
+        folder: the run folder.
+        names, parameters: the trained ones.
+        budget: of watching.
+        expected: steps that the run will have, as far as that is known.
+
     Attributes:
         following: the step from which on the next one is due.
     """
@@ -79,29 +85,11 @@ class Snapshots:
         self.kept: list[Snapshot] = []
         self._written: list[int] | None = None
 
-    @classmethod
-    def of(
-        cls,
-        folder: Path,
-        names: Sequence[str],
-        parameters: Sequence[nn.Parameter],
-        budget: Budget,
-        expected: int | None = None,
-    ) -> Snapshots | None:
-        """Snapshots of a run, or None where there are none.
-
-        There are none where nothing is to be watched, and of models of more than 2,097,152 trained numbers.
-
-        Args:
-            folder: the run folder.
-            names, parameters: the trained ones.
-            budget: of watching.
-            expected: steps that the run will have, as far as that is known.
-        """
-        if not budget.share or not parameters or not all(p.dtype.is_floating_point for p in parameters):
-            return None
-        made = cls(folder, names, parameters, budget, expected)
-        return made if made.most >= _FEWEST else None
+    @property
+    def wanted(self) -> bool:
+        """Whether any are kept: not where nothing is watched, nor of models of more than 2,097,152 trained numbers."""
+        real = bool(self.parameters) and all(p.dtype.is_floating_point for p in self.parameters)
+        return bool(self.budget.share) and real and self.most >= _FEWEST
 
     def take(self, step: int) -> None:
         """Keep the weights as they are before a step; they stay on their device."""

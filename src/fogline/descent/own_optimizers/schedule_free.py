@@ -10,8 +10,6 @@ is the running average that is evaluated; v is Adam's second moment:
     x_{t+1} = (1 - c_t) x_t + c_t z_{t+1}
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,14 +48,12 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
         >>> for _ in range(2):
         ...     weight.grad = torch.tensor([1.0])
         ...     optimizer.step()
-        >>> with optimizer.eval_weights():
-        ...     round(weight.item(), 4)
-        2.5
         >>> round(weight.item(), 4)
         2.45
+        >>> to_eval(optimizer)
+        >>> round(weight.item(), 4)
+        2.5
     """
-
-    averaged = True
 
     def __init__(
         self,
@@ -97,16 +93,6 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
                     held = parameter.detach().clone()
                     parameter.copy_(other)
                     other.copy_(held)
-
-    @contextmanager
-    def eval_weights(self) -> Iterator[None]:
-        """The average in the parameters for the length of a `with` block."""
-        held_average = self.state[self.param_groups[0]["params"][0]].get("averaged", False)
-        self.swap(averaged=True)
-        try:
-            yield
-        finally:
-            self.swap(averaged=held_average)
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:

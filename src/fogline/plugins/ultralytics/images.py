@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from fogline._watch import WatchedRun
 from fogline.data.source import leaves, map_tree
+from fogline.descent.objective import mode
 from fogline.plugins.ultralytics.guard import one_image
 from fogline.plugins.ultralytics.task import ONLY_LAST, ImageLoss, Images, as_theirs, collate
 from fogline.record.previews import MOST_SIDE, Previews, most_images, write_previews
@@ -47,15 +48,10 @@ class TrainingImages:
             self._shown = True
             keep_pictures(self.run.folder, self.images, self.places)
         model, device = self.trainer.ema.ema, self.trainer.device
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with mode(model, training=False):
             for ids, batch in self._batches():
                 on_device = map_tree(lambda leaf: leaf.to(device), batch)
                 self.run.log_examples(image_losses(model, on_device).cpu(), ids, epoch)
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _batches(self) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         size = self.trainer.batch_size

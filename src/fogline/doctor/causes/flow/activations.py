@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from fogline.doctor.anatomy import Layer
-from fogline.doctor.causes.flow.weights import drawn_anew
+from fogline.doctor.anatomy import Anatomy, Layer
+from fogline.doctor.causes.flow.weights import drawn_again, drawn_anew
 from fogline.doctor.causes.flow.width import inputs_of, width_of
 from fogline.doctor.closeup import (
     bend_before,
@@ -26,6 +27,7 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import standing
 from fogline.doctor.surgery import followed_by, he, swapped
+from fogline.doctor.uncut import FirstByRelu, Within
 
 _NEAR_LIMIT = 0.01
 """A sigmoid or tanh this near to its limit, relative to its range, lets less than 4 % of its gradient through."""
@@ -151,7 +153,7 @@ def dead_units(exam: Examination) -> Suspicion | None:
         ("Before training has begun, " if at_first else "After training, ")
         + "most units of a layer are below zero for every example. A ReLU passes neither signal nor gradient there: "
         "what such a unit has learned is lost, and it cannot learn anything else.",
-        (drawn_anew(names), *leaks) if at_first else leaks,
+        (*drawn_again(anatomy, names), *leaks) if at_first else leaks,
         proof=wholly and at_first and not narrow,
         follows=narrow or not at_first,
         severity="fatal" if wholly else "serious",
@@ -184,11 +186,10 @@ def saturated_units(exam: Examination) -> Suspicion | None:
     full = [(layer, kind, share) for layer, kind, share in _saturated(anatomy.weighted) if share > MOSTLY]
     if not full:
         return None
-    names = [layer.name for layer in anatomy.weighted]
     heavy = [spread.name for spread in spreads(anatomy) if spread.excess > 0]
     remedies = [drawn_anew(heavy)] if heavy else []
-    relu = relu_instead(names)
-    if any(isinstance(module, SATURATING) for module in anatomy.model.modules()):
+    relu = relu_instead(anatomy)
+    if relu is not None:
         remedies.append(relu)
     return Suspicion(
         "saturated_units",
@@ -207,16 +208,27 @@ def saturated_units(exam: Examination) -> Suspicion | None:
     )
 
 
-def relu_instead(names: list[str]) -> Remedy:
-    """ReLU in hidden layers, with first weights made for it; a sigmoid or tanh at the very end stays."""
+def relu_instead(anatomy: Anatomy) -> Remedy | None:
+    """ReLU in hidden layers, with first weights made for it; a sigmoid or tanh at the very end stays.
+
+    Called as functions, those are taken for ReLU that layers read: as many as come before the last of them. None where
+    there are neither.
+    """
+    names, at_end = [layer.name for layer in anatomy.weighted], at_the_end(anatomy.model)
+    modules = any(isinstance(m, SATURATING) and n not in at_end for n, m in anatomy.named_modules())
+    calls = sum(bend_before(layer) in ("sigmoid", "tanh") for layer in anatomy.weighted)
+    if not modules and not calls:
+        return None
 
     def edit(model: nn.Module) -> nn.Module:
-        model = swapped(model, SATURATING, nn.ReLU, keep=at_the_end(model))
-        return he(model, names)
+        if not modules:
+            return Within(he(model, names), partial(FirstByRelu, calls))
+        return he(swapped(model, SATURATING, nn.ReLU, keep=at_the_end(model)), names)
 
+    wanted = "nn.Sigmoid() and nn.Tanh() between layers by nn.ReLU()" if modules else "sigmoid and tanh by F.relu"
     return Remedy(
         "use nn.ReLU between layers, with He's first weights",
-        "replace nn.Sigmoid() and nn.Tanh() between layers by nn.ReLU(), and for each of these layers:\n"
+        f"replace {wanted}, and for each of these layers:\n"
         "nn.init.kaiming_normal_(layer.weight, nonlinearity='relu'); nn.init.zeros_(layer.bias)",
         on_model=edit,
         place="activation",

@@ -8,8 +8,15 @@ import torch
 from torch import nn
 
 from fogline.doctor.anatomy import Layer, rms
-from fogline.doctor.causes.flow.activations import MOSTLY, SATURATING, at_the_end, dead_layers, relu_instead
-from fogline.doctor.causes.flow.weights import all_twins, drawn_again, drawn_anew, drawn_for_relu, drawn_orthogonal
+from fogline.doctor.causes.flow.activations import MOSTLY, dead_layers, relu_instead
+from fogline.doctor.causes.flow.weights import (
+    all_twins,
+    drawn_again,
+    drawn_anew,
+    drawn_for_relu,
+    drawn_orthogonal,
+    gates_opened,
+)
 from fogline.doctor.closeup import (
     HE_GAIN,
     hidden,
@@ -44,9 +51,6 @@ def vanishing_gradient(exam: Examination) -> Suspicion | None:
     if each > math.sqrt(1 / 6) / 1.5 or ratio > 1e-2:
         return None
     names = [layer.name for layer in anatomy.weighted]
-    saturating = any(
-        isinstance(m, SATURATING) and n not in at_the_end(anatomy.model) for n, m in anatomy.named_modules()
-    )
     evidence = [
         Evidence(
             "gradient behind this layer, relative to the last one", slope / slopes[-1][1], "0.01 or more", layer=name
@@ -59,35 +63,43 @@ def vanishing_gradient(exam: Examination) -> Suspicion | None:
         (*evidence, Evidence("what each layer leaves of the gradient", each, "0.4 to 1")),
         "On its way back from the loss the gradient shrinks at every layer, and the product of many small numbers is "
         "almost nothing: the first layers stay as they were drawn and scramble the input for those that do learn.",
-        (relu_instead(names),) if saturating else (drawn_for_relu(names),),
+        (relu_instead(anatomy) or drawn_for_relu(names),),
     )
 
 
 def _fading(layers: list[Layer]) -> Suspicion | None:
-    """A plain recurrent layer whose last state hardly depends on what came first, beyond what tanh does anyway."""
+    """A recurrent layer whose last state hardly depends on what came first, beyond what its cell does anyway."""
     for layer in layers:
         module = layer.module
-        if not isinstance(module, nn.RNN) or layer.received is None or layer.received.ndim != 3:
+        if not isinstance(module, nn.RNNBase) or layer.received is None or layer.received.ndim != 3:
             continue
-        first = float(
-            max(
-                torch.linalg.matrix_norm(p.detach().double(), 2)
-                for n, p in module.named_parameters()
-                if n.startswith("weight_hh")
-            )
-        )
+        kept, gated = _kept_by_a_step(module), module.mode in ("LSTM", "GRU")
         length = layer.received.shape[1 if module.batch_first else 0]
-        # PyTorch's own weights have a norm of 2/sqrt(3); at less than a third of it the past is gone in a few steps.
-        if first < 2 / math.sqrt(3) / 3 and first ** (length - 1) < 1e-2:
+        # PyTorch's own weights have a norm of 2/sqrt(3), its gates are half open: at less than a third of that the
+        # past is gone in a few steps.
+        if kept < (1 / 2 if gated else 2 / math.sqrt(3)) / 3 and kept ** (length - 1) < 1e-2:
+            what = "most that a gate keeps from one time step to the next" if gated else "largest factor of a step"
             return Suspicion(
                 "vanishing_gradient",
                 0.6,
-                (Evidence("largest factor from one time step to the next", first, "about 1", layer=layer.name),),
-                "From one time step to the next the recurrent weights shrink signal and gradient, so that the last "
+                (Evidence(what, kept, "about 1", layer=layer.name),),
+                "From one time step to the next this layer shrinks signal and gradient, so that the last "
                 "state knows nothing of the beginning of the sequence.",
-                (drawn_orthogonal(),),
+                (gates_opened(), drawn_orthogonal()) if gated else (drawn_orthogonal(),),
             )
     return None
+
+
+def _kept_by_a_step(module: nn.RNNBase) -> float:
+    """The largest factor of a plain layer; of gates that keep the past, the widest open one as its biases have it."""
+    if module.mode not in ("LSTM", "GRU"):
+        weights = [p.detach().double() for n, p in module.named_parameters() if n.startswith("weight_hh")]
+        return float(max(torch.linalg.matrix_norm(weight, 2) for weight in weights))
+    own = [(n, p.detach()) for n, p in module.named_parameters() if n.startswith("bias")]
+    layers = {n.partition("_l")[2] for n, _ in own}
+    kept = [torch.stack([p for n, p in own if n.endswith(f"_l{k}")]).sum(0) for k in layers]
+    size = module.hidden_size
+    return min((float(torch.sigmoid(bias[size : 2 * size]).max()) for bias in kept), default=1.0)
 
 
 def exploding_gradient(exam: Examination) -> Suspicion | None:

@@ -19,7 +19,7 @@ from fogline.doctor.closeup import (
 )
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import he, orthogonal, reset
+from fogline.doctor.surgery import he, keeping, orthogonal, reset
 
 _TENFOLD, _HUNDREDFOLD = math.log(10), math.log(100)
 
@@ -197,6 +197,17 @@ def drawn_orthogonal() -> Remedy:
         "give recurrent layers orthogonal first weights",
         "model.rnn.reset_parameters()\nnn.init.orthogonal_(model.rnn.weight_hh_l0)",
         on_model=orthogonal,
+        place="init",
+        order=BODY,
+    )
+
+
+def gates_opened() -> Remedy:
+    return Remedy(
+        "keep the past: PyTorch's own first weights, and biases of 1 in the gates that let it through",
+        "rnn = model.rnn; rnn.reset_parameters(); n = rnn.hidden_size\n"
+        "with torch.no_grad():\n    rnn.bias_ih_l0[n : 2 * n] = 1  # the forget gate of an LSTM, z of a GRU",
+        on_model=keeping,
         place="init",
         order=BODY,
     )

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
 from fogline.doctor.anatomy import Layer
-from fogline.doctor.closeup import (
-    path_of,
-)
+from fogline.doctor.closeup import path_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.reference import rebuilds
 from fogline.doctor.standing import standing
-from fogline.doctor.surgery import widened
+from fogline.doctor.surgery import directions, widened
+
+_THROUGH = (nn.Linear, _ConvNd, nn.RNNBase, nn.Embedding)
 
 
 def width_of(layer: Layer) -> int:
-    return int(getattr(layer.module, "out_features", 0) or getattr(layer.module, "out_channels", 0))
+    """Numbers that a layer gives: of a position, of a time step and direction, of a token."""
+    names = ("out_features", "out_channels", "hidden_size", "embedding_dim")
+    return next((int(getattr(layer.module, name)) for name in names if hasattr(layer.module, name)), 0)
 
 
 def inputs_of(layer: Layer) -> int:
-    return int(getattr(layer.module, "in_features", 0) or getattr(layer.module, "in_channels", 0))
+    """Numbers that a layer is given: of a position, a row of a table for each token, all of a sequence (no limit)."""
+    if isinstance(layer.module, nn.RNNBase):
+        return sys.maxsize
+    names = ("in_features", "in_channels", "num_embeddings")
+    return next((int(getattr(layer.module, name)) for name in names if hasattr(layer.module, name)), 0)
 
 
 def bottleneck(exam: Examination) -> Suspicion | None:
     """A hidden layer too narrow for what has to pass through it."""
     anatomy = exam.anatomy
-    layers = anatomy.weighted
+    layers = [layer for layer in anatomy.layers if isinstance(layer.module, _THROUGH)]
     stands = standing(exam)
     if anatomy.stage or len(layers) < 2 or not exam.case.supervised or not (stands.short or stands.train_short):
         return None
@@ -40,7 +50,7 @@ def bottleneck(exam: Examination) -> Suspicion | None:
         for first, second in pairwise(layers)
         if (width_of(first) < min(needs, inputs_of(first)) or width_of(first) == 1)
         and width_of(first) < max(widest, inputs_of(first))
-        and inputs_of(second) == width_of(first)
+        and inputs_of(second) == directions(first.module) * width_of(first)
     ]
     if not narrow:
         return None

@@ -18,7 +18,7 @@ from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, WRAP, Evidence, Remedy, Suspicion
 from fogline.doctor.surgery import Wrapped
-from fogline.doctor.uncut import EvaluatesWithoutDropout, Within
+from fogline.doctor.uncut import DropsLess, Within
 
 _STALE = 0.05  # share of the first statistics, 0 and 1, that is left in batch normalisation's running ones
 
@@ -78,7 +78,7 @@ def train_mode_eval(exam: Examination) -> Suspicion | None:
     inputs = exam.anatomy.batch[0] if exam.case.supervised else None
     if inputs is None:
         return None
-    mode = EvaluatesWithoutDropout()
+    mode = DropsLess()
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     with private_randomness(CPU), torch.no_grad():
         seed_step(0, 0, PROBE, CPU)
@@ -87,7 +87,7 @@ def train_mode_eval(exam: Examination) -> Suspicion | None:
                 model(cast(inputs, floats))
         except FAILURES:
             return None
-    if not mode.dropped:
+    if not mode.highest:
         return None
     return Suspicion(
         "train_mode_eval",
@@ -99,7 +99,7 @@ def train_mode_eval(exam: Examination) -> Suspicion | None:
             Remedy(
                 "tell the dropout of the mode",
                 "F.dropout(x, p, training=self.training)",
-                on_model=lambda module: Within(module, EvaluatesWithoutDropout, only_evaluating=True),
+                on_model=lambda module: Within(module, DropsLess, only_evaluating=True),
                 place="mode",
                 order=WRAP,
             ),

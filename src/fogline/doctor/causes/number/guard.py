@@ -28,16 +28,22 @@ def _above_zero(value: Tensor) -> Tensor:
     return value.clamp_min(_SMALL)
 
 
+def _within_one(value: Tensor) -> Tensor:
+    return value.clamp(_SMALL - 1, 1 - _SMALL)
+
+
 _FIRST: dict[str, Callable[[Tensor], Tensor]] = {
     "log": _above_zero, "log2": _above_zero, "log10": _above_zero, "sqrt": _above_zero, "rsqrt": _above_zero,
     "log1p": lambda value: value.clamp_min(_SMALL - 1), "reciprocal": _kept_from_zero, "__rdiv__": _kept_from_zero,
     "__rtruediv__": _kept_from_zero, "exp": lambda value: value.clamp_max(80.0),
+    **dict.fromkeys(("acos", "arccos", "asin", "arcsin", "atanh", "arctanh"), _within_one),
+    **dict.fromkeys(("softmax", "log_softmax"), lambda value: value.clamp_min(-1e9)),
 }  # fmt: skip
 _SECOND = ("div", "true_divide", "divide", "__truediv__")
 
 
 class Guarded(TorchFunctionMode):
-    """Gives logarithms, roots, quotients, powers and deviations numbers that they have a finite slope for."""
+    """Gives logarithms, roots, quotients, arcs, powers and deviations numbers that they have a finite slope for."""
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
@@ -48,9 +54,22 @@ class Guarded(TorchFunctionMode):
             args = (first, _kept_from_zero(second), *args[2:])
         elif name in ("pow", "__pow__") and _floating(first) and isinstance(second, float) and second % 1:
             args = (_above_zero(first), *args[1:])
-        elif name == "std":
-            return (torch.var(*args, **kwargs) + _SMALL**2).sqrt()
+        elif name in ("std", "var") and _floating(first):
+            spread = _variance(*args, **kwargs)
+            return (spread + _SMALL**2).sqrt() if name == "std" else spread
         return func(*args, **kwargs)
+
+
+def _variance(
+    value: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
+) -> Tensor:
+    """As ``torch.var`` has it, but 0 of a single number."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    found = torch.var(value, dim, correction=0, keepdim=keepdim)
+    count = value.numel() / max(1, found.numel())
+    less = correction if correction is not None else float(unbiased)
+    return found * (count / (count - less)) if count > less else found
 
 
 def _floating(value: Any) -> bool:

@@ -150,10 +150,18 @@ def _hazards(node: Any, rows: int) -> Iterator[Hazard]:
         value, power = _saved(node, "_saved_self"), getattr(node, "_saved_exponent", None)
         if value is not None and isinstance(power, (int, float)) and power != int(power):
             yield from _hazard("power", node, value, value < 0 if power > 1 else value <= 0, rows)
-    elif name in ("Std", "LinalgVectorNorm", "Norm"):
+    elif name == "Std":
         value = _saved(node, "_saved_result")
-        if value is not None and name == "Std":
-            yield from _hazard("standard deviation", node, value, value == 0, rows)
+        if value is not None:
+            yield from _hazard("standard deviation", node, value, (value == 0) | torch.isnan(value), rows)
+    elif name in ("Acos", "Asin", "Atanh"):
+        value = _saved(node, "_saved_self")
+        if value is not None:
+            yield from _hazard(name.lower(), node, value, value.abs() >= 1, rows)
+    elif name in ("Softmax", "LogSoftmax"):
+        value = _saved(node, "_saved_result")
+        if value is not None:
+            yield from _hazard("softmax", node, value, torch.isnan(value), rows)
 
 
 def _saved(node: Any, name: str) -> Tensor | None:

@@ -6,6 +6,7 @@ from fogline.doctor.causes.step.common import BOLD, STRAIGHT, began, is_large_ba
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import motion, standing, steps_of
+from fogline.recipe import Duration, Recipe
 
 
 def batch_too_small(exam: Examination) -> Suspicion | None:
@@ -41,23 +42,17 @@ def batch_too_small(exam: Examination) -> Suspicion | None:
 
 def batch_too_large(exam: Examination) -> Suspicion | None:
     """Every row is read many times, but only a few steps are taken."""
-    if not began(exam) or not is_large_batch(exam) or exam.planned > 100 or exam.observed is None:
+    if not began(exam) or not is_large_batch(exam) or exam.planned > 100:
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
-    if not stands.short or moves.refused or not steps.overshoot < STRAIGHT:
+    if exam.program.recipe.duration == "auto" or not stands.short or moves.refused or not steps.overshoot < STRAIGHT:
         return None
     size, rows = exam.case.batch_size, rows_of(exam)
     smaller = min(32, max(8, rows // 16))
-    remedy = Remedy(
-        f"take {smaller} rows a step instead of {size}",
-        f"fogline.Recipe(batch_size={smaller})",
-        on_recipe=lambda recipe: recipe.replace(batch_size=smaller, accumulate=1),
-        place="batch",
-        order=RECIPE,
-    )
+    smaller_ones = [rows_a_step for rows_a_step in (smaller, 4 * smaller) if 2 * rows_a_step <= size]
     return Suspicion(
         "batch_too_large",
-        0.75,
+        0.85,
         (
             Evidence("steps in all", exam.planned, "hundreds"),
             Evidence("rows a step", size, f"{smaller}"),
@@ -65,5 +60,18 @@ def batch_too_large(exam: Examination) -> Suspicion | None:
         ),
         f"The rows are read again and again, but {size} of {rows} at a time: that makes {exam.planned} steps in all, "
         "and the loss is still falling in a straight line. Smaller batches take more steps for the same work.",
-        (remedy,),
+        tuple(_of_fewer(exam.program.recipe, size, fewer) for fewer in smaller_ones),
+    )
+
+
+def _of_fewer(recipe: Recipe, size: int, fewer: int) -> Remedy:
+    """Smaller batches for the same work: where the length is told in steps, for as many more of them."""
+    now = Duration.parse(recipe.duration)
+    changes = {"duration": f"{round(now.value * size / fewer)}st"} if now.unit == "st" else {}
+    return Remedy(
+        f"take {fewer} rows a step instead of {size}",
+        f"fogline.Recipe(batch_size={fewer}{''.join(f', {name}={value!r}' for name, value in changes.items())})",
+        on_recipe=lambda recipe: recipe.replace(batch_size=fewer, accumulate=1, **changes),
+        place="batch",
+        order=RECIPE,
     )

@@ -15,6 +15,7 @@ HARDLY_MOVED = 0.5
 TIMID, BOLD = 1e-3, 0.03
 """Update ratios: a thousandth a step is what descents that work are seen to take; at 3 % a step, 30 of them replace all
 that the weights were."""
+_MANY = 256  # rows a step, of which batches of 32 would make eight steps
 FALLING, SURELY = 0.25, 3.0
 FEWEST_STEPS = 16
 
@@ -49,4 +50,5 @@ def rows_of(exam: Examination) -> int:
 def is_large_batch(exam: Examination) -> bool:
     """Whether an epoch is a handful of steps, although there are rows for many."""
     size, rows = exam.case.batch_size, rows_of(exam)
-    return rows >= 4 * FEWEST_STEPS and size * 4 >= rows and size > 64 and exam.planned * size >= 3 * rows
+    large = size > 64 and (size * 4 >= rows or size >= _MANY)
+    return rows >= 4 * FEWEST_STEPS and large and exam.planned * size >= 3 * rows

@@ -81,9 +81,10 @@ def too_few_steps(exam: Examination) -> Suspicion | None:
         return None
     few = seen.steps < FEWEST_STEPS and not steps.path > 1
     falling = moves.slope > FALLING and moves.significance > SURELY
+    going_on = moves.slope > FALLING and moves.late > 0.1  # noise of small batches hides a fall
     # Noise of small batches hides the slope from the overshoot, but not how far the weights have come.
     young = steps.each > TIMID and (steps.path < HARDLY_MOVED or (steps.path < 1 and steps.overshoot < STRAIGHT))
-    if not (few or falling or young):
+    if not (few or falling or young or going_on):
         return None
     factor = 10 if few or moves.fallen < 0.1 else 4
     evidence = (
@@ -94,7 +95,7 @@ def too_few_steps(exam: Examination) -> Suspicion | None:
     )
     return Suspicion(
         "too_few_steps",
-        0.75 if steps.each > TIMID or few else 0.3,
+        0.45 if not (few or falling or young) else 0.75 if steps.each > TIMID or few else 0.3,
         evidence,
         f"The run ends after {seen.steps} steps, while the loss is still on its way down: it was stopped, it has not "
         "arrived.",

@@ -9,6 +9,7 @@ from fogline.doctor.finding import RATE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import motion, resolved, standing, steps_of
 
 _PLAIN = ("gd", "sgd", "momentum", "nesterov", "asgd")
+_LONG_MEMORY = 20.5  # steps: a momentum of 0.95 has 20, the usual 0.9 has 10
 
 
 def _with_adamw() -> Remedy:
@@ -18,6 +19,27 @@ def _with_adamw() -> Remedy:
         on_recipe=lambda recipe: recipe.replace(optimizer="adamw", lr="auto", options={}),
         place="rate",
         order=RATE,
+    )
+
+
+def _long_memory(name: str, memory: float, planned: int) -> Suspicion:
+    """Too many gradients are summed up: the descent runs past the bottom long after the slope has turned."""
+    return Suspicion(
+        "optimizer_mismatch",
+        0.9,
+        (Evidence("steps that a gradient is remembered for, of all", f"{memory:.0f} of {planned}", "10"),),
+        f"{name} adds up the gradients of about {memory:.0f} steps. It goes on down a slope that has long turned, and "
+        f"{memory:.0f} times as far as the learning rate says.",
+        (
+            Remedy(
+                "momentum 0.9, its learning rate measured",
+                'fogline.Recipe(lr="auto", options={"momentum": 0.9})',
+                on_recipe=lambda recipe: recipe.replace(lr="auto", options={**recipe.options, "momentum": 0.9}),
+                place="rate",
+                order=RATE,
+            ),
+            _with_adamw(),
+        ),
     )
 
 
@@ -37,6 +59,9 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
             "and its steps follow the chance.",
             (_with_adamw(),),
         )
+    memory = 1 / (1 - float(recipe.options.get("momentum", 0.9))) if name in _PLAIN else 0.0
+    if memory > _LONG_MEMORY and (stands.short or too_long(moves, steps) > 0):
+        return _long_memory(name, memory, exam.planned)
     if not stands.short or moves.refused or too_long(moves, steps) >= 0.65:
         return None
     slow = steps.path < HARDLY_MOVED

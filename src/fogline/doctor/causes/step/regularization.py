@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from contextlib import suppress
+from functools import partial
 
+import torch
 from torch import nn
 
+from fogline.data.source import cast
 from fogline.descent.optimizers import spec_of
+from fogline.descent.randomness import private_randomness
 from fogline.doctor.anatomy import Anatomy, rms
+from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.causes.step.common import began
 from fogline.doctor.closeup import wide_trained
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import motion, resolved, standing
 from fogline.doctor.surgery import with_dropout
+from fogline.doctor.uncut import DropsLess, Within
 
 _ADAPTIVE = ("adam", "adamw", "nadam", "radam", "rmsprop", "adamax", "lion", "muon", "schedule_free", "prodigy")
 _DECOUPLED = ("adamw", "nadam", "radam", "lion", "muon", "schedule_free")
@@ -30,9 +38,10 @@ def regularization_too_strong(exam: Examination) -> Suspicion | None:
 
 
 def _dropout(exam: Examination) -> Suspicion | None:
-    rates = [float(m.p) for m in exam.anatomy.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    modules = [float(m.p) for m in exam.anatomy.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    rates = modules if any(modules) else [_dropped_by_functions(exam)]
     seen, moves = exam.observed, motion(exam)
-    if not rates or max(rates) < 0.5 or seen is None or not math.isfinite(seen.train_loss):
+    if max(rates) < 0.5 or seen is None or not math.isfinite(seen.train_loss):
         return None
     gap, learned = moves.last - seen.train_loss, abs(moves.start - seen.train_loss)
     if max(rates) < 0.8 and gap < 0.25 * learned:
@@ -40,8 +49,8 @@ def _dropout(exam: Examination) -> Suspicion | None:
     highest = max(rates)
     remedy = Remedy(
         f"drop a quarter as much: {highest / 4:.2g} instead of {highest:.2g}",
-        f"nn.Dropout({highest / 4:.2g})",
-        on_model=lambda model: with_dropout(model, 0.25),
+        f"nn.Dropout({highest / 4:.2g})" if any(modules) else f"F.dropout(x, {highest / 4:.2g}, self.training)",
+        on_model=lambda model: with_dropout(model, 0.25) if any(modules) else Within(model, partial(DropsLess, 0.25)),
         place="dropout",
         order=BODY,
     )
@@ -56,6 +65,16 @@ def _dropout(exam: Examination) -> Suspicion | None:
         "apart.",
         (remedy,),
     )
+
+
+def _dropped_by_functions(exam: Examination) -> float:
+    """The largest share that ``F.dropout`` is called with in training mode."""
+    model, mode = copy.deepcopy(exam.anatomy.model).train(), DropsLess()
+    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if exam.case.supervised:
+        with private_randomness(CPU), torch.no_grad(), suppress(*FAILURES), mode:
+            model(cast(exam.anatomy.batch[0], floats))
+    return mode.highest
 
 
 def _decay(exam: Examination) -> Suspicion | None:
