@@ -132,6 +132,15 @@ def test_silent(name: str) -> None:
     assert causes(in_motion(exam)) == []
 
 
+def test_weights_that_flew_off_are_not_of_a_softmax_making() -> None:
+    recipe = fogline.Recipe(optimizer="sgd", lr=1e12, batch_size=32, duration="10ep", guard=False)
+    exam = in_motion(exam_of(net(3), nn.CrossEntropyLoss(), three(), recipe))
+    trained = exam.trained_anatomy
+    assert trained is not None
+    assert not bool(torch.isfinite(trained.model(three()[0])).all())
+    assert [s.cause for cause in number.IN_MOTION if (s := cause(exam))] == []
+
+
 @pytest.mark.parametrize(
     ("model", "loss", "data", "known"),
     [

@@ -160,7 +160,7 @@ def _hazards(node: Any, rows: int) -> Iterator[Hazard]:
             yield from _hazard(name.lower(), node, value, value.abs() >= 1, rows)
     elif name in ("Softmax", "LogSoftmax"):
         value = _saved(node, "_saved_result")
-        if value is not None:
+        if value is not None and not bool(torch.isnan(value).all()):  # else it was given numbers that are none
             yield from _hazard("softmax", node, value, torch.isnan(value), rows)
 
 
