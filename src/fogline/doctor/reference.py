@@ -267,13 +267,15 @@ def _smoothed(inputs: Tensor, targets: Tensor) -> tuple[float, Tensor]:
     size, axes = torch.linalg.eigh(inputs.mT @ inputs)
     turned = inputs @ axes
     pulled = turned.mT @ targets
-    fits = []
-    for penalty in _PENALTIES:
-        shrunk = (1 / (size.clamp_min(0) + penalty * len(inputs)))[:, None]
-        leverage = (turned.square() @ shrunk + 1 / len(inputs)).clamp_max(1 - 1e-6)
-        residuals = (targets - turned @ (shrunk * pulled)) / (1 - leverage)
-        fits.append((float(residuals.square().sum()), axes @ (shrunk * pulled)))
-    return min(fits, key=lambda fit: fit[0])
+    penalties = len(inputs) * torch.tensor(_PENALTIES, dtype=inputs.dtype)
+    shrunk = 1 / (size.clamp_min(0)[:, None] + penalties)  # (k, penalties)
+    leverage = (turned.square() @ shrunk + 1 / len(inputs)).clamp_max(1 - 1e-6)
+    errors = [
+        float(((targets - turned @ (shrunk[:, [p]] * pulled)) / (1 - leverage[:, [p]])).square().sum())
+        for p in range(len(_PENALTIES))
+    ]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    return errors[best], axes @ (shrunk[:, [best]] * pulled)
 
 
 _LEARNERS = {"ridge regression": _ridge, "nearest neighbours": _neighbours, "kernel ridge regression": _kernel_ridge}
