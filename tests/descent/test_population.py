@@ -19,7 +19,6 @@ from fogline.descent.population import Each, InTurn, Population, Together, obsta
 
 RATES = [1e-4, 1e-3, 1e-2]
 
-
 def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64)
 

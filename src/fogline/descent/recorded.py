@@ -161,7 +161,9 @@ class _StandIn:
         ]
         self.slots: list[Tensor] = [optimizer.state[parameter][key] for parameter, key in self._named]
 
-    def step(self, weights: list[Tensor], slots: list[Tensor], gradients: Sequence[Tensor | None], lr: Tensor) -> None:
+    def step(
+        self, weights: list[Tensor], slots: list[Tensor], gradients: Sequence[Tensor | None], lr: Tensor
+    ) -> None:
         """Its step, on stand-ins for weights and state."""
         stand_in: dict[Tensor, Tensor] = dict(zip(self.parameters, weights, strict=True))
         for weight, gradient in zip(weights, gradients, strict=True):
