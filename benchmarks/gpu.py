@@ -33,7 +33,7 @@ from fogline import Recipe, Task
 from fogline.data.source import InMemory
 from fogline.descent.batches import Batches
 from fogline.descent.objective import Objective
-from fogline.descent.population import InTurn, Population, Together
+from fogline.descent.population import Population, populate
 from fogline.descent.prepare import operations_of
 from fogline.descent.resolve import WORTH_ROUNDING
 
@@ -228,13 +228,14 @@ def rounding(device: torch.device, seconds: float, rounds: int) -> list[dict[str
 
 
 def together(device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """A step of 32 members in one program, in steps of one model."""
+    """A step of 32 members in one program, in steps of one model, and which form is chosen."""
     rows = []
     for problem in population.problems():
         data = tuple(leaf.to(device) for leaf in problem.data)
         objective = Objective(problem.model.to(device), problem.loss)
         batches = Batches(InMemory(data), 64, device=device)
         recipe = Recipe(optimizer=problem.optimizer, batch_size=64)
+        chosen = populate(objective, recipe, population.MEMBERS, batches)
         held = [batches.at(k) for k in range(8)]
 
         def loop(many: Population, held: list[Any] = held) -> Iterator[None]:
@@ -245,11 +246,12 @@ def together(device: torch.device, rounds: int) -> list[dict[str, Any]]:
                 k += 1
                 yield
 
-        one = InTurn(objective, recipe, 1, batches)
-        many = Together(objective, recipe, population.MEMBERS)
+        one = populate(objective, recipe, 1, batches, together=False).population
+        many = populate(objective, recipe, population.MEMBERS, batches, together=True).population
         found = in_turn({"one": loop(one), "many": loop(many)}, device, 0.3, rounds)
         ratio = statistics.median(a / b for a, b in zip(found["many"], found["one"], strict=True))
-        rows.append({"problem": problem.title, "one_us": 1e6 * statistics.median(found["one"]), "ratio": ratio})
+        rows.append({"problem": problem.title, "one_us": 1e6 * statistics.median(found["one"]), "ratio": ratio,
+                     "chosen": "together" if chosen.together else "in turn", "why": chosen.why})  # fmt: skip
         print(rows[-1], flush=True)
     return rows
 
@@ -405,7 +407,9 @@ def page(found: dict[str, Any]) -> str:
          f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"]
         for row in sorted(found["rounding"], key=lambda row: row["operations"])
     ]  # fmt: skip
-    many = [[row["problem"], f"{row['one_us']:,.0f}", f"{row['ratio']:.1f}"] for row in found["together"]]
+    many = [
+        [row["problem"], f"{row['one_us']:,.0f}", f"{row['ratio']:.1f}", row["chosen"]] for row in found["together"]
+    ]
     memories = [
         [row["what"], *(["", "", row["failed"]] if "failed" in row else [f"{row['MiB']:,.0f}", f"{row['ms']:.1f}", ""])]
         for row in found["memory"]
@@ -421,7 +425,7 @@ def page(found: dict[str, Any]) -> str:
         steps=timing.table(["problem", "loop", "us a step", "of raw"], ratio, text_columns=2),
         worth=WORTH_ROUNDING,
         rounding=timing.table(["problem", "operations", "us, float32", "of float32"], rounded),
-        together=timing.table(["problem", "us, one", "32 together"], many),
+        together=timing.table(["problem", "us, one", "32 together", "chosen"], many),
         memory=timing.table(["what", "MiB", "ms a step", ""], memories),
         doctor=timing.table(["case", "CPU: run", "diagnosis", "GPU: run", "diagnosis", "said", "on the CPU"], doctors),
     )

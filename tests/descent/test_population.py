@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -15,9 +16,13 @@ from fogline.data.source import InMemory
 from fogline.descent.batches import Batches
 from fogline.descent.objective import Objective
 from fogline.descent.optimizers import OPTIMIZERS
-from fogline.descent.population import Each, InTurn, Population, Together, obstacle
+from fogline.descent.population import Each, InTurn, Population, Together, populate
 
 RATES = [1e-4, 1e-3, 1e-2]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="there is no C++ compiler to compile steps with"
+)
+
 
 def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64)
@@ -67,10 +72,6 @@ def made(name: str, **fields: object) -> tuple[Objective, Recipe, Batches]:
     return Objective(model, nn.CrossEntropyLoss()), Recipe(batch_size=16, seed=3, **fields), batches  # type: ignore[arg-type]
 
 
-def two(form: str, objective: Objective, recipe: Recipe, batches: Batches) -> Population:
-    return Together(objective, recipe, 2) if form == "together" else InTurn(objective, recipe, 2, batches)
-
-
 def assert_same_weights(found: nn.Module, expected: nn.Module, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=tolerance, atol=tolerance)
 
@@ -117,8 +118,10 @@ def test_ratios_between_groups_hold_for_each_member() -> None:
 @pytest.mark.parametrize("optimizer", [name for name, spec in OPTIMIZERS.items() if not spec.proportional])
 def test_other_optimizers_take_turns_and_say_so(optimizer: str) -> None:
     objective, recipe, batches = made("mlp", optimizer=optimizer)
-    assert "proportional" in str(obstacle(objective, recipe, batches))
-    assert all(map(math.isfinite, InTurn(objective, recipe, 3, batches).step(0, batches.at(0), [0.01] * 3)))
+    choice = populate(objective, recipe, 3, batches)
+    assert not choice.together
+    assert "proportional" in choice.why
+    assert all(map(math.isfinite, choice.population.step(0, batches.at(0), [0.01] * 3)))
 
 
 def test_a_model_that_cannot_be_mapped_takes_turns_and_says_why() -> None:
@@ -132,13 +135,15 @@ def test_a_model_that_cannot_be_mapped_takes_turns_and_says_why() -> None:
             return y if y.sum() > 0 else 2 * y
 
     _, recipe, batches = made("mlp", optimizer="sgd")
-    assert "cannot be mapped" in str(obstacle(Objective(Branching(), nn.CrossEntropyLoss()), recipe, batches))
+    choice = populate(Objective(Branching(), nn.CrossEntropyLoss()), recipe, 4, batches)
+    assert not choice.together
+    assert "cannot be mapped" in choice.why
 
 
-@pytest.mark.parametrize("form", ["together", "in turn"])
-def test_a_member_that_is_lost_stays_lost_and_alone(form: str) -> None:
+@pytest.mark.parametrize("form", [True, False])
+def test_a_member_that_is_lost_stays_lost_and_alone(form: bool) -> None:
     objective, recipe, batches = made("mlp", optimizer="sgd")
-    population = two(form, objective, recipe, batches)
+    population = populate(objective, recipe, 2, batches, together=form).population
     stream = batches.stream(0)
     rows = [population.step(k, next(stream), [math.inf, 1e-3]) for k in range(6)]
     assert not math.isfinite(rows[-1][0])
@@ -174,10 +179,10 @@ def test_each_member_may_have_a_batch_of_its_own() -> None:
     assert found[-1][0] != found[-1][2]
 
 
-@pytest.mark.parametrize("form", ["together", "in turn"])
-def test_a_member_is_a_copy_that_can_be_scored(form: str) -> None:
+@pytest.mark.parametrize("form", [True, False])
+def test_a_member_is_a_copy_that_can_be_scored(form: bool) -> None:
     objective, recipe, batches = made("dropout", optimizer="sgd")
-    population = two(form, objective, recipe, batches)
+    population = populate(objective, recipe, 2, batches, together=form).population
     population.step(0, batches.at(0), [0.1, 0.2])
     losses = population.losses(batches.at(1))
     members = [population.member(k) for k in range(2)]
@@ -189,3 +194,63 @@ def test_a_member_is_a_copy_that_can_be_scored(form: str) -> None:
     with torch.no_grad():
         members[0][0].weight.zero_()
     assert population.losses(batches.at(1)) == losses
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("mlp", {"optimizer": "adamw", "clip": "adaptive", "weight_decay": 0.1, "lr_scale": {"4": 3.0}}),
+        ("batch normalisation", {"optimizer": "nesterov"}),
+        ("dropout", {"optimizer": "sgd", "clip": 0.05}),
+    ],
+)
+def test_the_compiled_step_is_the_step(name: str, fields: dict[str, object]) -> None:
+    objective, recipe, _ = made(name, **fields)
+    _, inputs = MODELS[name]
+    batches = Batches(InMemory((inputs[:40], labels(40))), 16)  # the last of an epoch is smaller
+    choices = [populate(objective, recipe, 3, batches, together=True, compiled=c) for c in (True, False)]
+    assert [choice.compiled for choice in choices] == [True, False]
+    compiled, plain = (choice.population for choice in choices)
+    found, expected = walked(compiled, batches), walked(plain, batches)
+    # A compiled AdamW counts its steps on tensors, whose powers have single precision.
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-7)
+    each = Each.of([batches.at(0), batches.at(1), batches.at(3)], copies=1)
+    assert compiled.step(12, each, RATES) == pytest.approx(plain.step(12, each, RATES), rel=1e-5)
+    for k in range(3):
+        assert_same_weights(compiled.member(k), plain.member(k), tolerance=1e-5)
+
+
+@needs_compiler
+def test_a_lost_member_of_a_compiled_step_is_lost_alone() -> None:
+    objective, recipe, batches = made("linear", optimizer="sgd")
+    population = populate(objective, recipe, 2, batches, together=True, compiled=True).population
+    rows = [population.step(k, batches.at(k), [math.inf, 1e-3]) for k in range(3)]
+    assert not math.isfinite(rows[-1][0])
+    assert all(math.isfinite(good) for _, good in rows)
+
+
+@needs_compiler
+def test_a_choice_by_measurement_leaves_no_trace() -> None:
+    objective, recipe, batches = made("linear", optimizer="adamw", clip="adaptive")
+    fresh = Together(objective, recipe, 16)
+    for compiled in (False, True):
+        choice = populate(objective, recipe, 16, batches, compiled=compiled)
+        assert choice.together
+        assert choice.compiled == compiled
+        assert ("compiled program takes" in choice.why) == compiled
+        if not compiled:
+            found, expected = (
+                [p.step(k, batches.at(k), [0.01] * 16) for k in range(3)] for p in (choice.population, fresh)
+            )
+            assert found == expected
+
+
+def test_what_cannot_be_compiled_steps_without_and_says_why() -> None:
+    objective, recipe, batches = made("linear", optimizer="sgd")
+    looks = on_batch(lambda net, batch: (net(batch[0]) / float(batch[0].abs().max())).square().mean())
+    choice = populate(Objective(objective.model, looks), recipe, 3, batches, together=True, compiled=True)
+    assert choice.together
+    assert not choice.compiled
+    assert "not compiled: cannot be traced" in choice.why
+    assert all(map(math.isfinite, choice.population.step(0, batches.at(0), RATES)))

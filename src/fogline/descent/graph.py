@@ -84,7 +84,7 @@ def compile_steps(traced: Trace, batch: Batch, chunk: int = 1) -> Program:
     importlib.import_module("torch._inductor.lowering")  # the direct route does not import it by itself
     started = time.perf_counter()
     rows = [torch.cat([leaf] * chunk) if chunk > 1 else leaf for leaf in leaves(batch)]
-    lr = torch.zeros(chunk, dtype=real_type(traced.state), device=traced.state[0].device)
+    lr = torch.zeros(chunk * traced.rates, dtype=real_type(traced.state), device=traced.state[0].device)
     arguments = [*traced.state, *rows, lr]
     try:
         graph = _functional(_repeated(traced, chunk), arguments)

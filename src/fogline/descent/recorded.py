@@ -6,8 +6,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,8 +37,25 @@ class Trace:
     graph: fx.GraphModule
     state: list[Tensor]  # the trained weights first
     trained: int
+    rates: int
     seconds: float
-    columns: bool  # whether those of the examples come after the signals
+    columns: bool = False  # whether those of the examples come after the signals
+
+
+class Recorder(Protocol):
+    """A step as a function of flat tensors: its state, the leaves of the batch and the learning rates.
+
+    Attributes:
+        state: the tensors that stay, the trained weights first; the function writes the new values into them.
+        trained: how many weights are trained.
+        rates: learning rates that the step takes.
+    """
+
+    state: list[Tensor]
+    trained: int
+    rates: int
+
+    def __call__(self, *arguments: Tensor) -> list[Tensor]: ...
 
 
 def trace(
@@ -60,13 +77,22 @@ def trace(
     """
     if not init_state(optimizer):
         raise CannotCompileError(f"the state of {type(optimizer).__name__} cannot be made before its first step")
+    traced = record(_Recorder(objective, optimizer, clipping, batch, columns), batch)
+    return replace(traced, columns=columns is not None)
+
+
+def record(recorder: Recorder, batch: Batch) -> Trace:
+    """:func:`trace` of a step that is written down already.
+
+    Raises:
+        CannotCompileError: as there.
+    """
     from torch._dispatch.python import enable_python_dispatcher
     from torch.fx.experimental.proxy_tensor import make_fx
 
     started = time.perf_counter()
-    recorder = _Recorder(objective, optimizer, clipping, batch, columns)
     state = recorder.state
-    lr = torch.zeros(1, dtype=real_type(state), device=state[0].device)
+    lr = torch.zeros(recorder.rates, dtype=real_type(state), device=state[0].device)
     try:
         # The Python dispatcher names batch normalisation for what it does: plain `native_batch_norm` changes the
         # running statistics behind the back of the second pass.
@@ -74,7 +100,7 @@ def trace(
             plain = make_fx(recorder, tracing_mode="fake")(*state, *leaves(batch), lr)
     except COMPILE_ERRORS as error:
         raise CannotCompileError(f"cannot be traced: {first_line(error)}") from error
-    return Trace(plain, state, len(recorder.weights), time.perf_counter() - started, columns is not None)
+    return Trace(plain, state, recorder.trained, recorder.rates, time.perf_counter() - started)
 
 
 class _Recorder:
@@ -93,13 +119,14 @@ class _Recorder:
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         self.held = {**frozen, **dict(model.named_buffers())}
-        self.optimizer = _StandIn(optimizer, list(self.weights.values()))
+        self.optimizer = StandIn(optimizer, list(self.weights.values()))
         self.state: list[Tensor] = [
             *(p.detach() for p in self.weights.values()),
             *(value.detach() for value in self.held.values()),
             *self.optimizer.slots,
             *memory_of(clipping),
         ]
+        self.trained, self.rates = len(self.weights), 1
         self.real_type = real_type(self.state)
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
@@ -108,7 +135,7 @@ class _Recorder:
         held = [next(taken) for _ in self.held]
         slots = [next(taken) for _ in self.optimizer.slots]
         memory = next(taken) if memory_of(self.clipping) else None
-        batch = map_tree(lambda _: next(taken), self.batch)
+        batch = rebuilt(self.batch, taken)
         lr = next(taken)[0]
         held_before = [value.clone() for value in held]
         leaf_weights = [weight.detach().requires_grad_() for weight in weights]
@@ -144,7 +171,7 @@ class _Recorder:
             return forward.loss, [self.columns(shown)]
 
 
-class _StandIn:
+class StandIn:
     """PyTorch's own optimizer within a traced step.
 
     Attributes:
@@ -162,7 +189,7 @@ class _StandIn:
         self.slots: list[Tensor] = [optimizer.state[parameter][key] for parameter, key in self._named]
 
     def step(
-        self, weights: list[Tensor], slots: list[Tensor], gradients: Sequence[Tensor | None], lr: Tensor
+        self, weights: list[Tensor], slots: list[Tensor], gradients: Sequence[Tensor | None], lr: Tensor | float
     ) -> None:
         """Its step, on stand-ins for weights and state."""
         stand_in: dict[Tensor, Tensor] = dict(zip(self.parameters, weights, strict=True))
@@ -182,11 +209,16 @@ class _StandIn:
             weight.grad = None
 
 
-def _traceable(group: dict[str, Any], stand_in: dict[Tensor, Tensor], lr: Tensor) -> dict[str, Any]:
+def _traceable(group: dict[str, Any], stand_in: dict[Tensor, Tensor], lr: Tensor | float) -> dict[str, Any]:
     changed = {**group, "params": [stand_in[p] for p in group["params"] if p in stand_in]}
     changed["lr"] = lr * group.get("lr_scale", 1.0)
     tensors_only = {"fused": False, "foreach": True, "capturable": True}
     return changed | {key: value for key, value in tensors_only.items() if key in group}
+
+
+def rebuilt(batch: Batch, values: Iterator[Tensor]) -> Batch:
+    """The batch with these tensors, one after another, in the place of its own."""
+    return map_tree(lambda _: next(values), batch)
 
 
 def real_type(tensors: Sequence[Tensor]) -> torch.dtype:

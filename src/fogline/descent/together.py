@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module  # functional_call without its signature
 
 from fogline.data.source import Batch, leaves, map_tree
-from fogline.descent.clipping import Clipping, along, member_norms
+from fogline.descent.batches import same_shape
+from fogline.descent.clipping import Clipping, along, member_norms, memory_of
+from fogline.descent.graph import Program
 from fogline.descent.groups import ParameterRole, groups_of, parameter_roles, scaled_roles
 from fogline.descent.member_decay import MemberDecay
 from fogline.descent.objective import Objective
@@ -26,6 +28,7 @@ from fogline.descent.optimizers import (
     state_scalars,
     state_tensors,
 )
+from fogline.descent.population_graph import compile_members
 from fogline.descent.randomness import TRAIN, seed_step
 from fogline.descent.scoring import normalisation_layers
 from fogline.descent.shortcuts import bare_step
@@ -96,12 +99,33 @@ class Together:
         self._seed, self._device = recipe.seed, next(iter(self._trained.values())).device
         like = next(iter(self._trained.values()))
         self._clipping = None if recipe.clip is None else Clipping(recipe.clip, like, (size,))
+        self._program: Program | None = None
+        self._like: Batch = None  # a batch of the shape that the program takes
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the step is a compiled program."""
+        return self._program is not None
+
+    def compile(self, batch: Batch) -> None:
+        """Compile the step for batches of this shape; those of other shapes are learned from as before.
+
+        Raises:
+            CannotCompileError: it cannot be compiled; nothing is changed.
+        """
+        self._program = compile_members(self._mapped, self._trained, self._held, self._optimizer, self._clipping, batch)
+        self._like = batch
 
     def step(self, number: int, batch: Batch | Each, rates: Sequence[float]) -> list[float]:
         seed_step(self._seed, number, TRAIN, self._device)
+        program = self._program
+        if program is not None and not isinstance(batch, Each) and same_shape(batch, self._like):
+            found, _ = program(batch, torch.tensor(rates, dtype=program.rate_type, device=self._device))
+            compiled: list[float] = found.tolist()
+            return compiled
         weights = list(self._trained.values())
         with torch.enable_grad():
-            losses = self._mapped(batch)
+            losses = self._mapped(self._trained, self._held, batch)
             gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
         with torch.no_grad():
             self._move(weights, gradients, torch.tensor(rates, dtype=weights[0].dtype, device=self._device))
@@ -110,16 +134,16 @@ class Together:
 
     def losses(self, batch: Batch) -> list[float]:
         with judging(self._objective):
-            values: list[float] = self._mapped(batch).tolist()
+            values: list[float] = self._mapped(self._trained, self._held, batch).tolist()
         return values
 
     def member(self, k: int) -> nn.Module:
-        return copied(self._objective.model, {n: value.detach()[k] for n, value in self._values().items()}).eval()
+        values = {**self._shown(self._trained), **self._held}
+        return copied(self._objective.model, {name: value.detach()[k] for name, value in values.items()}).eval()
 
-    def _values(self) -> dict[str, Tensor]:
-        """The stacks, those of weights as the model knows them."""
-        shown = {name: weight.mT if name in self._turned else weight for name, weight in self._trained.items()}
-        return {**shown, **self._held}
+    def _shown(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stacks as the model knows its weights."""
+        return {name: weight.mT if name in self._turned else weight for name, weight in weights.items()}
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with some of the members only, in this order; what the others have learned is lost."""
@@ -142,10 +166,28 @@ class Together:
             self._clipping.memory = self._clipping.memory[..., index]
         if self._decay is not None:
             self._decay = replace(self._decay, rates=self._decay.rates[index])
-        self.size = len(members)
+        self.size, self._program = len(members), None
 
-    def _mapped(self, batch: Batch | Each) -> Tensor:
-        """The loss of every member, shape (size,)."""
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """What is learned within is forgotten on leaving."""
+        init_state(self._optimizer)  # so that there is one to go back to
+        values = [
+            *(weight.detach() for weight in self._trained.values()),
+            *self._held.values(),
+            *memory_of(self._clipping),
+        ]
+        before = [value.clone() for value in values]
+        tensors = {name: value.clone() for name, value in state_tensors(self._optimizer).items()}
+        scalars = state_scalars(self._optimizer)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(values, before)
+            load_state_tensors(self._optimizer, tensors, scalars)
+
+    def _mapped(self, weights: Mapping[str, Tensor], held: Mapping[str, Tensor], batch: Batch | Each) -> Tensor:
+        """The loss of every member, shape (size,), from the stacks of their weights and what is not trained."""
 
         def one(values: dict[str, Tensor], rows: Batch) -> Tensor:
             with _reparametrize_module(self._objective.model, values, tie_weights=True):
@@ -153,7 +195,7 @@ class Together:
 
         rows, dimension = (batch.batches, 0) if isinstance(batch, Each) else (batch, None)
         mapped = torch.func.vmap(one, in_dims=(0, dimension), randomness="same")
-        values, training = self._values(), self._objective.model.training
+        values, training = {**self._shown(weights), **held}, self._objective.model.training
         if self._silent.get(training):
             losses: Tensor = mapped(values, rows)
             return losses

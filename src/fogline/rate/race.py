@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 from fogline.data.source import Batch
 from fogline.descent.batches import Batches
 from fogline.descent.objective import Objective
-from fogline.descent.population import Each, InTurn, Population, Together, clock, obstacle
+from fogline.descent.population import Each, InTurn, clock, obstacle, populate
 from fogline.descent.schedules import curve
 from fogline.recipe import Recipe
 
@@ -132,11 +132,7 @@ class Course:
         """The probes of these rates, each annealed to zero after a short warm-up, and the seconds of a step."""
         draws = self.draws if together else 1
         every = [*rates] * draws
-        population: Population
-        if together:
-            population = Together(self.objective, self.recipe, len(every))
-        else:
-            population = InTurn(self.objective, self.recipe, len(every), self.batches)
+        population = populate(self.objective, self.recipe, len(every), self.batches, together=together).population
         at, now = curve("linear", steps, warmup=_WARMUP), clock(self.batches)
         streams = [replace(self.batches, seed=self.recipe.seed + draw).stream(0) for draw in range(draws)]
         table: list[list[float]] = []
