@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from fogline.doctor.case import CPU, Case, open_case
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Finding, Suspicion
-from fogline.doctor.interventions import SHORTEST, Interventions, Kept
+from fogline.doctor.interventions import DECISIVE, SHORTEST, Interventions, Kept
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.standing import LEARNS, descends, kept_of, level
@@ -30,6 +31,7 @@ _AT_ONCE = 0.125  # of the descent that is watched: as much is seen of what one 
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
 # Confidence: how often findings of each kind named a planted cause on the calibration half of benchmarks/faults.
 _SURE, _PROVEN = 0.97, 0.95
+_DECIDED = 0.9  # at least, where the trial closed half of the distance left
 _TRIED = 1.9, 0.42  # times the strength of the suspicion, less this, where a trial was won
 _UNTRIED = 0.65  # how much of a suspicion's strength is left where it could not be tried
 
@@ -255,7 +257,8 @@ def _finding(kept: Kept) -> Finding:
         confidence = _SURE if helped or suspicion.blocks else _PROVEN
     else:
         steep = _TRIED[0] * suspicion.strength - _TRIED[1]
-        confidence = min(_PROVEN, max(0.3, steep)) if helped else _UNTRIED * suspicion.strength
+        decided = helped and trial is not None and trial.effect >= DECISIVE * (1 - fmean(trial.without))
+        confidence = min(_PROVEN, max(_DECIDED if decided else 0.3, steep)) if helped else _UNTRIED * suspicion.strength
     return Finding(
         suspicion.cause,
         suspicion.severity,

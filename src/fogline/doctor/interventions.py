@@ -32,7 +32,8 @@ _GOOD = 0.9
 _BEHIND = 0.15  # twice as far behind a classical learner as any healthy program of the calibration half was seen to be
 _LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _GUESSES = 2
-_DECISIVE = 0.5  # of the distance that was left, closed in a short trial
+DECISIVE = 0.5
+"""Of the distance that was left, closed in a short trial."""
 
 
 @dataclass
@@ -309,13 +310,13 @@ class Interventions:
     @staticmethod
     def _promising(benches: Sequence[Bench], bench: Bench) -> float:
         """Share of the distance left that the first seed must close, if a short trial is to be decisive."""
-        return 0.0 if bench is benches[-1] else _DECISIVE / 2
+        return 0.0 if bench is benches[-1] else DECISIVE / 2
 
     @staticmethod
     def _won(benches: Sequence[Bench], bench: Bench, trial: Trial) -> bool:
         """Whether a trial is won, on a short bench by so much that a longer one is not needed."""
         room = 1 - fmean(trial.without)
-        return trial.accepted and (bench is benches[-1] or trial.effect >= _DECISIVE * room)
+        return trial.accepted and (bench is benches[-1] or trial.effect >= DECISIVE * room)
 
     def _in_the_long_run(self, exam: Examination, group: list[Pair], steps: int) -> bool:
         """Remedies for as long as what is left of the budget allows: some programs take long to show anything."""
