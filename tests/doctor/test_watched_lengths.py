@@ -84,6 +84,29 @@ def test_a_decay_that_outweighs_the_loss(tmp_path: Path) -> None:
     assert causes(run) == ["regularization_too_strong"]
 
 
+def test_a_decay_beside_the_gradient(tmp_path: Path) -> None:
+    run = watched(tmp_path, lambda p: torch.optim.AdamW(p, lr=0.003, weight_decay=100.0))
+    assert causes(run) == ["regularization_too_strong"]
+    assert causes(watched(tmp_path, lambda p: torch.optim.AdamW(p, lr=0.003, weight_decay=0.1))) == []
+
+
+def test_what_one_batch_leaves_no_doubt_about_is_told_at_it(tmp_path: Path) -> None:
+    """A loss of probabilities that is given logits, and its twin."""
+    X, y = rows()
+    wanted = nn.functional.one_hot(y, CLASSES).float()
+    for ends, found in (((), [(0, "loss_mismatch")]), ((nn.LogSoftmax(1),), [])):
+        model, loss_fn = nn.Sequential(*net(), *ends), nn.KLDivLoss(reduction="batchmean")
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        with fogline.watch(model, optimizer, loss_fn=loss_fn, runs=tmp_path, share=0.5) as run:
+            state = torch.get_rng_state()
+            loss = loss_fn(model(X[:BATCH]), wanted[:BATCH])
+            loss.backward()
+            optimizer.step()
+            run.log(loss)
+            assert torch.equal(state, torch.get_rng_state())
+        assert [(row["step"], row["cause"]) for row in run.findings] == found
+
+
 def test_units_that_stay_alike(tmp_path: Path) -> None:
     model = net()
     for parameter in model.parameters():

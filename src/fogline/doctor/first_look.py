@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from fogline.data.source import Batch, InMemory, leaves, map_tree
-from fogline.descent.prepare import Start
-from fogline.doctor.case import CPU, Case, readable
+from fogline.descent.objective import Objective
+from fogline.descent.prepare import Start, operations_of
+from fogline.descent.randomness import private_randomness
+from fogline.doctor.case import CPU, FAILURES, Case, open_case, readable
 from fogline.doctor.causes import Cause, loop, number, output
+from fogline.doctor.causes.flow.weights import symmetric_init
 from fogline.doctor.causes.loop.normalisation import tiny_batch_norm
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Finding, Remedy, Rows, Suspicion
 from fogline.doctor.refusals import refusal_finding
 from fogline.doctor.yardstick import Yardstick
+from fogline.recipe import Recipe
 from fogline.record.store import Store, read_table
+from fogline.task import Task
 
 _LOOKS: tuple[Cause, ...] = tuple(
     cause
@@ -40,8 +48,35 @@ def first_look(start: Start) -> list[Finding]:
     case = _case_of(start)
     if case is None:
         return []
-    exam = Examination(case)
-    suspicions = (cause(exam) for cause in _LOOKS)
+    return _certain(Examination(case), _LOOKS)
+
+
+def look_at_batch(model: nn.Module, loss: nn.Module, given: tuple[Any, ...], targets: Tensor) -> list[Finding]:
+    """The same for a loop that is not ours, on copies of a model and a loss that compares what it gives with targets.
+
+    Args:
+        given: what the model was called with; looked at where it is one tensor, (b, ...).
+        targets: (b, ...).
+    """
+    rows = min(_ROWS, len(targets)) if targets.ndim else 0
+    if len(given) != 1 or not isinstance(given[0], Tensor) or rows < _FEWEST or len(given[0]) != len(targets):
+        return []
+    if sum(p.numel() for p in model.parameters()) > _MOST_WEIGHTS:
+        return []
+    batch = given[0].detach()[:rows].cpu(), targets.detach()[:rows].cpu()
+    with suppress(*FAILURES):
+        twin, judge = copy.deepcopy(model).to(CPU), copy.deepcopy(loss).to(CPU)
+        two = (batch[0][:2], batch[1][:2])
+        with private_randomness(CPU):
+            operations = operations_of(Objective(copy.deepcopy(twin), judge), two) * rows / 2
+        if operations <= _MOST_OPERATIONS:
+            exam = Examination(open_case(Task(twin, judge, batch), Recipe(batch_size=rows)))
+            return _certain(exam, (*_LOOKS, symmetric_init))
+    return []
+
+
+def _certain(exam: Examination, looks: Sequence[Cause]) -> list[Finding]:
+    suspicions = (cause(exam) for cause in looks)
     return [_finding(suspicion) for suspicion in suspicions if suspicion is not None and suspicion.proof]
 
 

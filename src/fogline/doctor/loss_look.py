@@ -30,12 +30,15 @@ class LossLook:
         first: what the first batches showed; None before one was seen.
         operations: between outputs and loss, by the field's names.
         gives_targets: some outputs of this step are numbers without a graph, such as those of a frozen teacher.
+        direct: the first targets that the loss module compared with what the model gave, as it was, and what the model
+            was called with.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any) -> None:
         self.model, self.loss_fn = model, loss_fn
         self.first: FirstBatch | None = None
         self.operations: tuple[str, ...] = ()
+        self.direct: tuple[tuple[Any, ...], Tensor] | None = None
         self._given: tuple[Any, ...] = ()
         self._output: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -95,6 +98,8 @@ class LossLook:
             self._compare(plain=float(output.detach()))
         if len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
             return
+        if self.direct is None and args[0] is self._output:
+            self.direct = self._given, args[1]
         if not self._paired:
             yield from self._pair(step, output, args[0], args[1])
         elif self.first is not None and not self._recovers:

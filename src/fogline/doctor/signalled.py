@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NOTHING_LEARNED = 0.97
 LITTLE_LEARNED = 0.9  # both numbers are known to some percent
 _LEAP, _CRAWL = 0.2, 0.01  # of the length of the weights: of one step, of all of them
+_MOSTLY, _TO_NOTHING = 0.5, 3.0  # of a step; and e-foldings of the weights over the run
 _DECOUPLED = ("adamw", "adamw8bit", "lion", "muon", "musgd")  # their decay is no part of the gradient
 _WORSE, _EXPLODED = 1.2, 10.0
 _FEWEST_STEPS = 100
@@ -166,12 +167,15 @@ def _lengths(run: Run) -> Iterator[Finding]:
     if not (weights > 0 and gradients > 0 and updates > 0 and at > 0):
         return
     share, rate = updates / weights, float(rates.max())
-    pull = decay * weights / gradients
-    if pull > 1 and run.info["recipe"]["optimizer"] not in _DECOUPLED:
+    decoupled = run.info["recipe"]["optimizer"] in _DECOUPLED
+    pull = decay * at / share if decoupled else decay * weights / gradients
+    if (pull > _MOSTLY and decay * float(rates.sum()) > _TO_NOTHING) if decoupled else pull > 1:
+        seen = (
+            "share of a step that the weight decay takes" if decoupled else "pull of the weight decay over the gradient"
+        )
         yield Finding(
             "regularization_too_strong", "serious", 0.75,
-            (Evidence("pull of the weight decay over the gradient of the loss, at the start", pull, "well below 1"),
-             Evidence("weight decay", decay)),
+            (Evidence(f"{seen}, at the start", pull, "well below 1"), Evidence("weight decay", decay)),
             "The run learned next to nothing, and the weight decay pulls the weights to zero more strongly than the "
             "loss pulls them anywhere.",
             remedy=Remedy("a hundredth of the weight decay, or none", f"weight_decay={decay / 100:.3g}"),

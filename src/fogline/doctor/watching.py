@@ -29,6 +29,7 @@ from torch.utils.hooks import RemovableHandle
 from fogline.doctor import told
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
+from fogline.doctor.first_look import look_at_batch
 from fogline.doctor.loss_look import LossLook
 from fogline.doctor.modes import SURE, Found, ModeLook
 from fogline.doctor.naming import name_not_finite
@@ -195,6 +196,9 @@ class Inspector:
         if self.looking:
             self._lines["step"] = self._lines.get("step") or calling_line()
             self._look_closely(step)
+        direct = self.loss_look.direct
+        if step == 0 and direct is not None and not self._compiled and self._given is not None and not self._given[1]:
+            self._say_all(step, look_at_batch(self.model, self.loss_fn, *direct))
         self._say_found(self._modes.before_step(step, self._line("step")))
         if not self.looking and _looks_again(step):
             self.loss_look.late(step, self._targets)
