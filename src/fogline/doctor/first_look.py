@@ -21,6 +21,7 @@ from fogline.doctor.causes.flow.weights import symmetric_init
 from fogline.doctor.causes.loop.normalisation import tiny_batch_norm
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Finding, Remedy, Rows, Suspicion
+from fogline.doctor.loss_look import Compared
 from fogline.doctor.refusals import refusal_finding
 from fogline.doctor.yardstick import Yardstick
 from fogline.recipe import Recipe
@@ -51,27 +52,35 @@ def first_look(start: Start) -> list[Finding]:
     return _certain(Examination(case), _LOOKS)
 
 
-def look_at_batch(model: nn.Module, loss: nn.Module, given: tuple[Any, ...], targets: Tensor) -> list[Finding]:
-    """The same for a loop that is not ours, on copies of a model and a loss that compares what it gives with targets.
+class _Shaped(nn.Module):
+    """A model whose outputs are given another shape before the loss."""
 
-    Args:
-        given: what the model was called with; looked at where it is one tensor, (b, ...).
-        targets: (b, ...).
-    """
+    def __init__(self, model: nn.Module, shape: torch.Size) -> None:
+        super().__init__()
+        self.model, self.shape = model, shape
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.model(inputs)
+        return outputs if outputs.shape[1:] == self.shape else outputs.reshape(-1, *self.shape)
+
+
+def look_at_batch(model: nn.Module, batch: Compared) -> list[Finding]:
+    """The same for a loop that is not ours, on copies; where the model was called with one tensor, (b, ...)."""
+    targets, given = batch.targets, batch.given
     rows = min(_ROWS, len(targets)) if targets.ndim else 0
     if len(given) != 1 or not isinstance(given[0], Tensor) or rows < _FEWEST or len(given[0]) != len(targets):
         return []
     if sum(p.numel() for p in model.parameters()) > _MOST_WEIGHTS:
         return []
-    batch = given[0].detach()[:rows].cpu(), targets.detach()[:rows].cpu()
+    data = given[0].detach()[:rows].cpu(), targets.detach()[:rows].cpu()
     with suppress(*FAILURES):
-        twin, judge = copy.deepcopy(model).to(CPU), copy.deepcopy(loss).to(CPU)
-        two = (batch[0][:2], batch[1][:2])
+        twin, loss = copy.deepcopy(model).to(CPU), copy.deepcopy(batch.loss).to(CPU)
         with private_randomness(CPU):
-            operations = operations_of(Objective(copy.deepcopy(twin), judge), two) * rows / 2
+            two = Objective(copy.deepcopy(twin), loss), (data[0][:2], data[1][:2])
+            operations = operations_of(*two) * rows / 2
         if operations <= _MOST_OPERATIONS:
-            exam = Examination(open_case(Task(twin, judge, batch), Recipe(batch_size=rows)))
-            return _certain(exam, (*_LOOKS, symmetric_init))
+            task = Task(_Shaped(twin, batch.shape), loss, data)
+            return _certain(Examination(open_case(task, Recipe(batch_size=rows))), (*_LOOKS, symmetric_init))
     return []
 
 

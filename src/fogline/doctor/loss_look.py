@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,23 @@ _SAME = 0.01
 _MOST_OUTPUTS = 8
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A batch of a loop that is not ours.
+
+    Attributes:
+        given: what the model was called with.
+        shape: of the outputs of one row, as they came to the loss.
+        targets: what they were compared with, (b, ...).
+        loss: by what.
+    """
+
+    given: tuple[Any, ...]
+    shape: torch.Size
+    targets: Tensor
+    loss: nn.Module
+
+
 class LossLook:
     """Follows outputs to the loss and back, while the loop is looked at.
 
@@ -30,15 +47,14 @@ class LossLook:
         first: what the first batches showed; None before one was seen.
         operations: between outputs and loss, by the field's names.
         gives_targets: some outputs of this step are numbers without a graph, such as those of a frozen teacher.
-        direct: the first targets that the loss module compared with what the model gave, as it was, and what the model
-            was called with.
+        direct: the first batch whose targets a loss compared with what the model gave, as that was or in another shape.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any) -> None:
         self.model, self.loss_fn = model, loss_fn
         self.first: FirstBatch | None = None
         self.operations: tuple[str, ...] = ()
-        self.direct: tuple[tuple[Any, ...], Tensor] | None = None
+        self.direct: Compared | None = None
         self._given: tuple[Any, ...] = ()
         self._output: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -98,8 +114,8 @@ class LossLook:
             self._compare(plain=float(output.detach()))
         if len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
             return
-        if self.direct is None and args[0] is self._output:
-            self.direct = self._given, args[1]
+        if self.direct is None and self._output is not None and _same_numbers(args[0], self._output):
+            self.direct = Compared(self._given, args[0].shape[1:], args[1], self.loss_fn)
         if not self._paired:
             yield from self._pair(step, output, args[0], args[1])
         elif self.first is not None and not self._recovers:
@@ -134,6 +150,8 @@ class LossLook:
         else:
             self._recovers = True
             self.first = look(self.model, found.loss_fn, self._given, output, found.targets, step)
+        if self.direct is None and isinstance(found.loss_fn, nn.Module):
+            self.direct = Compared(self._given, output.shape[1:], found.targets, found.loss_fn)
         self._from_gradient.append(torch.tensor(found.factor))
         self._compare(plain=found.plain)
 
@@ -170,3 +188,8 @@ class LossLook:
             return self.first
         low, high = min(self._ratios), max(self._ratios)
         return replace(self.first, ratio=low if low > 0 and high <= low * (1 + _SAME) else math.nan)
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether they are one tensor, or another shape of it."""
+    return one is other or (one.data_ptr() == other.data_ptr() and one.numel() == other.numel() and one.is_contiguous())

@@ -1,4 +1,5 @@
-"""The faults of a loop that is not ours, from what passes by: nothing is run, nothing is changed.
+"""The faults of a loop that is not ours, from what passes by: nothing is changed, and nothing is run but copies of model
+and loss, once, on the first batch.
 
 An :class:`Inspector` is told by the hooks of a watched run what happens, and looks closely at the first steps only::
 
@@ -29,7 +30,6 @@ from torch.utils.hooks import RemovableHandle
 from fogline.doctor import told
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
-from fogline.doctor.first_look import look_at_batch
 from fogline.doctor.loss_look import LossLook
 from fogline.doctor.modes import SURE, Found, ModeLook
 from fogline.doctor.naming import name_not_finite
@@ -196,9 +196,8 @@ class Inspector:
         if self.looking:
             self._lines["step"] = self._lines.get("step") or calling_line()
             self._look_closely(step)
-        direct = self.loss_look.direct
-        if step == 0 and direct is not None and not self._compiled and self._given is not None and not self._given[1]:
-            self._say_all(step, look_at_batch(self.model, self.loss_fn, *direct))
+        if step == 0 and not self._compiled:
+            self._look_at_batch()
         self._say_found(self._modes.before_step(step, self._line("step")))
         if not self.looking and _looks_again(step):
             self.loss_look.late(step, self._targets)
@@ -307,6 +306,14 @@ class Inspector:
                 self._lines[name] = calling_line()
 
         return look
+
+    def _look_at_batch(self) -> None:
+        """What the first batch leaves no doubt about."""
+        direct = self.loss_look.direct
+        if direct is not None and self._given is not None and not self._given[1]:
+            from fogline.doctor.first_look import look_at_batch  # loads every cause
+
+            self._say_all(0, look_at_batch(self.model, direct))
 
     def _look_closely(self, step: int) -> None:
         seen, counts = self._step, self._counts
