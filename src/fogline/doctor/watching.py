@@ -1,5 +1,6 @@
-"""The faults of a loop that is not ours, from what passes by: nothing is changed, and nothing is run but copies of model
-and loss, once, on the first batch.
+"""The faults of a loop that is not ours, from what passes by: nothing is changed.
+
+Nothing is run, either, but copies of model and loss, once, on the first batch.
 
 An :class:`Inspector` is told by the hooks of a watched run what happens, and looks closely at the first steps only::
 
