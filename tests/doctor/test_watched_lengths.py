@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,22 @@ def test_what_one_batch_leaves_no_doubt_about_is_told_at_it(tmp_path: Path) -> N
             run.log(loss)
             assert torch.equal(state, torch.get_rng_state())
         assert [(row["step"], row["cause"]) for row in run.findings] == found
+
+
+def test_layers_have_the_names_of_the_loop_where_outputs_are_reshaped(tmp_path: Path) -> None:
+    X, y = rows()
+    model, loss_fn = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 1)), nn.BCEWithLogitsLoss()
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    with fogline.watch(model, optimizer, loss_fn=loss_fn, runs=tmp_path, share=0.5) as run:
+        loss = loss_fn(model(X[:BATCH]).squeeze(1), (y[:BATCH] > 1).float())
+        loss.backward()
+        optimizer.step()
+        run.log(loss)
+    (row,) = run.findings
+    assert (row["step"], row["cause"]) == (0, "symmetric_init")
+    assert json.loads(row["data"])["evidence"][0]["layer"] == "0"
 
 
 def test_units_that_stay_alike(tmp_path: Path) -> None:

@@ -52,18 +52,6 @@ def first_look(start: Start) -> list[Finding]:
     return _certain(Examination(case), _LOOKS)
 
 
-class _Shaped(nn.Module):
-    """A model whose outputs are given another shape before the loss."""
-
-    def __init__(self, model: nn.Module, shape: torch.Size) -> None:
-        super().__init__()
-        self.model, self.shape = model, shape
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.model(inputs)
-        return outputs if outputs.shape[1:] == self.shape else outputs.reshape(-1, *self.shape)
-
-
 def look_at_batch(model: nn.Module, batch: Compared) -> list[Finding]:
     """The same for a loop that is not ours, on copies; where the model was called with one tensor, (b, ...)."""
     targets, given = batch.targets, batch.given
@@ -75,12 +63,13 @@ def look_at_batch(model: nn.Module, batch: Compared) -> list[Finding]:
     data = given[0].detach()[:rows].cpu(), targets.detach()[:rows].cpu()
     with suppress(*FAILURES):
         twin, loss = copy.deepcopy(model).to(CPU), copy.deepcopy(batch.loss).to(CPU)
+        twin.register_forward_hook(lambda _, __, outputs: outputs.reshape(-1, *batch.shape))
         with private_randomness(CPU):
             two = Objective(copy.deepcopy(twin), loss), (data[0][:2], data[1][:2])
             operations = operations_of(*two) * rows / 2
         if operations <= _MOST_OPERATIONS:
-            task = Task(_Shaped(twin, batch.shape), loss, data)
-            return _certain(Examination(open_case(task, Recipe(batch_size=rows))), (*_LOOKS, symmetric_init))
+            case = open_case(Task(twin, loss, data), Recipe(batch_size=rows))
+            return _certain(Examination(case), (*_LOOKS, symmetric_init))
     return []
 
 
