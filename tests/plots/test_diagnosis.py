@@ -66,6 +66,10 @@ def test_the_page_has_the_answer_the_cards_and_what_did_not_help(tmp_path: Path)
         assert said in page
     assert "default-src 'none'" in page
     assert "fogline doctor" not in page  # it is what wrote the page
-    healthy = Report("healthy", notes=("all is well",)).html(tmp_path / "healthy.html").read_text(encoding="utf-8")
+    healthy = (
+        Report("healthy", planned=600, notes=("all is well",))
+        .html(tmp_path / "healthy.html")
+        .read_text(encoding="utf-8")
+    )
     assert "Nothing is wrong" in healthy
     assert 'id="figure-0"' not in healthy
