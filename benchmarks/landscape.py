@@ -287,7 +287,6 @@ The ways that were measured, with one thread:
 {ways}
 
 Several places mapped into one call by `vmap` are slower on this processor than one after the other.
-Until 2026-11-26 the probe could also go through in parts; where that is named, it was measured before (docs/LOG.md).
 
 ## A whole surface
 
@@ -298,7 +297,6 @@ evaluated again at its places.
 {surfaces}
 
 **The target, every place five times as fast as by a plain loop, is {verdict}.**
-The ratio of two threads is that of a busy machine, where a loop that hands each layer to two threads waits for both.
 Most of what is left is the second convolution. The refined surface, which is the default, evaluates fewer places; what
 it draws between them is off by {drawn} of the loss there, and is marked as not
 evaluated.
