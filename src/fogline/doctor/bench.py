@@ -77,7 +77,7 @@ class Bench:
             metric=self.exam.case.yardstick.name,
             steps=self.steps,
         )
-        accepted = trial.accepted and count == len(self.seeds) and trial.effect >= self.margin
+        accepted = trial.accepted and count == len(self.seeds) and trial.effect >= self._asked(fmean(trial.without))
         return replace(trial, intervention=title, accepted=accepted)
 
     def affords(self, remedies: Sequence[Remedy]) -> bool:
@@ -142,7 +142,11 @@ class Bench:
         return not self._covers and self._in_full(remedies) >= level(self.exam) - ENOUGH
 
     def _clearly_above(self, score: float) -> float:
-        return score + max(self.margin, AS_GOOD * (1 - score))
+        return score + max(self._asked(score), AS_GOOD * (1 - score))
+
+    def _asked(self, score: float) -> float:
+        """What must be gained on a score: the margin, or half of what is left where that is less."""
+        return min(self.margin, max(ENOUGH, 0.5 * (1 - score)))
 
     @property
     def _still_to_come(self) -> float:

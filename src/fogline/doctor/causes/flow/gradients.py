@@ -35,7 +35,7 @@ def _slopes(layers: list[Layer]) -> list[tuple[str, float]]:
 def vanishing_gradient(exam: Examination) -> Suspicion | None:
     """The gradient shrinks from layer to layer on its way back, and the first layers hardly learn."""
     anatomy = wide(exam)
-    if anatomy.stage or all_twins(exam) or not standing(exam).short:
+    if anatomy.stage or all_twins(exam) or not standing(exam).improvable:
         return None
     through_time = _fading(anatomy.layers)
     if through_time is not None:
@@ -105,7 +105,7 @@ def _kept_by_a_step(module: nn.RNNBase) -> float:
 def exploding_gradient(exam: Examination) -> Suspicion | None:
     """The gradient grows from layer to layer, or from time step to time step, on its way back."""
     anatomy = wide(exam)
-    if anatomy.stage == "forward" or not standing(exam).short:
+    if anatomy.stage == "forward" or not standing(exam).improvable:
         return None
     slopes = _slopes(hidden(anatomy))
     heavy = [spread for spread in spreads(anatomy) if spread.excess > 0]

@@ -38,7 +38,7 @@ def bottleneck(exam: Examination) -> Suspicion | None:
     anatomy = exam.anatomy
     layers = [layer for layer in anatomy.layers if isinstance(layer.module, _THROUGH)]
     stands = standing(exam)
-    if anatomy.stage or len(layers) < 2 or not exam.case.supervised or not (stands.short or stands.train_short):
+    if anatomy.stage or len(layers) < 2 or not exam.case.supervised or not (stands.improvable or stands.train_short):
         return None
     if rebuilds(exam.case):
         return None

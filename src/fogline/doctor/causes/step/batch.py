@@ -45,7 +45,7 @@ def batch_too_large(exam: Examination) -> Suspicion | None:
     if not began(exam) or not is_large_batch(exam) or exam.planned > 100:
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
-    if exam.program.recipe.duration == "auto" or not stands.short or moves.refused or not steps.overshoot < STRAIGHT:
+    if exam.program.recipe.duration == "auto" or not stands.improvable or moves.refused or not steps.overshoot < STRAIGHT:
         return None
     size, rows = exam.case.batch_size, rows_of(exam)
     smaller = min(32, max(8, rows // 16))

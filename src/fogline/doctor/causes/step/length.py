@@ -31,7 +31,7 @@ def bad_schedule(exam: Examination) -> Suspicion | None:
         return None
     planned = exam.planned
     share = warmup_steps(planned, recipe.warmup) / planned
-    if share > _ACCEPTABLE_WARMUP and stands.short:
+    if share > _ACCEPTABLE_WARMUP and stands.improvable:
         remedy = Remedy(
             "warm up over 5 % of the run",
             "fogline.Recipe(warmup=0.05)",

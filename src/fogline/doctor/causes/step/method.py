@@ -50,7 +50,7 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
     recipe, stands, moves, steps = resolved(exam), standing(exam), motion(exam), steps_of(exam)
     name = recipe.optimizer if isinstance(recipe.optimizer, str) else recipe.optimizer.__name__.lower()
     noisy = recipe.batch_size != "full" and exam.case.batch_size < exam.program.rows
-    if name in ("rprop", "lbfgs") and noisy and stands.short:
+    if name in ("rprop", "lbfgs") and noisy and stands.improvable:
         return Suspicion(
             "optimizer_mismatch",
             0.8,

@@ -32,7 +32,7 @@ def regularization_too_strong(exam: Examination) -> Suspicion | None:
     if not began(exam):
         return None
     stands = standing(exam)
-    if not (stands.short or stands.train_short):
+    if not (stands.improvable or stands.train_short):
         return None
     return _dropout(exam) or _decay(exam)
 
