@@ -6,6 +6,8 @@ the descent can be wrong with them. What they get, a sound network can get about
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,8 @@ _WELL, _AS_WELL = 0.75, 0.1
 """Scores that leave no question of what held-out rows could teach, and how far they may lie apart."""
 _ALL = 0.97
 """A score that leaves other learners nothing to find."""
+_PAIRED = 600
+"""Rows that pairs of tokens are learned from."""
 _LANDMARKS = 200
 """Rows that a kernel is seen from."""
 _WIDTHS = (0.3, 1.5)
@@ -90,16 +94,18 @@ def refer(case: Case) -> Reference:
     if len(rows) < 10:
         return Reference()
     order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))][:_MOST_ROWS]
-    inputs, targets = raw[order], case.train.targets[order]
+    targets = case.train.targets[order]
     folds = _FOLDS if len(order) <= _FEW_ROWS else 1
     scores: dict[str, float] = {}
-    for learner in _LEARNERS:
-        scores[learner] = _across_folds(inputs, targets, yardstick, learner, folds)
-        if scores[learner] > _ALL:
-            break
+    for learner, (sees, _) in _LEARNERS.items():
+        inputs = raw if sees is features else sees(case.train.inputs)
+        if inputs is not None:
+            scores[learner] = _across_folds(inputs[order], targets, yardstick, learner, folds)
+            if scores[learner] > _ALL:
+                break
     learner = max(scores, key=lambda name: scores[name])
     scored = len(order) // _FOLDS * folds
-    of_valid = _on_valid(case, inputs, targets, learner, scores[learner])
+    of_valid = _on_valid(case, order, learner, scores[learner])
     return Reference(scores[learner], *of_valid, scored, learner, order, yardstick.classes)
 
 
@@ -107,7 +113,8 @@ def score_of(inputs: Tensor, targets: Tensor, yardstick: Yardstick) -> float:
     """What the best of the classical learners gets of these rows for others of them: (n, d) features, in any order."""
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[:_MOST_TO_TRY]
     inputs, targets = inputs[order], targets[order]
-    return max(_across_folds(inputs, targets, yardstick, learner, 1) for learner in _LEARNERS)
+    able = [learner for learner, (sees, _) in _LEARNERS.items() if sees is features]
+    return max(_across_folds(inputs, targets, yardstick, learner, 1) for learner in able)
 
 
 def rebuilds(case: Case) -> bool:
@@ -124,30 +131,26 @@ class _AsIs:
 
 def _across_folds(inputs: Tensor, targets: Tensor, yardstick: Yardstick, learner: str, folds: int) -> float:
     """Score on rows that a learner did not learn from, by one of each of the first ``folds`` fifths."""
-    fold = torch.arange(len(inputs)) % _FOLDS
-    said = [
-        _LEARNERS[learner](inputs[fold != k], targets[fold != k], inputs[fold == k], yardstick) for k in range(folds)
-    ]
+    fold, (_, fit) = torch.arange(len(inputs)) % _FOLDS, _LEARNERS[learner]
+    said = [fit(inputs[fold != k], targets[fold != k], inputs[fold == k], yardstick) for k in range(folds)]
     return yardstick(torch.cat(said), torch.cat([targets[fold == k] for k in range(folds)]), _AsIs())
 
 
-def _on_valid(
-    case: Case, inputs: Tensor, targets: Tensor, learner: str, score: float
-) -> tuple[float | None, float | None, float]:
+def _on_valid(case: Case, rows: Tensor, learner: str, score: float) -> tuple[float | None, float | None, float]:
     """Scores of a learner on the task's held-out data, taught by training rows and by other held-out rows; and their
     error. ``score`` is what it gets of training rows."""
-    if case.valid is None:
+    sees, fit = _LEARNERS[learner]
+    ours, other = sees(case.train.inputs), None if case.valid is None else sees(case.valid.inputs)
+    if ours is None or other is None or case.valid is None or other.shape[1] != ours.shape[1]:
         return None, None, 0.0
-    other = features(case.valid.inputs)
-    if other is None or other.shape[1] != inputs.shape[1]:
-        return None, None, 0.0
+    inputs, targets = ours[rows], case.train.targets[rows]
     wanted = case.valid.targets[:_MOST_ROWS]
     other = other[:_MOST_ROWS]
     fine = torch.isfinite(other).all(1) & torch.isfinite(wanted.double().reshape(len(other), -1)).all(1)
     other, wanted = other[fine], wanted[fine]
     if len(other) < 2 * _FOLDS:
         return None, None, 0.0
-    across = case.yardstick(_LEARNERS[learner](inputs, targets, other, case.yardstick), wanted, _AsIs())
+    across = case.yardstick(fit(inputs, targets, other, case.yardstick), wanted, _AsIs())
     error = error_of(len(other), case.yardstick.classes)
     if min(score, across) > _WELL and across > score - _AS_WELL:
         return across, None, error
@@ -168,10 +171,11 @@ def out_of_fold(case: Case, learner: str, rows: Tensor) -> tuple[Tensor, Tensor 
         data, (m, k), by the mean of the five, None where there is none that can be read; None where the training data
         cannot be read.
     """
-    inputs = features(case.train.inputs)
+    sees, fit = _LEARNERS[learner]
+    inputs = sees(case.train.inputs)
     if inputs is None:
         return None
-    other = None if case.valid is None else features(case.valid.inputs)
+    other = None if case.valid is None else sees(case.valid.inputs)
     held_out = other is not None and other.shape[1] == inputs.shape[1]
     others = other[:_MOST_ROWS] if other is not None and held_out else inputs[:0]
     inputs, targets = inputs[rows], case.train.targets[rows]
@@ -180,7 +184,7 @@ def out_of_fold(case: Case, learner: str, rows: Tensor) -> tuple[Tensor, Tensor 
     for k in range(_FOLDS):
         left_out = inputs[fold == k]
         asked = torch.cat([left_out, others])
-        said = _LEARNERS[learner](inputs[fold != k], targets[fold != k], asked, case.yardstick)
+        said = fit(inputs[fold != k], targets[fold != k], asked, case.yardstick)
         inside.append(said[: len(left_out)])
         outside.append(said[len(left_out) :])
     order = torch.cat([(fold == k).nonzero().flatten() for k in range(_FOLDS)]).argsort()
@@ -205,6 +209,26 @@ def features(inputs: Any) -> Tensor | None:
         placed = F.one_hot(inputs.long(), width).reshape(len(inputs), -1)
         return torch.cat([counted, placed.double()], 1)
     return inputs.reshape(len(inputs), -1).double()
+
+
+def pairs(inputs: Any) -> Tensor | None:
+    """How often each token follows each other one, at once and anywhere: (n, 2 w w); None where that is too much.
+
+    What depends on the order of tokens shows in pairs of them (subsequences of length two, Lodhi et al. 2002).
+    """
+    if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.is_floating_point() or inputs.is_complex():
+        return None
+    if inputs.dtype == torch.bool or int(inputs.min()) < 0 or 2 * (int(inputs.max()) + 1) ** 2 > _MOST_FEATURES:
+        return None
+    tokens, width = inputs.long(), int(inputs.max()) + 1
+    earlier = torch.zeros(len(tokens), width, dtype=torch.float64)
+    anywhere = torch.zeros(len(tokens), width, width, dtype=torch.float64)
+    for now in tokens.T:
+        anywhere.scatter_add_(2, now[:, None, None].expand(-1, width, 1), earlier[:, :, None])
+        earlier.scatter_add_(1, now[:, None], torch.ones_like(earlier[:, :1]))
+    at_once = torch.zeros(len(tokens), width * width, dtype=torch.float64)
+    at_once.scatter_add_(1, tokens[:, :-1] * width + tokens[:, 1:], torch.ones_like(tokens[:, 1:], dtype=torch.float64))
+    return torch.cat([at_once, anywhere.flatten(1)], 1).log1p()
 
 
 def standardised(inputs: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,12 +284,26 @@ def _kernel_ridge(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yar
     return best
 
 
+def _ridge_of_pairs(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:
+    """Ridge regression of many columns, from a part of the rows, with the best of several penalties."""
+    inputs, other = standardised(inputs[:_PAIRED], other)
+    coded, columns = _coded(targets[:_PAIRED], yardstick), math.sqrt(inputs.shape[1])
+    centre = coded.mean(0)
+    weights = _smoothed(inputs / columns, coded - centre)[1]
+    return torch.addmm(centre, other / columns, weights)
+
+
 def _smoothed(inputs: Tensor, targets: Tensor) -> tuple[float, Tensor]:
     """Ridge regression, (n, k) to (n, c), with the penalty that leaves the least squared error at rows left out, one at
     a time: the residual over one less its leverage (Allen 1974). That error, and the weights, (k, c).
     """
-    size, axes = torch.linalg.eigh(inputs.mT @ inputs)
-    turned = inputs @ axes
+    if inputs.shape[1] <= inputs.shape[0]:
+        size, axes = torch.linalg.eigh(inputs.mT @ inputs)
+        turned = inputs @ axes
+    else:
+        size, left = torch.linalg.eigh(inputs @ inputs.mT)
+        root = size.clamp_min(1e-12 * float(size[-1])).sqrt()
+        axes, turned = inputs.mT @ (left / root), left * root
     pulled = turned.mT @ targets
     penalties = len(inputs) * torch.tensor(_PENALTIES, dtype=inputs.dtype)
     shrunk = 1 / (size.clamp_min(0)[:, None] + penalties)  # (k, penalties)
@@ -278,4 +316,10 @@ def _smoothed(inputs: Tensor, targets: Tensor) -> tuple[float, Tensor]:
     return errors[best], axes @ (shrunk[:, [best]] * pulled)
 
 
-_LEARNERS = {"ridge regression": _ridge, "nearest neighbours": _neighbours, "kernel ridge regression": _kernel_ridge}
+_LEARNERS: dict[str, tuple[Callable[[Any], Tensor | None], Callable[[Tensor, Tensor, Tensor, Yardstick], Tensor]]] = {
+    "ridge regression": (features, _ridge),
+    "nearest neighbours": (features, _neighbours),
+    "kernel ridge regression": (features, _kernel_ridge),
+    "ridge regression on pairs of tokens": (pairs, _ridge_of_pairs),
+}
+"""What each of them sees of inputs, and how it learns."""
