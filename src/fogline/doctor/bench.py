@@ -80,6 +80,10 @@ class Bench:
         accepted = trial.accepted and count == len(self.seeds) and trial.effect >= self._asked(fmean(trial.without))
         return replace(trial, intervention=title, accepted=accepted)
 
+    def gain(self, remedies: Sequence[Remedy]) -> float:
+        """What they gain on the first seed alone."""
+        return self._run(remedies, 1)[0].score - self._run((), 1)[0].score
+
     def affords(self, remedies: Sequence[Remedy]) -> bool:
         """Whether the budget has room for a trial over every seed, and to leave each of several remedies out again."""
         needed: list[Sequence[Remedy]] = [(), remedies]
@@ -168,7 +172,7 @@ class Bench:
         assert observed is not None
         variant = program(self.exam.case, (*self.kept, *remedies))
         steps = self._steps(remedies, observed.steps)
-        if laboratory.left < steps * laboratory.price(variant.recipe):
+        if laboratory.left + laboratory.reserve < steps * laboratory.price(variant.recipe):
             return -1.0
         return laboratory.run(variant, steps, (observed.seed,))[0].score
 

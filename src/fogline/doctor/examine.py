@@ -14,6 +14,7 @@ from torch import nn
 
 from fogline.descent.prepare import as_asked
 from fogline.descent.randomness import Surroundings
+from fogline.doctor.ablations import ablations
 from fogline.doctor.case import CPU, Case, open_case
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
@@ -86,7 +87,7 @@ def diagnose(
 def examine(case: Case, budget: float, check: Callable[[], None] = lambda: None) -> Report:
     """:func:`diagnose` for a program that is open."""
     planned = planned_steps(case.recipe, case)
-    laboratory = Laboratory(case, budget * max(planned, _floor(case)), check)
+    laboratory = Laboratory(case, budget * max(planned, _floor(case)), check, budget * _floor(case))
     tried = Interventions(case, laboratory, planned)
     return _Doctor(case, laboratory, planned, tried).report(tries=budget > 0)
 
@@ -117,6 +118,8 @@ class _Doctor:
         exam, rounds = self._watched(first)
         if exam.kept == self.tried.remedies and not self.tried.is_healthy(exam) and self.laboratory.left > 0:
             self.tried.verify(exam, self._usual(exam))
+            if exam.kept == self.tried.remedies:
+                self.tried.ablate(exam, list(ablations(exam)))
             rounds.append(len(self.tried.kept))
         if len({count for count in rounds if count}) > 1:
             self.tried.minimal_again(exam)

@@ -154,6 +154,28 @@ class Interventions:
         more = times_longer(suspicion.remedies[0], self.case) > 1
         return lengthens(suspicion, self.case) or (more and self.planned < SHORTEST)
 
+    def ablate(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:
+        """Changes that nothing points to: which gains most is seen in short descents, and must win a trial."""
+        supposed = [s for s in supposed if s.cause not in self.kept_causes]
+        steps = int(self.laboratory.left / (len(SEEDS) * 3 + (1 + len(supposed)) / 2))
+        observed = exam.observed.steps if exam.observed is not None else self.planned
+        steps = min(steps, observed)
+        if not supposed or steps < 2 * SHORTEST:
+            return
+        short, long = (self._bench(exam, count) for count in (steps // 2, steps))
+        gains = [short.gain([s.remedies[0]]) for s in supposed]
+        ranked = sorted(range(len(supposed)), key=lambda k: -gains[k])
+        for k in ranked[:2]:
+            remedy = supposed[k].remedies[0]
+            if gains[k] < ENOUGH or not long.affords([remedy]):
+                break
+            trial = long.against_control([remedy])
+            if trial.accepted and long.holds(trial, [remedy]):
+                self.healed, self.healed_in = fmean(trial.with_it), long.steps
+                self.take(supposed[k], remedy, trial)
+                return
+            self._reject(supposed[k], trial, f"no clear gain: {trial}")
+
     def take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
         self.kept.append(Kept(self._turned(suspicion, remedy), remedy, trial))
 

@@ -105,10 +105,13 @@ class Laboratory:
         case: the program under examination.
         budget: steps that may be spent.
         check: called between steps; may raise to stop.
+        reserve: steps beyond it, for a last look at what has won a short trial already.
     """
 
-    def __init__(self, case: Case, budget: float, check: Callable[[], None] = lambda: None) -> None:
-        self.case, self.budget, self.check = case, budget, check
+    def __init__(
+        self, case: Case, budget: float, check: Callable[[], None] = lambda: None, reserve: float = 0.0
+    ) -> None:
+        self.case, self.budget, self.check, self.reserve = case, budget, check, reserve
         self.spent = 0.0
         self._rates: dict[tuple[str, ...], float] = {}
 

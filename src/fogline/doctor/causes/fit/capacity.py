@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -111,14 +112,9 @@ def underfitting(exam: Examination) -> Suspicion | None:
     # handful of units may all of them stand where no slope leads on.
     if not layers or counted < 0.9 * weights or (weights > wanted and min(widths, default=0) > _HANDFUL):
         return None
-    narrow = [
-        (first, second)
-        for (first, a), (second, b) in pairwise(layers)
-        if a.out_features < _WIDE and b.in_features == a.out_features
-    ]
-    if len(layers) > 1 and not narrow:
+    remedy = more_units(layers)
+    if remedy is None:
         return None
-    remedy = _wider(narrow) if narrow else _deeper(layers[-1][0])
     return Suspicion(
         "underfitting",
         0.65,
@@ -131,6 +127,18 @@ def underfitting(exam: Examination) -> Suspicion | None:
         "something to learn in them: the network is too small to express it.",
         (remedy,),
     )
+
+
+def more_units(layers: Sequence[tuple[str, nn.Linear]]) -> Remedy | None:
+    """Wider hidden layers, or one where there is none; None where they are wide."""
+    narrow = [
+        (first, second)
+        for (first, a), (second, b) in pairwise(layers)
+        if a.out_features < _WIDE and b.in_features == a.out_features
+    ]
+    if narrow:
+        return _wider(narrow)
+    return _deeper(layers[-1][0]) if len(layers) == 1 else None
 
 
 def _wider(pairs: list[tuple[str, str]]) -> Remedy:

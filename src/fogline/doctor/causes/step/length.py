@@ -50,13 +50,6 @@ def bad_schedule(exam: Examination) -> Suspicion | None:
     settled = moves.significance < 2 and moves.jitter > 0.03
     if recipe.schedule != "constant" or not spec_of(recipe.optimizer).schedulable or not (fell_back and settled):
         return None
-    remedy = Remedy(
-        "lower the learning rate to zero over the run",
-        'fogline.Recipe(schedule="linear")',
-        on_recipe=lambda recipe: recipe.replace(schedule="linear"),
-        place="schedule",
-        order=RECIPE,
-    )
     return Suspicion(
         "bad_schedule",
         0.45,
@@ -66,8 +59,18 @@ def bad_schedule(exam: Examination) -> Suspicion | None:
         ),
         "The loss no longer falls, it jitters: steps of this length cannot settle, and the rate is never lowered. "
         "Where the run ends is chance.",
-        (remedy,),
+        (lowered(),),
         severity="minor",
+    )
+
+
+def lowered() -> Remedy:
+    return Remedy(
+        "lower the learning rate to zero over the run",
+        'fogline.Recipe(schedule="linear")',
+        on_recipe=lambda recipe: recipe.replace(schedule="linear"),
+        place="schedule",
+        order=RECIPE,
     )
 
 

@@ -8,11 +8,11 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RATE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import motion, resolved, standing, steps_of
 
-_PLAIN = ("gd", "sgd", "momentum", "nesterov", "asgd")
+PLAIN = ("gd", "sgd", "momentum", "nesterov", "asgd")
 _LONG_MEMORY = 20.5  # steps: a momentum of 0.95 has 20, the usual 0.9 has 10
 
 
-def _with_adamw() -> Remedy:
+def with_adamw() -> Remedy:
     return Remedy(
         "use adamw, its learning rate measured",
         'fogline.Recipe(optimizer="adamw", lr="auto")',
@@ -38,7 +38,7 @@ def _long_memory(name: str, memory: float, planned: int) -> Suspicion:
                 place="rate",
                 order=RATE,
             ),
-            _with_adamw(),
+            with_adamw(),
         ),
     )
 
@@ -57,9 +57,9 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
             (Evidence(f"share of the rows in a step of {name}", exam.case.batch_size / exam.program.rows, 1),),
             f"{name} compares one gradient with the next as if both were exact. On mini-batches they differ by chance, "
             "and its steps follow the chance.",
-            (_with_adamw(),),
+            (with_adamw(),),
         )
-    memory = 1 / (1 - float(recipe.options.get("momentum", 0.9))) if name in _PLAIN else 0.0
+    memory = 1 / (1 - float(recipe.options.get("momentum", 0.9))) if name in PLAIN else 0.0
     if memory > _LONG_MEMORY and (stands.short or too_long(moves, steps) > 0):
         return _long_memory(name, memory, exam.planned)
     if not stands.short or moves.refused or too_long(moves, steps) >= 0.65:
@@ -74,9 +74,9 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
                 Evidence(f"learning rate of {name}", exam.observed.lr if exam.observed else 0.0, spec_of(name).lr),
             ),
             f"{name} shortens its own steps, and at this learning rate nothing is left of them.",
-            (_with_adamw(),),
+            (with_adamw(),),
         )
-    if name in _PLAIN and stands.train_short:
+    if name in PLAIN and stands.train_short:
         return Suspicion(
             "optimizer_mismatch",
             0.5 if slow else 0.4,
@@ -86,7 +86,7 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
             ),
             "All weights share one learning rate here. Where slopes differ much from weight to weight it is too long "
             "for some and too short for the others.",
-            (_with_adamw(),),
+            (with_adamw(),),
             follows=True,
         )
     return None

@@ -38,22 +38,13 @@ def regularization_too_strong(exam: Examination) -> Suspicion | None:
 
 
 def _dropout(exam: Examination) -> Suspicion | None:
-    modules = [float(m.p) for m in exam.anatomy.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-    rates = modules if any(modules) else [_dropped_by_functions(exam)]
     seen, moves = exam.observed, motion(exam)
-    if max(rates) < 0.5 or seen is None or not math.isfinite(seen.train_loss):
+    highest = dropped(exam)
+    if highest < 0.5 or seen is None or not math.isfinite(seen.train_loss):
         return None
     gap, learned = moves.last - seen.train_loss, abs(moves.start - seen.train_loss)
-    if max(rates) < 0.8 and gap < 0.25 * learned:
+    if highest < 0.8 and gap < 0.25 * learned:
         return None
-    highest = max(rates)
-    remedy = Remedy(
-        f"drop a quarter as much: {highest / 4:.2g} instead of {highest:.2g}",
-        f"nn.Dropout({highest / 4:.2g})" if any(modules) else f"F.dropout(x, {highest / 4:.2g}, self.training)",
-        on_model=lambda model: with_dropout(model, 0.25) if any(modules) else Within(model, partial(DropsLess, 0.25)),
-        place="dropout",
-        order=BODY,
-    )
     return Suspicion(
         "regularization_too_strong",
         0.7,
@@ -63,8 +54,30 @@ def _dropout(exam: Examination) -> Suspicion | None:
         ),
         f"Dropout takes {highest:.0%} of a layer's units away at every step: what is left can hardly tell the examples "
         "apart.",
-        (remedy,),
+        (less_dropout(exam),),
     )
+
+
+def less_dropout(exam: Examination) -> Remedy:
+    """A quarter of the dropout that there is, of modules or of functions."""
+    modules, highest = any(_dropout_of_modules(exam)), dropped(exam)
+    return Remedy(
+        f"drop a quarter as much: {highest / 4:.2g} instead of {highest:.2g}",
+        f"nn.Dropout({highest / 4:.2g})" if modules else f"F.dropout(x, {highest / 4:.2g}, self.training)",
+        on_model=lambda model: with_dropout(model, 0.25) if modules else Within(model, partial(DropsLess, 0.25)),
+        place="dropout",
+        order=BODY,
+    )
+
+
+def _dropout_of_modules(exam: Examination) -> list[float]:
+    return [float(m.p) for m in exam.anatomy.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+
+
+def dropped(exam: Examination) -> float:
+    """The largest share of units that dropout takes away; 0 without any."""
+    modules = _dropout_of_modules(exam)
+    return max(modules) if any(modules) else _dropped_by_functions(exam)
 
 
 def _dropped_by_functions(exam: Examination) -> float:
@@ -91,13 +104,6 @@ def _decay(exam: Examination) -> Suspicion | None:
     adaptive = spec.name in _ADAPTIVE and not decoupled
     if not (pull > slope if adaptive else folds > 1):
         return None
-    remedy = Remedy(
-        "no weight decay",
-        "fogline.Recipe(weight_decay=0.0)",
-        on_recipe=lambda recipe: recipe.replace(weight_decay=0.0),
-        place="decay",
-        order=RECIPE,
-    )
     return Suspicion(
         "regularization_too_strong",
         0.7 if adaptive or folds > 3 else 0.5,
@@ -107,7 +113,17 @@ def _decay(exam: Examination) -> Suspicion | None:
             Evidence("pull of the decay, slope of the loss", f"{pull:.2g}, {slope:.2g}", "a small share"),
         ),
         "Weight decay draws the weights to zero faster than the loss can build them up: what is learned is forgotten.",
-        (remedy,),
+        (no_decay(),),
+    )
+
+
+def no_decay() -> Remedy:
+    return Remedy(
+        "no weight decay",
+        "fogline.Recipe(weight_decay=0.0)",
+        on_recipe=lambda recipe: recipe.replace(weight_decay=0.0),
+        place="decay",
+        order=RECIPE,
     )
 
 
