@@ -23,7 +23,7 @@ from fogline.recipe import Recipe
 LEARNS = 0.1
 """A score above which a program does learn something."""
 _BLOCKS = 8
-_IMPROVABLE = 0.1
+_IMPROVABLE, _POOR = 0.1, 0.6  # distance from perfect, score
 _FEWEST_STEPS = 16
 _FEW, _GOAL_OF_FEW, _GOAL_UNKNOWN, _GOAL_OF_LOSS = 40, 0.9, 0.3, 0.2
 _ERROR_OF_ALL = 0.05
@@ -59,6 +59,11 @@ class Standing:
     def improvable(self) -> bool:
         """Far from perfect: where classical learners get no further either, a sound network may."""
         return self.short or 1 - self.score > _IMPROVABLE
+
+    @property
+    def poor(self) -> bool:
+        """So far from perfect that classical learners that get no further are no measure."""
+        return self.score < _POOR
 
     @property
     def train_short(self) -> bool:

@@ -26,7 +26,7 @@ from fogline.descent.objective import Objective
 from fogline.descent.prepare import Start, operations_of
 from fogline.descent.randomness import private_randomness
 from fogline.descent.resolve import batch_rows, resolve_by_rule
-from fogline.descent.schedules import curve
+from fogline.descent.schedules import PlateauState, curve, update
 from fogline.descent.step import EagerStep
 from fogline.doctor.case import FAILURES, Case, Program
 from fogline.doctor.finding import Remedy, Trial
@@ -80,6 +80,7 @@ class Observation(Descended):
         train_score, train_loss: on learned rows, at the end, in evaluation mode.
         probes: pairs of successive steps that were measured.
         lr: the rate at the top of the schedule.
+        cuts: steps after which the plateau schedule cut it.
         enough: asked after each look whether no more need be seen.
     """
 
@@ -91,6 +92,7 @@ class Observation(Descended):
     train_loss: float = math.nan
     probes: list[Probed] = field(default_factory=list)
     lr: float = 0.0
+    cuts: list[int] = field(default_factory=list)
     enough: Callable[[Observation], bool] = lambda seen: False
 
     @property
@@ -198,6 +200,7 @@ class Laboratory:
         losses, norms = np.full(steps, np.nan), np.full(steps, np.nan)
         looks = _looks(begun, variant, steps, watched=seen is not None)
         probe, refused, kept, price = None, 0, (math.inf, -1.0), self.price(recipe)
+        plateau, every = PlateauState(), _scored_every(begun, variant)
         if seen is not None:
             seen.start, seen.lr = begun, lr
             named = [(n, p) for n, p in machine.objective.model.named_parameters() if p.requires_grad]
@@ -209,7 +212,7 @@ class Laboratory:
             if probe is not None and (probing or k in looks or k == 1):
                 probe.before()
                 probing = 1 if not probe.open else 2
-            outcome = stepper.take(k, batch, lr * at(k))
+            outcome = stepper.take(k, batch, lr * at(k) * plateau.factor)
             losses[k], norms[k] = float(outcome.loss), float(outcome.gradient_norm)
             self.spent += price
             if outcome.finite is False:
@@ -223,6 +226,10 @@ class Laboratory:
                 if seen is not None and measured is not None:
                     seen.probes.append(measured)
                 probing = 1 if probe.open else 0
+            if every and (k + 1) % every == 0:
+                before, plateau = plateau.factor, update(plateau, self.scored(objective, variant, variant.held)[1])
+                if seen is not None and plateau.factor < before:
+                    seen.cuts.append(k + 1)
             if seen is not None and k + 1 in looks:
                 self._look(seen, begun, variant, k + 1)
                 if seen.enough(seen):
@@ -301,6 +308,14 @@ def _looks(begun: Start, variant: Program, steps: int, *, watched: bool) -> list
         if watched
         else {round(k * steps / count) for k in range(1, count + 1)}
     )
+
+
+def _scored_every(begun: Start, variant: Program) -> int:
+    """Steps between the scores that the plateau schedule decides by; 0 for other schedules, or without such scores."""
+    recipe, batches = begun.resolved.recipe, begun.batches
+    if recipe.schedule != "plateau" or variant.case.valid is None:
+        return 0
+    return Duration.parse(recipe.validate_every).steps(batches.batch_size, batches.examples or 1000) or 0
 
 
 def planned_steps(recipe: Recipe, case: Case) -> int:

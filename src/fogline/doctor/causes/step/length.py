@@ -19,7 +19,7 @@ from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import motion, resolved, standing, steps_of
 from fogline.recipe import Duration, Recipe
 
-_ACCEPTABLE_WARMUP = 0.3
+_ACCEPTABLE_WARMUP, _EARLY = 0.3, 0.4  # shares of the run
 
 
 def bad_schedule(exam: Examination) -> Suspicion | None:
@@ -46,6 +46,8 @@ def bad_schedule(exam: Examination) -> Suspicion | None:
             "The learning rate is still rising when the run is almost over: most steps are taken at a fraction of it.",
             (remedy,),
         )
+    if exam.observed.cuts and exam.observed.cuts[0] < _EARLY * planned and stands.improvable:
+        return _cut_early(exam.observed.cuts, planned)
     fell_back = stands.score - exam.observed.score > 2 * stands.error
     settled = moves.significance < 2 and moves.jitter > 0.03
     if recipe.schedule != "constant" or not spec_of(recipe.optimizer).schedulable or not (fell_back and settled):
@@ -61,6 +63,20 @@ def bad_schedule(exam: Examination) -> Suspicion | None:
         "Where the run ends is chance.",
         (lowered(),),
         severity="minor",
+    )
+
+
+def _cut_early(cuts: list[int], planned: int) -> Suspicion:
+    return Suspicion(
+        "bad_schedule",
+        0.7,
+        (
+            Evidence("cuts of the learning rate to a tenth, after", ", ".join(map(str, cuts[:4])), step=cuts[0]),
+            Evidence("steps in all", planned),
+        ),
+        f"The plateau schedule cuts the learning rate to a tenth after step {cuts[0]} of {planned}: held-out rows are "
+        "scored so often that noise passes for a plateau, and most steps are taken at a fraction of the rate.",
+        (lowered(),),
     )
 
 
@@ -80,7 +96,12 @@ def too_few_steps(exam: Examination) -> Suspicion | None:
     if seen is None or not began(exam) or seen.steps < exam.planned or exam.program.recipe.duration == "auto":
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
-    if not stands.short or moves.refused or is_large_batch(exam) or moves.highest > 1.25 * abs(moves.start):
+    if (
+        not (stands.short or stands.poor)
+        or moves.refused
+        or is_large_batch(exam)
+        or moves.highest > 1.25 * abs(moves.start)
+    ):
         return None
     few = seen.steps < FEWEST_STEPS and not steps.path > 1
     falling = moves.slope > FALLING and moves.significance > SURELY

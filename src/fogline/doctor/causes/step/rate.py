@@ -64,7 +64,7 @@ def lr_too_low(exam: Examination) -> Suspicion | None:
         return None
     still = steps.path < HARDLY_MOVED and steps.each < 3 * TIMID
     aligned = steps.overshoot < -0.8 and steps.cosine > 0.95 and (moves.slope > FALLING or moves.fallen < 0.1)
-    if not (stands.short or (steps.path < 0.2 and stands.score < 0.9)) or not (still or aligned):
+    if not stands.improvable or not (still or aligned):
         return None
     return Suspicion(
         "lr_too_low",
