@@ -189,7 +189,8 @@ class Interventions:
 
     def guess(self) -> None:
         """A program that does not learn has a fault: what is likeliest is said, although no trial could show it."""
-        likely = sorted(self.doubted, key=lambda pair: -pair[0].strength)[:_GUESSES]
+        not_refuted = [(s, trial) for s, trial in self.doubted if trial is None or trial.effect > -ENOUGH]
+        likely = sorted(not_refuted, key=lambda pair: -pair[0].strength)[:_GUESSES]
         self.say_untried([pair for pair in likely if pair[0].strength >= _LIKELY])
 
     def minimal_again(self, exam: Examination) -> None:

@@ -8,7 +8,7 @@ from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import motion, standing, steps_of
 from fogline.recipe import Duration, Recipe
 
-_LARGE, _MOST_STEPS, _ALIKE = 128, 1000, 0.7
+_LARGE, _MOST_STEPS = 128, 1000
 
 
 def batch_too_small(exam: Examination) -> Suspicion | None:
@@ -43,35 +43,30 @@ def batch_too_small(exam: Examination) -> Suspicion | None:
 
 
 def batch_too_large(exam: Examination) -> Suspicion | None:
-    """Every row is read many times, but only a few steps are taken.
-
-    Two things tell that fewer rows would do: the loss still falls in a straight line, or one batch says what the next
-    one does (the step cosine of gradients with little noise; McCandlish et al. 2018) while the loss still falls.
-    """
+    """Every row is read many times, but only a few steps are taken, and the loss still falls at the end of them."""
     size, rows = exam.case.batch_size, rows_of(exam)
     if not began(exam) or exam.planned > _MOST_STEPS or exam.program.recipe.duration == "auto":
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
     straight = is_large_batch(exam) and exam.planned <= 100 and steps.overshoot < STRAIGHT
-    alike = size >= _LARGE and steps.cosine > _ALIKE and moves.significance > SURELY
-    if not stands.improvable or moves.refused or not (straight or alike):
+    falls = size >= _LARGE and moves.significance > SURELY
+    if not stands.improvable or moves.refused or not (straight or falls):
         return None
     smaller = min(32, max(8, rows // 16))
     smaller_ones = [rows_a_step for rows_a_step in (smaller, 4 * smaller) if 2 * rows_a_step <= size]
-    straightness = Evidence(
-        "overshoot, median", steps.overshoot, "-0.3 to 0.5: -1 is a slope that a step has not changed"
-    )
     return Suspicion(
         "batch_too_large",
         0.85 if straight else 0.6,
         (
             Evidence("steps in all", exam.planned, "hundreds"),
             Evidence("rows a step", size, f"{smaller}"),
-            straightness if straight else Evidence("step cosine, median", steps.cosine, f"below {_ALIKE:g}"),
+            Evidence("overshoot, median", steps.overshoot, "-0.3 to 0.5: -1 is a slope that a step has not changed")
+            if straight
+            else Evidence("fall of the loss at the end, in standard errors", moves.significance, "below 3"),
         ),
         f"The rows are read again and again, but {size} of {rows} at a time: that makes {exam.planned} steps in all, "
-        + ("and the loss is still falling in a straight line" if straight else "each much like the one before")
-        + ". Smaller batches take more steps for the same work.",
+        f"and the loss still falls{' in a straight line' if straight else ''}. Smaller batches take more steps for the "
+        "same work.",
         tuple(of_fewer(exam.program.recipe, size, fewer) for fewer in smaller_ones),
     )
 

@@ -43,11 +43,12 @@ def _dropout(exam: Examination) -> Suspicion | None:
     if highest < 0.5 or seen is None or not math.isfinite(seen.train_loss):
         return None
     gap, learned = moves.last - seen.train_loss, abs(moves.start - seen.train_loss)
-    if highest < 0.8 and gap < 0.25 * learned:
+    outweighs = highest >= 0.8 or gap >= 0.25 * learned
+    if not outweighs and not standing(exam).short:
         return None
     return Suspicion(
         "regularization_too_strong",
-        0.7,
+        0.7 if outweighs else 0.5,
         (
             Evidence("largest dropout", highest, "0.1 to 0.5"),
             Evidence("loss in training, of the same rows without dropout", f"{moves.last:.3g}, {seen.train_loss:.3g}"),
