@@ -163,7 +163,7 @@ def test_chance_is_for_learning_only(bench: SimpleNamespace, name: str) -> None:
     def loss() -> float:
         (inputs, targets), with_model = task.train, name != "dropout 0.5"
         with torch.no_grad():
-            return float(task.loss(model, task.train) if with_model else task.loss(model(inputs), targets))
+            return float(task.loss.function(model, task.train) if with_model else task.loss(model(inputs), targets))
 
     model.train()
     assert loss() != loss()
