@@ -350,8 +350,8 @@ alarms are and what they cost is in [doctor-peers.md](doctor-peers.md).
 """
 
 
-HINDSIGHT = """Which programs can be repaired at all, by the best of many repairs and with the test rows and those of the
-healthy twin to look at, is in [doctor-ceiling.md](doctor-ceiling.md): rows that were left out no edit brings back.
+HINDSIGHT = """Which programs can be repaired at all, by the best of many repairs that look at the test rows and at
+those of the healthy twin, is in [doctor-ceiling.md](doctor-ceiling.md): rows that were left out no edit brings back.
 
 """
 
