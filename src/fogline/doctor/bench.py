@@ -149,7 +149,13 @@ class Bench:
         return score + max(self._asked(score), AS_GOOD * (1 - score))
 
     def _asked(self, score: float) -> float:
-        """What must be gained on a score: the margin, or half of what is left where that is less."""
+        """What must be gained on a score: the margin, or half of what is left where that is less.
+
+        That is only where the control has had all its steps: else it may close that half by itself.
+        """
+        observed = self.exam.observed
+        if observed is None or observed.steps < observed.planned:
+            return self.margin
         return min(self.margin, max(ENOUGH, 0.5 * (1 - score)))
 
     @property

@@ -61,7 +61,8 @@ def diagnose(
     Args:
         task, recipe, loss, valid, metrics, target, **recipe_fields: as in :func:`fogline.fit`.
         budget: at most this many times the steps of the run itself, or of what takes but a second or two where that is
-            more (3,000 steps of a small model); 0 looks at one batch only and trains nothing.
+            more (3,000 steps of a small model, and as many again for one last look at what a short trial has won); 0
+            looks at one batch only and trains nothing.
 
     Returns:
         The report: ``print(report)``, ``report.findings``, ``report.apply(task, recipe)``, ``report.to_json()``.
@@ -87,7 +88,8 @@ def diagnose(
 def examine(case: Case, budget: float, check: Callable[[], None] = lambda: None) -> Report:
     """:func:`diagnose` for a program that is open."""
     planned = planned_steps(case.recipe, case)
-    laboratory = Laboratory(case, budget * max(planned, _floor(case)), check, budget * _floor(case))
+    steps, floor = max(planned, _floor(case)), _floor(case)
+    laboratory = Laboratory(case, budget * steps, check, budget * max(0, 2 * floor - steps))
     tried = Interventions(case, laboratory, planned)
     return _Doctor(case, laboratory, planned, tried).report(tries=budget > 0)
 
@@ -174,7 +176,8 @@ class _Doctor:
         if not self.tried.is_healthy(exam):
             return True
         seen = exam.observed
-        return seen is not None and seen.start is not None and not seen.error and standing(exam).short
+        begun = seen is not None and seen.start is not None and not seen.error
+        return begun and standing(exam).short and standing(exam).far
 
     def _usual(self, exam: Examination) -> list[Suspicion]:
         """What may help any program that is short of what is possible."""

@@ -58,7 +58,12 @@ class Standing:
     @property
     def improvable(self) -> bool:
         """Far from perfect: where classical learners get no further either, a sound network may."""
-        return self.short or 1 - self.score > _IMPROVABLE
+        return self.short or self.far
+
+    @property
+    def far(self) -> bool:
+        """From perfect."""
+        return 1 - self.score > _IMPROVABLE
 
     @property
     def poor(self) -> bool:
