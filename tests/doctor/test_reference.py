@@ -40,6 +40,43 @@ def test_the_error_at_rows_left_out_is_that_of_learners_that_never_saw_them(monk
     torch.testing.assert_close((centred.T @ centred + ridge) @ weights, centred.T @ (targets - targets.mean(0)))
 
 
+@pytest.mark.parametrize("penalty", [1e-9, 1e-3])
+def test_the_same_where_there_are_more_columns_than_rows(penalty: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, targets = normal(12, 30), normal(12, 1, seed=1)
+    monkeypatch.setattr(reference, "_PENALTIES", (penalty,))
+    error, weights = reference._smoothed(inputs - inputs.mean(0), targets - targets.mean(0))
+    ridge, left_out = 12 * penalty, 0.0
+    for k in range(12):
+        others = torch.arange(12) != k
+        X, y = inputs[others] - inputs[others].mean(0), targets[others] - targets[others].mean(0)
+        found = X.T @ torch.linalg.solve(X @ X.T + ridge * torch.eye(11, dtype=torch.float64), y)
+        said = targets[others].mean(0) + (inputs[k] - inputs[others].mean(0)) @ found
+        left_out += float((said - targets[k]).square().sum())
+    assert error == pytest.approx(left_out, rel=1e-4)
+    assert weights.shape == (30, 1)
+
+
+def test_the_order_of_tokens_shows_in_pairs_of_them() -> None:
+    tokens = torch.randint(0, 6, (500, 12), generator=torch.Generator().manual_seed(0))
+    y = ((tokens[:, :-1] == 1) & (tokens[:, 1:] == 2)).any(1).long()
+    model = nn.Sequential(nn.Embedding(6, 4), nn.Flatten(), nn.Linear(48, 2))
+    case = open_case(fogline.Task(model, nn.CrossEntropyLoss(), (tokens, y)), fogline.Recipe(lr=0.1, duration="1ep"))
+    found = refer(case)
+    assert found.learner == "ridge regression on pairs of tokens"
+    assert found.score is not None
+    assert found.score > 0.9
+
+
+def test_pairs_are_counted_next_to_each_other_and_anywhere() -> None:
+    found = reference.pairs(torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0]]))
+    assert found is not None
+    at_once, anywhere = found.expm1().round().long().chunk(2, dim=1)
+    assert at_once.tolist() == [[0, 2, 1, 0], [1, 0, 1, 1]]  # 00 01 10 11
+    assert anywhere.tolist() == [[1, 3, 1, 1], [1, 0, 4, 1]]
+    assert reference.pairs(torch.rand(3, 4)) is None
+    assert reference.pairs(torch.full((3, 4), 40)) is None
+
+
 def test_a_curved_target_is_learned_on_a_kernel() -> None:
     X = normal(300, 3)
     y = (torch.sin(2 * X[:, :1]) * X[:, 1:2]).float()

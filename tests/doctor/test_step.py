@@ -140,6 +140,25 @@ def test_bad_schedule_of_a_long_warm_up() -> None:
     assert new_recipe(found, recipe).warmup == 0.05
 
 
+def test_bad_schedule_of_a_plateau_that_is_looked_for_too_often() -> None:
+    X, y = labels(800)
+    noisy = X + 2 * torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
+    recipe = ADAM.replace(lr=0.002, schedule="plateau", duration="20ep")
+    found = []
+    for every in ("1st", "1ep"):
+        task = fogline.Task(net(6, 4), nn.CrossEntropyLoss(), (noisy[:600], y[:600]), valid=(noisy[600:], y[600:]))
+        case = open_case(task, recipe.replace(validate_every=every))
+        exam = Examination(case)
+        exam.observed = Laboratory(case, 1e6).observe(exam.program, 380)
+        found.append((exam.observed.cuts, step.bad_schedule(exam)))
+    (early, suspected), (late, unsuspected) = found
+    assert early
+    assert early[0] < 0.4 * 380
+    assert new_recipe(suspected, recipe).schedule == "linear"
+    assert not late or late[0] > early[0]
+    assert unsuspected is None or unsuspected.severity == "minor"
+
+
 @pytest.mark.parametrize(("data", "recipe"), [(labels, SGD.replace(lr=0.02)), (numbers, ADAM.replace(lr=0.002))])
 def test_too_few_steps(data: Callable[[], Pair], recipe: fogline.Recipe) -> None:
     recipe = recipe.replace(duration="1ep")
@@ -182,6 +201,16 @@ def test_batch_too_large(data: Callable[[], Pair]) -> None:
     changed = new_recipe(found, recipe)
     assert planned_steps(changed, exam.case) > 10 * exam.planned
     assert step.too_few_steps(exam) is None
+
+
+def test_batch_too_large_where_hundreds_of_steps_do_not_suffice() -> None:
+    recipe = SGD.replace(batch_size=200, lr=0.002, duration="40ep")
+    exam = observed(numbers(800), recipe)
+    assert exam.planned > 100
+    found = step.batch_too_large(exam)
+    assert found is not None
+    assert new_recipe(found, recipe).batch_size == 32
+    assert step.batch_too_large(observed(numbers(800), recipe.replace(optimizer="adam", lr=0.02))) is None
 
 
 def test_smaller_batches_read_the_same_rows() -> None:

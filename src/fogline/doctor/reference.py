@@ -297,23 +297,23 @@ def _smoothed(inputs: Tensor, targets: Tensor) -> tuple[float, Tensor]:
     """Ridge regression, (n, k) to (n, c), with the penalty that leaves the least squared error at rows left out, one at
     a time: the residual over one less its leverage (Allen 1974). That error, and the weights, (k, c).
     """
-    if inputs.shape[1] <= inputs.shape[0]:
-        size, axes = torch.linalg.eigh(inputs.mT @ inputs)
-        turned = inputs @ axes
-    else:
-        size, left = torch.linalg.eigh(inputs @ inputs.mT)
-        root = size.clamp_min(1e-12 * float(size[-1])).sqrt()
-        axes, turned = inputs.mT @ (left / root), left * root
-    pulled = turned.mT @ targets
     penalties = len(inputs) * torch.tensor(_PENALTIES, dtype=inputs.dtype)
-    shrunk = 1 / (size.clamp_min(0)[:, None] + penalties)  # (k, penalties)
-    leverage = (turned.square() @ shrunk + 1 / len(inputs)).clamp_max(1 - 1e-6)
+    wide = inputs.shape[1] >= inputs.shape[0]
+    size, axes = torch.linalg.eigh(inputs @ inputs.mT if wide else inputs.mT @ inputs)
+    turned = axes if wide else inputs @ axes
+    pulled = turned.mT @ targets
+    shrunk = 1 / (size.clamp_min(0)[:, None] + penalties)  # (k or n, penalties)
+    # What is left of a row, and one less its leverage: where columns abound both are small, and so no difference of 1s.
+    parts = penalties * shrunk if wide else shrunk
+    own = turned.square() @ parts
+    room = ((own if wide else 1 - own) - 1 / len(inputs)).clamp_min(1e-12)
+    missed = (turned @ (parts[:, [p]] * pulled) for p in range(len(_PENALTIES)))
     errors = [
-        float(((targets - turned @ (shrunk[:, [p]] * pulled)) / (1 - leverage[:, [p]])).square().sum())
-        for p in range(len(_PENALTIES))
+        float(((part if wide else targets - part) / room[:, [p]]).square().sum()) for p, part in enumerate(missed)
     ]
     best = min(range(len(errors)), key=errors.__getitem__)
-    return errors[best], axes @ (shrunk[:, [best]] * pulled)
+    weights = axes @ (shrunk[:, [best]] * pulled)
+    return errors[best], inputs.mT @ weights if wide else weights
 
 
 _LEARNERS: dict[str, tuple[Callable[[Any], Tensor | None], Callable[[Tensor, Tensor, Tensor, Yardstick], Tensor]]] = {
