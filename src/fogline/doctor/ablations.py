@@ -45,7 +45,7 @@ def _of_regularization(exam: Examination) -> Iterator[Suspicion]:
             "regularization_too_strong",
             Evidence("largest dropout", dropout),
             f"Dropout takes {dropout:.0%} of a layer's units away at every step; with less it does better.",
-            less_dropout(exam),
+            *less_dropout(exam),
         )
     if decay:
         yield _tried(

@@ -55,20 +55,34 @@ def _dropout(exam: Examination) -> Suspicion | None:
         ),
         f"Dropout takes {highest:.0%} of a layer's units away at every step: what is left can hardly tell the examples "
         "apart.",
-        (less_dropout(exam),),
+        less_dropout(exam),
     )
 
 
-def less_dropout(exam: Examination) -> Remedy:
-    """A quarter of the dropout that there is, of modules or of functions."""
+def less_dropout(exam: Examination) -> tuple[Remedy, Remedy]:
+    """A quarter of the dropout that there is, of modules or of functions, and none."""
     modules, highest = any(_dropout_of_modules(exam)), dropped(exam)
-    return Remedy(
-        f"drop a quarter as much: {highest / 4:.2g} instead of {highest:.2g}",
-        f"nn.Dropout({highest / 4:.2g})" if modules else f"F.dropout(x, {highest / 4:.2g}, self.training)",
-        on_model=lambda model: with_dropout(model, 0.25) if modules else Within(model, partial(DropsLess, 0.25)),
-        place="dropout",
-        order=BODY,
+    left = f"{highest / 4:.2g}"
+    return (
+        Remedy(
+            f"drop a quarter as much: {left} instead of {highest:.2g}",
+            f"nn.Dropout({left})" if modules else f"F.dropout(x, {left}, self.training)",
+            on_model=lambda model: _with_less(model, 0.25, modules),
+            place="dropout",
+            order=BODY,
+        ),
+        Remedy(
+            f"no dropout instead of {highest:.2g}",
+            "leave out nn.Dropout" if modules else "leave out F.dropout",
+            on_model=lambda model: _with_less(model, 0.0, modules),
+            place="dropout",
+            order=BODY,
+        ),
     )
+
+
+def _with_less(model: nn.Module, times: float, modules: bool) -> nn.Module:
+    return with_dropout(model, times) if modules else Within(model, partial(DropsLess, times))
 
 
 def _dropout_of_modules(exam: Examination) -> list[float]:
