@@ -151,11 +151,15 @@ class Bench:
     def _asked(self, score: float) -> float:
         """What must be gained on a score: the margin, or half of what is left where that is less.
 
-        That is only where the control has had all its steps: else it may close that half by itself.
+        Where the control does well, and has not had all its steps, it may close that half by itself: then what it
+        gained over the second half of those it had must be gained as well.
         """
         observed = self.exam.observed
-        if observed is None or observed.steps < observed.planned:
+        if observed is None or self.margin < PLAINLY:
             return self.margin
+        if observed.steps < observed.planned:
+            half = [score for step, score, _ in observed.looks if step <= observed.steps / 2]
+            return self.margin + max(0.0, level(self.exam) - half[-1])
         return min(self.margin, max(ENOUGH, 0.5 * (1 - score)))
 
     @property
