@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,7 @@ class WatchedRun(Run):
         first = inspector.loss_look.compared()
         if first is not None:
             info["loss_over_constant"] = first.share_left(losses)
+        info["strides"] = [astuple(stride) for stride in inspector.strides.measured()]
         judgement, message = self._judged(error)
         if observer.taken:
             info["recipe"] |= {"duration": f"{observer.taken}st"}

@@ -313,6 +313,31 @@ def not_finite_later(step: int, layers: Sequence[str]) -> Finding:
     )
 
 
+def outweighed(step: int, times: float, left: float) -> Finding:
+    return _finding(
+        "regularization_too_strong",
+        0.75,
+        Evidence("what is added to the loss, as a multiple of it, at first", times, "well below 1", 0),
+        "What the loop adds to its loss, such as a penalty on the weights, is larger than the loss itself. The descent "
+        "went into that: it came down, and the loss that compares outputs with targets did not.",
+        Remedy("weigh it less", "loss = loss_fn(model(x), y) + 0.001 * penalty  # a hundredth of the factor it has"),
+        more=(Evidence("the loss alone, at the end, over that of the best constant answer", left, "well below 1"),),
+    )
+
+
+def one_hot_numbers(step: int, loss: str, left: float) -> Finding:
+    return _finding(
+        "loss_mismatch",
+        0.7,
+        Evidence("loss of classes coded as a one among zeros", loss, "cross-entropy", step),
+        "The loop hardly learned anything: classes are coded as a one among zeros and compared number by number. "
+        "Nearly all of these are zeros, so the loss of answering nothing is small, and its slope towards an answer is "
+        "small too.",
+        Remedy("cross-entropy on logits", "loss_fn = nn.CrossEntropyLoss()  # no softmax before it"),
+        more=(Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1"),),
+    )
+
+
 def unscaled_input(step: int, excess: InputExcess) -> Finding:
     return _finding(
         "unscaled_input",

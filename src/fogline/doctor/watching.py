@@ -35,6 +35,7 @@ from fogline.doctor.loss_look import LossLook
 from fogline.doctor.modes import SURE, Found, ModeLook
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
+from fogline.doctor.strides import StrideLook
 from fogline.doctor.surgery import as_drawn
 from fogline.doctor.unmoved import UnmovedLook
 from fogline.record.hook import Hook
@@ -76,6 +77,7 @@ class Inspector:
         looking: whether the first steps are still going on.
         told: causes that were told.
         loss_look: what is known of the loss, and of the first batches.
+        strides: how long some of the steps were.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Inspector:
         self._named_nan = False
         self._schedule = ScheduleLook(scheduler, optimizer)
         self._modes = ModeLook(model)
+        self.strides = StrideLook(p for _, p in named)
         self._unmoved = UnmovedLook(model, optimizer, self.named, left_out)
         if not compiled:
             self._handles.append(self._sentinel.register_hook(Hook(self._before_accumulation)))  # type: ignore[no-untyped-call]
@@ -202,11 +205,14 @@ class Inspector:
         self._say_found(self._modes.before_step(step, self._line("step")))
         if not self.looking and _looks_again(step):
             self.loss_look.late(step, self._targets)
+        if _looks_again(step):
+            self.strides.before_step()
         if isinstance(norm, float) and not math.isfinite(norm) and not self._named_nan:
             self._name_not_finite(step, norm)
 
     def after_step(self, step: int) -> None:
         """After a step was taken."""
+        self.strides.after_step(step)
         if step == 0 and self._schedule.steps_first():
             self.say(step, told.schedule_first(self._line("step")))
         if step + 1 == SURE:
