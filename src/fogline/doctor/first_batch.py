@@ -18,9 +18,10 @@ from fogline.doctor.finding import Finding
 from fogline.doctor.scaling import NORMS, InputExcess, TargetExcess, input_excess, scales_of, target_excess
 from fogline.doctor.sorting import between_batches
 
-_LEARNS = 0.5
+LEARNS = 0.5
 """Of the loss of the best constant answer: a loop whose loss ends above it has learned little."""
-_NOTHING = 0.9
+NOTHING = 0.9
+"""Above this share it has learned nothing to speak of."""
 _SORTED = 0.3
 """Of the targets' variance between batches; samplers that draw several rows of each of a few classes stay below it."""
 _FEWEST_LABELS = 100
@@ -92,15 +93,15 @@ class FirstBatch:
             yield told.unshuffled(step, sorted_by)
         yield from self._outweighed(step, recorded)
         share = self.share_left(recorded)
-        if share is None or share <= _LEARNS:
+        if share is None or share <= LEARNS:
             return
-        if share > _NOTHING and self._numbers and any(_one_hot(targets) for targets in batches):
+        if share > NOTHING and self._numbers and any(_one_hot(targets) for targets in batches):
             yield told.one_hot_numbers(step, losses.name(self.loss_fn), share)
         if self.inputs is not None:
             yield told.unscaled_input(step, self.inputs)
         if self.targets is not None:
             yield told.unscaled_target(step, self.targets)
-        if share > _NOTHING and _reduction(self.loss_fn) == "sum":
+        if share > NOTHING and _reduction(self.loss_fn) == "sum":
             yield told.summed(step, sum(map(len, batches)) / len(batches), share)
 
     def _outweighed(self, step: int, recorded: NDArray[np.float64]) -> Iterator[Finding]:
@@ -111,18 +112,18 @@ class FirstBatch:
             return
         left = added.late / constant
         terms = float(finite[-max(1, len(finite) // 10) :].mean()) - added.late
-        if left > _NOTHING and added.terms > added.alone and terms < added.terms / 2:
+        if left > NOTHING and added.terms > added.alone and terms < added.terms / 2:
             yield told.outweighed(step, added.terms / added.alone, left)
 
     def rarest(self) -> float | None:
-        """Share of the rarest class among the labels that were seen; None where the targets are no labels."""
+        """How often the rarest class was seen, against one in k of the labels; None where the targets are no labels."""
         labels = [t.reshape(-1) for t in self._batches]
         if losses.family(self.loss_fn) not in ("classes", "binary") or sum(map(len, labels)) < _FEWEST_LABELS:
             return None
         together = torch.cat(labels)
         values, counts = torch.unique(together, return_counts=True)
         whole = bool((values == values.round()).all())
-        return float(counts.min()) / len(together) if whole and len(values) > 1 else None
+        return float(counts.min()) * len(values) / len(together) if whole and len(values) > 1 else None
 
     def share_left(self, recorded: NDArray[np.float64]) -> float | None:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""

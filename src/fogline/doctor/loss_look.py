@@ -53,8 +53,8 @@ class LossLook:
         rows: of the batches that were looked at closely.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: Any) -> None:
-        self.model, self.loss_fn = model, loss_fn
+    def __init__(self, model: nn.Module, loss_fn: Any, *, descends: bool = True) -> None:
+        self.model, self.loss_fn, self._descends = model, loss_fn, descends
         self.first: FirstBatch | None = None
         self.operations: tuple[str, ...] = ()
         self.direct: Compared | None = None
@@ -134,12 +134,15 @@ class LossLook:
         if output is None or gradient is None:
             return
         self._gradient, found = None, None
+        value = float(root.detach()) if root is not None and root.numel() == 1 else None
         if self._recovers or self.first is None or not self.first.known:
-            value = float(root.detach()) if root is not None and root.numel() == 1 else None
             found = recover(output, gradient, value) or recover_beside(output, gradient)
         if found is not None:
             self.rows.add(self._given, found.targets)
             self._keep(step, output, found)
+        elif value is not None and value < 0 and self._descends and (found := recover(output, -gradient, -value)):
+            yield told.flipped(step, type(found.loss_fn).__name__, calling_line())
+            found = None
         if root is not None and not self._paired:
             yield from self._pair(step, root, output, None if found is None else found.targets)
 
@@ -188,7 +191,8 @@ class LossLook:
             yield told.pairing(found, line)
         given = self._given[0] if self._given else None
         copies = targets is not None and getattr(given, "shape", None) == targets.shape and targets[:1].numel() > 1
-        layers = 0 if copies else linear_layers(outputs)
+        hides = not all(p.requires_grad for p in self.model.parameters())  # what is frozen has no graph to be read
+        layers = 0 if copies or hides else linear_layers(outputs)
         if layers > 1:
             yield told.straight(step, layers, line)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.report import Outcome, Report
-from fogline.doctor.signalled import LITTLE_LEARNED, from_signals, unrelated
+from fogline.doctor.signalled import LITTLE_LEARNED, from_signals, thrown_before, unrelated
 from fogline.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -81,9 +81,12 @@ def _fell(run: Run) -> bool:
 def findings_of_record(run: Run) -> list[Finding]:
     """Findings from the tables and ``run.json``, most likely first: those told as it ran, and the signals'."""
     signals = {finding.cause: finding for finding in from_signals(run)}
-    told = [_with_more(_read(row["data"]), signals) for row in run.findings]
+    withdrawn = run.info.get("withdrawn") or ()
+    told = [_with_more(_read(row["data"]), signals) for row in run.findings if row["cause"] not in withdrawn]
     if run.judgement is not None and run.judgement.verdict is Verdict.DIVERGED:
         told = [f for f in told if f.cause != "nan_source"]  # the loss had grown without bound before it overflowed
+    if any(f.cause == "nan_source" for f in told) and (thrown := thrown_before(run)) is not None:
+        told = [thrown, *(f for f in told if f.cause not in ("nan_source", thrown.cause))]
     known = {finding.cause for finding in told}
     found = [f for f in signals.values() if f.cause not in known]
     explained = {follows for cause in known for follows in _EXPLAINS.get(cause, ()) if follows != cause}

@@ -91,8 +91,9 @@ def _shaped(outputs: Tensor, targets: Tensor) -> Tensor:
 def _candidates(outputs: Tensor, slope: Tensor) -> Iterator[tuple[type[nn.Module], Tensor, float]]:
     """Losses that the gradient may be of, with their targets and c."""
     rows, slopes = (t.reshape(-1, t.shape[-1]) for t in (outputs, slope))
-    if outputs.ndim > 1 and rows.shape[1] > 1 and bool((slopes.amin(1) < 0).all()):
-        labels = slopes.argmin(1)
+    sloped = slopes.any(1)  # a row that is answered without doubt has no slope
+    if outputs.ndim > 1 and rows.shape[1] > 1 and bool(sloped.any()) and bool((slopes[sloped].amin(1) < 0).all()):
+        labels = torch.where(sloped, slopes.argmin(1), rows.argmax(1))
         hot = nn.functional.one_hot(labels, rows.shape[1]).double()
         each = _common(slopes, rows.softmax(1) - hot)
         if each is not None:

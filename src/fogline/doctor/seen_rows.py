@@ -1,4 +1,4 @@
-"""The rows that a watched loop showed at first, and what classical learners make of them where the loop learned nothing."""
+"""The rows that a watched loop showed at first, and what they say where it learned nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _MOST_NUMBERS, _MOST_OF_A_BATCH = 1_000_000, 100_000
-_FEWEST = 100
+_FEWEST, _FEWEST_HELD_OUT = 100, 32
 
 
 class SeenRows:
@@ -18,6 +18,8 @@ class SeenRows:
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
         self._left = _MOST_NUMBERS
+        self._held_out: list[Tensor] = []
+        self._waiting: list[Tensor] = []
 
     def add(self, given: tuple[Any, ...], targets: Tensor) -> None:
         """Keep a batch whose model was called with one tensor, of as many rows as there are targets."""
@@ -28,6 +30,39 @@ class SeenRows:
         if rows and size <= self._left:
             self._left -= size
             self._batches.append(tuple(t.detach()[:rows].cpu().clone() for t in (given[0], targets)))  # type: ignore[arg-type]
+
+    def held_out(self, given: tuple[Any, ...]) -> None:
+        """Keep the first rows that go forward without gradients; they are held-out ones if scores follow."""
+        if self._held_out or self._waiting or len(given) != 1 or not isinstance(given[0], Tensor) or not given[0].ndim:
+            return
+        rows = min(len(given[0]), _MOST_OF_A_BATCH // max(1, given[0][:1].numel()))
+        self._waiting = [given[0].detach()[:rows].cpu().clone()]
+
+    def scored(self) -> None:
+        """Scores followed."""
+        self._held_out, self._waiting = self._held_out or self._waiting, []
+
+    def moved(self) -> tuple[float, float] | None:
+        """How far the held-out rows have moved, in deviations of the training rows, and the ratio of their deviations.
+
+        Medians over the columns. None where units that are the same explain it, for at least half of the columns.
+        """
+        from fogline.doctor.case import FAILURES
+        from fogline.doctor.causes.data.split import shifted
+        from fogline.doctor.reference import features
+
+        if not self._held_out or not self._batches or not self._held_out[0].is_floating_point():
+            return None
+        with suppress(*FAILURES):
+            train, other = features(torch.cat([inputs for inputs, _ in self._batches])), features(self._held_out[0])
+            if train is not None and other is not None and train.shape[1] == other.shape[1]:
+                if len(other) < _FEWEST_HELD_OUT or not bool((other.std(0) > 0).any()):
+                    return None
+                shift, ratio, counted = shifted(train, other)
+                utterly = (shift > 3) | (ratio > 5)
+                if counted and float(utterly.double().mean()) > 0.5:
+                    return float(shift.median()), float(ratio.median())
+        return None
 
     def tell(self, loss_fn: Any) -> dict[str, float] | None:
         """How well the best of the classical learners answers rows it did not learn from, by those it did.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +23,19 @@ _LEAP, _CRAWL = 0.2, 0.01  # of the length of the weights: of one step, of all o
 _MOSTLY, _TO_NOTHING = 0.5, 3.0  # of a step; and e-foldings of the weights over the run
 _DECOUPLED = ("adamw", "adamw8bit", "lion", "muon", "musgd")  # their decay is no part of the gradient
 _WORSE, _EXPLODED = 1.2, 10.0
+_HALF = 0.5
+_THROWN = 10.0  # times their length
+_NEAR, _STAYED = 0.1, 0.003  # where nothing was learned, and where nobody knows what was to be learned
+_MOSTLY_LATER = 1.5
+_STEEP = 1000.0
+_FEWEST_TO_GO_FAR = 20
 _FEWEST_STEPS = 100
 _IMPROVES = 0.15  # of all that was gained came in the last third
 _MUCH_LEFT = 0.3
+_COMPARABLE = 1.5
+_RARE = 0.2
+_WALKED = 0.3
+_SOME_SKILL, _MUCH_SKILL = 0.1, 0.3
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _VANISHED = 1e-6
 
@@ -41,12 +52,13 @@ def from_signals(run: Run) -> Iterator[Finding]:
     schedule = _schedule(run, verdict)
     yield from _rate(run, verdict, evidence) if schedule is None else (schedule,)
     yield from _layers(run)
+    yield from _travelled(run, schedule)
     if (run.info.get("loss_over_constant") or 0.0) > LITTLE_LEARNED:
         yield from _lengths(run)
         yield from _left_again(run)
     if verdict in (Verdict.IMPROVING, Verdict.NOISE_FLOOR) and _has_much_left(run, evidence):
         yield from _too_few_steps(verdict, evidence)
-    if verdict is Verdict.OVERFIT:
+    if verdict is Verdict.OVERFIT and not (run.info.get("loss_over_constant") or 0.0) > LITTLE_LEARNED:
         yield _overfitting(run, evidence)
 
 
@@ -138,13 +150,24 @@ def unrelated(run: Run) -> Finding | None:
     constant = float(losses[-max(1, len(losses) // 10) :].mean()) / left
     held_out = _finite(np.array([row["value"] for row in run.scores if row["name"] == "loss"]))
     best = float(held_out.min()) / constant if len(held_out) > 3 else None
+    if best is not None and best > _COMPARABLE:  # summed over more rows, or in other units
+        best = None
     if (left if best is None else best) < NOTHING_LEARNED or (best is None and left < NOTHING_LEARNED):
         return None
+    rarest, travel, told = run.info.get("rarest_class"), _travel(run), run.info.get("seen_rows")
     seen = [Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1")]
     if best is not None:
         seen.append(Evidence("lowest held-out loss, likewise", best, "well below 1"))
+    if rarest is not None and rarest < _RARE:
+        return _imbalanced(seen, rarest)
+    if left > LITTLE_LEARNED and travel is not None and travel.reach < _WALKED:
+        return None  # the weights are about where they began: nothing was tried
+    if told is not None:
+        seen.append(Evidence("what classical learners get of the first rows, for others of them", told["score"], 0.0))
+        if told["score"] > max(_SOME_SKILL, 2 * told["error"]):
+            return _missed(seen) if left > LITTLE_LEARNED and told["score"] > _MUCH_SKILL else None
     return Finding(
-        "shuffled_labels", "serious", 0.5 if best is None else 0.6, tuple(seen),
+        "shuffled_labels", "serious", (0.5 if best is None else 0.6) + (0.1 if told is not None else 0.0), tuple(seen),
         "Gradients reach the weights and the steps are long enough, and yet the answers to "
         + ("any rows" if best is None else "rows that were not trained on")
         + " get no better than one that does not look at the inputs: as if inputs and targets did not belong together.",
@@ -153,10 +176,30 @@ def unrelated(run: Run) -> Finding | None:
     )  # fmt: skip
 
 
+def _imbalanced(seen: list[Evidence], rarest: float) -> Finding:
+    return Finding(
+        "class_imbalance", "serious", 0.6,
+        (*seen, Evidence("how often the rarest class was seen, against equally often", rarest, "above 0.2")),
+        "Hardly any example is of the rarest class, and the answers get no better than always naming the others: that "
+        "is nearly right, so there is next to nothing to be gained by telling them apart.",
+        remedy=Remedy("weigh the classes, or draw them equally often",
+                      "nn.CrossEntropyLoss(weight=len(y) / (k * torch.bincount(y)))  # k classes"),
+    )  # fmt: skip
+
+
+def _missed(seen: list[Evidence]) -> Finding:
+    return Finding(
+        "underfitting", "serious", 0.5, tuple(seen),
+        "Inputs and targets belong together, since learners that use no gradient answer rows they have not seen by "
+        "them. The steps are long enough, and this network learns nothing of it.",
+        advice="give the network what it lacks: an activation between its layers, more units, less dropout",
+    )  # fmt: skip
+
+
 def _lengths(run: Run) -> Iterator[Finding]:
     """Of a run that learned next to nothing: how long its steps were against the weights they move, and why."""
     table = run.layers
-    if not len(table):
+    if not len(table) or len(run.steps) < _FEWEST_TO_GO_FAR:
         return
     first = table["step"] == table["step"].min()
     weights, updates, gradients = (
@@ -180,14 +223,18 @@ def _lengths(run: Run) -> Iterator[Finding]:
             "loss pulls them anywhere.",
             remedy=Remedy("a hundredth of the weight decay, or none", f"weight_decay={decay / 100:.3g}"),
         )  # fmt: skip
-    elif share * rate / at > _LEAP:
+    elif share * rate / at > _LEAP and _drawn(run):
         yield Finding(
             "lr_too_high", "serious", 0.7,
             (Evidence("length of a step over that of the weights, at the start", share * rate / at, "about 0.001"),),
             "The run learned next to nothing, and a few of its steps move the weights as far as they are from zero.",
             remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
         )  # fmt: skip
-    elif share * float(rates.sum()) / at < _CRAWL and bool((table["grad_norm"][first] > 0).all()):
+    elif (
+        _travel(run) is None
+        and share * float(rates.sum()) / at < _CRAWL
+        and bool((table["grad_norm"][first] > 0).all())
+    ):
         yield Finding(
             "lr_too_low", "serious", 0.8,
             (Evidence("length of all steps together over that of the weights, at most", share * float(rates.sum()) / at,
@@ -195,6 +242,121 @@ def _lengths(run: Run) -> Iterator[Finding]:
             "The run learned next to nothing, and its weights are where they began: all steps together are too short.",
             remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Travel:
+    """Of a watched loop, from the steps at the powers of two.
+
+    Attributes:
+        leap: length of its first step over that of the weights.
+        reach: length of all steps together over that of the first weights: they cannot have moved further.
+        grown: length of the last weights over that of the first.
+    """
+
+    leap: float
+    reach: float
+    grown: float
+
+
+def _travel(run: Run) -> _Travel | None:
+    strides, last = run.info.get("strides") or [], run.info.get("steps") or len(run.steps)
+    if (
+        last < _FEWEST_TO_GO_FAR
+        or not strides
+        or not strides[0][1] > 0
+        or not np.isfinite(np.array(strides, dtype=float)).all()
+    ):
+        return None
+    ends = [*(step for step, _, _ in strides[1:]), max(last, strides[-1][0] + 1)]
+    path = sum(moved * (end - step) for (step, _, moved), end in zip(strides, ends, strict=True))
+    first = strides[0][1]
+    return _Travel(strides[0][2] / first, path / first, strides[-1][1] / first)
+
+
+def _travelled(run: Run, schedule: Finding | None) -> Iterator[Finding]:
+    """Weights that were thrown far from where they began, or never left.
+
+    First weights are drawn so that a signal keeps its size, so what is learned changes them by about their own length:
+    a step longer than they are leaves nothing of them, and a path of a tenth of it leads nowhere.
+    """
+    travel, left = _travel(run), run.info.get("loss_over_constant")
+    if travel is None or run.info["recipe"]["optimizer"] == "lbfgs":
+        return
+    rate = float(_finite(run.steps["lr"]).max(initial=0.0))
+    leaps, grown = (so and _drawn(run) for so in (travel.leap > _HALF, travel.grown > _THROWN))
+    unlearned = not _fell(run) if left is None else left > LITTLE_LEARNED
+    thrown = leaps and grown if left is None else left > 0.5 and (leaps or (grown and unlearned))
+    if thrown:
+        yield Finding(
+            "lr_too_high", "serious", 0.7,
+            (Evidence("length of the first step over that of the weights", travel.leap, "about 0.01", 0),
+             Evidence("length of the last weights over that of the first", travel.grown, "about 1")),
+            "The steps are about as long as the weights they move, or soon were: nothing is left of what these were "
+            "drawn for, to keep a signal in size on its way through the layers.",
+            remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
+        )  # fmt: skip
+    elif travel.reach < (_STAYED if left is None else _NEAR) and unlearned and _all_driven(run) and schedule is None:
+        yield _too_short(run, travel.reach, rate)
+
+
+def _too_short(run: Run, reach: float, rate: float) -> Finding:
+    """All steps together; because of the rate, or because it is still being warmed up at the end."""
+    rates = _finite(run.steps["lr"])
+    seen = Evidence("length of all steps together over that of the weights, at most", reach, "1 or more")
+    if len(rates) > 3 and rates[-1] == rates.max() and rates[-1] > _MOSTLY_LATER * rates.mean():
+        share = float(rates.mean() / rates[-1])
+        return Finding(
+            "bad_schedule", "serious", 0.7, (seen, Evidence("mean learning rate over the last", share, "about 1")),
+            "The run learned next to nothing: the learning rate is still being warmed up when it ends, and all steps "
+            "together are too short.",
+            remedy=Remedy("warm up for a twentieth of the run", "the length of the warm-up in optimizer steps"),
+        )  # fmt: skip
+    return Finding(
+        "lr_too_low", "serious", 0.75, (seen,),
+        "The run learned next to nothing, and its weights are about where they began: all steps together are too "
+        "short.",
+        remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
+    )  # fmt: skip
+
+
+def _drawn(run: Run) -> bool:
+    """Whether there are several layers, and none began at zero, where any first step is long."""
+    table = run.layers
+    first = table["weight_norm"][table["step"] == table["step"].min()] if len(table) else table["weight_norm"]
+    return len(first) > 1 and bool((first > 0).all())
+
+
+def _all_driven(run: Run) -> bool:
+    """Whether a gradient reaches every layer: where none does, no rate would move it."""
+    gradients = run.layers["grad_norm"]
+    return bool((gradients[np.isfinite(gradients)] > 0).all())
+
+
+def thrown_before(run: Run) -> Finding | None:
+    """A step longer than the weights, of a loop that then became NaN: the NaN is of its making."""
+    strides = [(step, w, m) for step, w, m in run.info.get("strides") or [] if math.isfinite(w + m) and 0 < w < m]
+    if not strides:
+        return None
+    step, weights, moved = strides[0]
+    norms = dict(zip(run.steps["step"].tolist(), run.steps["grad_norm"].tolist(), strict=True))
+    steep = _number(norms.get(step)) / weights
+    return Finding(
+        "exploding_gradient" if steep > _STEEP else "lr_too_high", "fatal", 0.8,
+        (Evidence("length of a step over that of the weights", moved / weights, "about 0.01", step),
+         Evidence("gradient norm over the length of the weights", steep, "about 1", step)),
+        "A step was longer than the weights it moved, and from there on nothing was finite.",
+        remedy=Remedy("clip the gradient, and lower the rate",
+                      "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # before optimizer.step()"),
+    )  # fmt: skip
+
+
+def _fell(run: Run) -> bool:
+    """Whether the loss fell by more than a little of what it was."""
+    losses = _finite(run.steps["loss"])
+    tenth = max(1, len(losses) // 10)
+    first, last = (float(part.mean()) if len(part) else 0.0 for part in (losses[:tenth], losses[-tenth:]))
+    return first - last > (1 - LITTLE_LEARNED) * abs(first)
 
 
 def _schedule(run: Run, verdict: Verdict) -> Finding | None:
