@@ -115,15 +115,19 @@ class FirstBatch:
         if left > NOTHING and added.terms > added.alone and terms < added.terms / 2:
             yield told.outweighed(step, added.terms / added.alone, left)
 
-    def rarest(self) -> float | None:
-        """How often the rarest class was seen, against one in k of the labels; None where the targets are no labels."""
+    def rarest(self) -> tuple[float, int] | None:
+        """How often the rarest class was seen, against one in k of the labels, and in how many rows.
+
+        None where the targets are no labels.
+        """
         labels = [t.reshape(-1) for t in self._batches]
         if losses.family(self.loss_fn) not in ("classes", "binary") or sum(map(len, labels)) < _FEWEST_LABELS:
             return None
         together = torch.cat(labels)
         values, counts = torch.unique(together, return_counts=True)
         whole = bool((values == values.round()).all())
-        return float(counts.min()) * len(values) / len(together) if whole and len(values) > 1 else None
+        rows = int(counts.min())
+        return (rows * len(values) / len(together), rows) if whole and len(values) > 1 else None
 
     def share_left(self, recorded: NDArray[np.float64]) -> float | None:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""

@@ -78,11 +78,16 @@ def look_at_batch(model: nn.Module, batch: Compared) -> tuple[list[Finding], lis
         if operations <= _MOST_OPERATIONS:
             case = open_case(Task(twin, loss, data), Recipe(batch_size=rows))
             exam = Examination(case)
-            found = [s for cause in _EXPLAIN if (s := cause(exam)) is not None and s.strength >= _LIKELY]
-            return _certain(exam, (*_LOOKS, symmetric_init)), [
-                replace(_finding(s), confidence=s.strength) for s in found
-            ]
+            sure = _certain(exam, (*_LOOKS, symmetric_init))
+            return sure, _likely(exam)
     return [], []
+
+
+def _likely(exam: Examination) -> list[Finding]:
+    with suppress(*FAILURES):  # what is certain is told all the same
+        found = [s for cause in _EXPLAIN if (s := cause(exam)) is not None and s.strength >= _LIKELY]
+        return [replace(_finding(s), confidence=s.strength) for s in found]
+    return []
 
 
 def _certain(exam: Examination, looks: Sequence[Cause]) -> list[Finding]:

@@ -21,7 +21,7 @@ from fogline.doctor.seen_rows import SeenRows
 from fogline.record.hook import Hook
 
 _SAME = 0.01
-_LATE = 3
+_LATE = 2
 _MOST_OUTPUTS = 8
 
 
@@ -63,7 +63,7 @@ class LossLook:
         self._gradient: Tensor | None = None
         self._ratios: list[float] = []
         self._beside: list[tuple[float, float]] = []  # losses that have further terms: alone, and as they are logged
-        self._late: list[float] = []
+        self._plains: dict[int, float] = {}  # losses that were read back, by step
         self.rows = SeenRows()
         self.gives_targets = False
         self._paired = self._recovers = self._over = False
@@ -153,10 +153,10 @@ class LossLook:
         elif self._recovers and self._output is not None and self._gradient is not None:
             found = recover(self._output, self._gradient, None)
             if found is not None:
-                self._late.append(found.plain)
                 self._keep(step, self._output, found)
 
     def _keep(self, step: int, output: Tensor, found: Recovered) -> None:
+        self._plains[step] = found.plain
         if self._recovers and self.first is not None:
             self.first = self.first.and_also(step, found.targets)
         else:
@@ -202,14 +202,14 @@ class LossLook:
             return self.first
         low, high = min(self._ratios), max(self._ratios)
         constant = low > 0 and high <= low * (1 + _SAME)
-        added = None if constant or not self._recovers or not self._late else self._added()
+        added = None if constant or len(self._plains) <= 2 * _LATE else self._added()
         return replace(self.first, ratio=low if constant else math.nan, added=added)
 
     def _added(self) -> Added:
         """What is added to a loss that was read back, at first; and the loss alone, of the last steps looked at."""
         plain = sum(alone for alone, _ in self._beside) / len(self._beside)
         logged = sum(all_of_it for _, all_of_it in self._beside) / len(self._beside)
-        late = self._late[-_LATE:]
+        late = list(self._plains.values())[-_LATE:]
         return Added(plain, logged - plain, sum(late) / len(late))
 
 

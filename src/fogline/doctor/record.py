@@ -38,6 +38,8 @@ _EXPLAINS = {
     ),
     **dict.fromkeys(("missing_zero_grad", "accumulation_scale", "nan_in_data", "nan_source"), _DIVERGENCE),
     "schedule_step_unit": ("bad_schedule", *_UNLEARNED),
+    "bad_init": ("vanishing_gradient", "lr_too_high", *_UNLEARNED),
+    "saturated_units": _UNLEARNED,
     "symmetric_init": ("dead_units", "vanishing_gradient", "lr_too_high", *_UNLEARNED),
     "detached_graph": ("dead_units", *_UNLEARNED),
     "sum_reduction": ("lr_too_high", *_UNLEARNED),

@@ -33,7 +33,7 @@ _FEWEST_STEPS = 100
 _IMPROVES = 0.15  # of all that was gained came in the last third
 _MUCH_LEFT = 0.3
 _COMPARABLE = 1.5
-_RARE = 0.2
+_RARE, _ENOUGH = 0.2, 20
 _WALKED = 0.3
 _SOME_SKILL, _MUCH_SKILL = 0.1, 0.3
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
@@ -158,8 +158,8 @@ def unrelated(run: Run) -> Finding | None:
     seen = [Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1")]
     if best is not None:
         seen.append(Evidence("lowest held-out loss, likewise", best, "well below 1"))
-    if rarest is not None and rarest < _RARE:
-        return _imbalanced(seen, rarest)
+    if rarest is not None and rarest[0] < _RARE:  # of fewer rows nobody knows what the best constant answer gets
+        return _imbalanced(seen, rarest[0]) if rarest[1] >= _ENOUGH else None
     if left > LITTLE_LEARNED and travel is not None and travel.reach < _WALKED:
         return None  # the weights are about where they began: nothing was tried
     if told is not None:

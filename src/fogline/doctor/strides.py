@@ -58,5 +58,5 @@ class StrideLook:
 
 
 def _length(tensors: Sequence[Tensor]) -> Tensor:
-    each = [t.square().sum(dtype=torch.float64) for t in tensors]
-    return torch.stack([s.to(each[0].device) for s in each]).sum().sqrt()
+    each = [torch.linalg.vector_norm(t if t.is_complex() else t.float()).double() for t in tensors]
+    return torch.stack([length.to(each[0].device) for length in each]).square().sum().sqrt()
