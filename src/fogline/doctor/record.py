@@ -6,11 +6,10 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.report import Outcome, Report
-from fogline.doctor.signalled import LITTLE_LEARNED, from_signals, thrown_before, unrelated
+from fogline.doctor.signalled import from_signals, unrelated
+from fogline.doctor.travelled import LITTLE_LEARNED, fell, thrown_before
 from fogline.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def diagnose_record(run: Run) -> Report:
     if findings:
         verdict = "faulty"
     elif (
-        judgement is not None and judgement.verdict in _FINE and (_fell(run) if left is None else left < LITTLE_LEARNED)
+        judgement is not None and judgement.verdict in _FINE and (fell(run) if left is None else left < LITTLE_LEARNED)
     ):
         verdict = "healthy"
     notes = ["nothing was run: give the task, run.diagnose(task), to have the remedies tried against a control"]
@@ -69,15 +68,6 @@ def diagnose_record(run: Run) -> Report:
     if judgement is None:
         notes.append("the run goes on, or was not judged")
     return Report(verdict, findings, notes=tuple(notes))
-
-
-def _fell(run: Run) -> bool:
-    """Whether the loss fell at all, where nobody knows what the best constant answer would get."""
-    losses = run.steps["loss"].astype(float)
-    losses = losses[np.isfinite(losses)]
-    tenth = max(1, len(losses) // 10)
-    first, last = (float(part.mean()) if len(part) else 0.0 for part in (losses[:tenth], losses[-tenth:]))
-    return first - last > (1 - LITTLE_LEARNED) * abs(first)
 
 
 def findings_of_record(run: Run) -> list[Finding]:

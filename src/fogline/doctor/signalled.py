@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,30 +11,32 @@ from numpy.typing import NDArray
 
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.refusals import refused
+from fogline.doctor.travelled import (
+    FEWEST_STEPS_TO_GO_FAR,
+    LITTLE_LEARNED,
+    drawn,
+    finite,
+    number,
+    travel_of,
+    travelled,
+)
 from fogline.verdict import Verdict
 
 if TYPE_CHECKING:
     from fogline.run import Run
 
 NOTHING_LEARNED = 0.97
-LITTLE_LEARNED = 0.9  # both numbers are known to some percent
 _LEAP, _CRAWL = 0.2, 0.01  # of the length of the weights: of one step, of all of them
 _MOSTLY, _TO_NOTHING = 0.5, 3.0  # of a step; and e-foldings of the weights over the run
 _DECOUPLED = ("adamw", "adamw8bit", "lion", "muon", "musgd")  # their decay is no part of the gradient
 _WORSE, _EXPLODED = 1.2, 10.0
-_HALF = 0.5
-_THROWN = 10.0  # times their length
-_NEAR, _STAYED = 0.1, 0.003  # where nothing was learned, and where nobody knows what was to be learned
-_MOSTLY_LATER = 1.5
-_STEEP = 1000.0
-_FEWEST_TO_GO_FAR = 20
 _FEWEST_STEPS = 100
 _IMPROVES = 0.15  # of all that was gained came in the last third
 _MUCH_LEFT = 0.3
-_COMPARABLE = 1.5
-_RARE, _ENOUGH = 0.2, 20
-_WALKED = 0.3
-_SOME_SKILL, _MUCH_SKILL = 0.1, 0.3
+_COMPARABLE = 1.5  # a held-out loss above so many constant answers is in another unit
+_RARE, _ENOUGH = 0.2, 20  # of an equal share; rows
+_WALKED = 0.3  # lengths of the weights
+_SOME_SKILL, _MUCH_SKILL = 0.1, 0.3  # of classical learners
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _VANISHED = 1e-6
 
@@ -52,7 +53,7 @@ def from_signals(run: Run) -> Iterator[Finding]:
     schedule = _schedule(run, verdict)
     yield from _rate(run, verdict, evidence) if schedule is None else (schedule,)
     yield from _layers(run)
-    yield from _travelled(run, schedule)
+    yield from travelled(run, schedule)
     if (run.info.get("loss_over_constant") or 0.0) > LITTLE_LEARNED:
         yield from _lengths(run)
         yield from _left_again(run)
@@ -69,14 +70,12 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
     steeper than the near one; on a quadratic it is ``lr * lambda - 1``.
     """
     steps = run.steps
-    alpha, rates = _finite(steps["overshoot"]), _finite(steps["lr"])
+    alpha, rates = finite(steps["overshoot"]), finite(steps["lr"])
     back = [row for row in run.events if row["kind"] in ("rollback", "gave_up")]
     rate = float(rates.max()) if len(rates) else math.nan
     early = float(np.median(alpha[: max(3, len(alpha) // 3)])) if len(alpha) else math.nan
     if back or (verdict is Verdict.DIVERGED and (early > 1 or not _is_watched(run) or _ran_away(run, evidence))):
-        seen = [
-            Evidence("loss at the end", _number(evidence.get("loss_at_end")), _number(evidence.get("loss_at_start")))
-        ]
+        seen = [Evidence("loss at the end", number(evidence.get("loss_at_end")), number(evidence.get("loss_at_start")))]
         if back:
             seen.append(Evidence("times the guard went back", len(back), 0, int(back[0]["step"])))
         if early > 1:
@@ -90,7 +89,7 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
             remedy=Remedy("a tenth of the learning rate", f"lr={rate / 10:.3g}"),
         )
     short = len(alpha) >= 3 and abs(float(np.median(alpha)) + 1) < _UNCHANGED
-    far = _number(evidence.get("best_step_over_path"))
+    far = number(evidence.get("best_step_over_path"))
     if (verdict is Verdict.STALLED and far > 3) or (verdict is Verdict.IMPROVING and short):
         seen = [Evidence("best single step, in lengths of the whole path", far, "below 1")] if far > 3 else []
         if short:
@@ -110,7 +109,7 @@ def _is_watched(run: Run) -> bool:
 
 def _ran_away(run: Run, evidence: dict[str, Any]) -> bool:
     """Whether a loss of somebody else's loop grew beyond what an opponent or moving targets make of a sound one."""
-    start, end = _number(evidence.get("loss_at_start")), _number(evidence.get("loss_at_end"))
+    start, end = number(evidence.get("loss_at_start")), number(evidence.get("loss_at_end"))
     left = run.info.get("loss_over_constant") or 0.0
     return bool(left > _WORSE or end - start > _EXPLODED * abs(start) or run.info.get("not_finite"))
 
@@ -121,17 +120,17 @@ def _has_much_left(run: Run, evidence: dict[str, Any]) -> bool:
     It learned little, and its loss fell in the last third as fast as before. Where the former is unknown the verdict
     has to do.
     """
-    left, share = run.info.get("loss_over_constant"), _number(evidence.get("gain_share"))
+    left, share = run.info.get("loss_over_constant"), number(evidence.get("gain_share"))
     return not _is_watched(run) or (left is not None and left > 0.5 and share > 1 / 3)
 
 
 def _left_again(run: Run) -> Iterator[Finding]:
     """Above the loss of the best constant answer, it jumps about or has climbed by more than that loss."""
-    losses, left = _finite(run.steps["loss"]), float(run.info["loss_over_constant"])
+    losses, left = finite(run.steps["loss"]), float(run.info["loss_over_constant"])
     if left < _WORSE or len(losses) < 10 or run.judgement is None:
         return
     blocks = [float(block.mean()) for block in np.array_split(losses, 10)]
-    if max(blocks[-1] - min(blocks), _number(run.judgement.evidence.get("noise"))) > blocks[-1] / left:
+    if max(blocks[-1] - min(blocks), number(run.judgement.evidence.get("noise"))) > blocks[-1] / left:
         yield Finding(
             "lr_too_high", "serious", 0.65,
             (Evidence("loss at the end, as a share of that of the best constant answer", left, "below 1"),
@@ -144,17 +143,17 @@ def _left_again(run: Run) -> Iterator[Finding]:
 
 def unrelated(run: Run) -> Finding | None:
     """No answer to rows that were not seen, or to any, is better than one that does not look at the inputs."""
-    left, losses = run.info.get("loss_over_constant"), _finite(run.steps["loss"])
+    left, losses = run.info.get("loss_over_constant"), finite(run.steps["loss"])
     if left is None or not left > 0 or len(losses) < _FEWEST_STEPS or left > _WORSE:
         return None
     constant = float(losses[-max(1, len(losses) // 10) :].mean()) / left
-    held_out = _finite(np.array([row["value"] for row in run.scores if row["name"] == "loss"]))
+    held_out = finite(np.array([row["value"] for row in run.scores if row["name"] == "loss"]))
     best = float(held_out.min()) / constant if len(held_out) > 3 else None
     if best is not None and best > _COMPARABLE:  # summed over more rows, or in other units
         best = None
     if (left if best is None else best) < NOTHING_LEARNED or (best is None and left < NOTHING_LEARNED):
         return None
-    rarest, travel, told = run.info.get("rarest_class"), _travel(run), run.info.get("seen_rows")
+    rarest, travel, told = run.info.get("rarest_class"), travel_of(run), run.info.get("seen_rows")
     seen = [Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1")]
     if best is not None:
         seen.append(Evidence("lowest held-out loss, likewise", best, "well below 1"))
@@ -199,13 +198,13 @@ def _missed(seen: list[Evidence]) -> Finding:
 def _lengths(run: Run) -> Iterator[Finding]:
     """Of a run that learned next to nothing: how long its steps were against the weights they move, and why."""
     table = run.layers
-    if not len(table) or len(run.steps) < _FEWEST_TO_GO_FAR:
+    if not len(table) or len(run.steps) < FEWEST_STEPS_TO_GO_FAR:
         return
     first = table["step"] == table["step"].min()
     weights, updates, gradients = (
-        float(np.linalg.norm(_finite(table[name][first]))) for name in ("weight_norm", "update_norm", "grad_norm")
+        float(np.linalg.norm(finite(table[name][first]))) for name in ("weight_norm", "update_norm", "grad_norm")
     )
-    rates, decay = _finite(run.steps["lr"]), float(run.info["recipe"].get("weight_decay") or 0.0)
+    rates, decay = finite(run.steps["lr"]), float(run.info["recipe"].get("weight_decay") or 0.0)
     at = float(run.steps["lr"][min(int(table["step"].min()), len(run.steps) - 1)])
     if not (weights > 0 and gradients > 0 and updates > 0 and at > 0):
         return
@@ -223,7 +222,7 @@ def _lengths(run: Run) -> Iterator[Finding]:
             "loss pulls them anywhere.",
             remedy=Remedy("a hundredth of the weight decay, or none", f"weight_decay={decay / 100:.3g}"),
         )  # fmt: skip
-    elif share * rate / at > _LEAP and _drawn(run):
+    elif share * rate / at > _LEAP and drawn(run):
         yield Finding(
             "lr_too_high", "serious", 0.7,
             (Evidence("length of a step over that of the weights, at the start", share * rate / at, "about 0.001"),),
@@ -231,7 +230,7 @@ def _lengths(run: Run) -> Iterator[Finding]:
             remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
         )  # fmt: skip
     elif (
-        _travel(run) is None
+        travel_of(run) is None
         and share * float(rates.sum()) / at < _CRAWL
         and bool((table["grad_norm"][first] > 0).all())
     ):
@@ -244,124 +243,9 @@ def _lengths(run: Run) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Travel:
-    """Of a watched loop, from the steps at the powers of two.
-
-    Attributes:
-        leap: length of its first step over that of the weights.
-        reach: length of all steps together over that of the first weights: they cannot have moved further.
-        grown: length of the last weights over that of the first.
-    """
-
-    leap: float
-    reach: float
-    grown: float
-
-
-def _travel(run: Run) -> _Travel | None:
-    strides, last = run.info.get("strides") or [], run.info.get("steps") or len(run.steps)
-    if (
-        last < _FEWEST_TO_GO_FAR
-        or not strides
-        or not strides[0][1] > 0
-        or not np.isfinite(np.array(strides, dtype=float)).all()
-    ):
-        return None
-    ends = [*(step for step, _, _ in strides[1:]), max(last, strides[-1][0] + 1)]
-    path = sum(moved * (end - step) for (step, _, moved), end in zip(strides, ends, strict=True))
-    first = strides[0][1]
-    return _Travel(strides[0][2] / first, path / first, strides[-1][1] / first)
-
-
-def _travelled(run: Run, schedule: Finding | None) -> Iterator[Finding]:
-    """Weights that were thrown far from where they began, or never left.
-
-    First weights are drawn so that a signal keeps its size, so what is learned changes them by about their own length:
-    a step longer than they are leaves nothing of them, and a path of a tenth of it leads nowhere.
-    """
-    travel, left = _travel(run), run.info.get("loss_over_constant")
-    if travel is None or run.info["recipe"]["optimizer"] == "lbfgs":
-        return
-    rate = float(_finite(run.steps["lr"]).max(initial=0.0))
-    leaps, grown = (so and _drawn(run) for so in (travel.leap > _HALF, travel.grown > _THROWN))
-    unlearned = not _fell(run) if left is None else left > LITTLE_LEARNED
-    thrown = leaps and grown if left is None else left > 0.5 and (leaps or (grown and unlearned))
-    if thrown:
-        yield Finding(
-            "lr_too_high", "serious", 0.7,
-            (Evidence("length of the first step over that of the weights", travel.leap, "about 0.01", 0),
-             Evidence("length of the last weights over that of the first", travel.grown, "about 1")),
-            "The steps are about as long as the weights they move, or soon were: nothing is left of what these were "
-            "drawn for, to keep a signal in size on its way through the layers.",
-            remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
-        )  # fmt: skip
-    elif travel.reach < (_STAYED if left is None else _NEAR) and unlearned and _all_driven(run) and schedule is None:
-        yield _too_short(run, travel.reach, rate)
-
-
-def _too_short(run: Run, reach: float, rate: float) -> Finding:
-    """All steps together; because of the rate, or because it is still being warmed up at the end."""
-    rates = _finite(run.steps["lr"])
-    seen = Evidence("length of all steps together over that of the weights, at most", reach, "1 or more")
-    if len(rates) > 3 and rates[-1] == rates.max() and rates[-1] > _MOSTLY_LATER * rates.mean():
-        share = float(rates.mean() / rates[-1])
-        return Finding(
-            "bad_schedule", "serious", 0.7, (seen, Evidence("mean learning rate over the last", share, "about 1")),
-            "The run learned next to nothing: the learning rate is still being warmed up when it ends, and all steps "
-            "together are too short.",
-            remedy=Remedy("warm up for a twentieth of the run", "the length of the warm-up in optimizer steps"),
-        )  # fmt: skip
-    return Finding(
-        "lr_too_low", "serious", 0.75, (seen,),
-        "The run learned next to nothing, and its weights are about where they began: all steps together are too "
-        "short.",
-        remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
-    )  # fmt: skip
-
-
-def _drawn(run: Run) -> bool:
-    """Whether there are several layers, and none began at zero, where any first step is long."""
-    table = run.layers
-    first = table["weight_norm"][table["step"] == table["step"].min()] if len(table) else table["weight_norm"]
-    return len(first) > 1 and bool((first > 0).all())
-
-
-def _all_driven(run: Run) -> bool:
-    """Whether a gradient reaches every layer: where none does, no rate would move it."""
-    gradients = run.layers["grad_norm"]
-    return bool((gradients[np.isfinite(gradients)] > 0).all())
-
-
-def thrown_before(run: Run) -> Finding | None:
-    """A step longer than the weights, of a loop that then became NaN: the NaN is of its making."""
-    strides = [(step, w, m) for step, w, m in run.info.get("strides") or [] if math.isfinite(w + m) and 0 < w < m]
-    if not strides:
-        return None
-    step, weights, moved = strides[0]
-    norms = dict(zip(run.steps["step"].tolist(), run.steps["grad_norm"].tolist(), strict=True))
-    steep = _number(norms.get(step)) / weights
-    return Finding(
-        "exploding_gradient" if steep > _STEEP else "lr_too_high", "fatal", 0.8,
-        (Evidence("length of a step over that of the weights", moved / weights, "about 0.01", step),
-         Evidence("gradient norm over the length of the weights", steep, "about 1", step)),
-        "A step was longer than the weights it moved, and from there on nothing was finite.",
-        remedy=Remedy("clip the gradient, and lower the rate",
-                      "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # before optimizer.step()"),
-    )  # fmt: skip
-
-
-def _fell(run: Run) -> bool:
-    """Whether the loss fell by more than a little of what it was."""
-    losses = _finite(run.steps["loss"])
-    tenth = max(1, len(losses) // 10)
-    first, last = (float(part.mean()) if len(part) else 0.0 for part in (losses[:tenth], losses[-tenth:]))
-    return first - last > (1 - LITTLE_LEARNED) * abs(first)
-
-
 def _schedule(run: Run, verdict: Verdict) -> Finding | None:
     """A rate that is gone for most of the run, or that grew until the loss ran away."""
-    rates = _finite(run.steps["lr"])
+    rates = finite(run.steps["lr"])
     if len(rates) < 20 or not rates.max() > 0:
         return None
     gone = float((rates < 0.01 * rates.max()).mean())
@@ -426,8 +310,8 @@ def _layers(run: Run) -> Iterator[Finding]:
 
 def _too_few_steps(verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Finding]:
     """Much came in the last third; or as much again is to be had by a step as long as the whole path."""
-    share, left = _number(evidence.get("gain_share")), _number(evidence.get("gain_left_share"))
-    far = _number(evidence.get("best_step_over_path"))
+    share, left = number(evidence.get("gain_share")), number(evidence.get("gain_left_share"))
+    far = number(evidence.get("best_step_over_path"))
     ahead = left > _MUCH_LEFT and far > _MUCH_LEFT
     if not ahead and not (verdict is Verdict.IMPROVING and share > _IMPROVES):
         return
@@ -446,7 +330,7 @@ def _too_few_steps(verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Findi
 
 def _overfitting(run: Run, evidence: dict[str, Any]) -> Finding:
     """In a loop of ours the best weights were kept, so little is lost."""
-    rise = _number(evidence.get("held_out_rise_share"))
+    rise = number(evidence.get("held_out_rise_share"))
     watched = _is_watched(run)
     kept = "" if watched else " The best weights were kept."
     return Finding(
@@ -455,13 +339,3 @@ def _overfitting(run: Run, evidence: dict[str, Any]) -> Finding:
         f"The held-out loss turned upwards while the training loss fell on.{kept}",
         remedy=Remedy("stop at the lowest held-out loss", "patience=5; or dropout, weight decay, more data"),
     )  # fmt: skip
-
-
-def _finite(values: NDArray[Any]) -> Numbers:
-    numbers = values.astype(np.float64)
-    return numbers[np.isfinite(numbers)]
-
-
-def _number(value: Any) -> float:
-    """A statistic of the verdict; infinities were written down as words."""
-    return math.nan if value is None else float(value)
