@@ -293,11 +293,10 @@ class WatchedRun(Run):
         self._examples.finish()
         observer.flush()
         losses, rates = (self.steps[name].astype(np.float64) for name in ("loss", "lr"))
-        inspector.finish(observer.taken, losses, rates, observer.ledger.not_finite)
+        held_out = np.array([row["value"] for row in self.scores if row["name"] == "loss"], dtype=np.float64)
+        inspector.finish(observer.taken, losses, rates, observer.ledger.not_finite, held_out)
         inspector.skipped(observer.taken, observer.ledger.skipped)
-        first = inspector.loss_look.compared()
-        if first is not None:
-            info["loss_over_constant"] = first.share_left(losses)
+        info |= inspector.facts(losses, held_out)
         judgement, message = self._judged(error)
         if observer.taken:
             info["recipe"] |= {"duration": f"{observer.taken}st"}

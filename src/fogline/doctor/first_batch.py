@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,14 +18,30 @@ from fogline.doctor.finding import Finding
 from fogline.doctor.scaling import NORMS, InputExcess, TargetExcess, input_excess, scales_of, target_excess
 from fogline.doctor.sorting import between_batches
 
-_LEARNS = 0.5
+LEARNS = 0.5
 """Of the loss of the best constant answer: a loop whose loss ends above it has learned little."""
-_NOTHING = 0.9
+NOTHING = 0.9
+"""Above this share it has learned nothing to speak of."""
 _SORTED = 0.3
 """Of the targets' variance between batches; samplers that draw several rows of each of a few classes stay below it."""
 _FEWEST_LABELS = 100
 _CLOSE = 16
 _FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 8, 512, 64
+
+
+@dataclass(frozen=True)
+class Added:
+    """A loss to which a loop adds terms that do not depend on the outputs.
+
+    Attributes:
+        alone: the loss without them, at first.
+        terms: what they added to it, at first.
+        late: the loss without them, of the last steps that were looked at.
+    """
+
+    alone: float
+    terms: float
+    late: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,7 @@ class FirstBatch:
         inputs, targets: how far they are from what first weights are made for; None where that is unknown, or well.
         seen: the targets of this batch and of others, as far as they were looked at, by the step they were used in.
         ratio: of the recorded losses to those of ``loss_fn``; NaN where they have further terms.
+        added: those terms, where they are known.
     """
 
     loss_fn: Any
@@ -43,6 +61,7 @@ class FirstBatch:
     targets: TargetExcess | None
     seen: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)
     ratio: float = 1.0
+    added: Added | None = None
 
     def and_also(self, step: int, targets: Tensor) -> FirstBatch:
         """With the targets of another batch; a step may be taken on several."""
@@ -72,15 +91,43 @@ class FirstBatch:
         sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
         if sorted_by is not None and sorted_by.share > _SORTED:
             yield told.unshuffled(step, sorted_by)
+        yield from self._outweighed(step, recorded)
         share = self.share_left(recorded)
-        if share is None or share <= _LEARNS:
+        if share is None or share <= LEARNS:
             return
+        if share > NOTHING and self._numbers and any(_one_hot(targets) for targets in batches):
+            yield told.one_hot_numbers(step, losses.name(self.loss_fn), share)
         if self.inputs is not None:
             yield told.unscaled_input(step, self.inputs)
         if self.targets is not None:
             yield told.unscaled_target(step, self.targets)
-        if share > _NOTHING and _reduction(self.loss_fn) == "sum":
+        if share > NOTHING and _reduction(self.loss_fn) == "sum":
             yield told.summed(step, sum(map(len, batches)) / len(batches), share)
+
+    def _outweighed(self, step: int, recorded: NDArray[np.float64]) -> Iterator[Finding]:
+        """Terms larger than the loss they are added to, which all of the descent went into."""
+        constant, finite = _constant(self.loss_fn, self._batches), recorded[np.isfinite(recorded)]
+        added = self.added
+        if added is None or constant is None or not constant > 0 or not len(finite):
+            return
+        left = added.late / constant
+        terms = float(finite[-max(1, len(finite) // 10) :].mean()) - added.late
+        if left > NOTHING and added.terms > added.alone and terms < added.terms / 2:
+            yield told.outweighed(step, added.terms / added.alone, left)
+
+    def rarest(self) -> tuple[float, int] | None:
+        """How often the rarest class was seen, against one in k of the labels, and in how many rows.
+
+        None where the targets are no labels.
+        """
+        labels = [t.reshape(-1) for t in self._batches]
+        if losses.family(self.loss_fn) not in ("classes", "binary") or sum(map(len, labels)) < _FEWEST_LABELS:
+            return None
+        together = torch.cat(labels)
+        values, counts = torch.unique(together, return_counts=True)
+        whole = bool((values == values.round()).all())
+        rows = int(counts.min())
+        return (rows * len(values) / len(together), rows) if whole and len(values) > 1 else None
 
     def share_left(self, recorded: NDArray[np.float64]) -> float | None:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""
@@ -159,10 +206,51 @@ def _constant(loss_fn: Any, batches: Sequence[Tensor]) -> float | None:
     times = targets.numel() / len(batches) if reduction == "sum" else 1.0
     if isinstance(loss_fn, nn.MSELoss):
         return times * float(targets.double().var(0).mean())
-    if kind == "classes" and not targets.is_floating_point() and getattr(loss_fn, "weight", None) is None:
-        shares = torch.bincount(targets.reshape(-1).clamp_min(0)).double() / targets.numel()
-        return times * float(-(shares * shares.clamp_min(1e-12).log()).sum())
-    if kind == "binary":
-        share = targets.double().mean().clamp(1e-12, 1 - 1e-12)
-        return times * float(-(share * share.log() + (1 - share) * (1 - share).log()))
+    if kind == "elementwise" and isinstance(loss_fn, nn.Module) and targets.is_floating_point():
+        return times * _best_number(loss_fn, targets.double().reshape(len(targets), -1))
+    if kind == "classes" and not targets.is_floating_point():
+        return _entropy(loss_fn, targets.reshape(-1), times)
+    if kind == "binary" and getattr(loss_fn, "weight", None) is None:
+        raised = getattr(loss_fn, "pos_weight", None)
+        share, more = targets.double().mean().clamp(1e-12, 1 - 1e-12), 1.0
+        if raised is not None:
+            if raised.numel() != 1:
+                return None
+            more = float(raised)
+        said = more * share / (more * share + 1 - share)
+        return times * float(-(more * share * said.log() + (1 - share) * (1 - said).log()))
     return None
+
+
+def _best_number(loss_fn: nn.Module, targets: Tensor) -> float:
+    """Of a loss that compares number with number: the least that one and the same answer to all rows gets."""
+    each = copy.copy(loss_fn)
+    each.reduction = "none"  # type: ignore[assignment]
+    answers = torch.cat([targets.quantile(torch.linspace(0, 1, 33, dtype=targets.dtype), dim=0), targets.mean(0)[None]])
+    lost = [each(answer.expand_as(targets), targets).mean(0) for answer in answers]
+    return float(torch.stack(lost).amin(0).mean())
+
+
+def _entropy(loss_fn: Any, labels: Tensor, times: float) -> float | None:
+    """Of the labels, as the loss weighs and smooths them."""
+    weight, smooths = getattr(loss_fn, "weight", None), float(getattr(loss_fn, "label_smoothing", 0.0))
+    if weight is not None and smooths:
+        return None  # the best answer has no closed form that is worth its lines
+    labels = labels[labels != getattr(loss_fn, "ignore_index", -100)]
+    if not len(labels) or int(labels.min()) < 0:
+        return None
+    counts = torch.bincount(labels).double()
+    if weight is not None:
+        if times != 1.0 or len(weight) < len(counts):
+            return None
+        counts = counts * weight.detach().cpu().double()[: len(counts)]
+    shares = counts / counts.sum()
+    if smooths:
+        shares = (1 - smooths) * shares + smooths / len(shares)
+    return times * float(-(shares * shares.clamp_min(1e-12).log()).sum())
+
+
+def _one_hot(targets: Tensor) -> bool:
+    """Whether each row is a one among zeros."""
+    rows = targets.reshape(len(targets), -1)
+    return rows.shape[1] > 2 and bool(((rows == 0) | (rows == 1)).all() & (rows.sum(1) == 1).all())

@@ -17,7 +17,9 @@ from fogline.descent.prepare import Start, operations_of
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import CPU, FAILURES, Case, open_case, readable
 from fogline.doctor.causes import Cause, loop, number, output
-from fogline.doctor.causes.flow.weights import symmetric_init
+from fogline.doctor.causes.flow.activations import saturated_units
+from fogline.doctor.causes.flow.weights import bad_init, symmetric_init
+from fogline.doctor.causes.flow.width import narrow_middle
 from fogline.doctor.causes.loop.normalisation import tiny_batch_norm
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Finding, Remedy, Rows, Suspicion
@@ -34,6 +36,8 @@ _LOOKS: tuple[Cause, ...] = tuple(
     if cause is not tiny_batch_norm  # which wants to know how many rows there are in all
 )
 _ROWS = 64
+_EXPLAIN: tuple[Cause, ...] = (saturated_units, bad_init, narrow_middle)
+_LIKELY = 0.5
 _SPACED, _FEWEST = 256, 16
 _MOST_OPERATIONS = 5e8  # of a forward pass of those rows: a look takes about ten of them, within the second
 _MOST_WEIGHTS = 20_000_000
@@ -52,14 +56,18 @@ def first_look(start: Start) -> list[Finding]:
     return _certain(Examination(case), _LOOKS)
 
 
-def look_at_batch(model: nn.Module, batch: Compared) -> list[Finding]:
-    """The same for a loop that is not ours, on copies; where the model was called with one tensor, (b, ...)."""
+def look_at_batch(model: nn.Module, batch: Compared) -> tuple[list[Finding], list[Finding]]:
+    """The same for a loop that is not ours, on copies; where the model was called with one tensor, (b, ...).
+
+    Returns:
+        What leaves no doubt; and what would explain it if the loop were to learn little.
+    """
     targets, given = batch.targets, batch.given
     rows = min(_ROWS, len(targets)) if targets.ndim else 0
     if len(given) != 1 or not isinstance(given[0], Tensor) or rows < _FEWEST or len(given[0]) != len(targets):
-        return []
+        return [], []
     if sum(p.numel() for p in model.parameters()) > _MOST_WEIGHTS:
-        return []
+        return [], []
     data = given[0].detach()[:rows].cpu(), targets.detach()[:rows].cpu()
     with suppress(*FAILURES):
         twin, loss = copy.deepcopy(model).to(CPU), copy.deepcopy(batch.loss).to(CPU)
@@ -69,7 +77,16 @@ def look_at_batch(model: nn.Module, batch: Compared) -> list[Finding]:
             operations = operations_of(*two) * rows / 2
         if operations <= _MOST_OPERATIONS:
             case = open_case(Task(twin, loss, data), Recipe(batch_size=rows))
-            return _certain(Examination(case), (*_LOOKS, symmetric_init))
+            exam = Examination(case)
+            sure = _certain(exam, (*_LOOKS, symmetric_init))
+            return sure, _likely(exam)
+    return [], []
+
+
+def _likely(exam: Examination) -> list[Finding]:
+    with suppress(*FAILURES):  # what is certain is told all the same
+        found = [s for cause in _EXPLAIN if (s := cause(exam)) is not None and s.strength >= _LIKELY]
+        return [replace(_finding(s), confidence=s.strength) for s in found]
     return []
 
 

@@ -14,12 +14,14 @@ from fogline.data.source import leaves
 from fogline.doctor import told
 from fogline.doctor.caller import backward_root, calling_line
 from fogline.doctor.finding import Finding
-from fogline.doctor.first_batch import FirstBatch, look
+from fogline.doctor.first_batch import Added, FirstBatch, look
 from fogline.doctor.graphs import linear_layers, operations_between, read_pairing
-from fogline.doctor.recovered import Recovered, recover
+from fogline.doctor.recovered import Recovered, recover, recover_beside
+from fogline.doctor.seen_rows import SeenRows
 from fogline.record.hook import Hook
 
 _SAME = 0.01
+_LATE = 2
 _MOST_OUTPUTS = 8
 
 
@@ -48,10 +50,11 @@ class LossLook:
         operations: between outputs and loss, by the field's names.
         gives_targets: some outputs of this step are numbers without a graph, such as those of a frozen teacher.
         direct: the first batch whose targets a loss compared with what the model gave, as that was or in another shape.
+        rows: of the batches that were looked at closely.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: Any) -> None:
-        self.model, self.loss_fn = model, loss_fn
+    def __init__(self, model: nn.Module, loss_fn: Any, *, descends: bool = True) -> None:
+        self.model, self.loss_fn, self._descends = model, loss_fn, descends
         self.first: FirstBatch | None = None
         self.operations: tuple[str, ...] = ()
         self.direct: Compared | None = None
@@ -59,6 +62,9 @@ class LossLook:
         self._output: Tensor | None = None
         self._gradient: Tensor | None = None
         self._ratios: list[float] = []
+        self._beside: list[tuple[float, float]] = []  # losses that have further terms: alone, and as they are logged
+        self._plains: dict[int, float] = {}  # losses that were read back, by step
+        self.rows = SeenRows()
         self.gives_targets = False
         self._paired = self._recovers = self._over = False
         self._begin()
@@ -116,6 +122,7 @@ class LossLook:
             return
         if self.direct is None and self._output is not None and _same_numbers(args[0], self._output):
             self.direct = Compared(self._given, args[0].shape[1:], args[1], self.loss_fn)
+        self.rows.add(self._given, args[1])
         if not self._paired:
             yield from self._pair(step, output, args[0], args[1])
         elif self.first is not None and not self._recovers:
@@ -127,11 +134,15 @@ class LossLook:
         if output is None or gradient is None:
             return
         self._gradient, found = None, None
+        value = float(root.detach()) if root is not None and root.numel() == 1 else None
         if self._recovers or self.first is None or not self.first.known:
-            value = float(root.detach()) if root is not None and root.numel() == 1 else None
-            found = recover(output, gradient, value)
+            found = recover(output, gradient, value) or recover_beside(output, gradient)
         if found is not None:
+            self.rows.add(self._given, found.targets)
             self._keep(step, output, found)
+        elif value is not None and value < 0 and self._descends and (found := recover(output, -gradient, -value)):
+            yield told.flipped(step, type(found.loss_fn).__name__, calling_line())
+            found = None
         if root is not None and not self._paired:
             yield from self._pair(step, root, output, None if found is None else found.targets)
 
@@ -145,6 +156,7 @@ class LossLook:
                 self._keep(step, self._output, found)
 
     def _keep(self, step: int, output: Tensor, found: Recovered) -> None:
+        self._plains[step] = found.plain
         if self._recovers and self.first is not None:
             self.first = self.first.and_also(step, found.targets)
         else:
@@ -168,6 +180,7 @@ class LossLook:
         self._plain, self._logged = plain or self._plain, logged or self._logged
         if self._plain and self._logged:
             self._ratios.append(self._logged / self._plain)
+            self._beside.append((self._plain, self._logged))
 
     def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Iterator[Finding]:
         self._paired = True
@@ -178,7 +191,8 @@ class LossLook:
             yield told.pairing(found, line)
         given = self._given[0] if self._given else None
         copies = targets is not None and getattr(given, "shape", None) == targets.shape and targets[:1].numel() > 1
-        layers = 0 if copies else linear_layers(outputs)
+        hides = not all(p.requires_grad for p in self.model.parameters())  # what is frozen has no graph to be read
+        layers = 0 if copies or hides else linear_layers(outputs)
         if layers > 1:
             yield told.straight(step, layers, line)
 
@@ -187,7 +201,16 @@ class LossLook:
         if self.first is None or not self._ratios:
             return self.first
         low, high = min(self._ratios), max(self._ratios)
-        return replace(self.first, ratio=low if low > 0 and high <= low * (1 + _SAME) else math.nan)
+        constant = low > 0 and high <= low * (1 + _SAME)
+        added = None if constant or len(self._plains) <= 2 * _LATE else self._added()
+        return replace(self.first, ratio=low if constant else math.nan, added=added)
+
+    def _added(self) -> Added:
+        """What is added to a loss that was read back, at first; and the loss alone, of the last steps looked at."""
+        plain = sum(alone for alone, _ in self._beside) / len(self._beside)
+        logged = sum(all_of_it for _, all_of_it in self._beside) / len(self._beside)
+        late = list(self._plains.values())[-_LATE:]
+        return Added(plain, logged - plain, sum(late) / len(late))
 
 
 def _same_numbers(one: Tensor, other: Tensor) -> bool:

@@ -6,11 +6,10 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.report import Outcome, Report
-from fogline.doctor.signalled import LITTLE_LEARNED, from_signals, unrelated
+from fogline.doctor.signalled import from_signals, unrelated
+from fogline.doctor.travelled import LITTLE_LEARNED, fell, thrown_before
 from fogline.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ _EXPLAINS = {
     ),
     **dict.fromkeys(("missing_zero_grad", "accumulation_scale", "nan_in_data", "nan_source"), _DIVERGENCE),
     "schedule_step_unit": ("bad_schedule", *_UNLEARNED),
+    "bad_init": ("vanishing_gradient", "lr_too_high", *_UNLEARNED),
+    "saturated_units": _UNLEARNED,
     "symmetric_init": ("dead_units", "vanishing_gradient", "lr_too_high", *_UNLEARNED),
     "detached_graph": ("dead_units", *_UNLEARNED),
     "sum_reduction": ("lr_too_high", *_UNLEARNED),
@@ -58,7 +59,7 @@ def diagnose_record(run: Run) -> Report:
     if findings:
         verdict = "faulty"
     elif (
-        judgement is not None and judgement.verdict in _FINE and (_fell(run) if left is None else left < LITTLE_LEARNED)
+        judgement is not None and judgement.verdict in _FINE and (fell(run) if left is None else left < LITTLE_LEARNED)
     ):
         verdict = "healthy"
     notes = ["nothing was run: give the task, run.diagnose(task), to have the remedies tried against a control"]
@@ -69,21 +70,15 @@ def diagnose_record(run: Run) -> Report:
     return Report(verdict, findings, notes=tuple(notes))
 
 
-def _fell(run: Run) -> bool:
-    """Whether the loss fell at all, where nobody knows what the best constant answer would get."""
-    losses = run.steps["loss"].astype(float)
-    losses = losses[np.isfinite(losses)]
-    tenth = max(1, len(losses) // 10)
-    first, last = (float(part.mean()) if len(part) else 0.0 for part in (losses[:tenth], losses[-tenth:]))
-    return first - last > (1 - LITTLE_LEARNED) * abs(first)
-
-
 def findings_of_record(run: Run) -> list[Finding]:
     """Findings from the tables and ``run.json``, most likely first: those told as it ran, and the signals'."""
     signals = {finding.cause: finding for finding in from_signals(run)}
-    told = [_with_more(_read(row["data"]), signals) for row in run.findings]
+    withdrawn = run.info.get("withdrawn") or ()
+    told = [_with_more(_read(row["data"]), signals) for row in run.findings if row["cause"] not in withdrawn]
     if run.judgement is not None and run.judgement.verdict is Verdict.DIVERGED:
         told = [f for f in told if f.cause != "nan_source"]  # the loss had grown without bound before it overflowed
+    if any(f.cause == "nan_source" for f in told) and (thrown := thrown_before(run)) is not None:
+        told = [thrown, *(f for f in told if f.cause not in ("nan_source", thrown.cause))]
     known = {finding.cause for finding in told}
     found = [f for f in signals.values() if f.cause not in known]
     explained = {follows for cause in known for follows in _EXPLAINS.get(cause, ()) if follows != cause}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 _SLACK = 2e-3
+_ROUNDING = 1e-6
 _MOST_NUMBERS = 1_000_000
 _FEWEST = 4
 
@@ -74,6 +75,15 @@ def recover(outputs: Tensor, gradient: Tensor, loss: float | None) -> Recovered 
     return None if loss is None or size > most else _squares(given, slope, loss)
 
 
+def recover_beside(outputs: Tensor, gradient: Tensor) -> Recovered | None:
+    """The same for a loss to which the loop adds terms that do not depend on the outputs, as a penalty on the weights.
+
+    The gradient alone tells it, so its factor has to be 1; a squared error cannot be told in this way.
+    """
+    found = recover(outputs, gradient, None)
+    return found if found is not None and found.factor == 1 else None
+
+
 def _shaped(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs if targets.is_floating_point() else outputs.reshape(-1, outputs.shape[-1])
 
@@ -81,8 +91,9 @@ def _shaped(outputs: Tensor, targets: Tensor) -> Tensor:
 def _candidates(outputs: Tensor, slope: Tensor) -> Iterator[tuple[type[nn.Module], Tensor, float]]:
     """Losses that the gradient may be of, with their targets and c."""
     rows, slopes = (t.reshape(-1, t.shape[-1]) for t in (outputs, slope))
-    if outputs.ndim > 1 and rows.shape[1] > 1 and bool((slopes.amin(1) < 0).all()):
-        labels = slopes.argmin(1)
+    sloped = slopes.any(1)  # a row that is answered without doubt has no slope
+    if outputs.ndim > 1 and rows.shape[1] > 1 and bool(sloped.any()) and bool((slopes[sloped].amin(1) < 0).all()):
+        labels = torch.where(sloped, slopes.argmin(1), rows.argmax(1))
         hot = nn.functional.one_hot(labels, rows.shape[1]).double()
         each = _common(slopes, rows.softmax(1) - hot)
         if each is not None:
@@ -114,8 +125,15 @@ def _squares(outputs: Tensor, slope: Tensor, loss: float) -> Recovered | None:
     """A squared error: its c follows from the loss and has to be one over the number of values, or 1."""
     if not loss > 0 or not bool(slope.any()):
         return None
-    each = float(slope.square().sum()) / (4 * loss)
-    targets = outputs - slope / (2 * each)
-    if abs(each * outputs.numel() - 1) < _SLACK:
-        return Recovered(nn.MSELoss(), targets, loss, 1.0)
-    return Recovered(nn.MSELoss(reduction="sum"), targets, loss, 1.0) if abs(each - 1) < _SLACK else None
+    each, count = float(slope.square().sum()) / (4 * loss), outputs.numel()
+    if abs(each * count - 1) < _SLACK:
+        return Recovered(nn.MSELoss(), _rounded(outputs - slope * count / 2), loss, 1.0)
+    if abs(each - 1) < _SLACK:
+        return Recovered(nn.MSELoss(reduction="sum"), _rounded(outputs - slope / 2), loss, 1.0)
+    return None
+
+
+def _rounded(targets: Tensor) -> Tensor:
+    """Zeros and ones as they were: a target just above one would be out of the reach of a sigmoid."""
+    whole = targets.round()
+    return torch.where((targets - whole).abs() < _ROUNDING * (1 + whole.abs()), whole, targets)

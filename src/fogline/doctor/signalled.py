@@ -11,13 +11,21 @@ from numpy.typing import NDArray
 
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.refusals import refused
+from fogline.doctor.travelled import (
+    FEWEST_STEPS_TO_GO_FAR,
+    LITTLE_LEARNED,
+    drawn,
+    finite,
+    number,
+    travel_of,
+    travelled,
+)
 from fogline.verdict import Verdict
 
 if TYPE_CHECKING:
     from fogline.run import Run
 
 NOTHING_LEARNED = 0.97
-LITTLE_LEARNED = 0.9  # both numbers are known to some percent
 _LEAP, _CRAWL = 0.2, 0.01  # of the length of the weights: of one step, of all of them
 _MOSTLY, _TO_NOTHING = 0.5, 3.0  # of a step; and e-foldings of the weights over the run
 _DECOUPLED = ("adamw", "adamw8bit", "lion", "muon", "musgd")  # their decay is no part of the gradient
@@ -25,6 +33,10 @@ _WORSE, _EXPLODED = 1.2, 10.0
 _FEWEST_STEPS = 100
 _IMPROVES = 0.15  # of all that was gained came in the last third
 _MUCH_LEFT = 0.3
+_COMPARABLE = 1.5  # a held-out loss above so many constant answers is in another unit
+_RARE, _ENOUGH = 0.2, 20  # of an equal share; rows
+_WALKED = 0.3  # lengths of the weights
+_SOME_SKILL, _MUCH_SKILL = 0.1, 0.3  # of classical learners
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _VANISHED = 1e-6
 
@@ -41,12 +53,13 @@ def from_signals(run: Run) -> Iterator[Finding]:
     schedule = _schedule(run, verdict)
     yield from _rate(run, verdict, evidence) if schedule is None else (schedule,)
     yield from _layers(run)
+    yield from travelled(run, schedule)
     if (run.info.get("loss_over_constant") or 0.0) > LITTLE_LEARNED:
         yield from _lengths(run)
         yield from _left_again(run)
     if verdict in (Verdict.IMPROVING, Verdict.NOISE_FLOOR) and _has_much_left(run, evidence):
         yield from _too_few_steps(verdict, evidence)
-    if verdict is Verdict.OVERFIT:
+    if verdict is Verdict.OVERFIT and not (run.info.get("loss_over_constant") or 0.0) > LITTLE_LEARNED:
         yield _overfitting(run, evidence)
 
 
@@ -57,14 +70,12 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
     steeper than the near one; on a quadratic it is ``lr * lambda - 1``.
     """
     steps = run.steps
-    alpha, rates = _finite(steps["overshoot"]), _finite(steps["lr"])
+    alpha, rates = finite(steps["overshoot"]), finite(steps["lr"])
     back = [row for row in run.events if row["kind"] in ("rollback", "gave_up")]
     rate = float(rates.max()) if len(rates) else math.nan
     early = float(np.median(alpha[: max(3, len(alpha) // 3)])) if len(alpha) else math.nan
     if back or (verdict is Verdict.DIVERGED and (early > 1 or not _is_watched(run) or _ran_away(run, evidence))):
-        seen = [
-            Evidence("loss at the end", _number(evidence.get("loss_at_end")), _number(evidence.get("loss_at_start")))
-        ]
+        seen = [Evidence("loss at the end", number(evidence.get("loss_at_end")), number(evidence.get("loss_at_start")))]
         if back:
             seen.append(Evidence("times the guard went back", len(back), 0, int(back[0]["step"])))
         if early > 1:
@@ -78,7 +89,7 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
             remedy=Remedy("a tenth of the learning rate", f"lr={rate / 10:.3g}"),
         )
     short = len(alpha) >= 3 and abs(float(np.median(alpha)) + 1) < _UNCHANGED
-    far = _number(evidence.get("best_step_over_path"))
+    far = number(evidence.get("best_step_over_path"))
     if (verdict is Verdict.STALLED and far > 3) or (verdict is Verdict.IMPROVING and short):
         seen = [Evidence("best single step, in lengths of the whole path", far, "below 1")] if far > 3 else []
         if short:
@@ -98,7 +109,7 @@ def _is_watched(run: Run) -> bool:
 
 def _ran_away(run: Run, evidence: dict[str, Any]) -> bool:
     """Whether a loss of somebody else's loop grew beyond what an opponent or moving targets make of a sound one."""
-    start, end = _number(evidence.get("loss_at_start")), _number(evidence.get("loss_at_end"))
+    start, end = number(evidence.get("loss_at_start")), number(evidence.get("loss_at_end"))
     left = run.info.get("loss_over_constant") or 0.0
     return bool(left > _WORSE or end - start > _EXPLODED * abs(start) or run.info.get("not_finite"))
 
@@ -109,17 +120,17 @@ def _has_much_left(run: Run, evidence: dict[str, Any]) -> bool:
     It learned little, and its loss fell in the last third as fast as before. Where the former is unknown the verdict
     has to do.
     """
-    left, share = run.info.get("loss_over_constant"), _number(evidence.get("gain_share"))
+    left, share = run.info.get("loss_over_constant"), number(evidence.get("gain_share"))
     return not _is_watched(run) or (left is not None and left > 0.5 and share > 1 / 3)
 
 
 def _left_again(run: Run) -> Iterator[Finding]:
     """Above the loss of the best constant answer, it jumps about or has climbed by more than that loss."""
-    losses, left = _finite(run.steps["loss"]), float(run.info["loss_over_constant"])
+    losses, left = finite(run.steps["loss"]), float(run.info["loss_over_constant"])
     if left < _WORSE or len(losses) < 10 or run.judgement is None:
         return
     blocks = [float(block.mean()) for block in np.array_split(losses, 10)]
-    if max(blocks[-1] - min(blocks), _number(run.judgement.evidence.get("noise"))) > blocks[-1] / left:
+    if max(blocks[-1] - min(blocks), number(run.judgement.evidence.get("noise"))) > blocks[-1] / left:
         yield Finding(
             "lr_too_high", "serious", 0.65,
             (Evidence("loss at the end, as a share of that of the best constant answer", left, "below 1"),
@@ -132,19 +143,30 @@ def _left_again(run: Run) -> Iterator[Finding]:
 
 def unrelated(run: Run) -> Finding | None:
     """No answer to rows that were not seen, or to any, is better than one that does not look at the inputs."""
-    left, losses = run.info.get("loss_over_constant"), _finite(run.steps["loss"])
+    left, losses = run.info.get("loss_over_constant"), finite(run.steps["loss"])
     if left is None or not left > 0 or len(losses) < _FEWEST_STEPS or left > _WORSE:
         return None
     constant = float(losses[-max(1, len(losses) // 10) :].mean()) / left
-    held_out = _finite(np.array([row["value"] for row in run.scores if row["name"] == "loss"]))
+    held_out = finite(np.array([row["value"] for row in run.scores if row["name"] == "loss"]))
     best = float(held_out.min()) / constant if len(held_out) > 3 else None
+    if best is not None and best > _COMPARABLE:  # summed over more rows, or in other units
+        best = None
     if (left if best is None else best) < NOTHING_LEARNED or (best is None and left < NOTHING_LEARNED):
         return None
+    rarest, travel, told = run.info.get("rarest_class"), travel_of(run), run.info.get("seen_rows")
     seen = [Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1")]
     if best is not None:
         seen.append(Evidence("lowest held-out loss, likewise", best, "well below 1"))
+    if rarest is not None and rarest[0] < _RARE:  # of fewer rows nobody knows what the best constant answer gets
+        return _imbalanced(seen, rarest[0]) if rarest[1] >= _ENOUGH else None
+    if left > LITTLE_LEARNED and travel is not None and travel.reach < _WALKED:
+        return None  # the weights are about where they began: nothing was tried
+    if told is not None:
+        seen.append(Evidence("what classical learners get of the first rows, for others of them", told["score"], 0.0))
+        if told["score"] > max(_SOME_SKILL, 2 * told["error"]):
+            return _missed(seen) if left > LITTLE_LEARNED and told["score"] > _MUCH_SKILL else None
     return Finding(
-        "shuffled_labels", "serious", 0.5 if best is None else 0.6, tuple(seen),
+        "shuffled_labels", "serious", (0.5 if best is None else 0.6) + (0.1 if told is not None else 0.0), tuple(seen),
         "Gradients reach the weights and the steps are long enough, and yet the answers to "
         + ("any rows" if best is None else "rows that were not trained on")
         + " get no better than one that does not look at the inputs: as if inputs and targets did not belong together.",
@@ -153,16 +175,36 @@ def unrelated(run: Run) -> Finding | None:
     )  # fmt: skip
 
 
+def _imbalanced(seen: list[Evidence], rarest: float) -> Finding:
+    return Finding(
+        "class_imbalance", "serious", 0.6,
+        (*seen, Evidence("how often the rarest class was seen, against equally often", rarest, "above 0.2")),
+        "Hardly any example is of the rarest class, and the answers get no better than always naming the others: that "
+        "is nearly right, so there is next to nothing to be gained by telling them apart.",
+        remedy=Remedy("weigh the classes, or draw them equally often",
+                      "nn.CrossEntropyLoss(weight=len(y) / (k * torch.bincount(y)))  # k classes"),
+    )  # fmt: skip
+
+
+def _missed(seen: list[Evidence]) -> Finding:
+    return Finding(
+        "underfitting", "serious", 0.5, tuple(seen),
+        "Inputs and targets belong together, since learners that use no gradient answer rows they have not seen by "
+        "them. The steps are long enough, and this network learns nothing of it.",
+        advice="give the network what it lacks: an activation between its layers, more units, less dropout",
+    )  # fmt: skip
+
+
 def _lengths(run: Run) -> Iterator[Finding]:
     """Of a run that learned next to nothing: how long its steps were against the weights they move, and why."""
     table = run.layers
-    if not len(table):
+    if not len(table) or len(run.steps) < FEWEST_STEPS_TO_GO_FAR:
         return
     first = table["step"] == table["step"].min()
     weights, updates, gradients = (
-        float(np.linalg.norm(_finite(table[name][first]))) for name in ("weight_norm", "update_norm", "grad_norm")
+        float(np.linalg.norm(finite(table[name][first]))) for name in ("weight_norm", "update_norm", "grad_norm")
     )
-    rates, decay = _finite(run.steps["lr"]), float(run.info["recipe"].get("weight_decay") or 0.0)
+    rates, decay = finite(run.steps["lr"]), float(run.info["recipe"].get("weight_decay") or 0.0)
     at = float(run.steps["lr"][min(int(table["step"].min()), len(run.steps) - 1)])
     if not (weights > 0 and gradients > 0 and updates > 0 and at > 0):
         return
@@ -180,14 +222,18 @@ def _lengths(run: Run) -> Iterator[Finding]:
             "loss pulls them anywhere.",
             remedy=Remedy("a hundredth of the weight decay, or none", f"weight_decay={decay / 100:.3g}"),
         )  # fmt: skip
-    elif share * rate / at > _LEAP:
+    elif share * rate / at > _LEAP and drawn(run):
         yield Finding(
             "lr_too_high", "serious", 0.7,
             (Evidence("length of a step over that of the weights, at the start", share * rate / at, "about 0.001"),),
             "The run learned next to nothing, and a few of its steps move the weights as far as they are from zero.",
             remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
         )  # fmt: skip
-    elif share * float(rates.sum()) / at < _CRAWL and bool((table["grad_norm"][first] > 0).all()):
+    elif (
+        travel_of(run) is None
+        and share * float(rates.sum()) / at < _CRAWL
+        and bool((table["grad_norm"][first] > 0).all())
+    ):
         yield Finding(
             "lr_too_low", "serious", 0.8,
             (Evidence("length of all steps together over that of the weights, at most", share * float(rates.sum()) / at,
@@ -199,7 +245,7 @@ def _lengths(run: Run) -> Iterator[Finding]:
 
 def _schedule(run: Run, verdict: Verdict) -> Finding | None:
     """A rate that is gone for most of the run, or that grew until the loss ran away."""
-    rates = _finite(run.steps["lr"])
+    rates = finite(run.steps["lr"])
     if len(rates) < 20 or not rates.max() > 0:
         return None
     gone = float((rates < 0.01 * rates.max()).mean())
@@ -264,8 +310,8 @@ def _layers(run: Run) -> Iterator[Finding]:
 
 def _too_few_steps(verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Finding]:
     """Much came in the last third; or as much again is to be had by a step as long as the whole path."""
-    share, left = _number(evidence.get("gain_share")), _number(evidence.get("gain_left_share"))
-    far = _number(evidence.get("best_step_over_path"))
+    share, left = number(evidence.get("gain_share")), number(evidence.get("gain_left_share"))
+    far = number(evidence.get("best_step_over_path"))
     ahead = left > _MUCH_LEFT and far > _MUCH_LEFT
     if not ahead and not (verdict is Verdict.IMPROVING and share > _IMPROVES):
         return
@@ -284,7 +330,7 @@ def _too_few_steps(verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Findi
 
 def _overfitting(run: Run, evidence: dict[str, Any]) -> Finding:
     """In a loop of ours the best weights were kept, so little is lost."""
-    rise = _number(evidence.get("held_out_rise_share"))
+    rise = number(evidence.get("held_out_rise_share"))
     watched = _is_watched(run)
     kept = "" if watched else " The best weights were kept."
     return Finding(
@@ -293,13 +339,3 @@ def _overfitting(run: Run, evidence: dict[str, Any]) -> Finding:
         f"The held-out loss turned upwards while the training loss fell on.{kept}",
         remedy=Remedy("stop at the lowest held-out loss", "patience=5; or dropout, weight decay, more data"),
     )  # fmt: skip
-
-
-def _finite(values: NDArray[Any]) -> Numbers:
-    numbers = values.astype(np.float64)
-    return numbers[np.isfinite(numbers)]
-
-
-def _number(value: Any) -> float:
-    """A statistic of the verdict; infinities were written down as words."""
-    return math.nan if value is None else float(value)

@@ -313,6 +313,71 @@ def not_finite_later(step: int, layers: Sequence[str]) -> Finding:
     )
 
 
+def other_rows(step: int, shift: float, ratio: float) -> Finding:
+    return _finding(
+        "train_valid_mismatch",
+        0.8,
+        Evidence("shift of the held-out inputs, in deviations of the training inputs", shift, 0.0, step),
+        "The held-out loss is far above the training loss, and what is held out is in other units: most of its columns "
+        "lie where no training row does. What is learned does not hold there, and the scores say nothing about it.",
+        Remedy(
+            "the same numbers for both", "mean, std = X.mean(0), X.std(0)\nX, Xv = (X - mean) / std, (Xv - mean) / std"
+        ),
+        more=(Evidence("ratio of the deviations of the inputs", ratio, 1.0),),
+    )
+
+
+def dropped(layer: str, share: float) -> Finding:
+    return _finding(
+        "regularization_too_strong",
+        0.65,
+        Evidence("share of the units that dropout takes away", share, "at most 0.5", layer=layer),
+        "The loop learned nothing, and dropout leaves so few units of this layer that what is left of a signal is "
+        "mostly noise.",
+        Remedy("drop less", "nn.Dropout(0.2)"),
+    )
+
+
+def flipped(step: int, loss: str, line: str) -> Finding:
+    return _finding(
+        "loss_mismatch",
+        0.8,
+        Evidence("gradient at the outputs", f"that of {loss}, with the other sign", "", step),
+        f"The loss is {loss} with a minus before it: each step makes the right answers less likely. The loss falls "
+        "without end while the model unlearns.",
+        Remedy(
+            "take the minus away", "loss = nn.functional.nll_loss(log_probabilities, y)  # or cross_entropy(logits, y)"
+        ),
+        severity="fatal",
+        line=line,
+    )
+
+
+def outweighed(step: int, times: float, left: float) -> Finding:
+    return _finding(
+        "regularization_too_strong",
+        0.75,
+        Evidence("what is added to the loss, as a multiple of it, at first", times, "well below 1", 0),
+        "What the loop adds to its loss, such as a penalty on the weights, is larger than the loss itself. The descent "
+        "went into that: it came down, and the loss that compares outputs with targets did not.",
+        Remedy("weigh it less", "loss = loss_fn(model(x), y) + 0.001 * penalty  # a hundredth of the factor it has"),
+        more=(Evidence("the loss alone, at the end, over that of the best constant answer", left, "well below 1"),),
+    )
+
+
+def one_hot_numbers(step: int, loss: str, left: float) -> Finding:
+    return _finding(
+        "loss_mismatch",
+        0.7,
+        Evidence("loss of classes coded as a one among zeros", loss, "cross-entropy", step),
+        "The loop hardly learned anything: classes are coded as a one among zeros and compared number by number. "
+        "Nearly all of these are zeros, so the loss of answering nothing is small, and its slope towards an answer is "
+        "small too.",
+        Remedy("cross-entropy on logits", "loss_fn = nn.CrossEntropyLoss()  # no softmax before it"),
+        more=(Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1"),),
+    )
+
+
 def unscaled_input(step: int, excess: InputExcess) -> Finding:
     return _finding(
         "unscaled_input",

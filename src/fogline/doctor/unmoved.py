@@ -40,6 +40,7 @@ class UnmovedLook:
         self._idle = _idle_parameters(model, optimizer, left_out)
         self._frozen = _frozen_copies(model)
         self._waits = False
+        self._told: list[str] = []
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.orphaned = not any(id(p) in held for _, p in named)
 
@@ -47,6 +48,7 @@ class UnmovedLook:
         """``gives_targets``: what a frozen part says is what another is compared with."""
         yield from self._nobody_moves(step, waits=True)
         frozen = [name for name in frozen_as_drawn(self.model) if self._stands(name)]
+        self._told = frozen
         if frozen and not gives_targets:  # a frozen part that was trained before is fine-tuning
             yield told.frozen(step, frozen)
         # Units that are still alike; those of the last layer have targets of their own.
@@ -54,6 +56,11 @@ class UnmovedLook:
         names = [name for name in owners[:-1] if alike(self.model.get_submodule(name))]
         if names:
             yield told.symmetric(step, names)
+
+    def thawed(self) -> bool:
+        """Whether some of the layers that were told to be frozen learn by now, as the loop may have planned."""
+        layers = [self.model.get_submodule(name) for name in self._told]
+        return any(p.requires_grad for layer in layers for p in layer.parameters(recurse=False))
 
     def at_the_end(self, step: int) -> Iterator[Finding]:
         """What may have waited for another optimizer has waited long enough."""

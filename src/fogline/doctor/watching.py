@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fogline.doctor import told
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
+from fogline.doctor.first_batch import LEARNS, NOTHING
 from fogline.doctor.loss_look import LossLook
 from fogline.doctor.modes import SURE, Found, ModeLook
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
+from fogline.doctor.strides import StrideLook
 from fogline.doctor.surgery import as_drawn
 from fogline.doctor.unmoved import UnmovedLook
 from fogline.record.hook import Hook
@@ -44,6 +47,7 @@ CLOSE_LOOKS = 12
 _LAYER_LOOKS = 3
 _TINY = 4
 """Values a channel below which a batch's variance is wrong by its own size: its relative error is sqrt(2 / (n - 1))."""
+_MOST_DROPPED = 0.8
 _SKIPS = 20
 """A scale that starts at 2^16 and is halved at each skip has fallen below 1 by then."""
 
@@ -76,6 +80,7 @@ class Inspector:
         looking: whether the first steps are still going on.
         told: causes that were told.
         loss_look: what is known of the loss, and of the first batches.
+        strides: how long some of the steps were.
     """
 
     def __init__(
@@ -91,7 +96,8 @@ class Inspector:
         compiled: bool = False,
     ) -> None:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
-        self.loss_look = LossLook(model, loss_fn)
+        up = any(group.get("maximize", False) for group in optimizer.param_groups)
+        self.loss_look = LossLook(model, loss_fn, descends=not up)
         self.named, self._tell, self._compiled = list(named), tell, compiled
         self.told: set[str] = set()
         self.looking = True
@@ -108,8 +114,10 @@ class Inspector:
         self._targets: Tensor | None = None  # the latest numbers that outputs were compared with
         self._keeper: RemovableHandle | None = None
         self._named_nan = False
+        self._suspected: list[Finding] = []
         self._schedule = ScheduleLook(scheduler, optimizer)
         self._modes = ModeLook(model)
+        self.strides = StrideLook(p for _, p in named)
         self._unmoved = UnmovedLook(model, optimizer, self.named, left_out)
         if not compiled:
             self._handles.append(self._sentinel.register_hook(Hook(self._before_accumulation)))  # type: ignore[no-untyped-call]
@@ -140,9 +148,10 @@ class Inspector:
         if not self._compiled and not self._layer_handles and (self.looking or _looks_again(step)):
             self._hang_on_layers(step)
 
-    def evaluation(self) -> None:
+    def evaluation(self, args: tuple[Any, ...]) -> None:
         """Before a forward pass without gradients."""
         self._modes.evaluation()
+        self.loss_look.rows.held_out(args)
 
     def loss(self, step: int, args: tuple[Any, ...], output: Any) -> None:
         """After the loss module."""
@@ -159,6 +168,7 @@ class Inspector:
 
     def scored(self, step: int) -> None:
         """Held-out scores were logged."""
+        self.loss_look.rows.scored()
         self._say_found(self._modes.scored(step))
         finding = self._schedule.at_an_epoch(step)
         if finding is not None:
@@ -202,11 +212,14 @@ class Inspector:
         self._say_found(self._modes.before_step(step, self._line("step")))
         if not self.looking and _looks_again(step):
             self.loss_look.late(step, self._targets)
+        if _looks_again(step):
+            self.strides.before_step()
         if isinstance(norm, float) and not math.isfinite(norm) and not self._named_nan:
             self._name_not_finite(step, norm)
 
     def after_step(self, step: int) -> None:
         """After a step was taken."""
+        self.strides.after_step(step)
         if step == 0 and self._schedule.steps_first():
             self.say(step, told.schedule_first(self._line("step")))
         if step + 1 == SURE:
@@ -226,13 +239,19 @@ class Inspector:
             self.say(step, told.scale_collapse(step, skips))
 
     def finish(
-        self, step: int, losses: NDArray[np.float64], rates: NDArray[np.float64], not_finite: Sequence[int]
+        self,
+        step: int,
+        losses: NDArray[np.float64],
+        rates: NDArray[np.float64],
+        not_finite: Sequence[int],
+        held_out: NDArray[np.float64],
     ) -> None:
         """The loop is over after so many steps.
 
         Args:
             losses, rates: of the recorded steps.
             not_finite: numbers of the steps that were not.
+            held_out: losses of held-out rows, as they were logged.
         """
         self.remove()
         if self._keeper is not None:
@@ -241,12 +260,46 @@ class Inspector:
             self.say(step - 1, finding)
         first = self.loss_look.compared()
         self._say_all(step - 1, first.explains(step - 1, losses) if first is not None and step else ())
+        left = None if first is None else first.share_left(losses)
+        if left is not None and left > LEARNS:
+            self._say_all(0, self._explain(left))
+        moved = self.loss_look.rows.moved()
+        if moved is not None and _much_worse(losses, held_out):
+            self.say(step - 1, told.other_rows(step - 1, *moved))
         self._say_found(self._modes.finish())
         self._say_all(step - 1, self._unmoved.at_the_end(step - 1))
         if len(not_finite) and not self._named_nan:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
             if bad:  # on a device nobody waited to look at the time
                 self.say(not_finite[0], told.not_finite_later(not_finite[0], bad))
+
+    def _explain(self, left: float) -> Iterator[Finding]:
+        """What the model itself has that explains why the loop learned little, or nothing."""
+        yield from (f for f in self._suspected if left > NOTHING or f.cause == "bottleneck")
+        dropping = {name: float(m.p) for name, m in self.model.named_modules() if isinstance(m, _DropoutNd)}
+        name = max(dropping, key=lambda name: dropping[name], default="")
+        if left > NOTHING and dropping and dropping[name] >= _MOST_DROPPED:
+            yield told.dropped(name, dropping[name])
+
+    def facts(self, losses: NDArray[np.float64], held_out: NDArray[np.float64]) -> dict[str, Any]:
+        """What is known of a loop that is over, for the record; the same losses, and those of held-out rows.
+
+        What classical learners make of its rows is asked only where it learned nothing of them, or of held-out ones.
+        """
+        known: dict[str, Any] = {"strides": [astuple(stride) for stride in self.strides.measured()]}
+        withdrawn = self._unmoved.thawed()
+        known |= {"withdrawn": ["frozen_parameters"]} if withdrawn and "frozen_parameters" in self.told else {}
+        first = self.loss_look.compared()
+        if first is None:
+            return known
+        left = first.share_left(losses)
+        known |= {"loss_over_constant": left, "rarest_class": first.rarest()}
+        if left is None:
+            return known
+        constant = float(np.mean(losses[np.isfinite(losses)][-max(1, len(losses) // 10) :])) / left if left else 0.0
+        if left > NOTHING or (len(held_out) and np.nanmin(held_out) > NOTHING * constant):
+            known["seen_rows"] = self.loss_look.rows.tell(first.loss_fn)
+        return known
 
     def _keep_targets(self, _: nn.Module, args: tuple[Any, ...], __: object) -> None:
         if torch.is_grad_enabled() and len(args) == 2 and isinstance(args[1], Tensor):
@@ -314,7 +367,8 @@ class Inspector:
         if direct is not None and self._given is not None and not self._given[1]:
             from fogline.doctor.first_look import look_at_batch  # loads every cause
 
-            self._say_all(0, look_at_batch(self.model, direct))
+            sure, self._suspected = look_at_batch(self.model, direct)
+            self._say_all(0, sure)
 
     def _look_closely(self, step: int) -> None:
         seen, counts = self._step, self._counts
@@ -423,6 +477,12 @@ def _any(gradient: Tensor | None) -> bool:
         return False
     values = gradient.detach()
     return bool((values.coalesce().values() if values.is_sparse else values).any())
+
+
+def _much_worse(losses: NDArray[np.float64], held_out: NDArray[np.float64]) -> bool:
+    """Whether even the lowest loss of held-out rows is above the training losses of the end, twice over."""
+    late = losses[np.isfinite(losses)][-max(1, len(losses) // 10) :]
+    return bool(len(late) and len(held_out) and late.mean() > 0 and np.nanmin(held_out) > 2 * late.mean())
 
 
 def _looks_again(step: int) -> bool:

@@ -219,7 +219,7 @@ class Observer:
     def _before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or self._evaluations:
             if self.inspector is not None and not self._evaluations:
-                self.inspector.evaluation()
+                self.inspector.evaluation(args)
             return
         if self._announces:
             if self.inspector is not None:

@@ -53,35 +53,36 @@ def train_valid_mismatch(exam: Examination) -> Suspicion | None:
 
 def _other_units(exam: Examination, pair: tuple[Tensor, Tensor], held: Rows) -> tuple[list[Evidence], dict[str, str]]:
     """Inputs or numeric targets whose columns have moved; "wholly" where nothing but other units explains it."""
-    evidence, moved = [], {}
+    evidence: list[Evidence] = []
+    which: dict[str, str] = {}
     parts = [("inputs", features(pair[0]) if _continuous(pair[0]) else None, features(held.inputs))]
     if exam.case.yardstick.work == "regression":
         parts.append(("targets", features(pair[1]), features(held.targets)))
     for name, train, other in parts:
         if train is None or other is None or train.shape[1] != other.shape[1] or min(len(train), len(other)) < 8:
             continue
-        shift, ratio, counted = _moved(train, other)
+        shift, ratio, counted = shifted(train, other)
         if counted < 1:
             continue
         far = (shift > 1) | (ratio > 2)
         utterly = (shift > 3) | (ratio > 5)
         if float(far.double().mean()) <= 0.5:
             continue
-        moved[name] = "wholly" if float(utterly.double().mean()) > 0.5 else "partly"
+        which[name] = "wholly" if float(utterly.double().mean()) > 0.5 else "partly"
         evidence.append(
             Evidence(
                 f"shift of the {name} of held-out rows, in deviations of the training rows", float(shift.median()), 0.0
             )
         )
         evidence.append(Evidence(f"ratio of the deviations of their {name}", float(ratio.median()), 1.0))
-    return evidence, moved
+    return evidence, which
 
 
 def _continuous(inputs: Tensor) -> bool:
     return inputs.is_floating_point() or inputs.dtype == torch.uint8
 
 
-def _moved(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
+def shifted(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
     """Shift of the mean and ratio of the deviations by column, less four standard errors; of columns that vary."""
     train, other = train[torch.isfinite(train).all(1)], other[torch.isfinite(other).all(1)]
     if min(len(train), len(other)) < 8:

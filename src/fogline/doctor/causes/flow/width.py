@@ -35,10 +35,15 @@ def inputs_of(layer: Layer) -> int:
 
 def bottleneck(exam: Examination) -> Suspicion | None:
     """A hidden layer too narrow for what has to pass through it."""
+    stands = standing(exam)
+    return narrow_middle(exam) if stands.improvable or stands.train_short else None
+
+
+def narrow_middle(exam: Examination) -> Suspicion | None:
+    """Such a layer, whether or not the network does badly with it."""
     anatomy = exam.anatomy
     layers = [layer for layer in anatomy.layers if isinstance(layer.module, _THROUGH)]
-    stands = standing(exam)
-    if anatomy.stage or len(layers) < 2 or not exam.case.supervised or not (stands.improvable or stands.train_short):
+    if anatomy.stage or len(layers) < 2 or not exam.case.supervised:
         return None
     if rebuilds(exam.case):
         return None

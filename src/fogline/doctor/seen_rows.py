@@ -1,0 +1,98 @@
+"""The rows that a watched loop showed at first, and what they say where it learned nothing."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MOST_NUMBERS, _MOST_OF_A_BATCH = 1_000_000, 100_000
+_FEWEST, _FEWEST_HELD_OUT = 100, 32
+
+
+class SeenRows:
+    """Inputs and targets of some batches, on the CPU."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._left = _MOST_NUMBERS
+        self._held_out: list[Tensor] = []
+        self._waiting: list[Tensor] = []
+
+    def add(self, given: tuple[Any, ...], targets: Tensor) -> None:
+        """Keep a batch whose model was called with one tensor, of as many rows as there are targets."""
+        if len(given) != 1 or not isinstance(given[0], Tensor) or not targets.ndim or len(given[0]) != len(targets):
+            return
+        rows = min(len(targets), _MOST_OF_A_BATCH // max(1, given[0][:1].numel()))
+        size = rows * given[0][:1].numel()
+        if rows and size <= self._left:
+            self._left -= size
+            self._batches.append(tuple(t.detach()[:rows].cpu().clone() for t in (given[0], targets)))  # type: ignore[arg-type]
+
+    def held_out(self, given: tuple[Any, ...]) -> None:
+        """Keep the first rows that go forward without gradients; they are held-out ones if scores follow."""
+        if self._held_out or self._waiting or len(given) != 1 or not isinstance(given[0], Tensor) or not given[0].ndim:
+            return
+        rows = min(len(given[0]), _MOST_OF_A_BATCH // max(1, given[0][:1].numel()))
+        self._waiting = [given[0].detach()[:rows].cpu().clone()]
+
+    def scored(self) -> None:
+        """Scores followed."""
+        self._held_out, self._waiting = self._held_out or self._waiting, []
+
+    def moved(self) -> tuple[float, float] | None:
+        """How far the held-out rows have moved, in deviations of the training rows, and the ratio of their deviations.
+
+        Medians over the columns. None where units that are the same explain it, for at least half of the columns.
+        """
+        from fogline.doctor.case import FAILURES
+        from fogline.doctor.causes.data.split import shifted
+        from fogline.doctor.reference import features
+
+        if not self._held_out or not self._batches or not self._held_out[0].is_floating_point():
+            return None
+        with suppress(*FAILURES):
+            train, other = features(torch.cat([inputs for inputs, _ in self._batches])), features(self._held_out[0])
+            if train is not None and other is not None and train.shape[1] == other.shape[1]:
+                if len(other) < _FEWEST_HELD_OUT or not bool((other.std(0) > 0).any()):
+                    return None
+                shift, ratio, counted = shifted(train, other)
+                utterly = (shift > 3) | (ratio > 5)
+                if counted and float(utterly.double().mean()) > 0.5:
+                    return float(shift.median()), float(ratio.median())
+        return None
+
+    def tell(self, loss_fn: Any) -> dict[str, float] | None:
+        """How well the best of the classical learners answers rows it did not learn from, by those it did.
+
+        Returns:
+            The score, 0 for the best constant answer and 1 for a perfect one; a standard error of it; and the rows.
+            None where there are too few, or none that such learners read.
+        """
+        from fogline.doctor.case import FAILURES
+        from fogline.doctor.reference import features, score_of
+        from fogline.doctor.yardstick import Yardstick, error_of
+
+        with suppress(*FAILURES):
+            inputs, targets = (torch.cat(list(parts)) for parts in zip(*self._batches, strict=True))
+            read = features(inputs)
+            if read is None or targets.ndim > 2 or not bool(torch.isfinite(read).all()):
+                return None
+            if read.shape == targets.shape and torch.allclose(read, targets.double()):
+                return None  # an auto-encoder, which a linear map copies
+            first = _without_copies(read)
+            yardstick = Yardstick.of(targets, loss_fn)
+            if len(first) >= _FEWEST and yardstick.work in ("classes", "binary", "regression"):
+                score = score_of(read[first], targets[first], yardstick)
+                error = error_of(len(first) // 5, yardstick.classes)
+                return {"score": score, "error": error, "rows": len(first)}
+        return None
+
+
+def _without_copies(rows: Tensor) -> Tensor:
+    """Positions of rows that differ: a copy of a row that was learned from is answered by heart."""
+    _, of = torch.unique(rows, dim=0, return_inverse=True)
+    first = torch.full((int(of.max()) + 1,), len(rows))
+    return first.scatter_reduce(0, of, torch.arange(len(rows)), "amin").sort().values

@@ -1,0 +1,149 @@
+"""How far the weights of a watched loop went: steps as long as they are, and paths that led nowhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fogline.doctor.finding import Evidence, Finding, Remedy
+
+if TYPE_CHECKING:
+    from fogline.run import Run
+
+LITTLE_LEARNED = 0.9  # both numbers are known to some percent
+FEWEST_STEPS_TO_GO_FAR = 20
+_HALF = 0.5
+_THROWN = 10.0  # times their length
+_NEAR, _STAYED = 0.1, 0.003  # where nothing was learned, and where nobody knows what was to be learned
+_MOSTLY_LATER = 1.5
+_STEEP = 1000.0
+
+
+@dataclass(frozen=True)
+class Travel:
+    """Of a watched loop, from the steps at the powers of two.
+
+    Attributes:
+        leap: length of its first step over that of the weights.
+        reach: length of all steps together over that of the first weights: they cannot have moved further.
+        grown: length of the last weights over that of the first.
+    """
+
+    leap: float
+    reach: float
+    grown: float
+
+
+def travel_of(run: Run) -> Travel | None:
+    strides, last = run.info.get("strides") or [], run.info.get("steps") or len(run.steps)
+    if (
+        last < FEWEST_STEPS_TO_GO_FAR
+        or not strides
+        or not strides[0][1] > 0
+        or not np.isfinite(np.array(strides, dtype=float)).all()
+    ):
+        return None
+    ends = [*(step for step, _, _ in strides[1:]), max(last, strides[-1][0] + 1)]
+    path = sum(moved * (end - step) for (step, _, moved), end in zip(strides, ends, strict=True))
+    first = strides[0][1]
+    return Travel(strides[0][2] / first, path / first, strides[-1][1] / first)
+
+
+def travelled(run: Run, schedule: Finding | None) -> Iterator[Finding]:
+    """Weights that were thrown far from where they began, or never left.
+
+    First weights are drawn so that a signal keeps its size, so what is learned changes them by about their own length:
+    a step longer than they are leaves nothing of them, and a path of a tenth of it leads nowhere.
+    """
+    travel, left = travel_of(run), run.info.get("loss_over_constant")
+    if travel is None or run.info["recipe"]["optimizer"] == "lbfgs":
+        return
+    rate = float(finite(run.steps["lr"]).max(initial=0.0))
+    leaps, grown = (so and drawn(run) for so in (travel.leap > _HALF, travel.grown > _THROWN))
+    unlearned = not fell(run) if left is None else left > LITTLE_LEARNED
+    thrown = leaps and grown if left is None else left > 0.5 and (leaps or (grown and unlearned))
+    if thrown:
+        yield Finding(
+            "lr_too_high", "serious", 0.7,
+            (Evidence("length of the first step over that of the weights", travel.leap, "about 0.01", 0),
+             Evidence("length of the last weights over that of the first", travel.grown, "about 1")),
+            "The steps are about as long as the weights they move, or soon were: nothing is left of what these were "
+            "drawn for, to keep a signal in size on its way through the layers.",
+            remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
+        )  # fmt: skip
+    elif travel.reach < (_STAYED if left is None else _NEAR) and unlearned and _all_driven(run) and schedule is None:
+        yield _too_short(run, travel.reach, rate)
+
+
+def _too_short(run: Run, reach: float, rate: float) -> Finding:
+    """All steps together; because of the rate, or because it is still being warmed up at the end."""
+    rates = finite(run.steps["lr"])
+    seen = Evidence("length of all steps together over that of the weights, at most", reach, "1 or more")
+    if len(rates) > 3 and rates[-1] == rates.max() and rates[-1] > _MOSTLY_LATER * rates.mean():
+        share = float(rates.mean() / rates[-1])
+        return Finding(
+            "bad_schedule", "serious", 0.7, (seen, Evidence("mean learning rate over the last", share, "about 1")),
+            "The run learned next to nothing: the learning rate is still being warmed up when it ends, and all steps "
+            "together are too short.",
+            remedy=Remedy("warm up for a twentieth of the run", "the length of the warm-up in optimizer steps"),
+        )  # fmt: skip
+    return Finding(
+        "lr_too_low", "serious", 0.75, (seen,),
+        "The run learned next to nothing, and its weights are about where they began: all steps together are too "
+        "short.",
+        remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
+    )  # fmt: skip
+
+
+def drawn(run: Run) -> bool:
+    """Whether there are several layers, and none began at zero, where any first step is long."""
+    table = run.layers
+    first = table["weight_norm"][table["step"] == table["step"].min()] if len(table) else table["weight_norm"]
+    return len(first) > 1 and bool((first > 0).all())
+
+
+def _all_driven(run: Run) -> bool:
+    """Whether a gradient reaches every layer: where none does, no rate would move it."""
+    gradients = run.layers["grad_norm"]
+    return bool((gradients[np.isfinite(gradients)] > 0).all())
+
+
+def thrown_before(run: Run) -> Finding | None:
+    """A step longer than the weights, of a loop that then became NaN: the NaN is of its making."""
+    strides = [(step, w, m) for step, w, m in run.info.get("strides") or [] if math.isfinite(w + m) and 0 < w < m]
+    if not strides:
+        return None
+    step, weights, moved = strides[0]
+    norms = dict(zip(run.steps["step"].tolist(), run.steps["grad_norm"].tolist(), strict=True))
+    steep = number(norms.get(step)) / weights
+    return Finding(
+        "exploding_gradient" if steep > _STEEP else "lr_too_high", "fatal", 0.8,
+        (Evidence("length of a step over that of the weights", moved / weights, "about 0.01", step),
+         Evidence("gradient norm over the length of the weights", steep, "about 1", step)),
+        "A step was longer than the weights it moved, and from there on nothing was finite.",
+        remedy=Remedy("clip the gradient, and lower the rate",
+                      "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # before optimizer.step()"),
+    )  # fmt: skip
+
+
+def fell(run: Run) -> bool:
+    """Whether the loss fell by more than a little of what it was, where nobody knows the best constant answer."""
+    losses = finite(run.steps["loss"])
+    tenth = max(1, len(losses) // 10)
+    first, last = (float(part.mean()) if len(part) else 0.0 for part in (losses[:tenth], losses[-tenth:]))
+    return first - last > (1 - LITTLE_LEARNED) * abs(first)
+
+
+def finite(values: NDArray[Any]) -> NDArray[np.float64]:
+    numbers = values.astype(np.float64)
+    return numbers[np.isfinite(numbers)]
+
+
+def number(value: Any) -> float:
+    """A statistic of the verdict; infinities were written down as words."""
+    return math.nan if value is None else float(value)
