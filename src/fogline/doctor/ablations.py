@@ -16,6 +16,7 @@ from fogline.doctor.anatomy import Anatomy
 from fogline.doctor.causes.fit.capacity import more_units
 from fogline.doctor.causes.flow.activations import relu_instead
 from fogline.doctor.causes.flow.weights import drawn_again, drawn_orthogonal
+from fogline.doctor.causes.flow.width import THROUGH, width_of
 from fogline.doctor.causes.step.batch import of_fewer
 from fogline.doctor.causes.step.common import rows_of
 from fogline.doctor.causes.step.length import lowered
@@ -94,10 +95,10 @@ def _of_the_method(exam: Examination) -> Iterator[Suspicion]:
 
 def _of_the_network(exam: Examination) -> Iterator[Suspicion]:
     anatomy = exam.anatomy
-    layers = [(layer.name, layer.module) for layer in anatomy.weighted if isinstance(layer.module, nn.Linear)]
+    layers = [layer for layer in anatomy.layers if isinstance(layer.module, THROUGH)]
     remedy = more_units(layers) if layers else None
     if remedy is not None:
-        widths = ", ".join(str(module.out_features) for _, module in layers[:-1])
+        widths = ", ".join(str(width_of(layer)) for layer in layers[:-1])
         yield _tried(
             "underfitting",
             Evidence("units of the hidden layers", widths or "no hidden layer"),

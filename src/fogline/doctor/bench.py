@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -146,21 +147,25 @@ class Bench:
         return not self._covers and self._in_full(remedies) >= level(self.exam) - ENOUGH
 
     def _clearly_above(self, score: float) -> float:
+        """What is no chance above a score that the control reached, or will have reached after all its steps."""
+        score = min(1.0, score + self._later)
         return score + max(self._asked(score), AS_GOOD * (1 - score))
 
     def _asked(self, score: float) -> float:
-        """What must be gained on a score: the margin, or half of what is left where that is less.
+        """What must be gained on a score: the margin, or half of what is left where that is less."""
+        return self.margin if self.margin < PLAINLY else min(self.margin, max(ENOUGH, 0.5 * (1 - score)))
 
-        Where the control does well, and has not had all its steps, it may close that half by itself: then what it
-        gained over the second half of those it had must be gained as well.
+    @property
+    def _later(self) -> float:
+        """What a control that does well still gains in the steps it was not observed for.
+
+        As much for each doubling of its steps as for the last one that was seen.
         """
         observed = self.exam.observed
-        if observed is None or self.margin < PLAINLY:
-            return self.margin
-        if observed.steps < observed.planned:
-            half = [score for step, score, _ in observed.looks if step <= observed.steps / 2]
-            return self.margin + max(0.0, level(self.exam) - half[-1])
-        return min(self.margin, max(ENOUGH, 0.5 * (1 - score)))
+        if observed is None or self.margin < PLAINLY or observed.steps >= observed.planned:
+            return 0.0
+        half = [score for step, score, _ in observed.looks if step <= observed.steps / 2][-1]
+        return max(0.0, level(self.exam) - half) * math.log2(observed.planned / observed.steps)
 
     @property
     def _still_to_come(self) -> float:

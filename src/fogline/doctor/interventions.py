@@ -449,7 +449,7 @@ class Interventions:
         """Findings that no trial has shown."""
         for suspicion, trial in supposed:
             if suspicion.cause not in self.kept_causes:
-                helps = trial is not None and trial.effect >= AS_GOOD * ENOUGH
+                helps = trial is not None and trial.effect >= max(AS_GOOD * ENOUGH, trial.error)
                 named = trial.intervention if trial is not None else ""
                 remedy = next((r for r in suspicion.remedies if helps and r.title == named), None)
                 self.kept.append(Kept(suspicion, remedy, trial, proven=False))

@@ -225,6 +225,12 @@ def widened(model: nn.Module, name: str, following: str, width: int) -> nn.Modul
             old = first.out_channels
             model = replaced(model, name, lambda _: _new_convolution(first, first.in_channels, width))
             model = replaced(model, following, lambda _: _new_convolution(second, width, second.out_channels))
+        elif isinstance(first, _ConvNd) and isinstance(second, nn.Linear) and first.groups == 1:
+            old = first.out_channels
+            positions = second.in_features // old
+            model = replaced(model, name, lambda _: _new_convolution(first, first.in_channels, width))
+            wider = nn.Linear(positions * width, second.out_features, bias=second.bias is not None)
+            model = replaced(model, following, lambda _: wider.to(second.weight.device, second.weight.dtype))
         elif isinstance(first, (nn.RNNBase, nn.Embedding)) and isinstance(second, nn.Linear):
             old, count = second.in_features, directions(first)
             model = replaced(model, name, lambda _: _wider(first, width))

@@ -9,17 +9,20 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
+from fogline.doctor.anatomy import Layer
 from fogline.doctor.causes.data.order import passed_over
 from fogline.doctor.causes.data.split import train_valid_mismatch
+from fogline.doctor.causes.flow.width import THROUGH, inputs_of, width_of
 from fogline.doctor.closeup import path_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RATE, Evidence, Remedy, Suspicion
 from fogline.doctor.remedies import smoothed_labels
 from fogline.doctor.standing import motion, standing, steps_of
-from fogline.doctor.surgery import has, replaced, widened
+from fogline.doctor.surgery import directions, has, replaced, widened
 
-_WIDE = 64
+_WIDE, _CHANNELS = 64, 32
 _SETTLED = 0.25
 _FEW_ROWS = 40
 _HANDFUL = 4
@@ -102,12 +105,12 @@ def underfitting(exam: Examination) -> Suspicion | None:
         return None
     if (moves.slope > _SETTLED and moves.significance > 3) or not steps.path > 0.5:
         return None
-    layers = [(layer.name, layer.module) for layer in anatomy.weighted if isinstance(layer.module, nn.Linear)]
-    counted = sum(p.numel() for _, module in layers for p in module.parameters())
+    layers = [layer for layer in anatomy.layers if isinstance(layer.module, THROUGH)]
+    counted = sum(p.numel() for layer in layers for p in layer.module.parameters())
     weights = sum(p.numel() for p in anatomy.model.parameters())
     labels = exam.case.yardstick.work in ("classes", "one_hot")
-    wanted = exam.program.rows * (1 if labels or not layers else layers[-1][1].out_features)
-    widths = [module.out_features for _, module in layers[:-1]]
+    wanted = exam.program.rows * (1 if labels or not layers else width_of(layers[-1]))
+    widths = [width_of(layer) for layer in layers[:-1]]
     # With as many weights as numbers to fit, rows can be learned by heart: then it is not the size. Only with a
     # handful of units may all of them stand where no slope leads on.
     if not layers or counted < 0.9 * weights or (weights > wanted and min(widths, default=0) > _HANDFUL):
@@ -129,28 +132,44 @@ def underfitting(exam: Examination) -> Suspicion | None:
     )
 
 
-def more_units(layers: Sequence[tuple[str, nn.Linear]]) -> Remedy | None:
+def more_units(layers: Sequence[Layer]) -> Remedy | None:
     """Wider hidden layers, or one where there is none; None where they are wide."""
     narrow = [
-        (first, second)
-        for (first, a), (second, b) in pairwise(layers)
-        if a.out_features < _WIDE and b.in_features == a.out_features
+        (first.name, second.name, _wide(first))
+        for first, second in pairwise(layers)
+        if width_of(first) < _wide(first) and _reads(second, first)
     ]
     if narrow:
         return _wider(narrow)
-    return _deeper(layers[-1][0]) if len(layers) == 1 else None
+    only = layers[0] if len(layers) == 1 else None
+    return _deeper(only.name) if only is not None and isinstance(only.module, nn.Linear) else None
 
 
-def _wider(pairs: list[tuple[str, str]]) -> Remedy:
+def _wide(layer: Layer) -> int:
+    return _CHANNELS if isinstance(layer.module, (_ConvNd, nn.Embedding)) else _WIDE
+
+
+def _reads(second: Layer, first: Layer) -> bool:
+    """Whether a layer is given what another one gives, at each position or at all of them."""
+    width, given = directions(first.module) * width_of(first), inputs_of(second)
+    all_positions = isinstance(first.module, _ConvNd) and isinstance(second.module, nn.Linear)
+    return given == width or (all_positions and given % width == 0)
+
+
+def _wider(pairs: list[tuple[str, str, int]]) -> Remedy:
     def edit(model: nn.Module) -> nn.Module:
-        for first, second in pairs:
-            model = widened(model, first, second, _WIDE)
+        for first, second, width in pairs:
+            model = widened(model, first, second, width)
         return model
 
-    names = ", ".join(path_of(first) for first, _ in pairs)
+    widths = {width for _, _, width in pairs}
+    wanted = " and ".join(map(str, sorted(widths)))
     return Remedy(
-        f"widen the hidden layers to {_WIDE} units",
-        f"let {names} have {_WIDE} outputs, and the layers after them as many inputs",
+        f"widen the hidden layers to {wanted} units",
+        "\n".join(
+            f"let {path_of(first)} have {width} outputs, and {path_of(second)} as many inputs"
+            for first, second, width in pairs
+        ),
         on_model=edit,
         place="width",
         order=BODY,

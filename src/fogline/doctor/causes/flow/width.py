@@ -16,7 +16,7 @@ from fogline.doctor.reference import rebuilds
 from fogline.doctor.standing import standing
 from fogline.doctor.surgery import directions, widened
 
-_THROUGH = (nn.Linear, _ConvNd, nn.RNNBase, nn.Embedding)
+THROUGH = (nn.Linear, _ConvNd, nn.RNNBase, nn.Embedding)
 
 
 def width_of(layer: Layer) -> int:
@@ -42,7 +42,7 @@ def bottleneck(exam: Examination) -> Suspicion | None:
 def narrow_middle(exam: Examination) -> Suspicion | None:
     """Such a layer, whether or not the network does badly with it."""
     anatomy = exam.anatomy
-    layers = [layer for layer in anatomy.layers if isinstance(layer.module, _THROUGH)]
+    layers = [layer for layer in anatomy.layers if isinstance(layer.module, THROUGH)]
     if anatomy.stage or len(layers) < 2 or not exam.case.supervised:
         return None
     if rebuilds(exam.case):
