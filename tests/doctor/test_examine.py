@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import fogline
+from fogline.doctor.ablations import ablations
 from fogline.doctor.bench import Bench
 from fogline.doctor.case import apply_to, open_case, program
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Remedy, Rows, Suspicion, Trial
+from fogline.doctor.interventions import Interventions
 from fogline.doctor.standing import descends
 from fogline.doctor.trial import SEEDS, Laboratory, compared
 
@@ -324,6 +326,55 @@ def test_what_might_still_learn_faster_is_not_faulty(optimizer: str, lr: float) 
         (X, y), loss=nn.CrossEntropyLoss(), optimizer=optimizer, lr=lr, batch_size=32, duration="80ep",
     )  # fmt: skip
     assert (report.verdict, report.findings) == ("healthy", ())
+
+
+def test_what_nothing_points_to_is_found_by_trying() -> None:
+    """Each change is tried for what the program has of it, and none is said that did not win."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(1200, 6, generator=generator)
+    y = ((X[:, 0] * X[:, 1] + X[:, 2] * X[:, 3]) > 0).long()
+
+    def model() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(6, 64),
+            nn.ReLU(),
+            nn.Dropout(0.45),
+            nn.Linear(64, 64),
+            nn.ReLU(),
+            nn.Dropout(0.45),
+            nn.Linear(64, 2),
+        )
+
+    case = open_case(fogline.Task(model, nn.CrossEntropyLoss(), (X, y)), RECIPE.replace(weight_decay=0.001))
+    exam = Examination(case)
+    assert list(ablations(exam)) == []  # before it was watched
+    exam.observed = Laboratory(case, 1e6).observe(exam.program, 100)
+    tried = {(s.cause, s.remedies[0].title) for s in ablations(exam)}
+    assert ("regularization_too_strong", "drop a quarter as much: 0.11 instead of 0.45") in tried
+    assert ("regularization_too_strong", "no weight decay") in tried
+    assert not any(cause in ("underfitting", "batch_too_large", "optimizer_mismatch") for cause, _ in tried)
+    interventions = Interventions(case, Laboratory(case, 6000), 760)
+    interventions.control = 0.0
+    interventions.ablate(exam, list(ablations(exam)))
+    for kept in interventions.kept:  # none but what won a trial over every seed
+        assert kept.trial is not None
+        assert kept.trial.accepted
+        assert len(kept.trial.seeds) == 3
+
+
+@pytest.mark.parametrize(("effect", "said"), [(None, True), (0.01, True), (-0.1, False)])
+def test_no_guess_that_a_trial_refuted(effect: float | None, said: bool) -> None:
+    case = open_case(task(), RECIPE)
+    interventions = Interventions(case, Laboratory(case, 100), 100)
+    suspicion = Suspicion("bad_init", 0.7, (), "so it seems")
+    trial = None
+    if effect is not None:
+        trial = Trial(
+            "other weights", "the program as it is", (1,), "skill", (0.5 + effect,), (0.5,), 20, 20, accepted=False
+        )
+    interventions.doubted.append((suspicion, trial))
+    interventions.guess()
+    assert bool(interventions.kept) is said
 
 
 def test_held_out_rows_with_a_class_that_was_never_learned() -> None:

@@ -128,6 +128,32 @@ def test_underfitting_for_want_of_units() -> None:
     assert [m.out_features for m in model.modules() if isinstance(m, nn.Linear)] == [64, 1]
 
 
+def test_underfitting_for_want_of_channels() -> None:
+    """Where a bright spot is, in pictures of it on noise: one channel and three units are too few for sixteen places."""
+    source = torch.Generator().manual_seed(0)
+    places = torch.randint(0, 64, (400,), generator=source)
+    pictures = 0.3 * torch.randn(400, 64, generator=source)
+    pictures[torch.arange(400), places] += 3
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 1, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+        nn.ReLU(),
+        nn.Linear(3, 16),
+    )
+    data = pictures.reshape(-1, 1, 8, 8), places // 16 * 4 + places % 8 // 2
+    found = fit.underfitting(observed(data, model, steps=300))
+    assert found is not None
+    edit = found.remedies[0].on_model
+    assert edit is not None
+    wider = edit(model)
+    assert [tuple(p.shape)[:2] for p in wider.parameters() if p.ndim > 1] == [(32, 1), (64, 512), (16, 64)]
+    assert wider(data[0]).shape == (400, 16)
+
+
 def test_underfitting_for_want_of_a_layer() -> None:
     exam = observed(wave(), nn.Sequential(nn.Linear(1, 1)), steps=400)
     found = fit.underfitting(exam)
