@@ -129,7 +129,7 @@ def test_underfitting_for_want_of_units() -> None:
 
 
 def test_underfitting_for_want_of_channels() -> None:
-    """Where a bright spot is, in pictures of it on noise: one channel and three units are too few for sixteen places."""
+    """Where a bright spot is, in pictures of it on noise: too few channels and units for sixteen places."""
     source = torch.Generator().manual_seed(0)
     places = torch.randint(0, 64, (400,), generator=source)
     pictures = 0.3 * torch.randn(400, 64, generator=source)
