@@ -1,7 +1,7 @@
 """Classical learners on the same rows: whether there is anything to be learned, told in a fraction of a second.
 
-Ridge regression, on the rows and on a kernel, and nearest neighbours need no gradient, so nothing that is wrong with
-the descent can be wrong with them. What they get, a sound network can get about as well.
+Ridge regression, on the rows, on a kernel and on pairs of tokens, and nearest neighbours need no gradient, so nothing
+that is wrong with the descent can be wrong with them. What they get, a sound network can get about as well.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PENALTIES = tuple(10.0**k for k in range(-9, 0))
 
 @dataclass(frozen=True)
 class Reference:
-    """Scores of the best of three classical learners, by the yardstick of the case.
+    """Scores of the best of the classical learners, by the yardstick of the case.
 
     Attributes:
         score: on rows held out of the training data, each fifth in turn where there are few; None where the work
