@@ -58,7 +58,7 @@ class Standing:
     @property
     def improvable(self) -> bool:
         """Far from perfect: where classical learners get no further either, a sound network may."""
-        return self.short or self.far
+        return self.short or (self.known and self.far)
 
     @property
     def far(self) -> bool:
@@ -68,7 +68,7 @@ class Standing:
     @property
     def poor(self) -> bool:
         """So far from perfect that classical learners that get no further are no measure."""
-        return self.score < _POOR
+        return self.known and self.score < _POOR
 
     @property
     def train_short(self) -> bool:

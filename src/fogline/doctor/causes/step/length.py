@@ -119,7 +119,7 @@ def too_few_steps(exam: Examination) -> Suspicion | None:
     )
     return Suspicion(
         "too_few_steps",
-        0.45 if not (few or falling or young) else 0.75 if steps.each > TIMID or few else 0.3,
+        0.45 if not stands.short or not (few or falling or young) else 0.75 if steps.each > TIMID or few else 0.3,
         evidence,
         f"The run ends after {seen.steps} steps, while the loss is still on its way down: it was stopped, it has not "
         "arrived.",
