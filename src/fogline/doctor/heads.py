@@ -141,8 +141,8 @@ def _sweeps(like: Tensor) -> Iterator[Tensor]:
 def behind(anatomy: Anatomy, put: Maker = nn.Identity) -> Edit | None:
     """An edit that puts another module in the place of what bends behind the last layer; None where none can.
 
-    A module is replaced by name. Where a function was called, the answer of the last layer is taken instead of the
-    model's, if the model does nothing else to it.
+    A module is replaced by name. Where functions were called, the answer of the last layer is taken instead of the
+    model's, if the model does nothing else to it than to bend each number by itself, or shares over a row.
     """
     named = _bending_module(anatomy)
     if named is not None:
@@ -156,8 +156,10 @@ def behind(anatomy: Anatomy, put: Maker = nn.Identity) -> Edit | None:
             return None
         return lambda model: Wrapped(model, after=put())
     name, end = anatomy.head[0], outputs.detach()
-    known = _is_bent(name, layer.output, end) or _is_bent_over_rows(name, layer.output, end)
-    if len(anatomy.head) > 1 or not known:
+    known = len(anatomy.head) == 1 and (
+        _is_bent(name, layer.output, end) or _is_bent_over_rows(name, layer.output, end)
+    )
+    if not known and not _each_alike(anatomy, layer, layer.output):
         return None
     return lambda model: LayerOutput(model, layer.name, put())
 
@@ -191,6 +193,19 @@ def _is_bent(name: str, before: Tensor, after: Tensor) -> bool:
     if name not in _FUNCTIONS or before.shape != after.shape:
         return False
     return torch.allclose(_FUNCTIONS[name](before), after, rtol=1e-4, atol=1e-6)
+
+
+def _each_alike(anatomy: Anatomy, layer: Layer, given: Tensor) -> bool:
+    """Whether the model does the same to each number of its last layer by itself, whatever that is.
+
+    Then numbers that change places are answered in their new places as they were in the old ones.
+    """
+    order = torch.randperm(given.numel(), generator=torch.Generator().manual_seed(0))
+    mixed = given.reshape(-1)[order].reshape(given.shape)
+    before, after = _said(anatomy, layer, given), _said(anatomy, layer, mixed)
+    if before is None or after is None or before.shape != given.shape or after.shape != given.shape:
+        return False
+    return torch.allclose(before.reshape(-1)[order], after.reshape(-1), rtol=1e-4, atol=1e-6)
 
 
 def _is_bent_over_rows(name: str, before: Tensor, after: Tensor) -> bool:
