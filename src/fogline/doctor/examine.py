@@ -158,6 +158,8 @@ class _Doctor:
             exam = self._observed()
             if self.tried.remedies and self.tried.does_well(exam):
                 break
+            if self.tried.wider_guard(exam):
+                exam = self._observed()
             before = self.tried.remedies
             on_one_batch = self._hidden() if before else first
             self.tried.verify(exam, _merged([*on_one_batch, *suspicions(exam)]))

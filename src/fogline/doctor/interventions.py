@@ -176,6 +176,22 @@ class Interventions:
                 return
             self._reject(supposed[k], trial, f"no clear gain: {trial}")
 
+    def wider_guard(self, exam: Examination) -> bool:
+        """Whether a wider guard does better than the one that a program needed to be run at all; it is kept then."""
+        for kept in self.kept:
+            others = [r for r in kept.suspicion.remedies if kept.remedy and r.place == kept.remedy.place == "domain"]
+            if kept.trial is not None or len(others) < 2:
+                continue
+            now, self.kept = self.kept, [other for other in self.kept if other is not kept]
+            bench = self._bench(exam, self._horizon(exam, 1))
+            self.kept = now
+            if bench.affords(others[:1]) and bench.affords(others[1:2]):
+                trial = bench.between(others[1:2], others[:1], others[1].title, every_seed=False)
+                if trial.effect > max(trial.error, ENOUGH) and len(trial.seeds) > 1:
+                    kept.remedy = others[1]
+                    return True
+        return False
+
     def take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
         self.kept.append(Kept(self._turned(suspicion, remedy), remedy, trial))
 

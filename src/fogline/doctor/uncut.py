@@ -123,7 +123,7 @@ class Within(Wrapped):
 class LossWithin:
     """A loss that is computed within a mode."""
 
-    def __init__(self, loss: Any, mode: type[TorchFunctionMode]) -> None:
+    def __init__(self, loss: Any, mode: Callable[[], TorchFunctionMode]) -> None:
         self.loss, self.mode = loss, mode
         self.reduction = getattr(loss, "reduction", "mean")
 
@@ -132,7 +132,7 @@ class LossWithin:
             return self.loss(outputs, targets)
 
 
-def within(loss: Any, mode: type[TorchFunctionMode]) -> Any:
+def within(loss: Any, mode: Callable[[], TorchFunctionMode]) -> Any:
     """The loss within a mode, of either kind."""
     if not isinstance(loss, OnBatch):
         return LossWithin(loss, mode)

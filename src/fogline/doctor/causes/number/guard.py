@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,48 +16,57 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import WRAP, Remedy
 from fogline.doctor.uncut import Within, within
 
-_SMALL = 1e-6
-"""Numbers are kept this far from where a logarithm, a root or a quotient has no finite slope."""
+_SMALL, _WIDER = 1e-6, 1e-2
+"""Numbers are kept this far from where a logarithm, a root or a quotient has no finite slope: so that most stay as they
+are, or so that slopes stay moderate, too."""
 
 
-def _kept_from_zero(value: Tensor) -> Tensor:
+def _kept_from_zero(value: Tensor, by: float) -> Tensor:
     sign = torch.where(value < 0, -torch.ones_like(value), torch.ones_like(value))
-    return torch.where(value.abs() < _SMALL, _SMALL * sign, value)
+    return torch.where(value.abs() < by, by * sign, value)
 
 
-def _above_zero(value: Tensor) -> Tensor:
-    return value.clamp_min(_SMALL)
+def _above_zero(value: Tensor, by: float) -> Tensor:
+    return value.clamp_min(by)
 
 
-def _within_one(value: Tensor) -> Tensor:
-    return value.clamp(_SMALL - 1, 1 - _SMALL)
+def _within_one(value: Tensor, by: float) -> Tensor:
+    return value.clamp(by - 1, 1 - by)
 
 
-_FIRST: dict[str, Callable[[Tensor], Tensor]] = {
+_FIRST: dict[str, Callable[[Tensor, float], Tensor]] = {
     "log": _above_zero, "log2": _above_zero, "log10": _above_zero, "sqrt": _above_zero, "rsqrt": _above_zero,
-    "log1p": lambda value: value.clamp_min(_SMALL - 1), "reciprocal": _kept_from_zero, "__rdiv__": _kept_from_zero,
-    "__rtruediv__": _kept_from_zero, "exp": lambda value: value.clamp_max(80.0),
+    "log1p": lambda value, by: value.clamp_min(by - 1), "reciprocal": _kept_from_zero, "__rdiv__": _kept_from_zero,
+    "__rtruediv__": _kept_from_zero, "exp": lambda value, _: value.clamp_max(80.0),
     **dict.fromkeys(("acos", "arccos", "asin", "arcsin", "atanh", "arctanh"), _within_one),
-    **dict.fromkeys(("softmax", "log_softmax"), lambda value: value.clamp_min(-1e9)),
+    **dict.fromkeys(("softmax", "log_softmax"), lambda value, _: value.clamp_min(-1e9)),
 }  # fmt: skip
 _SECOND = ("div", "true_divide", "divide", "__truediv__")
 
 
 class Guarded(TorchFunctionMode):
-    """Gives logarithms, roots, quotients, arcs, powers and deviations numbers that they have a finite slope for."""
+    """Gives logarithms, roots, quotients, arcs, powers and deviations numbers that they have a finite slope for.
+
+    Args:
+        by: how far numbers are kept from where there is none.
+    """
+
+    def __init__(self, by: float = _SMALL) -> None:
+        super().__init__()
+        self._by = by
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         first, second = (*args, None, None)[:2]
         if name in _FIRST and _floating(first):
-            args = (_FIRST[name](first), *args[1:])
+            args = (_FIRST[name](first, self._by), *args[1:])
         elif name in _SECOND and _floating(second):
-            args = (first, _kept_from_zero(second), *args[2:])
+            args = (first, _kept_from_zero(second, self._by), *args[2:])
         elif name in ("pow", "__pow__") and _floating(first) and isinstance(second, float) and second % 1:
-            args = (_above_zero(first), *args[1:])
+            args = (_above_zero(first, self._by), *args[1:])
         elif name in ("std", "var") and _floating(first):
             spread = _variance(*args, **kwargs)
-            return (spread + _SMALL**2).sqrt() if name == "std" else spread
+            return (spread + self._by**2).sqrt() if name == "std" else spread
         return func(*args, **kwargs)
 
 
@@ -79,23 +89,30 @@ def _floating(value: Any) -> bool:
 def guards(exam: Examination, *, at_once: bool) -> Iterator[Remedy]:
     """The smallest edit with which loss and gradient of the first weights are finite: of the model, the loss, both.
 
-    Where they are so at first anyway, both.
+    Where they are so at first anyway, both. Then the same with slopes that stay moderate.
     """
     places = [(True, False), (False, True)] if exam.case.supervised and at_once else []
     for in_model, in_loss in [*places, (exam.case.supervised, True)]:
-        remedy = _guard(in_model, in_loss)
-        if not at_once or not broken(looked_at(exam.program_with(remedy), some_rows(exam))):
+        remedy = _guard(in_model, in_loss, _SMALL)
+        if not at_once or finite_with(exam, remedy):
             yield remedy
+            yield _guard(in_model, in_loss, _WIDER)
             return
 
 
-def _guard(in_model: bool, in_loss: bool) -> Remedy:
+def finite_with(exam: Examination, remedy: Remedy) -> bool:
+    """Whether loss and gradient of the first weights are finite with a remedy."""
+    return not broken(looked_at(exam.program_with(remedy), some_rows(exam)))
+
+
+def _guard(in_model: bool, in_loss: bool, by: float) -> Remedy:
     where = " and ".join(name for name, there in (("the model", in_model), ("the loss", in_loss)) if there)
+    mode = partial(Guarded, by)
     return Remedy(
-        f"keep logarithms, roots and quotients in {where} inside their domain",
-        "torch.log(x.clamp_min(1e-6)), torch.sqrt(x.clamp_min(1e-6)), a / (b + 1e-6)  # in " + where,
-        on_model=(lambda module: Within(module, Guarded)) if in_model else None,
-        on_loss=(lambda loss: within(loss, Guarded)) if in_loss else None,
+        f"keep logarithms, roots and quotients in {where} inside their domain{f', by {by:g}' if by > _SMALL else ''}",
+        f"torch.log(x.clamp_min({by:g})), torch.sqrt(x.clamp_min({by:g})), a / (b + {by:g})  # in {where}",
+        on_model=(lambda module: Within(module, mode)) if in_model else None,
+        on_loss=(lambda loss: within(loss, mode)) if in_loss else None,
         place="domain",
         order=WRAP,
     )
