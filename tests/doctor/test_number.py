@@ -254,7 +254,26 @@ def test_deviations_within_the_domain_are_those_of_torch(how: dict[str, Any]) ->
 def test_no_other_loss_mends_a_model() -> None:
     found = number.nan_source(exam_of(net(1, first=Arc()), nn.MSELoss(), numbers()))
     assert found is not None
-    assert [remedy.place for remedy in found.remedies] == ["domain"]
+    assert [remedy.place for remedy in found.remedies] == ["domain", "domain"]  # close to the edge, and further away
+
+
+class Logarithm(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return values.relu().log()
+
+
+def test_a_logarithm_in_the_model_is_not_mended_by_the_loss_that_is_there() -> None:
+    X, y = numbers()
+    model = nn.Sequential(nn.Linear(X.shape[1], 16), Logarithm(), nn.Linear(16, 2))
+    labels = (y.reshape(len(y), -1)[:, 0] > 0).long()
+    task = fogline.Task(model, nn.CrossEntropyLoss(), (X, labels))
+    found = number.log_of_zero(Examination(open_case(task, RECIPE)))
+    assert found is not None
+    assert {remedy.place for remedy in found.remedies} == {"domain"}
+    report = fogline.diagnose(task, RECIPE)
+    assert report.findings[0].cause == "log_of_zero"
+    assert report.healed is not None
+    assert report.healed > 0.5
 
 
 def test_rows_that_are_not_finite_are_left_to_the_data() -> None:

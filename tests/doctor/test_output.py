@@ -15,7 +15,7 @@ from fogline.doctor.case import open_case
 from fogline.doctor.causes import output
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
-from fogline.doctor.heads import last_layer, reach
+from fogline.doctor.heads import behind, last_layer, reach
 
 SGD = fogline.Recipe(optimizer="sgd", lr=0.1, batch_size=32, duration="5ep")
 
@@ -294,6 +294,31 @@ def test_what_can_be_reached_is_asked_of_the_model() -> None:
     assert open_end is not None
     assert open_end[0] == 0.0
     assert open_end[1] > 1000
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda x: 2 * torch.sigmoid(x) - 1,
+        lambda x: x.clamp(0, 1),
+        F.relu6,
+        torch.square,
+        torch.sin,
+        lambda x: torch.tanh(F.relu(x)),
+    ],
+)
+def test_whatever_bends_each_number_by_itself_can_be_left_out(end: Callable[[Tensor], Tensor]) -> None:
+    model = Own(2, end)
+    edit = behind(exam(model, nn.MSELoss(), rows()[:, :2]).anatomy)
+    assert edit is not None
+    torch.testing.assert_close(edit(model)(rows()), model.head(torch.relu(model.body(rows()))))
+
+
+@pytest.mark.parametrize(
+    "end", [lambda x: x.clamp(0, 1).cumsum(1), lambda x: torch.sigmoid(x) * torch.tensor([1.0, 9.0])]
+)
+def test_what_mixes_numbers_or_gives_each_another_scale_stays(end: Callable[[Tensor], Tensor]) -> None:
+    assert behind(exam(Own(2, end), nn.MSELoss(), rows()[:, :2]).anatomy) is None
 
 
 @pytest.mark.parametrize("cause", output.ON_ONE_BATCH, ids=lambda cause: cause.__name__)
