@@ -98,9 +98,10 @@ class Case:
     @cached_property
     def operations(self) -> float:
         """Floating-point operations of a forward pass of a batch, at least those of a dense network of its size."""
-        operations = 2.0 * self.batch_size * sum(p.numel() for p in self.new_model().parameters())
+        model = self.new_model()
+        operations = 2.0 * self.batch_size * sum(p.numel() for p in model.parameters())
         with suppress(*FAILURES):  # what fails here is told later
-            operations = max(operations, operations_of(Objective(self.new_model(), self.loss), self.batch))
+            operations = max(operations, operations_of(Objective(model, self.loss), self.batch))
         return operations
 
     def rows(self, index: Tensor) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,19 +36,18 @@ _MOST_NODES = 20_000
 
 def wide(exam: Examination) -> Anatomy:
     """The program with first weights on as many rows as tell something of single units, not just a batch."""
-    return _cached(exam, "wide", exam.program.new_model(exam.case.recipe.seed))
+    return _cached(exam, "wide", lambda: exam.program.new_model(exam.case.recipe.seed))
 
 
 def wide_trained(exam: Examination) -> Anatomy | None:
     """The same with the weights that the observed descent ended with."""
-    if exam.observed is None or exam.observed.start is None:
-        return None
-    return _cached(exam, "wide_trained", exam.observed.start.objective.model)
+    begun = None if exam.observed is None else exam.observed.start
+    return None if begun is None else _cached(exam, "wide_trained", lambda: copy.deepcopy(begun.objective.model).cpu())
 
 
-def _cached(exam: Examination, key: str, model: nn.Module) -> Anatomy:
+def _cached(exam: Examination, key: str, model: Callable[[], nn.Module]) -> Anatomy:
     if key not in exam.notes:
-        exam.notes[key] = dissect(copy.deepcopy(model).cpu(), exam.program.loss, some_rows(exam))
+        exam.notes[key] = dissect(model(), exam.program.loss, some_rows(exam))
     found = exam.notes[key]
     assert isinstance(found, Anatomy)
     return found

@@ -22,7 +22,7 @@ from fogline.doctor.finding import CAUSES, Finding, Suspicion
 from fogline.doctor.interventions import DECISIVE, SHORTEST, Interventions, Kept
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
-from fogline.doctor.standing import LEARNS, descends, kept_of, level, standing
+from fogline.doctor.standing import LEARNS, descends, kept_of, level
 from fogline.doctor.trial import CHEAP, Laboratory, Observation, planned_steps
 from fogline.task import Task
 
@@ -118,7 +118,7 @@ class _Doctor:
                 self.tried.take(suspicion, None, None)
             return self._written("faulty" if any(s.proof for s in first) else "undecided")
         exam, rounds = self._watched(first)
-        if exam.kept == self.tried.remedies and self._falls_short(exam) and self.laboratory.left > 0:
+        if exam.kept == self.tried.remedies and not self.tried.is_healthy(exam) and self.laboratory.left > 0:
             self.tried.verify(exam, self._usual(exam))
             if exam.kept == self.tried.remedies:
                 self.tried.ablate(exam, list(ablations(exam)))
@@ -172,14 +172,6 @@ class _Doctor:
     def _hidden(self) -> list[Suspicion]:
         """What one batch shows of the remedied program: most programs have more than one fault."""
         return [s for s in suspicions(Examination(self.case, self.tried.remedies)) if s.cause not in self.tried.known]
-
-    def _falls_short(self, exam: Examination) -> bool:
-        """Of what a classical learner gets, by however little: then it is worth a look what else may help."""
-        if not self.tried.is_healthy(exam):
-            return True
-        seen = exam.observed
-        begun = seen is not None and seen.start is not None and not seen.error
-        return begun and standing(exam).short and standing(exam).far
 
     def _usual(self, exam: Examination) -> list[Suspicion]:
         """What may help any program that is short of what is possible."""

@@ -49,7 +49,7 @@ def batch_too_large(exam: Examination) -> Suspicion | None:
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
     straight = is_large_batch(exam) and exam.planned <= 100 and steps.overshoot < STRAIGHT
-    falls = size >= _LARGE and moves.significance > SURELY
+    falls = size >= _LARGE and moves.significance > SURELY and not stands.short  # else other causes have signs, too
     if not stands.improvable or moves.refused or not (straight or falls):
         return None
     smaller = min(32, max(8, rows // 16))
