@@ -64,7 +64,8 @@ def lr_too_low(exam: Examination) -> Suspicion | None:
         return None
     still = steps.path < HARDLY_MOVED and steps.each < 3 * TIMID
     aligned = steps.overshoot < -0.8 and steps.cosine > 0.95 and (moves.slope > FALLING or moves.fallen < 0.1)
-    if not stands.improvable or not (still or aligned):
+    wanting = stands.short or stands.poor or (steps.path < 0.2 and stands.far)
+    if not wanting or not (still or aligned):
         return None
     return Suspicion(
         "lr_too_low",
