@@ -78,7 +78,7 @@ class Bench:
             metric=self.exam.case.yardstick.name,
             steps=self.steps,
         )
-        accepted = trial.accepted and count == len(self.seeds) and trial.effect >= self._asked(fmean(trial.without))
+        accepted = trial.accepted and count == len(self.seeds) and trial.effect >= self.margin
         return replace(trial, intervention=title, accepted=accepted)
 
     def gain(self, remedies: Sequence[Remedy]) -> float:
@@ -120,7 +120,8 @@ class Bench:
         if self._covers:
             return True
         own = level(self.exam)
-        reached = min(own, self._still_to_come + fmean(trial.without))
+        # A program that does well is held to the score that was seen, a lucky one or not.
+        reached = own if self.margin >= PLAINLY else min(own, self._still_to_come + fmean(trial.without))
         if fmean(trial.with_it) >= max(self._clearly_above(reached), own + ENOUGH):
             return True
         return self._in_full(remedies) >= self._clearly_above(own)
@@ -149,11 +150,7 @@ class Bench:
     def _clearly_above(self, score: float) -> float:
         """What is no chance above a score that the control reached, or will have reached after all its steps."""
         score = min(1.0, score + self._later)
-        return score + max(self._asked(score), AS_GOOD * (1 - score))
-
-    def _asked(self, score: float) -> float:
-        """What must be gained on a score: the margin, or half of what is left where that is less."""
-        return self.margin if self.margin < PLAINLY else min(self.margin, max(ENOUGH, 0.5 * (1 - score)))
+        return score + max(self.margin, AS_GOOD * (1 - score))
 
     @property
     def _later(self) -> float:

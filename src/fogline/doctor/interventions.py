@@ -373,7 +373,7 @@ class Interventions:
 
     def _with_rate(self, exam: Examination, chosen: list[Pair]) -> Iterator[list[Pair]]:
         yield chosen
-        if not any(remedy.place == "rate" for _, remedy in chosen):
+        if not any(remedy.place == "rate" for _, remedy in chosen) and not self.is_healthy(exam):
             mended = Examination(self.case, (*self.remedies, *edits(chosen)), exam.observed)
             rates = [(s, s.remedies[0]) for s in usual(mended, self.laboratory)]
             if rates:
