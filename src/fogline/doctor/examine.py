@@ -120,7 +120,7 @@ class _Doctor:
         exam, rounds = self._watched(first)
         if exam.kept == self.tried.remedies and not self.tried.is_healthy(exam) and self.laboratory.left > 0:
             self.tried.verify(exam, self._usual(exam))
-            if exam.kept == self.tried.remedies:
+            if exam.kept == self.tried.remedies and not self._holds_nothing(exam):
                 self.tried.ablate(exam, list(ablations(exam)))
             rounds.append(len(self.tried.kept))
         if len({count for count in rounds if count}) > 1:
@@ -214,9 +214,13 @@ class _Doctor:
         """Whether a remedied program does so well that no more need be seen of it."""
         return bool(exam.kept) and self.tried.well(exam, kept_of(seen.looks, self.case, seen.looks[-1][1]))
 
-    def _outcome(self, exam: Examination) -> Outcome:
+    def _holds_nothing(self, exam: Examination) -> bool:
+        """Whether neither the program nor a classical learner gets anything from the data."""
         reference = exam.reference.possible
-        nothing = self.tried.level < LEARNS and reference is not None and reference < LEARNS
+        return self.tried.level < LEARNS and reference is not None and reference < LEARNS
+
+    def _outcome(self, exam: Examination) -> Outcome:
+        nothing = self._holds_nothing(exam)
         shown = any(kept.trial is not None or kept.suspicion.proof for kept in self.tried.kept)
         if shown or (self.tried.kept and not nothing):
             return "faulty"
