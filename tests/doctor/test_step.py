@@ -204,13 +204,18 @@ def test_batch_too_large(data: Callable[[], Pair]) -> None:
 
 
 def test_batch_too_large_where_hundreds_of_steps_do_not_suffice() -> None:
-    recipe = SGD.replace(batch_size=200, lr=0.002, duration="40ep")
-    exam = observed(numbers(800), recipe)
+    """Classical learners do no better with a product of signs, so that they have no say; the loss still falls."""
+    X = torch.randn(800, 5, generator=torch.Generator().manual_seed(0))
+    data = X, (X[:, :3].prod(1) > 0).long()
+    recipe = ADAM.replace(batch_size=200, lr=0.003, duration="60ep")
+    exam = observed(data, recipe)
     assert exam.planned > 100
-    found = step.batch_too_large(exam)
-    assert found is not None
-    assert new_recipe(found, recipe).batch_size == 32
-    assert step.batch_too_large(observed(numbers(800), recipe.replace(optimizer="adam", lr=0.02))) is None
+    assert not standing(exam).short
+    assert new_recipe(step.batch_too_large(exam), recipe).batch_size == 32
+    assert step.batch_too_large(observed(data, recipe.replace(batch_size=64))) is None
+    short = observed(numbers(800), SGD.replace(batch_size=200, lr=0.002, duration="40ep"))
+    assert standing(short).short
+    assert step.batch_too_large(short) is None  # then causes with signs of their own come first
 
 
 def test_smaller_batches_read_the_same_rows() -> None:
