@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 from fogline.descent.optimizers import spec_of
-from fogline.descent.schedules import warmup_steps
 from fogline.doctor.anatomy import Anatomy
 from fogline.doctor.causes.fit.capacity import more_units
 from fogline.doctor.causes.flow.activations import relu_instead
@@ -26,8 +25,8 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Remedy, Suspicion
 from fogline.doctor.standing import resolved
 
-_STRENGTH = 0.4
-_LARGE, _FEW_STEPS, _USUAL = 64, 1000, 32
+_STRENGTH = 0.4  # what the measured rate has, which nothing need point to either
+_LARGE, _FEW_STEPS, _USUAL = 64, 1000, 32  # rows a step, steps in all, rows a step instead
 
 
 def ablations(exam: Examination) -> Iterator[Suspicion]:
@@ -70,12 +69,10 @@ def _of_batches(exam: Examination) -> Iterator[Suspicion]:
 
 def _of_the_schedule(exam: Examination) -> Iterator[Suspicion]:
     recipe = resolved(exam)
-    warmup = 0.0 if isinstance(recipe.warmup, str) else warmup_steps(exam.planned, recipe.warmup) / exam.planned
-    odd = recipe.schedule not in ("linear", "cosine", "one_cycle", "auto")
-    if odd and recipe.schedule != "constant" and spec_of(recipe.optimizer).schedulable:
+    if recipe.schedule in ("plateau", "wsd") and spec_of(recipe.optimizer).schedulable:
         yield _tried(
             "bad_schedule",
-            Evidence("schedule, share of warm-up", f"{recipe.schedule}, {warmup:.2g}"),
+            Evidence("schedule", recipe.schedule),
             "The learning rate is not what it should be for most of the run: lowered in a straight line it gets "
             "further.",
             lowered(),
