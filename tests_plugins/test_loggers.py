@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlite3
 import struct
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 import trackio
 import trackio.sqlite_storage
 import wandb
+from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from wandb.proto import wandb_internal_pb2
@@ -80,7 +83,7 @@ def test_mlflow_reads_settings_numbers_findings_and_verdict(run: Run, tmp_path: 
 def test_wandb_keeps_the_run_for_a_later_sync(run: Run, tmp_path: Path) -> None:
     place = to_wandb(run, "descents", folder=tmp_path)
     (written,) = place.glob("*.wandb")
-    records = list(_records(written))
+    records = _once_whole(written)
     rows = [{_key(item): item.value_json for item in r.history.item} for r in records if r.HasField("history")]
     losses = {int(row["step"]): float(row["train/loss"]) for row in rows if "train/loss" in row}
     assert losses == pytest.approx(dict(enumerate(run.steps["loss"].tolist())))
@@ -92,9 +95,21 @@ def _key(item: Any) -> str:
     return str(item.key or "/".join(item.nested_key))
 
 
-def _records(path: Path) -> Iterator[Any]:
-    """The records of a file of wandb: after seven bytes, blocks of 32 KiB with parts of them as in LevelDB's log."""
-    data, place, whole = path.read_bytes(), 7, b""
+def _once_whole(path: Path, patience: float = 60.0) -> list[Any]:
+    """The records of a file of wandb, whose own process may still be writing the last of them after ``finish``."""
+    until = time.monotonic() + patience
+    while True:
+        with suppress(DecodeError):  # a block that is not yet written is zeros or cut short
+            records = list(_records(path.read_bytes()))
+            if any(record.HasField("exit") for record in records):
+                return records
+        assert time.monotonic() < until, f"{path.name} has no closing record after {patience:g} s"
+        time.sleep(0.1)
+
+
+def _records(data: bytes) -> Iterator[Any]:
+    """The records in a file of wandb: after seven bytes, blocks of 32 KiB with parts of them as in LevelDB's log."""
+    place, whole = 7, b""
     while place + 7 <= len(data):
         left = 32768 - place % 32768
         if left < 7:
