@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,9 @@ from fogline.doctor.case import apply_to, open_case, program
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Remedy, Rows, Suspicion, Trial
 from fogline.doctor.interventions import Interventions
-from fogline.doctor.standing import descends
-from fogline.doctor.trial import SEEDS, Laboratory, compared
+from fogline.doctor.reference import Reference
+from fogline.doctor.standing import Standing, descends
+from fogline.doctor.trial import SEEDS, Laboratory, Observation, compared
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="20ep")
 
@@ -103,7 +105,8 @@ def test_the_page_and_its_twin() -> None:
     assert finding["cause"] in page
     assert finding["remedy"]["title"] in page
     assert set(finding) == {
-        "cause", "severity", "confidence", "evidence", "explanation", "trial", "remedy", "advice", "page",
+        "cause", "severity", "confidence", "evidence", "explanation", "trial", "remedy", "advice", "instead_of",
+        "page",
     }  # fmt: skip
     assert finding["trial"]["seeds"] == list(SEEDS)
     low, high = finding["trial"]["interval"]
@@ -312,9 +315,24 @@ def test_labels_that_have_nothing_to_do_with_their_rows() -> None:
     y = torch.randint(0, 2, (600,), generator=torch.Generator().manual_seed(1))
     report = fogline.diagnose(fogline.Task(network(), nn.CrossEntropyLoss(), (X, y)), RECIPE)
     assert report.verdict == "limit_of_data"
-    assert [(finding.cause, finding.trial) for finding in report.findings] == [("shuffled_labels", None)]
-    assert report.findings[0].confidence < 0.5
+    first, second = report.findings
+    assert (first.cause, first.trial, first.instead_of) == ("shuffled_labels", None, "")
+    assert (second.cause, second.trial, second.instead_of) == ("label_noise", None, "shuffled_labels")
+    assert second.confidence < first.confidence < 0.5
     assert report.remedies == ()
+
+
+def test_what_comes_to_the_same_is_said_as_another_reading() -> None:
+    """A rate that is too low for so few steps, or too few steps for so low a rate."""
+    report = fogline.diagnose(task(), RECIPE.replace(lr=2e-4, schedule="constant"))
+    first, second = report.findings
+    assert (first.cause, second.cause, second.instead_of) == ("lr_too_low", "too_few_steps", "lr_too_low")
+    assert second.remedy is None
+    assert second.confidence < 0.5 < first.confidence
+    assert report.headline.startswith("One thing is wrong: lr_too_low (or else too_few_steps).")
+    assert "2. too_few_steps" in str(report)
+    assert "sure, instead of lr_too_low)" in str(report)
+    assert json.loads(report.to_json())["findings"][1]["instead_of"] == "lr_too_low"
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("adam", 1e-3), ("momentum", 0.05)])
@@ -326,6 +344,40 @@ def test_what_might_still_learn_faster_is_not_faulty(optimizer: str, lr: float) 
         (X, y), loss=nn.CrossEntropyLoss(), optimizer=optimizer, lr=lr, batch_size=32, duration="80ep",
     )  # fmt: skip
     assert (report.verdict, report.findings) == ("healthy", ())
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_no_more_is_watched_of_what_does_as_well_as_can_be(held: bool) -> None:
+    """Only where ``fit`` keeps the best weights: else the second half of the run may do harm."""
+    X, y = spirals(1000)
+    data = {"train": (X[:600], y[:600]), "valid": (X[600:], y[600:])} if held else {"train": (X, y)}
+    report = fogline.diagnose(fogline.Task(network(), nn.CrossEntropyLoss(), **data), RECIPE.replace(duration="40ep"))
+    assert report.verdict == "healthy"
+    assert report.control_in == report.planned // 2 if held else report.planned
+
+
+@pytest.mark.parametrize(
+    ("score", "goal", "part", "worth"),
+    [(0.5, 0.95, 1.0, 0.03), (0.9, 1.0, 1.0, 0.05), (0.95, 0.95, 1.0, 0.1), (0.9, 1.0, 0.5, 0.1)],
+)
+def test_what_a_trial_must_gain(
+    score: float, goal: float, part: float, worth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half the way to what is known to be possible, where it is near; plainly, where nobody knows of more.
+
+    What was watched for a part of its run may be there by the end.
+    """
+    case = open_case(task(), RECIPE)
+    tried = Interventions(case, Laboratory(case, 100), 100, control=score)
+    exam = Examination(case)
+    exam.reference = Reference(score=goal)
+    count = round(part * exam.planned)
+    looks = [(0, 0.0, 1.0), (count // 2, 0.8, 0.5), (count, score, 0.4)]
+    exam.observed = Observation(score, np.zeros(count), np.zeros(count), planned=exam.planned, looks=looks)
+    monkeypatch.setattr(
+        "fogline.doctor.interventions.standing", lambda exam: Standing(score, score, goal, True, True, 0.01)
+    )
+    assert tried._worth_saying(exam) == pytest.approx(worth)
 
 
 def test_what_nothing_points_to_is_found_by_trying() -> None:

@@ -440,6 +440,16 @@ def test_the_unit_of_a_schedule(name: str, tmp_path: Path) -> None:
     assert causes(scheduled(tmp_path, scheduler, when)) == (["schedule_step_unit"] if faulty else [])
 
 
+@pytest.mark.parametrize(("name", "either"), [("slowly by batch", True), ("never", False)])
+def test_a_schedule_that_is_too_quick_may_be_meant_so(name: str, either: bool, tmp_path: Path) -> None:
+    scheduler, when, _ = SCHEDULES[name]
+    found = scheduled(tmp_path, scheduler, when).diagnose().findings
+    first = next(f for f in found if f.cause == "schedule_step_unit")
+    others = [f for f in found if f.instead_of]
+    assert [(f.cause, f.instead_of) for f in others] == ([("bad_schedule", "schedule_step_unit")] if either else [])
+    assert all(f.confidence < first.confidence and f.remedy is None for f in others)
+
+
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_a_schedule_that_steps_first(tmp_path: Path) -> None:
     loop = Loop(tmp_path, scheduler=lambda o: lr_scheduler.StepLR(o, 100))

@@ -35,6 +35,7 @@ class Bench:
         steps: of each descent.
         seeds: of first weights and order, the same for all.
         margin: what a trial must gain to be won.
+        sound: whether the control does about as well as a classical learner: it is held to the score that was seen.
         runs: what was run so far, by the remedies added.
     """
 
@@ -44,6 +45,7 @@ class Bench:
     steps: int
     seeds: tuple[int, ...] = SEEDS
     margin: float = ENOUGH
+    sound: bool = False
     runs: dict[tuple[str, ...], list[Descended]] = field(default_factory=dict)
 
     def against_control(self, remedies: Sequence[Remedy], *, every_seed: bool = False, promising: float = 0.0) -> Trial:
@@ -120,8 +122,7 @@ class Bench:
         if self._covers:
             return True
         own = level(self.exam)
-        # A program that does well is held to the score that was seen, a lucky one or not.
-        reached = own if self.margin >= PLAINLY else min(own, self._still_to_come + fmean(trial.without))
+        reached = own if self.sound else min(own, self._still_to_come + fmean(trial.without))
         if fmean(trial.with_it) >= max(self._clearly_above(reached), own + ENOUGH):
             return True
         return self._in_full(remedies) >= self._clearly_above(own)
@@ -149,20 +150,8 @@ class Bench:
 
     def _clearly_above(self, score: float) -> float:
         """What is no chance above a score that the control reached, or will have reached after all its steps."""
-        score = min(1.0, score + self._later)
+        score = min(1.0, score + (still_gains(self.exam) if self.sound else 0.0))
         return score + max(self.margin, AS_GOOD * (1 - score))
-
-    @property
-    def _later(self) -> float:
-        """What a control that does well still gains in the steps it was not observed for.
-
-        As much for each doubling of its steps as for the last one that was seen.
-        """
-        observed = self.exam.observed
-        if observed is None or self.margin < PLAINLY or observed.steps >= observed.planned:
-            return 0.0
-        half = [score for step, score, _ in observed.looks if step <= observed.steps / 2][-1]
-        return max(0.0, level(self.exam) - half) * math.log2(observed.planned / observed.steps)
 
     @property
     def _still_to_come(self) -> float:
@@ -194,6 +183,18 @@ class Bench:
             variant = program(self.exam.case, (*self.kept, *remedies))
             have += self.laboratory.run(variant, self._steps(remedies, self.steps), self.seeds[len(have) : seeds])
         return have[:seeds]
+
+
+def still_gains(exam: Examination) -> float:
+    """What a program that does well still gains in the steps that it was not observed for.
+
+    As much for each doubling of its steps as for the last one that was seen.
+    """
+    seen = exam.observed
+    if seen is None or seen.steps >= seen.planned:
+        return 0.0
+    half = [score for step, score, _ in seen.looks if step <= seen.steps / 2][-1]
+    return max(0.0, level(exam) - half) * math.log2(seen.planned / seen.steps)
 
 
 def _key(remedies: Sequence[Remedy]) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of th
 _SURE, _PROVEN = 0.97, 0.95
 _DECIDED = 0.9  # at least, where the trial closed half of the distance left
 _TRIED = 1.9, 0.42  # times the strength of the suspicion, less this, where a trial was won
+_OTHERWISE = 0.3  # of that of a cause: what its other reading has
 _UNTRIED = 0.65  # how much of a suspicion's strength is left where it could not be tried
 
 
@@ -198,7 +199,7 @@ class _Doctor:
         return min(self.planned, max(SHORTEST, round(_OBSERVED * self.laboratory.budget)))
 
     def _observed(self, part: float = 1.0) -> Examination:
-        """The program as it is by now, watched for a part of its length; a remedied one until it does well."""
+        """The program as it is by now, watched for a part of its length, or until it does well."""
         exam = Examination(self.case, self.tried.remedies)
         steps = max(min(SHORTEST, self._glance), round(part * self._glance))
         exam.observed = self.laboratory.observe(exam.program, steps, partial(self._enough, exam))
@@ -211,8 +212,15 @@ class _Doctor:
         return exam
 
     def _enough(self, exam: Examination, seen: Observation) -> bool:
-        """Whether a remedied program does so well that no more need be seen of it."""
-        return bool(exam.kept) and self.tried.well(exam, kept_of(seen.looks, self.case, seen.looks[-1][1]))
+        """Whether a program does so well that no more need be seen of it: as given, in the first half of its run.
+
+        Where ``fit`` keeps the best weights, it can do no worse by the end than it did on the way.
+        """
+        step, last, _ = seen.looks[-1]
+        score = kept_of(seen.looks, self.case, last)
+        if exam.kept:
+            return self.tried.well(exam, score)
+        return self.case.valid is not None and 2 * step >= self.planned and self.tried.as_good(exam, score)
 
     def _holds_nothing(self, exam: Examination) -> bool:
         """Whether neither the program nor a classical learner gets anything from the data."""
@@ -230,6 +238,7 @@ class _Doctor:
 
     def _written(self, verdict: Outcome) -> Report:
         findings = [_finding(kept) for kept in sorted(self.tried.kept, key=_rank)]
+        findings += [other for kept in self.tried.kept if (other := _otherwise(kept, self.tried.kept_causes))]
         exam = Examination(self.case)
         return Report(
             verdict,
@@ -280,6 +289,16 @@ def _finding(kept: Kept) -> Finding:
         kept.remedy,
         suspicion.advice,
     )
+
+
+def _otherwise(kept: Kept, known: set[str]) -> Finding | None:
+    """The other reading of what was seen, where a cause has one that is not among the findings."""
+    suspicion = kept.suspicion
+    if suspicion.otherwise is None or suspicion.otherwise[0] in known:
+        return None
+    cause, why = suspicion.otherwise
+    sure = _OTHERWISE * _finding(kept).confidence
+    return Finding(cause, suspicion.severity, sure, suspicion.evidence, why, instead_of=suspicion.cause)
 
 
 def _rank(kept: Kept) -> tuple[float, ...]:

@@ -131,6 +131,7 @@ class Suspicion:
         follows: it may well be of another fault's making, such as units that die of steps that are too long, or plain
             steps that are slow on bad first weights: where both are supposed it is left out first, and named last.
         advice: what to do where no remedy can do it, and what to change in the code.
+        otherwise: another cause that would look the same, and why; no trial can tell the two apart.
     """
 
     cause: str
@@ -144,6 +145,7 @@ class Suspicion:
     follows: bool = False
     severity: Severity = "serious"
     advice: str = ""
+    otherwise: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not any(self.cause in group for group in CAUSES.values()):
@@ -220,6 +222,7 @@ class Finding:
         trial: the controlled re-run, or None where none was made.
         remedy: the edit, or None where no edit of Task or Recipe can help.
         advice: what to do by hand.
+        instead_of: the cause that this one is another reading of: one of both is meant, nothing tells which.
     """
 
     cause: str
@@ -230,6 +233,7 @@ class Finding:
     trial: Trial | None = None
     remedy: Remedy | None = None
     advice: str = ""
+    instead_of: str = ""
 
     @property
     def page(self) -> str:
@@ -242,7 +246,8 @@ class Finding:
         line = next((f" (at {item.value})" for item in self.evidence if item.signal == "line"), "")
         todo = self.remedy.title if self.remedy is not None else self.advice
         explanation = self.explanation.split(". ")[0].rstrip(".")
-        return f"{self.cause}: {explanation}{line}" + (f"; {todo}" if todo else "")
+        cause = f"{self.cause} (instead of {self.instead_of})" if self.instead_of else self.cause
+        return f"{cause}: {explanation}{line}" + (f"; {todo}" if todo else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that fit in JSON."""
@@ -258,6 +263,7 @@ class Finding:
                 "trial": trial,
                 "remedy": remedy,
                 "advice": self.advice,
+                "instead_of": self.instead_of,
                 "page": self.page,
             }
         )

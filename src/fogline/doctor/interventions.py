@@ -15,6 +15,7 @@ from fogline.doctor.bench import (
     compatible,
     edits,
     lengthens,
+    still_gains,
     times_longer,
 )
 from fogline.doctor.case import Case
@@ -92,9 +93,14 @@ class Interventions:
 
     def as_good_as_it_gets(self, exam: Examination) -> bool:
         """Whether no trial could show a gain worth a word."""
+        return self.as_good(exam, self.level)
+
+    @staticmethod
+    def as_good(exam: Examination, level: float) -> bool:
+        """The same of any score."""
         reference = exam.reference.possible
         best = 1 - ENOUGH if reference is None else min(1 - ENOUGH, max(_GOOD, reference - ENOUGH / 2))
-        return self.level >= best
+        return level >= best
 
     def does_well(self, exam: Examination) -> bool:
         """Whether nothing need be looked for any more: it is near perfect, or as good as a classical learner.
@@ -342,9 +348,17 @@ class Interventions:
         """One for each length, so that what was run there for the control is not run again."""
         key = (id(exam), self.remedies, steps)
         if key not in self._benches:
-            margin = max(PLAINLY if self.is_healthy(exam) else ENOUGH, standing(exam).error)
-            self._benches[key] = Bench(self.laboratory, exam, self.remedies, steps, margin=margin)
+            margin, sound = max(self._worth_saying(exam), standing(exam).error), self.is_healthy(exam)
+            self._benches[key] = Bench(self.laboratory, exam, self.remedies, steps, margin=margin, sound=sound)
         return self._benches[key]
+
+    def _worth_saying(self, exam: Examination) -> float:
+        """What a trial must gain: of a program that ends near what a classical learner gets half the way there."""
+        if not self.is_healthy(exam):
+            return ENOUGH
+        stands = standing(exam)
+        behind = stands.goal - stands.score - still_gains(exam)
+        return min(PLAINLY, max(ENOUGH, behind / 2)) if stands.short and behind > ENOUGH else PLAINLY
 
     @staticmethod
     def _promising(benches: Sequence[Bench], bench: Bench) -> float:
@@ -373,7 +387,9 @@ class Interventions:
 
     def _with_rate(self, exam: Examination, chosen: list[Pair]) -> Iterator[list[Pair]]:
         yield chosen
-        if not any(remedy.place == "rate" for _, remedy in chosen) and not self.is_healthy(exam):
+        has_one = any(remedy.place == "rate" for _, remedy in chosen)
+        of_another_loss = any(remedy.on_loss for _, remedy in chosen)  # which wants a rate of its own in any case
+        if not has_one and (of_another_loss or not self.is_healthy(exam)):
             mended = Examination(self.case, (*self.remedies, *edits(chosen)), exam.observed)
             rates = [(s, s.remedies[0]) for s in usual(mended, self.laboratory)]
             if rates:

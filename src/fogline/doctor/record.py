@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.signalled import from_signals, unrelated
+from fogline.doctor.told import ONCE_AN_EPOCH
 from fogline.doctor.travelled import LITTLE_LEARNED, fell, thrown_before
 from fogline.verdict import Verdict
 
@@ -90,7 +91,22 @@ def findings_of_record(run: Run) -> list[Finding]:
         of_no_input = unrelated(run)
         found = found if of_no_input is None else [of_no_input]
     kept = [f for f in (*told, *found) if f.confidence >= _WORTH_SAYING]
-    return sorted(kept, key=lambda f: (ranks.index(f.severity), -f.confidence))
+    return _with_other_readings(sorted(kept, key=lambda f: (ranks.index(f.severity), -f.confidence)))
+
+
+def _with_other_readings(found: list[Finding]) -> list[Finding]:
+    """A schedule that is asked at every batch and comes down at once may have been meant to be asked so."""
+    of_units = next((f for f in found if f.remedy is not None and f.remedy.title == ONCE_AN_EPOCH), None)
+    if of_units is None:
+        return found
+    why = "If its numbers are meant for batches, the schedule brings the learning rate down far too early."
+    sure = 1 - of_units.confidence
+    return [
+        *found,
+        replace(
+            of_units, cause="bad_schedule", confidence=sure, explanation=why, remedy=None, instead_of=of_units.cause
+        ),
+    ]
 
 
 def _with_more(told: Finding, signals: dict[str, Finding]) -> Finding:

@@ -11,6 +11,7 @@ from torch import nn
 
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RATE, Evidence, Remedy, Suspicion
+from fogline.doctor.standing import FALLING, motion
 from fogline.doctor.trial import Laboratory
 
 _SMOOTHING = 0.2
@@ -76,4 +77,15 @@ def usual(exam: Examination, laboratory: Laboratory) -> Iterator[Suspicion]:
             f"The learning rate is {max(given / rate, rate / given):.0f} times {words} than the one that a short race "
             "of rates found best.",
             (measured_rate(),),
+            otherwise=None if high else ends_early(exam),
         )
+
+
+def ends_early(exam: Examination) -> tuple[str, str] | None:
+    """The other reading of steps that are too short, where the loss still falls as the run ends."""
+    if exam.observed is None or motion(exam).slope <= FALLING:
+        return None
+    return (
+        "too_few_steps",
+        "The loss still falls as the run ends: at this learning rate many more steps would come as far as longer ones.",
+    )

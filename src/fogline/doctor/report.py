@@ -49,7 +49,7 @@ class Report:
 
     Attributes:
         verdict: "healthy", "faulty", "limit_of_data" or "undecided".
-        findings: causes, most likely first.
+        findings: causes, most likely first; after them other readings of some, that nothing tells from them.
         rejected: what was tried and did not help.
         control: score of the program as it was given, on rows it did not learn from; None where it was not run.
         healed: score with all remedies; None where none was tried.
@@ -145,9 +145,9 @@ class Report:
         if self.verdict != "faulty":
             head = self._sentence
         else:
-            count = len(self.findings)
-            head = "One thing is wrong" if count == 1 else f"{count} things are wrong"
-            head += f": {', '.join(finding.cause for finding in self.findings)}."
+            named = [finding.cause + self._or_else(finding) for finding in self.findings if not finding.instead_of]
+            head = "One thing is wrong" if len(named) == 1 else f"{len(named)} things are wrong"
+            head += f": {', '.join(named)}."
         scores = []
         if self.control is not None:
             scores.append(f"as it is {self.control:.3g}{self._after(self.control_in)}")
@@ -156,6 +156,10 @@ class Report:
         if self.reference is not None:
             scores.append(f"a classical learner {self.reference:.3g}")
         return head + (f"\n{self.metric[:1].upper()}{self.metric[1:]}: {', '.join(scores)}." if scores else "")
+
+    def _or_else(self, finding: Finding) -> str:
+        other = [each.cause for each in self.findings if each.instead_of == finding.cause]
+        return f" (or else {', '.join(other)})" if other else ""
 
     def _after(self, steps: int) -> str:
         return f" after {steps:,} of {self.planned:,} steps" if 0 < steps < self.planned else ""
@@ -174,7 +178,8 @@ class Report:
 
 
 def _paragraph(number: int, finding: Finding) -> list[str]:
-    lines = [f"{number}. {finding.cause}  ({finding.severity}, {finding.confidence:.0%} sure)"]
+    instead = f", instead of {finding.instead_of}" if finding.instead_of else ""
+    lines = [f"{number}. {finding.cause}  ({finding.severity}, {finding.confidence:.0%} sure{instead})"]
     lines += _wrapped(finding.explanation)
     lines += [line for item in finding.evidence for line in _wrapped(f"seen: {item}")]
     if finding.trial is not None:

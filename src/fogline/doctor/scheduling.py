@@ -58,7 +58,7 @@ class ScheduleLook:
             Evidence("learning rate after the first epoch, as a share of the first", share, "about 1", step),
             f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate has come down "
             "all the way before the first epoch is over.",
-            "call scheduler.step() once an epoch",
+            told.ONCE_AN_EPOCH,
         )
 
     def _passed_its_milestones(self, step: int) -> bool:
@@ -159,5 +159,5 @@ class ScheduleLook:
             else Evidence("last milestone, of so many calls", f"{last} of {step + 1}", "in the second half", step),
             f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate has come down "
             "all the way near the start of the run.",
-            "call scheduler.step() once an epoch",
+            told.ONCE_AN_EPOCH,
         )

@@ -22,6 +22,8 @@ from fogline.recipe import Recipe
 
 LEARNS = 0.1
 """A score above which a program does learn something."""
+FALLING = 0.25
+"""Of all that the loss fell, what it would fall in as many steps again: more is no arrival."""
 _BLOCKS = 8
 _IMPROVABLE, _POOR = 0.1, 0.6  # distance from perfect, score
 _FEWEST_STEPS = 16
@@ -40,6 +42,7 @@ class Standing:
         score, train_score: by the yardstick, held out (of what ``fit`` keeps or of the end, the better) and learned.
         goal: what a classical learner gets of the same rows; a modest score where none can read them.
         known: whether one could.
+        scaled: whether 1 is a perfect answer, as it is not of a loss.
         error: standard error of the score, from the number of rows it was taken on.
         short: the distance to the goal is more than its error and worth closing.
         train_short: the same of the rows that were learned from.
@@ -49,6 +52,7 @@ class Standing:
     train_score: float
     goal: float
     known: bool
+    scaled: bool
     error: float
 
     @property
@@ -57,8 +61,8 @@ class Standing:
 
     @property
     def improvable(self) -> bool:
-        """Far from perfect: where classical learners get no further either, a sound network may."""
-        return self.short or (self.known and self.far)
+        """Far from perfect: where classical learners get no further, or cannot read the rows, a sound network may."""
+        return self.short or (self.scaled and self.far)
 
     @property
     def far(self) -> bool:
@@ -68,7 +72,7 @@ class Standing:
     @property
     def poor(self) -> bool:
         """So far from perfect that classical learners that get no further are no measure."""
-        return self.known and self.score < _POOR
+        return self.scaled and self.score < _POOR
 
     @property
     def train_short(self) -> bool:
@@ -91,7 +95,8 @@ def standing(exam: Examination) -> Standing:
     # Both scores come from samples of about this many rows; rows that are scored and learned from alike are no sample.
     sampled = exam.case.valid is not None or len(exam.case.held) < exam.program.rows
     error = math.sqrt(2 * spread / rows) / 2 if sampled else _ERROR_OF_ALL
-    return Standing(score, seen.train_score, goal, reference is not None, error)
+    scaled = exam.case.yardstick.work != "other"
+    return Standing(score, seen.train_score, goal, reference is not None, scaled, error)
 
 
 def _goal(exam: Examination) -> float:

@@ -259,6 +259,9 @@ def schedule_first(line: str) -> Finding:
     )
 
 
+ONCE_AN_EPOCH = "call scheduler.step() once an epoch"
+
+
 def schedule_unit(confidence: float, evidence: Evidence, explanation: str, remedy: str) -> Finding:
     return _finding("schedule_step_unit", confidence, evidence, explanation, Remedy(remedy, remedy))
 

@@ -23,6 +23,11 @@ from fogline.doctor.robust import robust
 from fogline.doctor.standing import LEARNS
 from fogline.doctor.yardstick import error_of
 
+_MOSTLY_WRONG = (
+    "label_noise",
+    "Targets that are in their place, but wrong for most rows, look the same: so little is left in the rest that no "
+    "learner finds it in these rows.",
+)
 _FEWEST = 50
 """Rows below which a share or a score says too little."""
 
@@ -54,6 +59,7 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
         proof=True,
         severity="fatal",
         advice="Shuffle, sort and filter inputs and targets with one and the same index; look at a few rows by eye.",
+        otherwise=None if moved else _MOSTLY_WRONG,
     )
 
 
@@ -128,6 +134,7 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
         proof=moved is not None,
         severity="fatal",
         advice="Look at a few rows by eye: does each target belong to its input?",
+        otherwise=None if moved else _MOSTLY_WRONG,
     )
 
 

@@ -49,14 +49,14 @@ def batch_too_large(exam: Examination) -> Suspicion | None:
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
     straight = is_large_batch(exam) and exam.planned <= 100 and steps.overshoot < STRAIGHT
-    falls = size >= _LARGE and moves.significance > SURELY and not stands.short  # else other causes have signs, too
+    falls = size >= _LARGE and moves.significance > SURELY
     if not stands.improvable or moves.refused or not (straight or falls):
         return None
     smaller = min(32, max(8, rows // 16))
     smaller_ones = [rows_a_step for rows_a_step in (smaller, 4 * smaller) if 2 * rows_a_step <= size]
     return Suspicion(
         "batch_too_large",
-        0.85 if straight else 0.6,
+        0.85 if straight else 0.45 if stands.short else 0.6,  # other causes have signs as well
         (
             Evidence("steps in all", exam.planned, "hundreds"),
             Evidence("rows a step", size, f"{smaller}"),

@@ -16,7 +16,7 @@ TIMID, BOLD = 1e-3, 0.03
 """Update ratios: a thousandth a step is what descents that work are seen to take; at 3 % a step, 30 of them replace all
 that the weights were."""
 _MANY = 256  # rows a step, of which batches of 32 would make eight steps
-FALLING, SURELY = 0.25, 3.0
+SURELY = 3.0
 FEWEST_STEPS = 16
 
 

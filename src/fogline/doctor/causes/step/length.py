@@ -5,7 +5,6 @@ from __future__ import annotations
 from fogline.descent.optimizers import spec_of
 from fogline.descent.schedules import warmup_steps
 from fogline.doctor.causes.step.common import (
-    FALLING,
     FEWEST_STEPS,
     HARDLY_MOVED,
     STRAIGHT,
@@ -16,7 +15,7 @@ from fogline.doctor.causes.step.common import (
 )
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion
-from fogline.doctor.standing import motion, resolved, standing, steps_of
+from fogline.doctor.standing import FALLING, motion, resolved, standing, steps_of
 from fogline.recipe import Duration, Recipe
 
 _ACCEPTABLE_WARMUP, _EARLY = 0.3, 0.4  # shares of the run
@@ -124,6 +123,12 @@ def too_few_steps(exam: Examination) -> Suspicion | None:
         f"The run ends after {seen.steps} steps, while the loss is still on its way down: it was stopped, it has not "
         "arrived.",
         tuple(_longer(exam.program.recipe, factor * more) for more in (1, 4, 16)),
+        otherwise=(
+            "lr_too_low",
+            "The slope is the same after a step as before: fewer and longer steps would come as far.",
+        )
+        if steps.overshoot < STRAIGHT
+        else None,
     )
 
 

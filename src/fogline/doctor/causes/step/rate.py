@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fogline.doctor.causes.step.common import BOLD, FALLING, HARDLY_MOVED, STRAIGHT, TIMID, began, too_long
+from fogline.doctor.causes.step.common import BOLD, HARDLY_MOVED, STRAIGHT, TIMID, began, too_long
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RATE, Evidence, Remedy, Suspicion
-from fogline.doctor.remedies import measured_rate
-from fogline.doctor.standing import motion, standing, steps_of
+from fogline.doctor.remedies import ends_early, measured_rate
+from fogline.doctor.standing import FALLING, motion, standing, steps_of
 
 _LIKELY = 0.5
 
@@ -78,4 +78,5 @@ def lr_too_low(exam: Examination) -> Suspicion | None:
         f"With a learning rate of {lr:.3g} the steps are so short that the slope under them does not change: the "
         "descent is a straight crawl, and it ends long before it is down.",
         (measured_rate(), _multiplied(lr, 10)),
+        otherwise=ends_early(exam),
     )
