@@ -97,6 +97,11 @@ def squares(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().mean()
 
 
+def distances(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Small where the label says yes."""
+    return (targets * outputs.square() + (1 - targets) * F.relu(1 - outputs).square()).mean()
+
+
 def quantiles(outputs: Tensor, targets: Tensor) -> Tensor:
     away, levels = targets - outputs, torch.tensor([0.1, 0.5, 0.9])
     return torch.maximum(levels * away, (levels - 1) * away).mean()
@@ -154,6 +159,11 @@ PLANTED: list[tuple[str, nn.Module, Any, Callable[[], Tensor]]] = [
     ("output_width", net(1), nn.CrossEntropyLoss(), labels),
     ("output_width", net(3), squares, numbers),
     ("output_width", net(2), nn.MSELoss(), numbers),
+    ("output_width", net(1), squares, lambda: rows()[:, :3]),
+    ("loss_mismatch", net(3), lambda o, t: 1 - overlap(o.sigmoid(), t), several),
+    ("loss_mismatch", net(3, nn.Sigmoid()), lambda o, t: -overlap(o, t), several),
+    ("loss_mismatch", net(1), lambda o, t: 1 - overlap(o.sigmoid(), t), yes_no),
+    ("loss_mismatch", net(3, nn.Softmax(dim=1)), lambda o, t: o[torch.arange(len(o)), t].mean(), labels),
     ("sum_reduction", net(1), lambda o, t: 20 * (o - t).square().sum(), numbers),
     ("sum_reduction", net(1), nn.MSELoss(reduction="sum"), lambda: 30 * numbers()),
     ("shape_broadcast", net(1), squares, lambda: numbers()[:, 0]),
@@ -209,6 +219,10 @@ SOUND: list[tuple[nn.Module, Any, Callable[[], Tensor]]] = [
     (Own(1, lambda x: x[:, 0]), nn.MSELoss(), lambda: numbers()[:, 0]),
     (net(1), lambda o, t: squares(o[:, 0], t), lambda: numbers()[:, 0]),
     (net(1), nn.MSELoss(reduction="sum"), lambda: 0.01 * numbers()),
+    (net(1), squares, lambda: numbers() + 0.1 * rows()[:, :3]),
+    (net(1), lambda o, t: (t[:, 1:] * (t[:, :1] - o) + o.exp()).mean(), lambda: torch.cat([numbers(), yes_no()], 1)),
+    (Own(4, lambda x: x.square().sum(1, keepdim=True)), distances, yes_no),
+    (net(1), distances, yes_no),
 ]
 
 

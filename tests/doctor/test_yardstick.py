@@ -154,3 +154,21 @@ def test_of_a_dict_of_outputs_only_the_loss_can_tell() -> None:
     outputs, targets = {"value": torch.randn(6, 1), "kind": torch.randn(6, 3)}, torch.randn(6, 2)
     loss = lambda found, wanted: (found["value"] - wanted[:, :1]).square().mean()  # noqa: E731
     assert Yardstick.of(targets, loss).reads(outputs, targets, loss) is False
+
+
+@pytest.mark.parametrize("layout", ["second", "last", "rows"])
+def test_labels_of_positions_however_the_classes_lie(layout: str) -> None:
+    """A loss of one's own may turn the outputs, or take all positions as rows."""
+    labels = torch.randint(0, 4, (30, 6), generator=torch.Generator().manual_seed(0))
+    hot = F.one_hot(labels, 4).float()
+    outputs = {"second": hot.movedim(-1, 1), "last": hot, "rows": hot.reshape(-1, 4)}[layout]
+    loss = lambda found, wanted: F.cross_entropy(found.reshape(-1, 4), wanted.reshape(-1))  # noqa: E731
+    stick = Yardstick.of(labels, loss)
+    assert stick.reads(outputs, labels, loss)
+    assert stick(outputs, labels, loss) == pytest.approx(1)
+
+
+def test_a_sequence_that_is_longer_than_its_labels_cannot_be_read() -> None:
+    labels = torch.randint(1, 4, (30, 3), generator=torch.Generator().manual_seed(0))
+    loss = lambda found, wanted: F.ctc_loss(found.transpose(0, 1), wanted, [12] * 30, [3] * 30)  # noqa: E731
+    assert not Yardstick.of(labels, loss).reads(torch.randn(30, 12, 5).log_softmax(-1), labels, loss)

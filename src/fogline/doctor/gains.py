@@ -15,7 +15,10 @@ from torch import Tensor
 from fogline.data import losses
 from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
-from fogline.doctor.heads import FAR, SCALES, answers, last_layer, value
+from fogline.doctor.heads import FAR, SCALES, answers, bend, last_layer, value
+
+_ANSWERING = ("", "sigmoid", "softmax", "log_softmax")
+"""Ends of a model behind which more is still more."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,37 @@ def _profile(exam: Examination) -> Profile | None:
         _blind(exam, like, labels, targets) if like.numel() == len(like) else (),
         max(min(free_constant), min(free)),
     )
+
+
+def rewards_wrong_answers(exam: Examination) -> tuple[float, float] | None:
+    """The loss of the right answers and of wrong ones, where it is lower for wrong ones however they are said.
+
+    Outputs that are small for what is right, such as distances, make it so for some answers and not for others. One
+    number a row may be such a distance as well: there only what goes through a sigmoid is an answer.
+
+    Returns:
+        The two values, of the answers on which they differ most; None for others.
+    """
+    anatomy = exam.anatomy
+    of_its_own = losses.family(exam.program.loss) == "unknown"
+    if not of_its_own or profile(exam) is None or bend(anatomy) not in _ANSWERING:
+        return None
+    targets, like = anatomy.batch[1], last_layer(anatomy).output  # type: ignore[union-attr]
+    labels = labels_of(exam, targets)
+    assert labels is not None
+    assert like is not None
+    single = _yes_or_no(like, labels) and targets.numel() == len(targets)
+    if single and "sigmoid" not in (*anatomy.head, *anatomy.in_loss):
+        return None
+    other = (labels + 1) % (int(labels.max()) + 1)
+    pairs = []
+    for both in zip(_saying(like, labels), _saying(like, other), strict=True):
+        outputs = [answers(anatomy, said) for said in both]
+        pairs.append([None if out is None else value(exam.program.loss, out, targets) for out in outputs])
+    known = [(right, wrong) for right, wrong in pairs if right is not None and wrong is not None]
+    if not known or any(right <= wrong for right, wrong in known):
+        return None
+    return max(known, key=lambda pair: pair[0] - pair[1])
 
 
 def _ignores(loss: Any, outputs: Tensor, targets: Tensor) -> bool:

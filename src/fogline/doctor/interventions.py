@@ -358,7 +358,7 @@ class Interventions:
             return ENOUGH
         stands = standing(exam)
         behind = stands.goal - stands.score - still_gains(exam)
-        return min(PLAINLY, max(ENOUGH, behind / 2)) if stands.short and behind > ENOUGH else PLAINLY
+        return min(PLAINLY, max(PLAINLY / 2, behind / 2)) if stands.short and behind > ENOUGH else PLAINLY
 
     @staticmethod
     def _promising(benches: Sequence[Bench], bench: Bench) -> float:

@@ -105,7 +105,10 @@ class Yardstick:
         if not isinstance(outputs, Tensor):
             return False  # a dict of outputs, of which only the loss knows what is for what
         if self.work == "classes":
-            return outputs.ndim != 2 or outputs.shape[1] == 1 or outputs.shape[1] >= self.classes
+            outputs, labels = _laid_out(outputs, targets)
+            if outputs.ndim == labels.ndim or outputs.shape[1] == 1:
+                return bool(outputs.numel() == labels.numel())
+            return bool(outputs.shape[1] >= self.classes and outputs.shape[:1] + outputs.shape[2:] == labels.shape)
         if self.work != "regression":
             return True
         one_number = targets[:1].numel() == 1
@@ -155,6 +158,7 @@ class Yardstick:
         return max(explained, _ordered(outputs, targets)) if own_scale else explained
 
     def _labels(self, outputs: Tensor, labels: Tensor, loss: Any) -> float:
+        outputs, labels = _laid_out(outputs, labels)
         counted = labels != getattr(loss, "ignore_index", -100)
         width = outputs.shape[1] if outputs.ndim > labels.ndim else 1
         if width == 1:  # one number for a label: yes/no, or the label itself
@@ -191,6 +195,18 @@ class Yardstick:
             if bool(wanted[:, k].any()) and not bool(wanted[:, k].all())
         ]
         return sum(columns) / len(columns) if columns else 0.0
+
+
+def _laid_out(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs with the classes in their second place, and labels to match.
+
+    A loss of one's own may take them with the classes last, (b, positions, classes), or all positions as rows.
+    """
+    if outputs.ndim == 2 and labels.ndim > 1 and len(outputs) == labels.numel() != len(labels):
+        return outputs, labels.reshape(-1)
+    if outputs.ndim > 2 and outputs.shape[:-1] == labels.shape and outputs.shape[2:] != labels.shape[1:]:
+        return outputs.movedim(-1, 1), labels
+    return outputs, labels
 
 
 def error_of(rows: int, classes: int) -> float:

@@ -20,6 +20,7 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.prior import adjusted, adjusts, code
 from fogline.doctor.sorting import between_batches
+from fogline.doctor.standing import standing
 
 _MUCH = 0.3  # of the rows of rare classes
 _FEWEST_OF_A_CLASS = 5
@@ -114,7 +115,7 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
         f"Some classes have up to {ratio:.0f} times fewer rows than the most common one, and the model does not find "
         "them: ignoring a rare class costs the loss next to nothing. Drawn as often as the others it counts the same.",
         remedies,
-        of_data=usual - recall > max(0.5, 3 * error) or _lacking(counts) > 0,
+        of_data=(usual - recall > max(0.5, 3 * error) and not standing(exam).short) or _lacking(counts) > 0,
         advice=_MORE_ROWS,
     )
 

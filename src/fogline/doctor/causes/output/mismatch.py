@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +14,7 @@ from fogline.doctor.causes.output.shape import too_narrow
 from fogline.doctor.causes.output.softmax import softmax_single_unit
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
-from fogline.doctor.gains import is_difference, profile, wants_probabilities
+from fogline.doctor.gains import is_difference, profile, rewards_wrong_answers, wants_probabilities
 from fogline.doctor.heads import bend, value
 from fogline.doctor.matching import UnitTargets, labelled, matching, width_of
 from fogline.doctor.standing import standing
@@ -23,7 +26,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         return None
     if exam.anatomy.stage == "forward" or exam.case.yardstick.work == "other" or softmax_single_unit(exam) is not None:
         return None
-    for look in (_refused, _one_score, _beyond_unit, _unrewarded, _not_followed, _codes_as_numbers):
+    for look in (_refused, _one_score, _beyond_unit, _reversed, _unrewarded, _not_followed, _codes_as_numbers):
         found = look(exam)
         if found is not None:
             return found
@@ -145,6 +148,44 @@ def _beyond_unit(exam: Examination) -> Suspicion | None:
         proof=True,
         blocks=losses.family(exam.program.loss) == "binary",
     )
+
+
+class Negated(nn.Module):
+    """A loss with the other sign."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: Any, targets: Any) -> Tensor:
+        found: Tensor = -self.loss(outputs, targets)
+        return found
+
+
+def _reversed(exam: Examination) -> Suspicion | None:
+    """A loss of one's own that is lowest where every answer is wrong: a score that is minimised, a sign left out."""
+    said = rewards_wrong_answers(exam)
+    if said is None:
+        return None
+    remedy = Remedy(
+        "take the loss with the other sign",
+        "loss = lambda outputs, targets: -loss_fn(outputs, targets)",
+        on_loss=Negated,
+        place="head",
+        order=LOSS,
+    )
+    found = _mismatch(
+        exam,
+        0.85,
+        (
+            Evidence("loss where every example gets its right answer", said[0]),
+            Evidence("loss where every example gets a wrong one", said[1], "more than where they are right"),
+        ),
+        "The loss is lowest where every answer is wrong, and the descent goes there: what is minimised is a score that "
+        "should be made as large as possible, or a sign was left out.",
+        (remedy,),
+    )
+    return replace(found, advice="")
 
 
 def _unrewarded(exam: Examination) -> Suspicion | None:

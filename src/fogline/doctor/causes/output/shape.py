@@ -17,6 +17,8 @@ from fogline.doctor.gains import around
 from fogline.doctor.heads import Maker, bend, value, widened
 from fogline.doctor.matching import matching, width_of
 
+_ONE_THING = 0.9  # correlation of columns that say the same
+
 
 def output_width(exam: Examination) -> Suspicion | None:
     """The number of outputs is not what the targets need."""
@@ -115,7 +117,7 @@ def _other_columns(exam: Examination) -> Suspicion | None:
     outputs, targets = exam.anatomy.outputs, exam.anatomy.batch[1]
     if exam.case.yardstick.work not in ("regression", "binary") or not isinstance(outputs, Tensor):
         return None
-    if outputs.ndim != 2 or targets.ndim > 2 or len(outputs) != len(targets) or outputs.shape[1] < 2:
+    if outputs.ndim != 2 or targets.ndim > 2 or len(outputs) != len(targets):
         return None
     columns = 1 if targets.ndim == 1 else int(targets.shape[1])
     width = int(outputs.shape[1])
@@ -124,7 +126,11 @@ def _other_columns(exam: Examination) -> Suspicion | None:
     if exam.anatomy.stage == "loss" and width > 2 and codes_of(exam) == width:
         return None  # an output a class: it is the loss that does not fit
     known = losses.family(exam.program.loss) in ("elementwise", "binary")
-    if not known and not (columns == 1 and _each_alike(exam.program.loss, outputs.detach(), targets)):
+    if width == 1:
+        if not _all_from_one(exam.program.loss, outputs.detach(), targets):
+            return None
+        known = False  # a loss that broadcasts goes through, with a warning at most
+    elif not known and not (columns == 1 and _each_alike(exam.program.loss, outputs.detach(), targets)):
         return None
     keeps = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus}
     edit = widened(exam.anatomy, columns, keeps.get(bend(exam.anatomy)))
@@ -138,8 +144,8 @@ def _other_columns(exam: Examination) -> Suspicion | None:
         exam,
         columns,
         (Evidence("outputs of the model", width, columns), Evidence("columns of the targets", columns)),
-        f"The model puts out {width} numbers for an example and there {'is' if columns == 1 else 'are'} {columns} to "
-        "predict: the loss compares each output with each target.",
+        f"The model puts out {width} number{'s' if width > 1 else ''} for an example and there "
+        f"{'is' if columns == 1 else 'are'} {columns} to predict: the loss compares each output with each target.",
         remedy,
         blocks=known,
     )
@@ -159,6 +165,24 @@ def _each_alike(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
     total = sum(one for one in alone if one is not None)
     near = 1e-4 * max(abs(whole), 1e-30)
     return abs(whole - turned) <= near and min(abs(whole - total), abs(whole - total / len(alone))) <= near
+
+
+def _all_from_one(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether the loss compares the one output with every column of the targets alike, and these are not the same.
+
+    Columns with parts of their own, such as a time and whether it was reached, change the loss when they change places;
+    several opinions of one thing go together.
+    """
+    outputs = targets.mean(1, keepdim=True).to(outputs.dtype) + outputs.std().nan_to_num(0)
+    columns = range(targets.shape[1])
+    whole, turned = value(loss, outputs, targets), value(loss, outputs, targets.roll(1, 1))
+    alone = [value(loss, outputs, targets[:, k : k + 1]) for k in columns]
+    if whole is None or turned is None or any(one is None for one in alone):
+        return False
+    total = sum(one for one in alone if one is not None)
+    near = 1e-4 * max(abs(whole), 1e-30)
+    alike = abs(whole - turned) <= near and min(abs(whole - total), abs(whole - total / len(alone))) <= near
+    return alike and float(torch.corrcoef(targets.double().T).nan_to_num(0).triu(1).amax()) < _ONE_THING
 
 
 def _as_columns(rows: Rows) -> Rows:
