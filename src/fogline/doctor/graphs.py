@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fogline.doctor.anatomy import BENDS, LINEAR, SHAPING, has_weight, inputs_of, nodes_between, operation, until_linear
 from fogline.doctor.finding import Evidence, Severity
 
 _ELEMENTWISE = ("Sub", "Rsub", "Add", "Mul", "Div", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Expand")
 _RESHAPING = ("View", "UnsafeView", "ReshapeAlias", "Transpose", "Permute", "Squeeze", "Unsqueeze", "ToCopy", "Alias")
+_LOSSES: dict[str, Any] = {
+    "MseLoss": nn.MSELoss, "SmoothL1Loss": nn.SmoothL1Loss, "HuberLoss": nn.HuberLoss,
+    "BinaryCrossEntropy": nn.BCELoss, "BinaryCrossEntropyWithLogits": nn.BCEWithLogitsLoss,
+}  # fmt: skip
 _MOST_NODES = 500
 _LOGARITHMS = {"log_softmax", "log", "log_sigmoid", "Logsumexp"}
 _RANGES = {"relu": (0.0, None), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "softmax": (0.0, 1.0)}
@@ -84,6 +89,49 @@ def operations_between(loss: Tensor, outputs: Tensor) -> tuple[str, ...]:
     """Names of the operations between outputs and loss."""
     way = [] if outputs.grad_fn is None or loss.grad_fn is None else on_the_way(loss, outputs)
     return tuple(BENDS.get(operation(node), operation(node)) for node in way)
+
+
+def loss_on(loss: Tensor, outputs: Tensor) -> tuple[nn.Module, bool] | None:
+    """The loss that compares outputs number by number, as the graph names it.
+
+    Returns:
+        The loss as a module, and whether it is all there is; else the loop adds terms that do not depend on these
+        outputs. None where it is another loss, weighs its rows, or is multiplied by something.
+    """
+    way = [] if outputs.grad_fn is None or loss.grad_fn is None else on_the_way(loss, outputs)
+    while way and (operation(way[-1]) in _RESHAPING or _picks_all(way[-1], outputs)):
+        way.pop()
+    total = len(way)
+    while way and operation(way[0]) in ("Add", "Sub") and shape_of(way[0]) == ():
+        if operation(way[0]) == "Sub" and (len(way) < 2 or way[0].next_functions[0][0] is not way[1]):
+            return None
+        way.pop(0)
+    found = _plain_loss(way)
+    of_all = found is not None and math.prod(shape_of(way[-1]) or (1,)) in (1, outputs.numel())
+    return (found, len(way) == total) if found is not None and of_all else None
+
+
+def _picks_all(node: Any, outputs: Tensor) -> bool:
+    """Whether it picks the one column there is."""
+    return operation(node) in ("Select", "Slice") and math.prod(shape_of(node)) == outputs.numel()
+
+
+def _plain_loss(way: Sequence[Any]) -> nn.Module | None:
+    """The loss that these operations are, the last first."""
+    names = [operation(node) for node in way]
+    if names in (["Mean", "Abs", "Sub"], ["Sum", "Abs", "Sub"]):
+        return nn.L1Loss(reduction=names[0].lower())
+    if len(names) != 1 or names[0] not in _LOSSES or way[0]._saved_reduction not in (1, 2):
+        return None
+    saved = {option: getattr(way[0], f"_saved_{option}", None) for option in ("beta", "delta")}
+    try:
+        weighs = any(getattr(way[0], f"_saved_{name}", None) is not None for name in ("weight", "pos_weight"))
+    except RuntimeError:  # it does, and backward() has let the weights go
+        weighs = True
+    if weighs:
+        return None
+    options = {option: value for option, value in saved.items() if value is not None}
+    return _LOSSES[names[0]](reduction=("mean", "sum")[way[0]._saved_reduction - 1], **options)
 
 
 def linear_layers(outputs: Tensor) -> int:

@@ -31,6 +31,11 @@ class SeenRows:
             self._left -= size
             self._batches.append(tuple(t.detach()[:rows].cpu().clone() for t in (given[0], targets)))  # type: ignore[arg-type]
 
+    def differ(self) -> bool:
+        """Whether there are batches of other rows than the first."""
+        first = self._batches[0][0] if self._batches else None
+        return first is not None and any(not torch.equal(first, other) for other, _ in self._batches[1:])
+
     def held_out(self, given: tuple[Any, ...]) -> None:
         """Keep the first rows that go forward without gradients; they are held-out ones if scores follow."""
         if self._held_out or self._waiting or len(given) != 1 or not isinstance(given[0], Tensor) or not given[0].ndim:

@@ -97,7 +97,7 @@ class Inspector:
     ) -> None:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         up = any(group.get("maximize", False) for group in optimizer.param_groups)
-        self.loss_look = LossLook(model, loss_fn, descends=not up)
+        self.loss_look = LossLook(model, loss_fn, descends=not up, whole=not left_out)
         self.named, self._tell, self._compiled = list(named), tell, compiled
         self.told: set[str] = set()
         self.looking = True
@@ -259,7 +259,7 @@ class Inspector:
         for finding in self._schedule.at_the_end(step - 1, rates) if step else ():
             self.say(step - 1, finding)
         first = self.loss_look.compared()
-        self._say_all(step - 1, first.explains(step - 1, losses) if first is not None and step else ())
+        self._say_all(step - 1, first.explains(step - 1, losses, chooses=self.loss_look.chooses) if first is not None and step else ())
         left = None if first is None else first.share_left(losses)
         if left is not None and left > LEARNS:
             self._say_all(0, self._explain(left))
@@ -288,6 +288,7 @@ class Inspector:
         """
         known: dict[str, Any] = {"strides": [astuple(stride) for stride in self.strides.measured()]}
         withdrawn = self._unmoved.thawed()
+        known["batches_differ"] = self.loss_look.rows.differ()
         known |= {"withdrawn": ["frozen_parameters"]} if withdrawn and "frozen_parameters" in self.told else {}
         first = self.loss_look.compared()
         if first is None:
