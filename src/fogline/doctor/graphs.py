@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ _LOSSES: dict[str, Any] = {
     "MseLoss": nn.MSELoss, "SmoothL1Loss": nn.SmoothL1Loss, "HuberLoss": nn.HuberLoss,
     "BinaryCrossEntropy": nn.BCELoss, "BinaryCrossEntropyWithLogits": nn.BCEWithLogitsLoss,
 }  # fmt: skip
+_SLACK = 2e-3
 _MOST_NODES = 500
 _LOGARITHMS = {"log_softmax", "log", "log_sigmoid", "Logsumexp"}
 _RANGES = {"relu": (0.0, None), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "softmax": (0.0, 1.0)}
@@ -35,6 +36,7 @@ class Pairing:
     title: str
     patch: str
     severity: Severity = "serious"
+    operation: str = ""  # at the end of the model, which is the line to change
 
 
 def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Iterator[Pairing]:
@@ -111,6 +113,33 @@ def loss_on(loss: Tensor, outputs: Tensor) -> tuple[nn.Module, bool] | None:
     return (found, len(way) == total) if found is not None and of_all else None
 
 
+def divergence_of_probabilities(loss: Tensor, outputs: Tensor, gradient: Tensor, in_sight: Iterable[Tensor]) -> bool:
+    """Whether the loss is PyTorch's divergence of targets at hand from probabilities, which asks for logarithms.
+
+    That is proven by value and gradient: the entropy of the targets, a part of it, is in no other loss without a
+    logarithm of the outputs.
+    """
+    way = operations_between(loss, outputs)
+    if not {"Sub", "Mul"} <= set(way) or set(way) - {"Sub", "Mul", "Div", "Sum", "Mean", "softmax", *_RESHAPING}:
+        return False
+    given = outputs.detach().double().cpu().requires_grad_()
+    wanted, slope = float(loss.detach()), gradient.detach().double().cpu()
+    if given.ndim < 2 or given.shape[-1] < 2 or loss.numel() != 1 or not math.isfinite(wanted):
+        return False
+    with torch.enable_grad():
+        answers = given.softmax(-1) if "softmax" in way else given
+        if bool((answers < 0).any()) or bool(((answers.sum(-1) - 1).abs() > _SLACK).any()):
+            return False
+        for targets in (t.detach().double().cpu() for t in in_sight if t.shape == outputs.shape):
+            each = torch.special.xlogy(targets, targets) - targets * answers
+            for value in (each.sum() / len(given), each.mean(), each.sum()) if bool((targets >= 0).all()) else ():
+                (found,) = torch.autograd.grad(value, given, retain_graph=True)
+                alike = float((found - slope).norm()) <= _SLACK * float(slope.norm())
+                if alike and abs(float(value.detach()) - wanted) <= _SLACK * abs(wanted):
+                    return True
+    return False
+
+
 def _picks_all(node: Any, outputs: Tensor) -> bool:
     """Whether it picks the one column there is."""
     return operation(node) in ("Select", "Slice") and math.prod(shape_of(node)) == outputs.numel()
@@ -131,7 +160,8 @@ def _plain_loss(way: Sequence[Any]) -> nn.Module | None:
     if weighs:
         return None
     options = {option: value for option, value in saved.items() if value is not None}
-    return _LOSSES[names[0]](reduction=("mean", "sum")[way[0]._saved_reduction - 1], **options)
+    made: nn.Module = _LOSSES[names[0]](reduction=("mean", "sum")[way[0]._saved_reduction - 1], **options)
+    return made
 
 
 def linear_layers(outputs: Tensor) -> int:
@@ -268,6 +298,7 @@ def _out_of_reach(last: str, targets: Tensor) -> Iterator[Pairing]:
         f"take the {last} at the end away",
         "end the model in a linear layer",
         "serious" if share < 0.5 else "fatal",
+        last,
     )
 
 
@@ -279,6 +310,7 @@ _SINGLE = Pairing(
     "replace the softmax by a sigmoid",
     "nn.Sigmoid() with nn.BCELoss(), or no activation with nn.BCEWithLogitsLoss()",
     "fatal",
+    "softmax",
 )
 _ACROSS = Pairing(
     "output_activation",
@@ -288,6 +320,7 @@ _ACROSS = Pairing(
     "beside it, and its scores are not compared with one another.",
     "take the softmax over the classes",
     "dim=1, or nn.CrossEntropyLoss() on the scores themselves",
+    operation="softmax",
 )
 _DOUBLE = Pairing(
     "double_softmax",
@@ -297,6 +330,7 @@ _DOUBLE = Pairing(
     "many times too small.",
     "remove the softmax at the end of the model",
     "nn.CrossEntropyLoss takes logits: end the model in nn.Linear",
+    operation="softmax",
 )
 _TWICE = Pairing(
     "output_activation",
@@ -306,6 +340,7 @@ _TWICE = Pairing(
     "probability can fall below one half.",
     "remove the sigmoid, or use nn.BCELoss",
     "loss_fn = nn.BCELoss()",
+    operation="sigmoid",
 )
 _CUT = Pairing(
     "output_activation",
@@ -315,6 +350,7 @@ _CUT = Pairing(
     "gradient that would bring it back.",
     "remove the activation at the end of the model",
     "end the model in nn.Linear",
+    operation="relu",
 )
 _NO_LOG = Pairing(
     "loss_mismatch",

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from fogline.data.source import leaves
 from fogline.doctor import told
-from fogline.doctor.caller import backward_root, calling_line, tensors_in_sight
+from fogline.doctor.caller import backward_root, calling_line, data_in_sight, line_in_forward, line_of
 from fogline.doctor.finding import Finding
 from fogline.doctor.first_batch import Added, FirstBatch, look
-from fogline.doctor.graphs import linear_layers, loss_on, operations_between, read_pairing
+from fogline.doctor.graphs import divergence_of_probabilities, linear_layers, loss_on, operations_between, read_pairing
 from fogline.doctor.recovered import Recovered, read_back, recover, recover_beside
 from fogline.doctor.seen_rows import SeenRows
 from fogline.record.hook import Hook
@@ -72,6 +72,7 @@ class LossLook:
         self.rows = SeenRows()
         self.gives_targets = False
         self._paired = self._recovers = self._over = False
+        self._adds = False  # the loop adds terms, even if they are next to nothing at first
         self._begin()
 
     def _begin(self) -> None:
@@ -160,6 +161,8 @@ class LossLook:
             found = None
         if root is not None and not self._paired:
             yield from self._pair(step, root, output, None if found is None else found.targets)
+            if found is None and divergence_of_probabilities(root, output, gradient, data_in_sight(len(output))):
+                yield told.not_logarithms(step, line_of(root))
 
     def _of_several(self, step: int, root: Tensor) -> Iterator[Finding]:
         """Of outputs that are several tensors the first whose loss can be read back; the others add terms to it."""
@@ -168,7 +171,7 @@ class LossLook:
             output = self._parts[place]
             found = _named(root, output, self._came.pop(place))
             if found is not None:
-                self._part = place
+                self._part, self._adds = place, self._adds or not found.alone
                 self.rows.add(self._given, found.targets)
                 self._keep(step, output, found)
                 if not self._paired:
@@ -215,9 +218,9 @@ class LossLook:
         self._paired = True
         if self.first is None:
             self.first = look(self.model, self.loss_fn, self._given, outputs, targets, step)
-        line, self.operations = calling_line(), operations_between(loss, outputs)
+        line, self.operations = line_of(loss), operations_between(loss, outputs)
         for found in read_pairing(loss, outputs, targets):
-            yield told.pairing(found, line)
+            yield told.pairing(found, (line_in_forward(self.model, found.operation) if found.operation else "") or line)
         given = self._given[0] if self._given else None
         copies = targets is not None and getattr(given, "shape", None) == targets.shape and targets[:1].numel() > 1
         hides = not all(p.requires_grad for p in self.model.parameters())  # what is frozen has no graph to be read
@@ -235,7 +238,7 @@ class LossLook:
         if self.first is None or not self._ratios:
             return self.first
         low, high = min(self._ratios), max(self._ratios)
-        constant = low > 0 and high <= low * (1 + _SAME)
+        constant = low > 0 and high <= low * (1 + _SAME) and not self._adds
         added = None if constant or len(self._plains) <= 2 * _LATE else self._added()
         return replace(self.first, ratio=low if constant else math.nan, added=added)
 
@@ -253,7 +256,8 @@ def _named(root: Tensor, output: Tensor, gradient: Tensor) -> Recovered | None:
     if known is None:
         return None
     value = float(root.detach()) if known[1] else None
-    return read_back(known[0], output, gradient, value, tensors_in_sight())
+    found = read_back(known[0], output, gradient, value, data_in_sight(len(output)))
+    return None if found is None else replace(found, alone=known[1])
 
 
 def _same_numbers(one: Tensor, other: Tensor) -> bool:

@@ -39,12 +39,14 @@ class Recovered:
         targets: as it takes them, for the first rows.
         plain: its value on these rows.
         factor: what the loop multiplies it with before ``backward()``: 1, or 1 / k where k batches are accumulated.
+        alone: nothing is added to it, as far as that is known.
     """
 
     loss_fn: nn.Module
     targets: Tensor
     plain: float
     factor: float
+    alone: bool = True
 
 
 def recover(outputs: Tensor, gradient: Tensor, loss: float | None) -> Recovered | None:

@@ -353,6 +353,19 @@ def flipped(step: int, loss: str, line: str) -> Finding:
     )
 
 
+def not_logarithms(step: int, line: str) -> Finding:
+    return _finding(
+        "loss_mismatch",
+        0.9,
+        Evidence("outputs that the divergence is given", "probabilities", "their logarithms", step),
+        "The Kullback-Leibler divergence of PyTorch takes logarithms of probabilities, and is given the probabilities "
+        "themselves. What it compares is no divergence: it falls below zero, and its slope hardly depends on how "
+        "wrong an answer is.",
+        Remedy("give it logarithms", 'F.kl_div(F.log_softmax(scores, dim=1), targets, reduction="batchmean")'),
+        line=line,
+    )
+
+
 def outweighed(step: int, times: float, left: float) -> Finding:
     return _finding(
         "regularization_too_strong",

@@ -259,7 +259,10 @@ class Inspector:
         for finding in self._schedule.at_the_end(step - 1, rates) if step else ():
             self.say(step - 1, finding)
         first = self.loss_look.compared()
-        self._say_all(step - 1, first.explains(step - 1, losses, chooses=self.loss_look.chooses) if first is not None and step else ())
+        self._say_all(
+            step - 1,
+            first.explains(step - 1, losses, chooses=self.loss_look.chooses) if first is not None and step else (),
+        )
         left = None if first is None else first.share_left(losses)
         if left is not None and left > LEARNS:
             self._say_all(0, self._explain(left))
