@@ -77,7 +77,8 @@ class FirstBatch:
         return [torch.cat(list(step)) for step in self.seen.values()] if alike else []
 
     @property
-    def _numbers(self) -> bool:
+    def numbers(self) -> bool:
+        """Whether the loss compares number with number."""
         return losses.family(self.loss_fn) == "elementwise"
 
     def explains(self, step: int, recorded: NDArray[np.float64], *, chooses: bool = False) -> Iterator[Finding]:
@@ -96,7 +97,7 @@ class FirstBatch:
             whole = not labels.is_floating_point() or (kind == "binary" and float(first) in (0.0, 1.0))
             if whole and bool((labels == first).all()):
                 yield told.constant_targets(step, len(labels))
-        close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self._numbers]
+        close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self.numbers]
         batches = [batches[k] for k in close] if batches else []  # numbers that a network makes itself drift
         sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
         if sorted_by is not None and sorted_by.share > _SORTED:
@@ -106,7 +107,7 @@ class FirstBatch:
         share = self._share_alone() if left is None else left
         if share is None or share <= LEARNS:
             return
-        if share > NOTHING and self._numbers and any(_one_hot(targets) for targets in batches):
+        if share > NOTHING and self.numbers and any(_one_hot(targets) for targets in batches):
             yield told.one_hot_numbers(step, losses.name(self.loss_fn), share)
         if self.inputs is not None:
             yield told.unscaled_input(step, self.inputs)
@@ -149,7 +150,7 @@ class FirstBatch:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""
         finite = recorded[np.isfinite(recorded)]
         batches = self._batches
-        if self._numbers and batches and between_batches([_columns(targets) for targets in batches]) is not None:
+        if self.numbers and batches and between_batches([_columns(targets) for targets in batches]) is not None:
             return None  # the targets move, as those of a network that learns from itself
         if batches and all(bool((targets == batches[0].reshape(-1)[0]).all()) for targets in batches):
             return None  # a constant answer is perfect, as of pairs of which the first is always to rank above

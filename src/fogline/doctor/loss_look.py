@@ -49,6 +49,7 @@ class LossLook:
     Attributes:
         first: what the first batches showed; None before one was seen.
         operations: between outputs and loss, by the field's names.
+        line: the line of code that makes the loss.
         gives_targets: some outputs of this step are numbers without a graph, such as those of a frozen teacher.
         direct: the first batch whose targets a loss compared with what the model gave, as that was or in another shape.
         rows: of the batches that were looked at closely.
@@ -59,6 +60,7 @@ class LossLook:
         self._whole = whole and all(p.requires_grad for p in model.parameters())
         self.first: FirstBatch | None = None
         self.operations: tuple[str, ...] = ()
+        self.line = ""
         self.direct: Compared | None = None
         self._given: tuple[Any, ...] = ()
         self._output: Tensor | None = None
@@ -218,15 +220,17 @@ class LossLook:
         self._paired = True
         if self.first is None:
             self.first = look(self.model, self.loss_fn, self._given, outputs, targets, step)
-        line, self.operations = line_of(loss), operations_between(loss, outputs)
+        self.line, self.operations = line_of(loss), operations_between(loss, outputs)
         for found in read_pairing(loss, outputs, targets):
-            yield told.pairing(found, (line_in_forward(self.model, found.operation) if found.operation else "") or line)
+            yield told.pairing(
+                found, (line_in_forward(self.model, found.operation) if found.operation else "") or self.line
+            )
         given = self._given[0] if self._given else None
         copies = targets is not None and getattr(given, "shape", None) == targets.shape and targets[:1].numel() > 1
         hides = not all(p.requires_grad for p in self.model.parameters())  # what is frozen has no graph to be read
         layers = 0 if copies or hides else linear_layers(outputs)
         if layers > 1:
-            yield told.straight(step, layers, line)
+            yield told.straight(step, layers, self.line)
 
     @property
     def chooses(self) -> bool:

@@ -37,6 +37,7 @@ _COMPARABLE = 1.5  # a held-out loss above so many constant answers is in anothe
 _RARE, _ENOUGH = 0.2, 20  # of an equal share; rows
 _WALKED = 0.3  # lengths of the weights
 _SOME_SKILL, _MUCH_SKILL = 0.1, 0.3  # of classical learners
+_HALF = 0.5
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _VANISHED = 1e-6
 _OF_ALL_ROWS = {
@@ -95,7 +96,8 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
         )
     short = len(alpha) >= 3 and abs(float(np.median(alpha)) + 1) < _UNCHANGED
     far = number(evidence.get("best_step_over_path"))
-    if (verdict is Verdict.STALLED and far > 3) or (verdict is Verdict.IMPROVING and short):
+    slow = (verdict is Verdict.STALLED and far > 3) or (verdict is Verdict.IMPROVING and short)
+    if slow and not (_is_watched(run) and _came_down(run)):
         seen = [Evidence("best single step, in lengths of the whole path", far, "below 1")] if far > 3 else []
         if short:
             seen.append(
@@ -132,6 +134,15 @@ def _ran_away(run: Run, evidence: dict[str, Any]) -> bool:
     start, end = number(evidence.get("loss_at_start")), number(evidence.get("loss_at_end"))
     left = run.info.get("loss_over_constant") or 0.0
     return bool(left > _WORSE or end - start > _EXPLODED * abs(start) or run.info.get("not_finite"))
+
+
+def _came_down(run: Run) -> bool:
+    """Whether more than half was learned of what there is, or half of the loss is gone where that is unknown."""
+    left, losses = run.info.get("loss_over_constant"), finite(run.steps["loss"])
+    if left is not None:
+        return bool(left < _HALF)
+    tenth = max(1, len(losses) // 10)
+    return bool(len(losses)) and float(losses[-tenth:].mean()) < _HALF * float(losses[:tenth].mean())
 
 
 def _has_much_left(run: Run, evidence: dict[str, Any]) -> bool:

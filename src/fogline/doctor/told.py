@@ -391,6 +391,22 @@ def one_hot_numbers(step: int, loss: str, left: float) -> Finding:
     )
 
 
+def class_numbers(step: int, classes: int, skill: float, orders: float, line: str) -> Finding:
+    return _finding(
+        "loss_mismatch",
+        0.75,
+        Evidence("numbers of classes that the loss takes for amounts", classes, "cross-entropy", step),
+        "The targets are numbers of classes, and the loss takes them for amounts: between class 0 and class 4 it wants "
+        "2, which is another class. The inputs tell the classes, and know nothing of the order of their numbers.",
+        Remedy("cross-entropy with an output a class", f"nn.Linear(..., {classes}) at the end, nn.CrossEntropyLoss()"),
+        more=(
+            Evidence("skill of the nearest mean in telling the classes", skill, "0 by chance"),
+            Evidence("share of other orders that suit the inputs as well", orders, "near 0 for amounts"),
+        ),
+        line=line,
+    )
+
+
 def unscaled_input(step: int, excess: InputExcess) -> Finding:
     return _finding(
         "unscaled_input",

@@ -266,6 +266,8 @@ class Inspector:
         left = None if first is None else first.share_left(losses)
         if left is not None and left > LEARNS:
             self._say_all(0, self._explain(left))
+        if first is not None and first.numbers and left is not None:
+            self._say_all(step - 1, self._take_for_amounts(step - 1, left))
         moved = self.loss_look.rows.moved()
         if moved is not None and _much_worse(losses, held_out):
             self.say(step - 1, told.other_rows(step - 1, *moved))
@@ -283,6 +285,16 @@ class Inspector:
         name = max(dropping, key=lambda name: dropping[name], default="")
         if left > NOTHING and dropping and dropping[name] >= _MOST_DROPPED:
             yield told.dropped(name, dropping[name])
+
+    def _take_for_amounts(self, step: int, left: float) -> Iterator[Finding]:
+        """Numbers of classes under a loss of amounts, unless answers are near enough to be rounded to their class.
+
+        Amounts that are no more than rounded have a variance of 1 / 12, and the numbers of k classes one of
+        (k^2 - 1) / 12.
+        """
+        seen = self.loss_look.rows.unordered()
+        if seen is not None and left * (seen["classes"] ** 2 - 1) > 1:
+            yield told.class_numbers(step, int(seen["classes"]), seen["skill"], seen["orders"], self.loss_look.line)
 
     def facts(self, losses: NDArray[np.float64], held_out: NDArray[np.float64]) -> dict[str, Any]:
         """What is known of a loop that is over, for the record; the same losses, and those of held-out rows.
