@@ -7,6 +7,7 @@ import linecache
 import operator
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -46,7 +47,8 @@ def _assigned(frame: FrameType, name: str) -> int | None:
     """Number of the last line up to where a frame is that makes a name anew."""
     file, first, last = frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lineno
     try:
-        tree = ast.parse("".join(linecache.getlines(file)))
+        with warnings.catch_warnings(action="ignore"):  # of somebody's source, told when it was imported
+            tree = ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError):  # not the source that runs, as in a notebook's cell with magics
         return None
     named = (

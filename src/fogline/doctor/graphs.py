@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +113,9 @@ def loss_on(loss: Tensor, outputs: Tensor) -> tuple[nn.Module, bool] | None:
     return (found, len(way) == total) if found is not None and of_all else None
 
 
-def divergence_of_probabilities(loss: Tensor, outputs: Tensor, gradient: Tensor, in_sight: Iterable[Tensor]) -> bool:
+def divergence_of_probabilities(
+    loss: Tensor, outputs: Tensor, gradient: Tensor, in_sight: Callable[[], Iterable[Tensor]]
+) -> bool:
     """Whether the loss is PyTorch's divergence of targets at hand from probabilities, which asks for logarithms.
 
     That is proven by value and gradient: the entropy of the targets, a part of it, is in no other loss without a
@@ -130,7 +132,7 @@ def divergence_of_probabilities(loss: Tensor, outputs: Tensor, gradient: Tensor,
         answers = given.softmax(-1) if "softmax" in way else given
         if bool((answers < 0).any()) or bool(((answers.sum(-1) - 1).abs() > _SLACK).any()):
             return False
-        for targets in (t.detach().double().cpu() for t in in_sight if t.shape == outputs.shape):
+        for targets in (t.detach().double().cpu() for t in in_sight() if t.shape == outputs.shape):
             each = torch.special.xlogy(targets, targets) - targets * answers
             for value in (each.sum() / len(given), each.mean(), each.sum()) if bool((targets >= 0).all()) else ():
                 (found,) = torch.autograd.grad(value, given, retain_graph=True)

@@ -163,7 +163,9 @@ class LossLook:
             found = None
         if root is not None and not self._paired:
             yield from self._pair(step, root, output, None if found is None else found.targets)
-            if found is None and divergence_of_probabilities(root, output, gradient, data_in_sight(len(output))):
+            if found is None and divergence_of_probabilities(
+                root, output, gradient, lambda: data_in_sight(len(output))
+            ):
                 yield told.not_logarithms(step, line_of(root))
 
     def _of_several(self, step: int, root: Tensor) -> Iterator[Finding]:
@@ -256,11 +258,11 @@ class LossLook:
 
 def _named(root: Tensor, output: Tensor, gradient: Tensor) -> Recovered | None:
     """What the graph says the loss of these outputs is, with its targets."""
-    known = loss_on(root, output) if root.numel() == 1 else None
+    known = loss_on(root, output) if root.numel() == 1 and output.ndim else None
     if known is None:
         return None
     value = float(root.detach()) if known[1] else None
-    found = read_back(known[0], output, gradient, value, data_in_sight(len(output)))
+    found = read_back(known[0], output, gradient, value, lambda: data_in_sight(len(output)))
     return None if found is None else replace(found, alone=known[1])
 
 

@@ -17,7 +17,7 @@ it is looked for among the tensors that the loop has in its hands, and has to gi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -91,14 +91,14 @@ def recover_beside(outputs: Tensor, gradient: Tensor) -> Recovered | None:
 
 
 def read_back(
-    loss_fn: nn.Module, outputs: Tensor, gradient: Tensor, loss: float | None, in_sight: Iterable[Tensor]
+    loss_fn: nn.Module, outputs: Tensor, gradient: Tensor, loss: float | None, in_sight: Callable[[], Iterable[Tensor]]
 ) -> Recovered | None:
     """What outputs were compared with by a loss that is known; None where the gradient is not that of any targets.
 
     >>> outputs = torch.tensor([[2.0], [0.0], [1.0], [-1.0]], requires_grad=True)
     >>> targets = torch.tensor([[1.0], [0.5], [1.5], [-1.0]])
     >>> nn.functional.huber_loss(outputs, targets, delta=2.0).backward()
-    >>> read_back(nn.HuberLoss(delta=2.0), outputs, outputs.grad, None, []).targets.flatten().tolist()
+    >>> read_back(nn.HuberLoss(delta=2.0), outputs, outputs.grad, None, list).targets.flatten().tolist()
     [1.0, 0.5, 1.5, -1.0]
 
     Args:
@@ -106,7 +106,7 @@ def read_back(
         outputs: of the model, (b, ...).
         gradient: of the loss, by the outputs.
         loss: its value, where nothing was added to it.
-        in_sight: tensors that the targets may be among, should the gradient not tell them.
+        in_sight: gives tensors that the targets may be among, should the gradient not tell them.
     """
     if outputs.shape != gradient.shape or outputs.numel() > _MOST_NUMBERS or len(outputs) < _FEWEST:
         return None
@@ -116,7 +116,7 @@ def read_back(
     each = slope * (1 if getattr(loss_fn, "reduction", "mean") == "sum" else slope.numel())
     targets = _told_by(loss_fn, given, each)
     if targets is None:
-        fits = [t for t in _shaped_alike(in_sight, given) if _gives(loss_fn, given, t, slope, loss)]
+        fits = [t for t in _shaped_alike(in_sight(), given) if _gives(loss_fn, given, t, slope, loss)]
         enough = given.numel() >= _FEWEST_SIDES or loss is not None
         targets = fits[0] if fits and enough and all(torch.equal(fits[0], other) for other in fits) else None
     elif not _gives(loss_fn, given, targets, slope, loss):
