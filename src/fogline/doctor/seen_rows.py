@@ -87,8 +87,11 @@ class SeenRows:
 
         with suppress(*FAILURES):
             inputs, targets = (torch.cat(list(parts)) for parts in zip(*self._batches, strict=True))
-            read, numbers = features(inputs), targets.double()
-            if read is None or numbers.numel() != len(numbers) or not bool(torch.isfinite(read).all()):
+            numbers = targets.double()
+            if numbers.numel() != len(numbers) or not torch.equal(numbers, numbers.round()):
+                return None
+            read = features(inputs)
+            if read is None or not bool(torch.isfinite(read).all()):
                 return None
             first = _without_copies(read)
             values, classes = torch.unique(numbers.reshape(-1)[first], return_inverse=True)
