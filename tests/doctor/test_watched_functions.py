@@ -319,6 +319,31 @@ def test_few_rows_that_say_little_are_no_shuffled_labels(tmp_path: Path) -> None
     assert causes(run) == []
 
 
+def test_batches_in_a_row_do_no_harm_where_their_rows_are_told_apart(tmp_path: Path) -> None:
+    time = torch.arange(660.0)
+    noise = 0.1 * torch.randn(660, generator=torch.Generator().manual_seed(6))
+    windows = (torch.sin(time / 9) + 0.5 * torch.sin(time / 31) + noise).unfold(0, 21, 1)
+
+    def run(X: Tensor, y: Tensor, folder: str) -> Run:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 1))
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        with fogline.watch(model, optimizer, runs=tmp_path / folder) as run:
+            for step in range(200):
+                at = torch.arange(32) + 32 * (7 * step % 20)
+                optimizer.zero_grad()
+                loss = F.l1_loss(model(X[at]), y[at])
+                loss.backward()
+                optimizer.step()
+                run.log(loss)
+        return run
+
+    X, y = windows[:640, :20], windows[:640, 20:]
+    assert "unshuffled_data" not in causes(run(X, y, "windows"))
+    order = y[:, 0].argsort()
+    assert causes(run(X[order].roll(1, 1), y[order], "sorted")) == ["unshuffled_data"]
+
+
 # -- classes by number ---------------------------------------------------------------------------------------------
 
 

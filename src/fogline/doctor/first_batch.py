@@ -100,7 +100,7 @@ class FirstBatch:
         close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self.numbers]
         batches = [batches[k] for k in close] if batches else []  # numbers that a network makes itself drift
         sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
-        if sorted_by is not None and sorted_by.share > _SORTED:
+        if sorted_by is not None and sorted_by.share > _SORTED and not self._learns_within(batches, recorded):
             yield told.unshuffled(step, sorted_by)
         yield from self._outweighed(step, recorded)
         left = self.share_left(recorded)
@@ -115,6 +115,18 @@ class FirstBatch:
             yield told.unscaled_target(step, self.targets)
         if left is not None and left > NOTHING and _reduction(self.loss_fn) == "sum":
             yield told.summed(step, sum(map(len, batches)) / len(batches), left)
+
+    def _learns_within(self, batches: Sequence[Tensor], recorded: NDArray[np.float64]) -> bool:
+        """Whether the rows of a batch are told from one another, whatever the batches differ in.
+
+        Of labels that is not known: batches of one class have a low loss that the next one undoes.
+        """
+        finite = recorded[np.isfinite(recorded)]
+        if not self.numbers or not len(finite):
+            return False
+        within = _constant(self.loss_fn, [t.double() - t.double().mean(0) for t in batches])
+        late = float(finite[-max(1, len(finite) // 10) :].mean()) / self.ratio
+        return within is not None and late < LEARNS * within
 
     def _outweighed(self, step: int, recorded: NDArray[np.float64]) -> Iterator[Finding]:
         """Terms larger than the loss they are added to, which all of the descent went into."""
