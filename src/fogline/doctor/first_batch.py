@@ -26,6 +26,7 @@ _SORTED = 0.3
 """Of the targets' variance between batches; samplers that draw several rows of each of a few classes stay below it."""
 _FEWEST_LABELS = 100
 _CLOSE = 16
+_SAME = 0.01
 _FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 8, 512, 64
 
 
@@ -76,44 +77,72 @@ class FirstBatch:
         return [torch.cat(list(step)) for step in self.seen.values()] if alike else []
 
     @property
-    def _numbers(self) -> bool:
+    def numbers(self) -> bool:
+        """Whether the loss compares number with number."""
         return losses.family(self.loss_fn) == "elementwise"
 
-    def explains(self, step: int, recorded: NDArray[np.float64]) -> Iterator[Finding]:
-        """Findings for a loop that ended with these losses; but for the order of the rows, none where it learned."""
+    def explains(self, step: int, recorded: NDArray[np.float64], *, chooses: bool = False) -> Iterator[Finding]:
+        """Findings for a loop that ended with these losses; but for the order of the rows, none where it learned.
+
+        Args:
+            step: its last one.
+            recorded: the losses.
+            chooses: the model answers rows, each by itself, and could tell them apart.
+        """
         batches = self._batches
-        if losses.family(self.loss_fn) == "classes" and sum(map(len, batches)) >= _FEWEST_LABELS:
+        kind = losses.family(self.loss_fn)
+        if (kind == "classes" or (kind == "binary" and chooses)) and sum(map(len, batches)) >= _FEWEST_LABELS:
             labels = torch.cat(batches)
-            if not labels.is_floating_point() and bool((labels == labels.flatten()[0]).all()):
+            first = labels.flatten()[0]
+            whole = not labels.is_floating_point() or (kind == "binary" and float(first) in (0.0, 1.0))
+            if whole and bool((labels == first).all()):
                 yield told.constant_targets(step, len(labels))
-        close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self._numbers]
+        close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self.numbers]
         batches = [batches[k] for k in close] if batches else []  # numbers that a network makes itself drift
         sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
-        if sorted_by is not None and sorted_by.share > _SORTED:
+        if sorted_by is not None and sorted_by.share > _SORTED and not self._learns_within(batches, recorded):
             yield told.unshuffled(step, sorted_by)
         yield from self._outweighed(step, recorded)
-        share = self.share_left(recorded)
+        left = self.share_left(recorded)
+        share = self._share_alone() if left is None else left
         if share is None or share <= LEARNS:
             return
-        if share > NOTHING and self._numbers and any(_one_hot(targets) for targets in batches):
+        if share > NOTHING and self.numbers and any(_one_hot(targets) for targets in batches):
             yield told.one_hot_numbers(step, losses.name(self.loss_fn), share)
         if self.inputs is not None:
             yield told.unscaled_input(step, self.inputs)
         if self.targets is not None:
             yield told.unscaled_target(step, self.targets)
-        if share > NOTHING and _reduction(self.loss_fn) == "sum":
-            yield told.summed(step, sum(map(len, batches)) / len(batches), share)
+        if left is not None and left > NOTHING and _reduction(self.loss_fn) == "sum":
+            yield told.summed(step, sum(map(len, batches)) / len(batches), left)
+
+    def _learns_within(self, batches: Sequence[Tensor], recorded: NDArray[np.float64]) -> bool:
+        """Whether the rows of a batch are told from one another, whatever the batches differ in.
+
+        Of labels that is not known: batches of one class have a low loss that the next one undoes.
+        """
+        finite = recorded[np.isfinite(recorded)]
+        if not self.numbers or not len(finite):
+            return False
+        within = _constant(self.loss_fn, [t.double() - t.double().mean(0) for t in batches])
+        late = float(finite[-max(1, len(finite) // 10) :].mean()) / self.ratio
+        return within is not None and late < LEARNS * within
 
     def _outweighed(self, step: int, recorded: NDArray[np.float64]) -> Iterator[Finding]:
         """Terms larger than the loss they are added to, which all of the descent went into."""
-        constant, finite = _constant(self.loss_fn, self._batches), recorded[np.isfinite(recorded)]
-        added = self.added
-        if added is None or constant is None or not constant > 0 or not len(finite):
+        added, left, finite = self.added, self._share_alone(), recorded[np.isfinite(recorded)]
+        if added is None or left is None or not len(finite):
             return
-        left = added.late / constant
         terms = float(finite[-max(1, len(finite) // 10) :].mean()) - added.late
         if left > NOTHING and added.terms > added.alone and terms < added.terms / 2:
             yield told.outweighed(step, added.terms / added.alone, left)
+
+    def _share_alone(self) -> float | None:
+        """The same of a loss to which terms are added, without these."""
+        constant = _constant(self.loss_fn, self._batches)
+        if self.added is None or constant is None or not constant > 0:
+            return None
+        return _share(self.added.late, constant, _floor(self.loss_fn, self._batches))
 
     def rarest(self) -> tuple[float, int] | None:
         """How often the rarest class was seen, against one in k of the labels, and in how many rows.
@@ -133,14 +162,15 @@ class FirstBatch:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""
         finite = recorded[np.isfinite(recorded)]
         batches = self._batches
-        if self._numbers and batches and between_batches([_columns(targets) for targets in batches]) is not None:
+        if self.numbers and batches and between_batches([_columns(targets) for targets in batches]) is not None:
             return None  # the targets move, as those of a network that learns from itself
         if batches and all(bool((targets == batches[0].reshape(-1)[0]).all()) for targets in batches):
             return None  # a constant answer is perfect, as of pairs of which the first is always to rank above
         constant = _constant(self.loss_fn, batches)
         if constant is None or not constant * self.ratio > 0 or not len(finite):
             return None
-        return float(finite[-max(1, len(finite) // 10) :].mean()) / (constant * self.ratio)
+        late = float(finite[-max(1, len(finite) // 10) :].mean()) / self.ratio
+        return _share(late, constant, _floor(self.loss_fn, batches))
 
     @property
     def known(self) -> bool:
@@ -220,6 +250,22 @@ def _constant(loss_fn: Any, batches: Sequence[Tensor]) -> float | None:
         said = more * share / (more * share + 1 - share)
         return times * float(-(more * share * said.log() + (1 - share) * (1 - said).log()))
     return None
+
+
+def _share(loss: float, constant: float, floor: float) -> float | None:
+    """A loss over that of the best constant answer, of what can be learned of it."""
+    return (loss - floor) / (constant - floor) if constant - floor > _SAME * constant else None
+
+
+def _floor(loss_fn: Any, batches: Sequence[Tensor]) -> float:
+    """What the best answers get where targets are shares between no and yes, such as grey pixels: their entropy."""
+    targets = torch.cat(list(batches)).double()
+    if losses.family(loss_fn) != "binary" or not bool(((targets >= 0) & (targets <= 1)).all()):
+        return 0.0
+    times = targets.numel() / len(batches) if _reduction(loss_fn) == "sum" else 1.0
+    if getattr(loss_fn, "pos_weight", None) is not None or getattr(loss_fn, "weight", None) is not None:
+        return 0.0
+    return times * float((torch.special.entr(targets) + torch.special.entr(1 - targets)).mean())
 
 
 def _best_number(loss_fn: nn.Module, targets: Tensor) -> float:

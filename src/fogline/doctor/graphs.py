@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fogline.doctor.anatomy import BENDS, LINEAR, SHAPING, has_weight, inputs_of, nodes_between, operation, until_linear
 from fogline.doctor.finding import Evidence, Severity
 
 _ELEMENTWISE = ("Sub", "Rsub", "Add", "Mul", "Div", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Expand")
 _RESHAPING = ("View", "UnsafeView", "ReshapeAlias", "Transpose", "Permute", "Squeeze", "Unsqueeze", "ToCopy", "Alias")
+_LOSSES: dict[str, Any] = {
+    "MseLoss": nn.MSELoss, "SmoothL1Loss": nn.SmoothL1Loss, "HuberLoss": nn.HuberLoss,
+    "BinaryCrossEntropy": nn.BCELoss, "BinaryCrossEntropyWithLogits": nn.BCEWithLogitsLoss,
+}  # fmt: skip
+_SLACK = 2e-3
 _MOST_NODES = 500
 _LOGARITHMS = {"log_softmax", "log", "log_sigmoid", "Logsumexp"}
 _RANGES = {"relu": (0.0, None), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "softmax": (0.0, 1.0)}
@@ -30,6 +36,7 @@ class Pairing:
     title: str
     patch: str
     severity: Severity = "serious"
+    operation: str = ""  # at the end of the model, which is the line to change
 
 
 def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Iterator[Pairing]:
@@ -84,6 +91,79 @@ def operations_between(loss: Tensor, outputs: Tensor) -> tuple[str, ...]:
     """Names of the operations between outputs and loss."""
     way = [] if outputs.grad_fn is None or loss.grad_fn is None else on_the_way(loss, outputs)
     return tuple(BENDS.get(operation(node), operation(node)) for node in way)
+
+
+def loss_on(loss: Tensor, outputs: Tensor) -> tuple[nn.Module, bool] | None:
+    """The loss that compares outputs number by number, as the graph names it.
+
+    Returns:
+        The loss as a module, and whether it is all there is; else the loop adds terms that do not depend on these
+        outputs. None where it is another loss, weighs its rows, or is multiplied by something.
+    """
+    way = [] if outputs.grad_fn is None or loss.grad_fn is None else on_the_way(loss, outputs)
+    while way and (operation(way[-1]) in _RESHAPING or _picks_all(way[-1], outputs)):
+        way.pop()
+    total = len(way)
+    while way and operation(way[0]) in ("Add", "Sub") and shape_of(way[0]) == ():
+        if operation(way[0]) == "Sub" and (len(way) < 2 or way[0].next_functions[0][0] is not way[1]):
+            return None
+        way.pop(0)
+    found = _plain_loss(way)
+    of_all = found is not None and math.prod(shape_of(way[-1]) or (1,)) in (1, outputs.numel())
+    return (found, len(way) == total) if found is not None and of_all else None
+
+
+def divergence_of_probabilities(
+    loss: Tensor, outputs: Tensor, gradient: Tensor, in_sight: Callable[[], Iterable[Tensor]]
+) -> bool:
+    """Whether the loss is PyTorch's divergence of targets at hand from probabilities, which asks for logarithms.
+
+    That is proven by value and gradient: the entropy of the targets, a part of it, is in no other loss without a
+    logarithm of the outputs.
+    """
+    way = operations_between(loss, outputs)
+    if not {"Sub", "Mul"} <= set(way) or set(way) - {"Sub", "Mul", "Div", "Sum", "Mean", "softmax", *_RESHAPING}:
+        return False
+    given = outputs.detach().double().cpu().requires_grad_()
+    wanted, slope = float(loss.detach()), gradient.detach().double().cpu()
+    if given.ndim < 2 or given.shape[-1] < 2 or loss.numel() != 1 or not math.isfinite(wanted):
+        return False
+    with torch.enable_grad():
+        answers = given.softmax(-1) if "softmax" in way else given
+        if bool((answers < 0).any()) or bool(((answers.sum(-1) - 1).abs() > _SLACK).any()):
+            return False
+        for targets in (t.detach().double().cpu() for t in in_sight() if t.shape == outputs.shape):
+            each = torch.special.xlogy(targets, targets) - targets * answers
+            for value in (each.sum() / len(given), each.mean(), each.sum()) if bool((targets >= 0).all()) else ():
+                (found,) = torch.autograd.grad(value, given, retain_graph=True)
+                alike = float((found - slope).norm()) <= _SLACK * float(slope.norm())
+                if alike and abs(float(value.detach()) - wanted) <= _SLACK * abs(wanted):
+                    return True
+    return False
+
+
+def _picks_all(node: Any, outputs: Tensor) -> bool:
+    """Whether it picks the one column there is."""
+    return operation(node) in ("Select", "Slice") and math.prod(shape_of(node)) == outputs.numel()
+
+
+def _plain_loss(way: Sequence[Any]) -> nn.Module | None:
+    """The loss that these operations are, the last first."""
+    names = [operation(node) for node in way]
+    if names in (["Mean", "Abs", "Sub"], ["Sum", "Abs", "Sub"]):
+        return nn.L1Loss(reduction=names[0].lower())
+    if len(names) != 1 or names[0] not in _LOSSES or way[0]._saved_reduction not in (1, 2):
+        return None
+    saved = {option: getattr(way[0], f"_saved_{option}", None) for option in ("beta", "delta")}
+    try:
+        weighs = any(getattr(way[0], f"_saved_{name}", None) is not None for name in ("weight", "pos_weight"))
+    except RuntimeError:  # it does, and backward() has let the weights go
+        weighs = True
+    if weighs:
+        return None
+    options = {option: value for option, value in saved.items() if value is not None}
+    made: nn.Module = _LOSSES[names[0]](reduction=("mean", "sum")[way[0]._saved_reduction - 1], **options)
+    return made
 
 
 def linear_layers(outputs: Tensor) -> int:
@@ -220,6 +300,7 @@ def _out_of_reach(last: str, targets: Tensor) -> Iterator[Pairing]:
         f"take the {last} at the end away",
         "end the model in a linear layer",
         "serious" if share < 0.5 else "fatal",
+        last,
     )
 
 
@@ -231,6 +312,7 @@ _SINGLE = Pairing(
     "replace the softmax by a sigmoid",
     "nn.Sigmoid() with nn.BCELoss(), or no activation with nn.BCEWithLogitsLoss()",
     "fatal",
+    "softmax",
 )
 _ACROSS = Pairing(
     "output_activation",
@@ -240,6 +322,7 @@ _ACROSS = Pairing(
     "beside it, and its scores are not compared with one another.",
     "take the softmax over the classes",
     "dim=1, or nn.CrossEntropyLoss() on the scores themselves",
+    operation="softmax",
 )
 _DOUBLE = Pairing(
     "double_softmax",
@@ -249,6 +332,7 @@ _DOUBLE = Pairing(
     "many times too small.",
     "remove the softmax at the end of the model",
     "nn.CrossEntropyLoss takes logits: end the model in nn.Linear",
+    operation="softmax",
 )
 _TWICE = Pairing(
     "output_activation",
@@ -258,6 +342,7 @@ _TWICE = Pairing(
     "probability can fall below one half.",
     "remove the sigmoid, or use nn.BCELoss",
     "loss_fn = nn.BCELoss()",
+    operation="sigmoid",
 )
 _CUT = Pairing(
     "output_activation",
@@ -267,6 +352,7 @@ _CUT = Pairing(
     "gradient that would bring it back.",
     "remove the activation at the end of the model",
     "end the model in nn.Linear",
+    operation="relu",
 )
 _NO_LOG = Pairing(
     "loss_mismatch",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from fogline.data.source import leaves
 from fogline.doctor import told
-from fogline.doctor.caller import backward_root, calling_line
+from fogline.doctor.caller import backward_root, calling_line, data_in_sight, line_in_forward, line_of
 from fogline.doctor.finding import Finding
 from fogline.doctor.first_batch import Added, FirstBatch, look
-from fogline.doctor.graphs import linear_layers, operations_between, read_pairing
-from fogline.doctor.recovered import Recovered, recover, recover_beside
+from fogline.doctor.graphs import divergence_of_probabilities, linear_layers, loss_on, operations_between, read_pairing
+from fogline.doctor.recovered import Recovered, read_back, recover, recover_beside
 from fogline.doctor.seen_rows import SeenRows
 from fogline.record.hook import Hook
 
@@ -48,25 +49,32 @@ class LossLook:
     Attributes:
         first: what the first batches showed; None before one was seen.
         operations: between outputs and loss, by the field's names.
+        line: the line of code that makes the loss.
         gives_targets: some outputs of this step are numbers without a graph, such as those of a frozen teacher.
         direct: the first batch whose targets a loss compared with what the model gave, as that was or in another shape.
         rows: of the batches that were looked at closely.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: Any, *, descends: bool = True) -> None:
+    def __init__(self, model: nn.Module, loss_fn: Any, *, descends: bool = True, whole: bool = True) -> None:
         self.model, self.loss_fn, self._descends = model, loss_fn, descends
+        self._whole = whole and all(p.requires_grad for p in model.parameters())
         self.first: FirstBatch | None = None
         self.operations: tuple[str, ...] = ()
+        self.line = ""
         self.direct: Compared | None = None
         self._given: tuple[Any, ...] = ()
         self._output: Tensor | None = None
         self._gradient: Tensor | None = None
+        self._parts: list[Tensor] = []  # of outputs that are several tensors
+        self._came: dict[int, Tensor] = {}  # gradients that came to them
+        self._part: int | None = None  # the one whose loss was read back
         self._ratios: list[float] = []
         self._beside: list[tuple[float, float]] = []  # losses that have further terms: alone, and as they are logged
         self._plains: dict[int, float] = {}  # losses that were read back, by step
         self.rows = SeenRows()
         self.gives_targets = False
         self._paired = self._recovers = self._over = False
+        self._adds = False  # the loop adds terms, even if they are next to nothing at first
         self._begin()
 
     def _begin(self) -> None:
@@ -92,6 +100,7 @@ class LossLook:
         """What is logged until the next forward pass is still of this step."""
         self._over = True
         self._output = self._gradient = None
+        self._parts, self._came = [], {}
 
     def given(self, args: tuple[Any, ...]) -> None:
         """What the model is called with; () where that is not its own input."""
@@ -103,14 +112,17 @@ class LossLook:
         """What the model gave, with its graph."""
         self._output = output if isinstance(output, Tensor) and output.requires_grad else None
         self.gives_targets = any(t.is_floating_point() and not t.requires_grad for t in leaves(output))
-        for leaf in leaves(output)[:_MOST_OUTPUTS]:
-            if leaf.grad_fn is not None:
-                self._hung += 1
-                leaf.register_hook(Hook(self._fires))  # type: ignore[no-untyped-call]
+        hung = [leaf for leaf in leaves(output)[:_MOST_OUTPUTS] if leaf.grad_fn is not None]
+        self._parts, self._came = hung if self._output is None else [], {}
+        for place, leaf in enumerate(hung):
+            self._hung += 1
+            leaf.register_hook(Hook(partial(self._fires, place)))  # type: ignore[no-untyped-call]
 
-    def _fires(self, gradient: Tensor) -> None:
+    def _fires(self, place: int, gradient: Tensor) -> None:
         self._fired += 1
         self._gradient = gradient.detach()
+        if self._parts:
+            self._came[place] = self._gradient
 
     def module(self, step: int, args: tuple[Any, ...], output: Tensor) -> Iterator[Finding]:
         """After the loss module."""
@@ -131,12 +143,18 @@ class LossLook:
     def backward(self, step: int) -> Iterator[Finding]:
         """Within ``backward()``, once it is past the outputs."""
         root, output, gradient = backward_root(), self._output, self._gradient
+        if output is None and root is not None:
+            yield from self._of_several(step, root)
         if output is None or gradient is None:
             return
         self._gradient, found = None, None
         value = float(root.detach()) if root is not None and root.numel() == 1 else None
         if self._recovers or self.first is None or not self.first.known:
-            found = recover(output, gradient, value) or recover_beside(output, gradient)
+            found = (
+                recover(output, gradient, value)
+                or (None if root is None else _named(root, output, gradient))
+                or recover_beside(output, gradient)
+            )
         if found is not None:
             self.rows.add(self._given, found.targets)
             self._keep(step, output, found)
@@ -145,6 +163,24 @@ class LossLook:
             found = None
         if root is not None and not self._paired:
             yield from self._pair(step, root, output, None if found is None else found.targets)
+            if found is None and divergence_of_probabilities(
+                root, output, gradient, lambda: data_in_sight(len(output))
+            ):
+                yield told.not_logarithms(step, line_of(root))
+
+    def _of_several(self, step: int, root: Tensor) -> Iterator[Finding]:
+        """Of outputs that are several tensors the first whose loss can be read back; the others add terms to it."""
+        places = range(len(self._parts)) if self._part is None else (self._part,)
+        for place in (p for p in places if p in self._came and p < len(self._parts)):
+            output = self._parts[place]
+            found = _named(root, output, self._came.pop(place))
+            if found is not None:
+                self._part, self._adds = place, self._adds or not found.alone
+                self.rows.add(self._given, found.targets)
+                self._keep(step, output, found)
+                if not self._paired:
+                    yield from self._pair(step, root, output, found.targets)
+                return
 
     def late(self, step: int, targets: Tensor | None) -> None:
         """Before a step that is looked at again: the latest targets, or what the gradient tells of them."""
@@ -162,7 +198,7 @@ class LossLook:
         else:
             self._recovers = True
             self.first = look(self.model, found.loss_fn, self._given, output, found.targets, step)
-        if self.direct is None and isinstance(found.loss_fn, nn.Module):
+        if self.direct is None and isinstance(found.loss_fn, nn.Module) and self._output is not None:
             self.direct = Compared(self._given, output.shape[1:], found.targets, found.loss_fn)
         self._from_gradient.append(torch.tensor(found.factor))
         self._compare(plain=found.plain)
@@ -178,7 +214,7 @@ class LossLook:
         if (plain is not None and self._plain is not None) or (logged is not None and self._logged is not None):
             return
         self._plain, self._logged = plain or self._plain, logged or self._logged
-        if self._plain and self._logged:
+        if self._plain and self._logged and math.isfinite(self._plain + self._logged):
             self._ratios.append(self._logged / self._plain)
             self._beside.append((self._plain, self._logged))
 
@@ -186,22 +222,29 @@ class LossLook:
         self._paired = True
         if self.first is None:
             self.first = look(self.model, self.loss_fn, self._given, outputs, targets, step)
-        line, self.operations = calling_line(), operations_between(loss, outputs)
+        self.line, self.operations = line_of(loss), operations_between(loss, outputs)
         for found in read_pairing(loss, outputs, targets):
-            yield told.pairing(found, line)
+            yield told.pairing(
+                found, (line_in_forward(self.model, found.operation) if found.operation else "") or self.line
+            )
         given = self._given[0] if self._given else None
         copies = targets is not None and getattr(given, "shape", None) == targets.shape and targets[:1].numel() > 1
         hides = not all(p.requires_grad for p in self.model.parameters())  # what is frozen has no graph to be read
         layers = 0 if copies or hides else linear_layers(outputs)
         if layers > 1:
-            yield told.straight(step, layers, line)
+            yield told.straight(step, layers, self.line)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it is this model that answers rows, each by itself: an opponent or a pair may have but one answer."""
+        return self._whole and len(self._given) == 1
 
     def compared(self) -> FirstBatch | None:
         """What was seen of the batches, beside losses as they were logged."""
         if self.first is None or not self._ratios:
             return self.first
         low, high = min(self._ratios), max(self._ratios)
-        constant = low > 0 and high <= low * (1 + _SAME)
+        constant = low > 0 and high <= low * (1 + _SAME) and not self._adds
         added = None if constant or len(self._plains) <= 2 * _LATE else self._added()
         return replace(self.first, ratio=low if constant else math.nan, added=added)
 
@@ -211,6 +254,16 @@ class LossLook:
         logged = sum(all_of_it for _, all_of_it in self._beside) / len(self._beside)
         late = list(self._plains.values())[-_LATE:]
         return Added(plain, logged - plain, sum(late) / len(late))
+
+
+def _named(root: Tensor, output: Tensor, gradient: Tensor) -> Recovered | None:
+    """What the graph says the loss of these outputs is, with its targets."""
+    known = loss_on(root, output) if root.numel() == 1 and output.ndim else None
+    if known is None:
+        return None
+    value = float(root.detach()) if known[1] else None
+    found = read_back(known[0], output, gradient, value, lambda: data_in_sight(len(output)))
+    return None if found is None else replace(found, alone=known[1])
 
 
 def _same_numbers(one: Tensor, other: Tensor) -> bool:

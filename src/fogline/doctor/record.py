@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.report import Outcome, Report
-from fogline.doctor.signalled import from_signals, unrelated
+from fogline.doctor.signalled import from_signals, told_of_batches, unrelated
 from fogline.doctor.told import ONCE_AN_EPOCH
 from fogline.doctor.travelled import LITTLE_LEARNED, fell, thrown_before
 from fogline.verdict import Verdict
@@ -29,7 +29,6 @@ _EXPLAINS = {
             "loss_mismatch",
             "missing_activation",
             "constant_target",
-            "unshuffled_data",
             "eval_mode_training",
             "tiny_batch_norm",
             "schedule_step_unit",
@@ -40,6 +39,7 @@ _EXPLAINS = {
     "schedule_step_unit": ("bad_schedule", *_UNLEARNED),
     "bad_init": ("vanishing_gradient", "lr_too_high", *_UNLEARNED),
     "saturated_units": _UNLEARNED,
+    "unshuffled_data": ("lr_too_high", *_UNLEARNED),  # each class makes the others' losses grow
     "symmetric_init": ("dead_units", "vanishing_gradient", "lr_too_high", *_UNLEARNED),
     "detached_graph": ("dead_units", *_UNLEARNED),
     "sum_reduction": ("lr_too_high", *_UNLEARNED),
@@ -86,6 +86,7 @@ def findings_of_record(run: Run) -> list[Finding]:
     told, found = ([f for f in some if f.cause not in explained] for some in (told, found))
     if any(f.cause == "lr_too_high" for f in (*told, *found)):
         found = [f for f in found if f.cause not in _FOLLOWS_DIVERGENCE]
+    found = [told_of_batches(run, f) for f in found]
     ranks = ("fatal", "serious", "minor")
     if not {f.cause for f in (*told, *found)} - {"overfitting", "too_few_steps"}:
         of_no_input = unrelated(run)

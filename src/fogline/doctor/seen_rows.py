@@ -10,6 +10,8 @@ from torch import Tensor
 
 _MOST_NUMBERS, _MOST_OF_A_BATCH = 1_000_000, 100_000
 _FEWEST, _FEWEST_HELD_OUT = 100, 32
+_FEWEST_CLASSES, _FEWEST_OF_A_CLASS = 4, 8  # three have but three orders
+_CLEAR, _ANY_ORDER, _ORDERS = 0.6, 0.25, 400
 
 
 class SeenRows:
@@ -30,6 +32,11 @@ class SeenRows:
         if rows and size <= self._left:
             self._left -= size
             self._batches.append(tuple(t.detach()[:rows].cpu().clone() for t in (given[0], targets)))  # type: ignore[arg-type]
+
+    def differ(self) -> bool:
+        """Whether there are batches of other rows than the first."""
+        first = self._batches[0][0] if self._batches else None
+        return first is not None and any(not torch.equal(first, other) for other, _ in self._batches[1:])
 
     def held_out(self, given: tuple[Any, ...]) -> None:
         """Keep the first rows that go forward without gradients; they are held-out ones if scores follow."""
@@ -64,6 +71,41 @@ class SeenRows:
                     return float(shift.median()), float(ratio.median())
         return None
 
+    def unordered(self) -> dict[str, float] | None:
+        """Whether targets are numbers of classes whose order means nothing, though a loss may take them for amounts.
+
+        Amounts that the inputs tell have means of the inputs that lie the farther apart the more the amounts differ.
+        Where the classes are told by these means, and the means know no more of the order than of any other, there is
+        none.
+
+        Returns:
+            The number of classes, the skill of the nearest mean for other rows, and the share of other orders that suit
+            the means as well. None where there is an order, or where that is not to be seen.
+        """
+        from fogline.doctor.case import FAILURES
+        from fogline.doctor.reference import features
+
+        with suppress(*FAILURES):
+            inputs, targets = (torch.cat(list(parts)) for parts in zip(*self._batches, strict=True))
+            numbers = targets.double()
+            if numbers.numel() != len(numbers) or not torch.equal(numbers, numbers.round()):
+                return None
+            read = features(inputs)
+            if read is None or not bool(torch.isfinite(read).all()):
+                return None
+            first = _without_copies(read)
+            values, classes = torch.unique(numbers.reshape(-1)[first], return_inverse=True)
+            counted = values[0] + torch.arange(len(values), dtype=values.dtype)
+            rows = torch.bincount(classes)
+            few = len(values) < _FEWEST_CLASSES or int(rows.min()) < _FEWEST_OF_A_CLASS
+            if few or float(values[0]) not in (0.0, 1.0) or not torch.equal(values, counted):
+                return None
+            skill, means = _nearest_mean(read[first].double(), classes)
+            share = _orders_as_good(torch.cdist(means, means))
+            if skill > _CLEAR and share > _ANY_ORDER:
+                return {"classes": len(values), "skill": skill, "orders": share}
+        return None
+
     def tell(self, loss_fn: Any) -> dict[str, float] | None:
         """How well the best of the classical learners answers rows it did not learn from, by those it did.
 
@@ -89,6 +131,29 @@ class SeenRows:
                 error = error_of(len(first) // 5, yardstick.classes)
                 return {"score": score, "error": error, "rows": len(first)}
         return None
+
+
+def _nearest_mean(rows: Tensor, classes: Tensor) -> tuple[float, Tensor]:
+    """Skill of the nearest mean of half of the rows for the others, 0 for the commonest class; and all rows' means."""
+    scaled = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
+    hot = torch.nn.functional.one_hot(classes).double()
+    place = (hot.cumsum(0) * hot).sum(1) % 2 == 0  # every other row of each class
+
+    def means(of: Tensor) -> Tensor:
+        return hot[of].T @ scaled[of] / hot[of].sum(0).clamp_min(1)[:, None]
+
+    right = torch.cdist(scaled[~place], means(place)).argmin(1) == classes[~place]
+    chance = float(hot.mean(0).max())
+    return (float(right.double().mean()) - chance) / (1 - chance), means(torch.ones_like(place))
+
+
+def _orders_as_good(apart: Tensor) -> float:
+    """Share of all orders of classes in which those far from one another are as far apart as in the order given."""
+    count, generator = len(apart), torch.Generator().manual_seed(0)
+    steps = (torch.arange(count)[:, None] - torch.arange(count)).abs().double()
+    others = [torch.randperm(count, generator=generator) for _ in range(_ORDERS)]
+    suits = float((apart * steps).sum())
+    return sum(float((apart[o][:, o] * steps).sum()) >= suits * (1 - 1e-9) for o in others) / _ORDERS
 
 
 def _without_copies(rows: Tensor) -> Tensor:

@@ -37,8 +37,14 @@ _COMPARABLE = 1.5  # a held-out loss above so many constant answers is in anothe
 _RARE, _ENOUGH = 0.2, 20  # of an equal share; rows
 _WALKED = 0.3  # lengths of the weights
 _SOME_SKILL, _MUCH_SKILL = 0.1, 0.3  # of classical learners
+_HALF = 0.5
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _VANISHED = 1e-6
+_OF_ALL_ROWS = {
+    "rprop": "Rprop keeps a step for each weight and changes it by whether the gradient's sign is that of the step "
+    "before.",
+    "lbfgs": "L-BFGS takes the change of the gradient from step to step for the curvature of the loss.",
+}
 
 Numbers = NDArray[np.float64]
 
@@ -90,7 +96,8 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
         )
     short = len(alpha) >= 3 and abs(float(np.median(alpha)) + 1) < _UNCHANGED
     far = number(evidence.get("best_step_over_path"))
-    if (verdict is Verdict.STALLED and far > 3) or (verdict is Verdict.IMPROVING and short):
+    slow = (verdict is Verdict.STALLED and far > 3) or (verdict is Verdict.IMPROVING and short)
+    if slow and not (_is_watched(run) and _came_down(run)):
         seen = [Evidence("best single step, in lengths of the whole path", far, "below 1")] if far > 3 else []
         if short:
             seen.append(
@@ -103,6 +110,21 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
         )  # fmt: skip
 
 
+def told_of_batches(run: Run, found: Finding) -> Finding:
+    """A rate that suits no rows at all, where the optimizer takes every gradient for that of all rows."""
+    name = str(run.info["recipe"]["optimizer"]).lower()
+    kind = next((kind for kind in _OF_ALL_ROWS if kind in name), None)
+    if kind is None or found.cause not in ("lr_too_high", "lr_too_low") or not run.info.get("batches_differ"):
+        return found
+    return Finding(
+        "optimizer_mismatch", found.severity, max(found.confidence, 0.7),
+        (Evidence("optimizer", name, "one for batches, such as adamw or sgd"), *found.evidence),
+        f"{_OF_ALL_ROWS[kind]} Here every batch is of other rows, and what one says the next one contradicts.",
+        remedy=Remedy("an optimizer for batches, or all rows at each step",
+                      "optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)"),
+    )  # fmt: skip
+
+
 def _is_watched(run: Run) -> bool:
     return bool((run.info.get("source") or {}).get("kind") == "watch")
 
@@ -112,6 +134,15 @@ def _ran_away(run: Run, evidence: dict[str, Any]) -> bool:
     start, end = number(evidence.get("loss_at_start")), number(evidence.get("loss_at_end"))
     left = run.info.get("loss_over_constant") or 0.0
     return bool(left > _WORSE or end - start > _EXPLODED * abs(start) or run.info.get("not_finite"))
+
+
+def _came_down(run: Run) -> bool:
+    """Whether more than half was learned of what there is, or half of the loss is gone where that is unknown."""
+    left, losses = run.info.get("loss_over_constant"), finite(run.steps["loss"])
+    if left is not None:
+        return bool(left < _HALF)
+    tenth = max(1, len(losses) // 10)
+    return bool(len(losses)) and float(losses[-tenth:].mean()) < _HALF * float(losses[:tenth].mean())
 
 
 def _has_much_left(run: Run, evidence: dict[str, Any]) -> bool:
@@ -165,6 +196,8 @@ def unrelated(run: Run) -> Finding | None:
         seen.append(Evidence("what classical learners get of the first rows, for others of them", told["score"], 0.0))
         if told["score"] > max(_SOME_SKILL, 2 * told["error"]):
             return _missed(seen) if left > LITTLE_LEARNED and told["score"] > _MUCH_SKILL else None
+        if best is None and told["score"] + told["error"] > _MUCH_SKILL:
+            return None  # so few rows that they may well say much of their targets
     return Finding(
         "shuffled_labels", "serious", (0.5 if best is None else 0.6) + (0.1 if told is not None else 0.0), tuple(seen),
         "Gradients reach the weights and the steps are long enough, and yet the answers to "

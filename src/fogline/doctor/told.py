@@ -356,6 +356,19 @@ def flipped(step: int, loss: str, line: str) -> Finding:
     )
 
 
+def not_logarithms(step: int, line: str) -> Finding:
+    return _finding(
+        "loss_mismatch",
+        0.9,
+        Evidence("outputs that the divergence is given", "probabilities", "their logarithms", step),
+        "The Kullback-Leibler divergence of PyTorch takes logarithms of probabilities, and is given the probabilities "
+        "themselves. What it compares is no divergence: it falls below zero, and its slope hardly depends on how "
+        "wrong an answer is.",
+        Remedy("give it logarithms", 'F.kl_div(F.log_softmax(scores, dim=1), targets, reduction="batchmean")'),
+        line=line,
+    )
+
+
 def outweighed(step: int, times: float, left: float) -> Finding:
     return _finding(
         "regularization_too_strong",
@@ -378,6 +391,22 @@ def one_hot_numbers(step: int, loss: str, left: float) -> Finding:
         "small too.",
         Remedy("cross-entropy on logits", "loss_fn = nn.CrossEntropyLoss()  # no softmax before it"),
         more=(Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1"),),
+    )
+
+
+def class_numbers(step: int, classes: int, skill: float, orders: float, line: str) -> Finding:
+    return _finding(
+        "loss_mismatch",
+        0.75,
+        Evidence("numbers of classes that the loss takes for amounts", classes, "cross-entropy", step),
+        "The targets are numbers of classes, and the loss takes them for amounts: between class 0 and class 4 it wants "
+        "2, which is another class. The inputs tell the classes, and know nothing of the order of their numbers.",
+        Remedy("cross-entropy with an output a class", f"nn.Linear(..., {classes}) at the end, nn.CrossEntropyLoss()"),
+        more=(
+            Evidence("skill of the nearest mean in telling the classes", skill, "0 by chance"),
+            Evidence("share of other orders that suit the inputs as well", orders, "near 0 for amounts"),
+        ),
+        line=line,
     )
 
 

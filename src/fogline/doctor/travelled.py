@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LITTLE_LEARNED = 0.9  # both numbers are known to some percent
 FEWEST_STEPS_TO_GO_FAR = 20
-_HALF = 0.5
+_HALF = 0.5  # of the length of the weights, or of the loss of the best constant answer
 _THROWN = 10.0  # times their length
 _NEAR, _STAYED = 0.1, 0.003  # where nothing was learned, and where nobody knows what was to be learned
 _MOSTLY_LATER = 1.5
@@ -76,8 +76,15 @@ def travelled(run: Run, schedule: Finding | None) -> Iterator[Finding]:
             "drawn for, to keep a signal in size on its way through the layers.",
             remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
         )  # fmt: skip
-    elif travel.reach < (_STAYED if left is None else _NEAR) and unlearned and _all_driven(run) and schedule is None:
+    elif (_stands(run, travel, left) or (left is not None and travel.reach < _NEAR and unlearned)) and (
+        schedule is None and _all_driven(run)
+    ):
         yield _too_short(run, travel.reach, rate)
+
+
+def _stands(run: Run, travel: Travel, left: float | None) -> bool:
+    """Whether weights and loss are where they began, and that was no good place, as far as it is known."""
+    return travel.reach < _STAYED and not fell(run) and (left is None or left > _HALF)
 
 
 def _too_short(run: Run, reach: float, rate: float) -> Finding:

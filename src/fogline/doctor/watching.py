@@ -97,7 +97,7 @@ class Inspector:
     ) -> None:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         up = any(group.get("maximize", False) for group in optimizer.param_groups)
-        self.loss_look = LossLook(model, loss_fn, descends=not up)
+        self.loss_look = LossLook(model, loss_fn, descends=not up, whole=not left_out)
         self.named, self._tell, self._compiled = list(named), tell, compiled
         self.told: set[str] = set()
         self.looking = True
@@ -259,10 +259,15 @@ class Inspector:
         for finding in self._schedule.at_the_end(step - 1, rates) if step else ():
             self.say(step - 1, finding)
         first = self.loss_look.compared()
-        self._say_all(step - 1, first.explains(step - 1, losses) if first is not None and step else ())
+        self._say_all(
+            step - 1,
+            first.explains(step - 1, losses, chooses=self.loss_look.chooses) if first is not None and step else (),
+        )
         left = None if first is None else first.share_left(losses)
         if left is not None and left > LEARNS:
             self._say_all(0, self._explain(left))
+        if first is not None and first.numbers and left is not None:
+            self._say_all(step - 1, self._take_for_amounts(step - 1, left))
         moved = self.loss_look.rows.moved()
         if moved is not None and _much_worse(losses, held_out):
             self.say(step - 1, told.other_rows(step - 1, *moved))
@@ -281,6 +286,16 @@ class Inspector:
         if left > NOTHING and dropping and dropping[name] >= _MOST_DROPPED:
             yield told.dropped(name, dropping[name])
 
+    def _take_for_amounts(self, step: int, left: float) -> Iterator[Finding]:
+        """Numbers of classes under a loss of amounts, unless answers are near enough to be rounded to their class.
+
+        Amounts that are no more than rounded have a variance of 1 / 12, and the numbers of k classes one of
+        (k^2 - 1) / 12.
+        """
+        seen = self.loss_look.rows.unordered()
+        if seen is not None and left * (seen["classes"] ** 2 - 1) > 1:
+            yield told.class_numbers(step, int(seen["classes"]), seen["skill"], seen["orders"], self.loss_look.line)
+
     def facts(self, losses: NDArray[np.float64], held_out: NDArray[np.float64]) -> dict[str, Any]:
         """What is known of a loop that is over, for the record; the same losses, and those of held-out rows.
 
@@ -288,6 +303,7 @@ class Inspector:
         """
         known: dict[str, Any] = {"strides": [astuple(stride) for stride in self.strides.measured()]}
         withdrawn = self._unmoved.thawed()
+        known["batches_differ"] = self.loss_look.rows.differ()
         known |= {"withdrawn": ["frozen_parameters"]} if withdrawn and "frozen_parameters" in self.told else {}
         first = self.loss_look.compared()
         if first is None:
