@@ -150,6 +150,26 @@ def test_whether_outputs_say_what_targets_are(work: str, width: int, loss: objec
     assert stick.reads(torch.randn(30, width, generator=generator), targets, loss) is reads
 
 
+@pytest.mark.parametrize(("sign", "reads"), [(1, False), (-1, True)])
+def test_a_distance_is_no_answer(sign: int, reads: bool) -> None:
+    """Small where two are alike: only the loss knows that."""
+    alike = (torch.arange(30) % 2).float()
+
+    def contrastive(distance: Tensor, wanted: Tensor) -> Tensor:
+        near = wanted if sign > 0 else 1 - wanted
+        return (near * distance.square() + (1 - near) * F.relu(2 - distance).square()).mean()
+
+    assert Yardstick.of(alike, contrastive).reads(torch.rand(30), alike, contrastive) is reads
+
+
+@pytest.mark.parametrize(("shape", "reads"), [((30,), True), ((30, 1), True), ((30, 2), True), ((30, 2, 4), False)])
+def test_rows_that_hold_no_answer_of_their_own(shape: tuple[int, ...], reads: bool) -> None:
+    """Two embeddings a row, which the loss compares."""
+    alike = (torch.arange(30) % 2).float()
+    loss = lambda found, wanted: (found.reshape(30, -1).mean(1) - wanted).square().mean()  # noqa: E731
+    assert Yardstick.of(alike, loss).reads(torch.randn(shape), alike, loss) is reads
+
+
 def test_of_a_dict_of_outputs_only_the_loss_can_tell() -> None:
     outputs, targets = {"value": torch.randn(6, 1), "kind": torch.randn(6, 3)}, torch.randn(6, 2)
     loss = lambda found, wanted: (found["value"] - wanted[:, :1]).square().mean()  # noqa: E731

@@ -279,6 +279,9 @@ def _finding(kept: Kept) -> Finding:
         steep = _TRIED[0] * suspicion.strength - _TRIED[1]
         decided = helped and trial is not None and trial.effect >= DECISIVE * (1 - fmean(trial.without))
         confidence = min(_PROVEN, max(_DECIDED if decided else 0.3, steep)) if helped else _UNTRIED * suspicion.strength
+    advice = suspicion.advice
+    if not advice and kept.remedy is None and trial is None and suspicion.remedies:
+        advice = f"Not tried within the budget: {suspicion.remedies[0].title}."
     return Finding(
         suspicion.cause,
         suspicion.severity,
@@ -287,7 +290,7 @@ def _finding(kept: Kept) -> Finding:
         suspicion.explanation,
         trial,
         kept.remedy,
-        suspicion.advice,
+        advice,
     )
 
 

@@ -109,6 +109,10 @@ class Yardstick:
             if outputs.ndim == labels.ndim or outputs.shape[1] == 1:
                 return bool(outputs.numel() == labels.numel())
             return bool(outputs.shape[1] >= self.classes and outputs.shape[:1] + outputs.shape[2:] == labels.shape)
+        if self.work == "binary":
+            numbers, asked = outputs[:1].numel(), targets[:1].numel()
+            pairs = outputs.ndim == 2 and numbers == 2 and asked == 1
+            return (numbers == asked or pairs) and not _is_distance(outputs.detach(), targets, loss)
         if self.work != "regression":
             return True
         one_number = targets[:1].numel() == 1
@@ -279,6 +283,21 @@ def _compares_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
     near = 1e-4 * max(abs(first), abs(second)) + 1e-12
     averaged = min(first, second) - near <= whole <= max(first, second) + near
     return half > 1 and math.isfinite(whole) and not averaged and not abs(first + second - whole) <= near
+
+
+def _is_distance(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether one number a row, never below 0, is meant to be small where the answer is yes, as of two alike."""
+    if outputs.numel() != len(outputs) or targets.numel() != len(targets) or bool((outputs < 0).any()):
+        return False
+    yes = (targets == targets.max()).to(outputs.dtype).reshape(outputs.shape)
+    for size in (0.5, 1.0, 2.0):
+        try:
+            near, far = (float(loss(size * said, targets)) for said in (1 - yes, yes))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return False
+        if not near < far:
+            return False
+    return True
 
 
 def _of_any_length(targets: Tensor, loss: Any) -> bool:

@@ -18,6 +18,7 @@ that the weights were."""
 _MANY = 256  # rows a step, of which batches of 32 would make eight steps
 SURELY = 3.0
 FEWEST_STEPS = 16
+_EARLY = 0.4  # of the run
 
 
 def began(exam: Examination) -> bool:
@@ -40,6 +41,12 @@ def too_long(moves: Motion, steps: Steps) -> float:
     if bold:
         return 0.55 if beyond or moves.jitter > 0.1 else 0.45
     return 0.4 if beyond and moves.jitter > 0.1 else 0.0
+
+
+def cut_early(exam: Examination) -> bool:
+    """Whether the plateau schedule cut the rate when most of the run was still to come."""
+    seen = exam.observed
+    return seen is not None and bool(seen.cuts) and seen.cuts[0] < _EARLY * exam.planned
 
 
 def rows_of(exam: Examination) -> int:

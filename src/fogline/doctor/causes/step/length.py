@@ -11,6 +11,7 @@ from fogline.doctor.causes.step.common import (
     SURELY,
     TIMID,
     began,
+    cut_early,
     is_large_batch,
 )
 from fogline.doctor.examination import Examination
@@ -18,7 +19,7 @@ from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import FALLING, motion, resolved, standing, steps_of
 from fogline.recipe import Duration, Recipe
 
-_ACCEPTABLE_WARMUP, _EARLY = 0.3, 0.4  # shares of the run
+_ACCEPTABLE_WARMUP = 0.3  # of the run
 
 
 def bad_schedule(exam: Examination) -> Suspicion | None:
@@ -45,7 +46,7 @@ def bad_schedule(exam: Examination) -> Suspicion | None:
             "The learning rate is still rising when the run is almost over: most steps are taken at a fraction of it.",
             (remedy,),
         )
-    if exam.observed.cuts and exam.observed.cuts[0] < _EARLY * planned and stands.improvable:
+    if cut_early(exam) and stands.improvable:
         return _cut_early(exam.observed.cuts, planned)
     fell_back = stands.score - exam.observed.score > 2 * stands.error
     settled = moves.significance < 2 and moves.jitter > 0.03

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fogline.doctor.causes.step.common import BOLD, HARDLY_MOVED, STRAIGHT, TIMID, began, too_long
+from fogline.doctor.causes.step.common import BOLD, HARDLY_MOVED, STRAIGHT, TIMID, began, cut_early, too_long
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RATE, Evidence, Remedy, Suspicion
 from fogline.doctor.remedies import ends_early, measured_rate
@@ -58,6 +58,8 @@ def lr_too_low(exam: Examination) -> Suspicion | None:
     """Steps so short that the slope is the same after as before, and the weights are still about where they began."""
     if not began(exam) or not _rate_is_given(exam) or exam.observed is None:
         return None
+    if cut_early(exam):
+        return None  # that is what made the steps short
     stands, moves, steps, lr = standing(exam), motion(exam), steps_of(exam), exam.observed.lr
     crawls = steps.path < 0.2 and steps.each < TIMID  # whatever the next batch says of the slope
     if moves.refused or not steps.count or not (steps.overshoot < STRAIGHT or crawls):
