@@ -41,6 +41,11 @@ def several() -> Tensor:
     return (rows()[:, :3] > 0).float()
 
 
+def dense() -> Tensor:
+    """Yes and no at each of two by two places."""
+    return (rows() > 0).float().reshape(-1, 1, 2, 2)
+
+
 def numbers() -> Tensor:
     return rows()[:, :1] * 2 - rows()[:, 1:2]
 
@@ -160,6 +165,12 @@ PLANTED: list[tuple[str, nn.Module, Any, Callable[[], Tensor]]] = [
     ("output_width", net(3), squares, numbers),
     ("output_width", net(2), nn.MSELoss(), numbers),
     ("output_width", net(1), squares, lambda: rows()[:, :3]),
+    (
+        "loss_mismatch",
+        net(8, nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 1, 1)),
+        nn.BCEWithLogitsLoss(),
+        lambda: dense() / 255,
+    ),
     ("loss_mismatch", net(3), lambda o, t: 1 - overlap(o.sigmoid(), t), several),
     ("loss_mismatch", net(3, nn.Sigmoid()), lambda o, t: -overlap(o, t), several),
     ("loss_mismatch", net(1), lambda o, t: 1 - overlap(o.sigmoid(), t), yes_no),

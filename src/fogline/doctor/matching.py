@@ -31,7 +31,10 @@ def matching(exam: Examination) -> Remedy | None:
     """
     work, width = exam.case.yardstick.work, width_of(exam)
     targets = exam.program.train[1] if exam.case.supervised else None
-    if width is None or not isinstance(targets, Tensor) or targets.ndim > 2:
+    if isinstance(targets, Tensor) and targets.ndim > 2:  # yes and no at each position
+        alike = getattr(exam.anatomy.outputs, "shape", ())[1:] == targets.shape[1:]
+        return _yes_or_no(exam, 1) if work == "binary" and alike else None
+    if width is None or not isinstance(targets, Tensor):
         return None
     if work == "classes" and (exam.case.yardstick.classes > 2 or width > 1):
         return _labels(exam, width, exam.case.yardstick.classes)
@@ -112,9 +115,11 @@ def _yes_or_no(exam: Examination, width: int) -> Remedy | None:
             return None
     units = values == (0.0, 1.0)
     fitted = UnitTargets(loss(), *values)
-    reshape = _shaped(exam, width) if units else None
+    dense = exam.program.train[1].ndim > 2
+    reshape = _shaped(exam, width) if units and not dense else None
     patch = f"loss = nn.{loss.__name__}()"
-    patch += "\ny = y.float().reshape(len(y), -1)" if units else f"\ny = (y == {values[1]:g}).float()"
+    flat = "\ny = y.float()" if dense else "\ny = y.float().reshape(len(y), -1)"
+    patch += flat if units else f"\ny = (y > {sum(values) / 2:.3g}).float()"
     if edit is not None:
         patch = f"model[-1] = nn.Sigmoid()  # in the place of the {ends}\n{patch}"
     return Remedy(
