@@ -23,14 +23,13 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Remedy, Suspicion, Trial
 from fogline.doctor.remedies import measured_rate, usual
 from fogline.doctor.report import Rejected
-from fogline.doctor.standing import LEARNS, standing
+from fogline.doctor.standing import BEHIND, LEARNS, standing
 from fogline.doctor.trial import SEEDS, Laboratory
 
 SHORTEST = 20
 """Steps of a descent below which nothing is to be seen."""
 _MOST_AT_ONCE = 6
 _GOOD = 0.9
-_BEHIND = 0.15  # twice as far behind a classical learner as any healthy program of the calibration half was seen to be
 _LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _GUESSES = 2
 DECISIVE = 0.5
@@ -120,7 +119,7 @@ class Interventions:
     def is_healthy(self, exam: Examination) -> bool:
         """Whether it learns, and about as well as a classical learner: what one gets a sound network gets too."""
         reference = exam.reference.possible
-        return self.level >= LEARNS and (reference is None or self.level >= reference - _BEHIND)
+        return self.level >= LEARNS and (reference is None or self.level >= reference - BEHIND)
 
     def verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:
         """Try what was supposed: what leaves no doubt first, and the rest only where that was of no avail.

@@ -20,6 +20,8 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.trial import WORTH
 from fogline.recipe import Recipe
 
+BEHIND = 0.15
+"""Twice as far behind a classical learner as any healthy program of the calibration half was seen to be."""
 LEARNS = 0.1
 """A score above which a program does learn something."""
 FALLING = 0.25
@@ -63,6 +65,11 @@ class Standing:
     def improvable(self) -> bool:
         """Far from perfect: where classical learners get no further, or cannot read the rows, a sound network may."""
         return self.short or (self.scaled and self.far)
+
+    @property
+    def near(self) -> bool:
+        """About as good as a classical learner."""
+        return self.known and self.goal - self.score <= BEHIND
 
     @property
     def far(self) -> bool:
