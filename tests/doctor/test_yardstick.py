@@ -159,7 +159,9 @@ def test_a_distance_is_no_answer(sign: int, reads: bool) -> None:
         near = wanted if sign > 0 else 1 - wanted
         return (near * distance.square() + (1 - near) * F.relu(2 - distance).square()).mean()
 
-    assert Yardstick.of(alike, contrastive).reads(torch.rand(30), alike, contrastive) is reads
+    stick = Yardstick.of(alike, contrastive)
+    assert stick.reads(2 * torch.rand(30), alike, contrastive) is reads
+    assert stick.reads(torch.rand(30), alike, contrastive)  # may be probabilities
 
 
 @pytest.mark.parametrize(("shape", "reads"), [((30,), True), ((30, 1), True), ((30, 2), True), ((30, 2, 4), False)])

@@ -212,7 +212,7 @@ class _Doctor:
         return exam
 
     def _enough(self, exam: Examination, seen: Observation) -> bool:
-        """Whether a program does so well that no more need be seen of it: as given, in the first half of its run.
+        """Whether a program does so well that no more need be seen of it: as given, from half of its run on.
 
         Where ``fit`` keeps the best weights, it can do no worse by the end than it did on the way.
         """

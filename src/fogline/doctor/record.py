@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.signalled import from_signals, told_of_batches, unrelated
-from fogline.doctor.told import ONCE_AN_EPOCH
+from fogline.doctor.told import ASKED_FIRST, NEVER_ASKED
 from fogline.doctor.travelled import LITTLE_LEARNED, fell, thrown_before
 from fogline.verdict import Verdict
 
@@ -96,11 +96,11 @@ def findings_of_record(run: Run) -> list[Finding]:
 
 
 def _with_other_readings(found: list[Finding]) -> list[Finding]:
-    """A schedule that is asked at every batch and comes down at once may have been meant to be asked so."""
-    of_units = next((f for f in found if f.remedy is not None and f.remedy.title == ONCE_AN_EPOCH), None)
-    if of_units is None:
+    """A schedule may have been meant to be asked as often as it was, and have the wrong numbers."""
+    of_units = next((f for f in found if f.cause == "schedule_step_unit"), None)
+    if of_units is None or of_units.remedy is None or of_units.remedy.title in (NEVER_ASKED, ASKED_FIRST):
         return found
-    why = "If its numbers are meant for batches, the schedule brings the learning rate down far too early."
+    why = "If the schedule is meant to be asked as often as it was, its numbers do not fit the length of the run."
     sure = 1 - of_units.confidence
     return [
         *found,

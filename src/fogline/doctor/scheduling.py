@@ -58,7 +58,7 @@ class ScheduleLook:
             Evidence("learning rate after the first epoch, as a share of the first", share, "about 1", step),
             f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate has come down "
             "all the way before the first epoch is over.",
-            told.ONCE_AN_EPOCH,
+            "call scheduler.step() once an epoch",
         )
 
     def _passed_its_milestones(self, step: int) -> bool:
@@ -90,7 +90,7 @@ class ScheduleLook:
                 0.8 if self.epochs > 1 else 0.6,
                 Evidence("calls of scheduler.step()", 0, "one an epoch, or one a batch", step),
                 f"{self.kind} was made and never asked: the learning rate is the same from the first step to the last.",
-                "call scheduler.step() after optimizer.step()",
+                told.NEVER_ASKED,
             )
         yield from self._warms_up(step, asked, rates)
         yield from self._cycles(step, asked)
@@ -159,5 +159,5 @@ class ScheduleLook:
             else Evidence("last milestone, of so many calls", f"{last} of {step + 1}", "in the second half", step),
             f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate has come down "
             "all the way near the start of the run.",
-            told.ONCE_AN_EPOCH,
+            "call scheduler.step() once an epoch",
         )

@@ -247,19 +247,20 @@ def frozen(step: int, names: Sequence[str]) -> Finding:
     )
 
 
+ASKED_FIRST = "step the optimizer first"
+NEVER_ASKED = "call scheduler.step() after optimizer.step()"
+
+
 def schedule_first(line: str) -> Finding:
     return _finding(
         "schedule_step_unit",
         0.9,
         Evidence("calls of scheduler.step() before the first optimizer.step()", 1, 0, 0),
         "The scheduler is asked before the optimizer: the first value of the schedule is skipped.",
-        Remedy("step the optimizer first", "optimizer.step()\nscheduler.step()"),
+        Remedy(ASKED_FIRST, "optimizer.step()\nscheduler.step()"),
         severity="minor",
         line=line,
     )
-
-
-ONCE_AN_EPOCH = "call scheduler.step() once an epoch"
 
 
 def schedule_unit(confidence: float, evidence: Evidence, explanation: str, remedy: str) -> Finding:

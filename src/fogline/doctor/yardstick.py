@@ -287,7 +287,9 @@ def _compares_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
 
 def _is_distance(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
     """Whether one number a row, never below 0, is meant to be small where the answer is yes, as of two alike."""
-    if outputs.numel() != len(outputs) or targets.numel() != len(targets) or bool((outputs < 0).any()):
+    if outputs.numel() != len(outputs) or targets.numel() != len(targets):
+        return False
+    if bool((outputs < 0).any()) or not bool((outputs > 1).any()):  # an answer, or a probability
         return False
     yes = (targets == targets.max()).to(outputs.dtype).reshape(outputs.shape)
     for size in (0.5, 1.0, 2.0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -160,11 +161,7 @@ def _each_alike(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
     outputs = around(targets, outputs)
     whole, turned = value(loss, outputs, targets), value(loss, outputs.flip(1), targets)
     alone = [value(loss, outputs[:, k : k + 1], targets) for k in range(outputs.shape[1])]
-    if whole is None or turned is None or any(one is None for one in alone):
-        return False
-    total = sum(one for one in alone if one is not None)
-    near = 1e-4 * max(abs(whole), 1e-30)
-    return abs(whole - turned) <= near and min(abs(whole - total), abs(whole - total / len(alone))) <= near
+    return _made_of(whole, turned, alone)
 
 
 def _all_from_one(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
@@ -174,15 +171,19 @@ def _all_from_one(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
     several opinions of one thing go together.
     """
     outputs = targets.mean(1, keepdim=True).to(outputs.dtype) + outputs.std().nan_to_num(0)
-    columns = range(targets.shape[1])
     whole, turned = value(loss, outputs, targets), value(loss, outputs, targets.roll(1, 1))
-    alone = [value(loss, outputs, targets[:, k : k + 1]) for k in columns]
-    if whole is None or turned is None or any(one is None for one in alone):
+    alone = [value(loss, outputs, targets[:, k : k + 1]) for k in range(targets.shape[1])]
+    apart = float(torch.corrcoef(targets.double().T).nan_to_num(0).triu(1).amax()) < _ONE_THING
+    return apart and _made_of(whole, turned, alone)
+
+
+def _made_of(whole: float | None, turned: float | None, alone: Sequence[float | None]) -> bool:
+    """Whether a loss is the mean or the sum of what each column alone gives, in whatever order they stand."""
+    each = [one for one in alone if one is not None]
+    if whole is None or turned is None or len(each) < len(alone):
         return False
-    total = sum(one for one in alone if one is not None)
     near = 1e-4 * max(abs(whole), 1e-30)
-    alike = abs(whole - turned) <= near and min(abs(whole - total), abs(whole - total / len(alone))) <= near
-    return alike and float(torch.corrcoef(targets.double().T).nan_to_num(0).triu(1).amax()) < _ONE_THING
+    return abs(whole - turned) <= near and min(abs(whole - sum(each)), abs(whole - sum(each) / len(each))) <= near
 
 
 def _as_columns(rows: Rows) -> Rows:

@@ -8,7 +8,7 @@ from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import motion, standing, steps_of
 from fogline.recipe import Duration, Recipe
 
-_LARGE, _MOST_STEPS = 128, 1000
+_LARGE, _FEW_STEPS, _MOST_STEPS = 128, 100, 1000
 
 
 def batch_too_small(exam: Examination) -> Suspicion | None:
@@ -48,10 +48,18 @@ def batch_too_large(exam: Examination) -> Suspicion | None:
     if not began(exam) or exam.planned > _MOST_STEPS or exam.program.recipe.duration == "auto":
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
-    straight = is_large_batch(exam) and exam.planned <= 100 and steps.overshoot < STRAIGHT
+    few = is_large_batch(exam) and exam.planned <= _FEW_STEPS
+    straight = few and steps.overshoot < STRAIGHT
     falls = size >= _LARGE and moves.significance > SURELY
-    if not stands.improvable or moves.refused or not (straight or falls):
+    if not stands.improvable or moves.refused or not (straight or falls or (few and stands.short)):
         return None
+    still, seen = "", []
+    if straight:
+        still, usual = ", and the loss still falls in a straight line", "-0.3 to 0.5: -1 is a slope that stays the same"
+        seen.append(Evidence("overshoot, median", steps.overshoot, usual))
+    elif falls:
+        still = ", and the loss still falls"
+        seen.append(Evidence("fall of the loss at the end, in standard errors", moves.significance, "below 3"))
     smaller = min(32, max(8, rows // 16))
     smaller_ones = [rows_a_step for rows_a_step in (smaller, 4 * smaller) if 2 * rows_a_step <= size]
     return Suspicion(
@@ -60,14 +68,13 @@ def batch_too_large(exam: Examination) -> Suspicion | None:
         (
             Evidence("steps in all", exam.planned, "hundreds"),
             Evidence("rows a step", size, f"{smaller}"),
-            Evidence("overshoot, median", steps.overshoot, "-0.3 to 0.5: -1 is a slope that a step has not changed")
-            if straight
-            else Evidence("fall of the loss at the end, in standard errors", moves.significance, "below 3"),
+            *seen,
         ),
-        f"The rows are read again and again, but {size} of {rows} at a time: that makes {exam.planned} steps in all, "
-        f"and the loss still falls{' in a straight line' if straight else ''}. Smaller batches take more steps for the "
-        "same work.",
+        f"The rows are read again and again, but {size} of {rows} at a time: that makes {exam.planned} steps in all"
+        f"{still}. Smaller batches take more steps for the same work.",
         tuple(of_fewer(exam.program.recipe, size, fewer) for fewer in smaller_ones),
+        follows=not straight,
+        otherwise=("too_few_steps", "More epochs of batches of this size make more steps, too, for more work."),
     )
 
 
