@@ -34,7 +34,7 @@ _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of th
 _SURE, _PROVEN = 0.97, 0.95
 _DECIDED = 0.9  # at least, where the trial closed half of the distance left
 _TRIED = 1.9, 0.42  # times the strength of the suspicion, less this, where a trial was won
-_OTHERWISE = 0.3  # of that of a cause: what its other reading has
+_OTHERWISE = 0.6  # of that of a cause: what its other reading has
 _UNTRIED = 0.65  # how much of a suspicion's strength is left where it could not be tried
 
 
