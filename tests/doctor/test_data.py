@@ -471,6 +471,22 @@ def test_targets_far_off(wild: bool) -> None:
     assert mended(given, found, 1).program.rows == 400 - int(off.sum())
 
 
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss()])
+def test_what_squared_errors_cannot_see_for_a_few_targets_far_off_is_not_mixed_up(loss: nn.Module) -> None:
+    """A loss that bounds them may learn the rest; the share of variance explained is next to nothing all the same."""
+    X, y = numbers(500)
+    draws = torch.Generator().manual_seed(3)
+    off = torch.rand(500, generator=draws)[:, None] < 0.06
+    wild = torch.where(off, y + 60 * torch.randn(y.shape, generator=draws), y)
+    model = nn.Sequential(nn.Linear(X.shape[1], 16), nn.ReLU(), nn.Linear(16, 1))
+    task = fogline.Task(model, loss, (X[:350], wild[:350]), valid=(X[350:], wild[350:]))
+    given = in_motion(Examination(open_case(task, fogline.Recipe(optimizer="adam", lr=0.01, duration="5ep"))), 50)
+    assert given.reference.score is not None
+    assert given.reference.score < 0.1
+    assert data.unrelated_labels(given) is None
+    assert data.shuffled_labels(given) is None
+
+
 @pytest.mark.parametrize("make", [regression, classification])
 def test_targets_that_belong_to_other_rows(make: Callable[..., Examination]) -> None:
     of = numbers if make is regression else labels

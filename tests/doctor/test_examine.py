@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,8 @@ from fogline.doctor.case import apply_to, open_case, program
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Remedy, Rows, Suspicion, Trial
 from fogline.doctor.interventions import Interventions
-from fogline.doctor.reference import Reference
-from fogline.doctor.standing import Standing, descends
-from fogline.doctor.trial import SEEDS, Laboratory, Observation, compared
+from fogline.doctor.standing import descends
+from fogline.doctor.trial import SEEDS, Laboratory, compared
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="20ep")
 
@@ -354,30 +352,6 @@ def test_no_more_is_watched_of_what_does_as_well_as_can_be(held: bool) -> None:
     report = fogline.diagnose(fogline.Task(network(), nn.CrossEntropyLoss(), **data), RECIPE.replace(duration="40ep"))
     assert report.verdict == "healthy"
     assert report.control_in == report.planned // 2 if held else report.planned
-
-
-@pytest.mark.parametrize(
-    ("score", "goal", "part", "worth"),
-    [(0.5, 0.95, 1.0, 0.03), (0.9, 1.0, 1.0, 0.05), (0.95, 0.95, 1.0, 0.1), (0.9, 1.0, 0.5, 0.1)],
-)
-def test_what_a_trial_must_gain(
-    score: float, goal: float, part: float, worth: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half the way to what is known to be possible, where it is near; plainly, where nobody knows of more.
-
-    What was watched for a part of its run may be there by the end.
-    """
-    case = open_case(task(), RECIPE)
-    tried = Interventions(case, Laboratory(case, 100), 100, control=score)
-    exam = Examination(case)
-    exam.reference = Reference(score=goal)
-    count = round(part * exam.planned)
-    looks = [(0, 0.0, 1.0), (count // 2, 0.8, 0.5), (count, score, 0.4)]
-    exam.observed = Observation(score, np.zeros(count), np.zeros(count), planned=exam.planned, looks=looks)
-    monkeypatch.setattr(
-        "fogline.doctor.interventions.standing", lambda exam: Standing(score, score, goal, True, True, 0.01)
-    )
-    assert tried._worth_saying(exam) == pytest.approx(worth)
 
 
 def test_what_nothing_points_to_is_found_by_trying() -> None:

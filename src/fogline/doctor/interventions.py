@@ -15,7 +15,6 @@ from fogline.doctor.bench import (
     compatible,
     edits,
     lengthens,
-    still_gains,
     times_longer,
 )
 from fogline.doctor.case import Case
@@ -347,17 +346,10 @@ class Interventions:
         """One for each length, so that what was run there for the control is not run again."""
         key = (id(exam), self.remedies, steps)
         if key not in self._benches:
-            margin, sound = max(self._worth_saying(exam), standing(exam).error), self.is_healthy(exam)
+            sound = self.is_healthy(exam)
+            margin = max(PLAINLY if sound else ENOUGH, standing(exam).error)
             self._benches[key] = Bench(self.laboratory, exam, self.remedies, steps, margin=margin, sound=sound)
         return self._benches[key]
-
-    def _worth_saying(self, exam: Examination) -> float:
-        """What a trial must gain: of a program that ends near what a classical learner gets half the way there."""
-        if not self.is_healthy(exam):
-            return ENOUGH
-        stands = standing(exam)
-        behind = stands.goal - stands.score - still_gains(exam)
-        return min(PLAINLY, max(PLAINLY / 2, behind / 2)) if stands.short and behind > ENOUGH else PLAINLY
 
     @staticmethod
     def _promising(benches: Sequence[Bench], bench: Bench) -> float:

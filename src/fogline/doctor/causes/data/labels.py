@@ -12,7 +12,7 @@ from torch import Tensor
 from fogline.data.source import leaves
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.causes.data.order import rare, rows_of_classes
-from fogline.doctor.causes.data.outliers import far_off_targets
+from fogline.doctor.causes.data.outliers import has_far_off_targets
 from fogline.doctor.causes.data.places import moved_targets
 from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.examination import Examination
@@ -39,7 +39,7 @@ def shuffled_labels(exam: Examination) -> Suspicion | None:
     held-out rows, or those can be learned within themselves: then it is the training targets that are wrong.
     """
     seen, possible = exam.reference, _taught_by_held_out_rows(exam)
-    if possible is None or seen.score is None or seen.score > _SOMETHING * possible or far_off_targets(exam):
+    if possible is None or seen.score is None or seen.score > _SOMETHING * possible or has_far_off_targets(exam):
         return None
     assert seen.valid_score is not None
     assert seen.within_valid is not None
@@ -83,7 +83,7 @@ def _taught_by_held_out_rows(exam: Examination) -> float | None:
 def wrong_numbers(exam: Examination) -> Suspicion | None:
     """Numeric training targets that are wrong in part, while those of held-out rows are not."""
     seen, bounded = exam.reference, robust(exam.program.loss)
-    if exam.case.yardstick.work != "regression" or bounded is None or seen.score is None or far_off_targets(exam):
+    if exam.case.yardstick.work != "regression" or bounded is None or seen.score is None or has_far_off_targets(exam):
         return None
     possible = _taught_by_held_out_rows(exam)
     if possible is None or seen.score <= _SOMETHING * possible or train_valid_mismatch(exam):
@@ -111,7 +111,7 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
         return None
     within = 0.0 if seen.within_valid is None else seen.within_valid - seen.valid_error
     got = max(seen.score, within, observed.score)
-    if seen.scored < _FEWEST // 2 or got > LEARNS or far_off_targets(exam):
+    if seen.scored < _FEWEST // 2 or got > LEARNS or has_far_off_targets(exam):
         return None
     moved, classes = moved_targets(exam), exam.case.yardstick.classes
     # Squared correlations by chance are 1 / n, and learners that know nothing mostly explain less: more is a signal.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,12 +21,22 @@ _CARRIED = 0.5  # of the squared error, by so few rows
 _TO_A_DEVIATION = 1.4826  # from the median absolute value of a normal distribution
 
 
-def far_off_targets(exam: Examination) -> Suspicion | None:
+@dataclass(frozen=True)
+class _FarOff:
+    """Which of the rows that the classical learners read lie far off, (n,) bool; the usual distance of each column."""
+
+    rows: Tensor
+    far: Tensor
+    usual: Tensor
+    share: float
+    carried: float
+    of_held_out: Tensor | None
+
+
+def _far_off(exam: Examination) -> _FarOff | None:
     """Training targets far from what a classical learner of the other rows says, which make up most of its error."""
-    pair, seen, bounded = pair_of(exam), exam.reference, robust(exam.program.loss)
-    if pair is None or seen.rows is None or bounded is None or exam.case.yardstick.work != "regression":
-        return None
-    if kept_at(exam, "loss") or kept_at(exam, "labels"):
+    seen = exam.reference
+    if pair_of(exam) is None or seen.rows is None or exam.case.yardstick.work != "regression":
         return None
     said = out_of_fold(exam.case, seen.learner, seen.rows)
     if said is None:
@@ -38,10 +49,28 @@ def far_off_targets(exam: Examination) -> Suspicion | None:
     carried = float(scaled[far].sum() / scaled.sum().clamp_min(1e-300))
     if int(far.sum()) < _FEWEST or share > _MOST or carried < _CARRIED:
         return None
-    names, held = seen.rows[far], exam.case.valid
+    return _FarOff(seen.rows, far, usual, share, carried, said[1])
+
+
+def has_far_off_targets(exam: Examination) -> bool:
+    """Whether there are such targets, whatever the loss makes of them: then squared errors tell nothing of the rest."""
+    return _far_off(exam) is not None
+
+
+def far_off_targets(exam: Examination) -> Suspicion | None:
+    """Such targets under a loss that they have a say in."""
+    bounded = robust(exam.program.loss)
+    if bounded is None or kept_at(exam, "loss") or kept_at(exam, "labels"):
+        return None
+    seen, found = exam.reference, _far_off(exam)
+    if found is None:
+        return None
+    far, share, carried = found.far, found.share, found.carried
+    names, held, said = found.rows[far], exam.case.valid, found.of_held_out
     outside = None
-    if said[1] is not None and held is not None:
-        outside = float((_missed(said[1], held.targets[: len(said[1])]).abs() > _FAR * usual).any(1).double().mean())
+    if said is not None and held is not None:
+        missed = _missed(said, held.targets[: len(said)])
+        outside = float((missed.abs() > _FAR * found.usual).any(1).double().mean())
     error = math.sqrt(share * (1 - share) / len(far))
     expected = "0" if outside is None else f"{outside:.2g}, as held out"
     return Suspicion(
