@@ -121,6 +121,11 @@ def test_a_row_that_lacks_a_column_is_a_card(name: str) -> None:
     assert "90% sure" in outline.words
 
 
+def test_another_reading_says_of_what() -> None:
+    assert "another reading of lr_too_low" in read(finding_card(finding() | {"instead_of": "lr_too_low"})).words
+    assert "another reading" not in read(finding_card(finding())).words
+
+
 def test_the_gravest_come_first_and_the_surest_of_them() -> None:
     rows = [
         row(None, cause="c", severity="minor", confidence=1.0),

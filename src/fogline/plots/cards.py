@@ -46,12 +46,19 @@ def finding_card(found: Mapping[str, Any], *, step: int | None = None, level: in
     parts = [
         _head(found, severity, step, level),
         _paragraph(found.get("explanation")),
+        _paragraph(_instead(found)),
         _part("Evidence", _evidence(found.get("evidence")), level),
         _part("What to do", _remedy(found), level),
         _proof(_inner(found, "trial"), _SAID if step is None else _SEEN, level),
         folded(found.get("cause")),
     ]
     return f'<article class="finding {severity}">{"".join(parts)}</article>'
+
+
+def _instead(found: Mapping[str, Any]) -> str:
+    cause = found.get("instead_of")
+    known = isinstance(cause, str) and cause
+    return f"This is another reading of {cause}: one of the two is meant, and nothing tells which." if known else ""
 
 
 def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
