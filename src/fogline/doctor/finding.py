@@ -222,7 +222,7 @@ class Finding:
         trial: the controlled re-run, or None where none was made.
         remedy: the edit, or None where no edit of Task or Recipe can help.
         advice: what to do by hand.
-        instead_of: the cause that this one is another reading of: one of both is meant, nothing tells which.
+        instead_of: the cause that this one is another reading of: nothing that was seen or tried tells the two apart.
     """
 
     cause: str

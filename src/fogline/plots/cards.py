@@ -58,7 +58,7 @@ def finding_card(found: Mapping[str, Any], *, step: int | None = None, level: in
 def _instead(found: Mapping[str, Any]) -> str:
     cause = found.get("instead_of")
     known = isinstance(cause, str) and cause
-    return f"This is another reading of {cause}: one of the two is meant, and nothing tells which." if known else ""
+    return f"This is another reading of {cause}: nothing that was seen or tried tells the two apart." if known else ""
 
 
 def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
