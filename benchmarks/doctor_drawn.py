@@ -138,7 +138,7 @@ def tables(good: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]]) -> str
 PAGE = """# The doctor on programs drawn at random
 
 Made by `python benchmarks/doctor_drawn.py --full --write`, seeds from {first} on, which nothing had been looked at with
-before; what changed after the commit named here is in `docs/LOG.md`. The script says how soundness and harm are measured.
+before; what changed after this commit is in `docs/LOG.md`. The script says how soundness and harm are measured.
 
 {stamp}
 
