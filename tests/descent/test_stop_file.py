@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,15 @@ def test_a_watched_loop_is_told_and_decides_itself(tmp_path: Path) -> None:
     assert not (run.folder / STOP).exists()
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C as Python handles it by itself: a shell that puts tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_signal_that_comes_too_late_for_the_loop_is_not_lost() -> None:
     with watched_signals():
         signal.raise_signal(signal.SIGINT)
