@@ -14,6 +14,7 @@ from fogline.descent.optimizers import spec_of
 from fogline.doctor.anatomy import Anatomy
 from fogline.doctor.causes.fit.capacity import more_units
 from fogline.doctor.causes.flow.activations import relu_instead
+from fogline.doctor.causes.flow.anew import also_done
 from fogline.doctor.causes.flow.weights import drawn_again, drawn_orthogonal
 from fogline.doctor.causes.flow.width import THROUGH, width_of
 from fogline.doctor.causes.step.batch import of_fewer
@@ -101,6 +102,7 @@ def _of_the_network(exam: Examination) -> Iterator[Suspicion]:
             Evidence("units of the hidden layers", widths or "no hidden layer"),
             "The network is too small for what there is to learn: a wider one gets further.",
             remedy,
+            simpler=also_done(layers),
         )
     yield from _of_first_weights(anatomy)
     bent = relu_instead(anatomy) if len(anatomy.weighted) > 2 else None
@@ -126,8 +128,10 @@ def _of_first_weights(anatomy: Anatomy) -> Iterator[Suspicion]:
         )
 
 
-def _tried(cause: str, evidence: Evidence, explanation: str, *remedies: Remedy) -> Suspicion:
-    return Suspicion(cause, _STRENGTH, (evidence,), explanation, remedies)
+def _tried(
+    cause: str, evidence: Evidence, explanation: str, *remedies: Remedy, simpler: tuple[Suspicion, ...] = ()
+) -> Suspicion:
+    return Suspicion(cause, _STRENGTH, (evidence,), explanation, remedies, simpler=simpler)
 
 
 _ALL: tuple[Callable[[Examination], Iterator[Suspicion]], ...] = (

@@ -29,6 +29,7 @@ from fogline.task import Task
 FLOOR = 3000
 """Steps that may be spent on a program whose steps cost next to nothing, however short its run is."""
 _AT_ONCE = 0.125  # of the descent that is watched: as much is seen of what one batch leaves no doubt about
+_FAR = 0.9  # from perfect is what scores less
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
 # Confidence: how often findings of each kind named a planted cause on the calibration half of benchmarks/faults.
 _SURE, _PROVEN = 0.97, 0.95
@@ -119,9 +120,9 @@ class _Doctor:
                 self.tried.take(suspicion, None, None)
             return self._written("faulty" if any(s.proof for s in first) else "undecided")
         exam, rounds = self._watched(first)
-        if exam.kept == self.tried.remedies and not self.tried.is_healthy(exam) and self.laboratory.left > 0:
+        if exam.kept == self.tried.remedies and self._may_be_short(exam) and self.laboratory.left > 0:
             self.tried.verify(exam, self._usual(exam))
-            if exam.kept == self.tried.remedies and not self._holds_nothing(exam):
+            if exam.kept == self.tried.remedies and not self.tried.is_healthy(exam) and not self._holds_nothing(exam):
                 self.tried.ablate(exam, list(ablations(exam)))
             rounds.append(len(self.tried.kept))
         if len({count for count in rounds if count}) > 1:
@@ -221,6 +222,11 @@ class _Doctor:
         if exam.kept:
             return self.tried.well(exam, score)
         return self.case.valid is not None and 2 * step >= self.planned and self.tried.as_good(exam, score)
+
+    def _may_be_short(self, exam: Examination) -> bool:
+        """Whether it is behind a classical learner; or far from perfect, where nobody knows what is possible."""
+        unknown = exam.reference.possible is None
+        return not self.tried.is_healthy(exam) or (unknown and self.tried.level < _FAR)
 
     def _holds_nothing(self, exam: Examination) -> bool:
         """Whether neither the program nor a classical learner gets anything from the data."""

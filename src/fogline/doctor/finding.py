@@ -132,6 +132,8 @@ class Suspicion:
             steps that are slow on bad first weights: where both are supposed it is left out first, and named last.
         advice: what to do where no remedy can do it, and what to change in the code.
         otherwise: another cause that would look the same, and why; no trial can tell the two apart.
+        simpler: causes whose smaller edits are a part of what the remedy does: one that does most of it by itself is
+            what was wrong.
     """
 
     cause: str
@@ -146,6 +148,7 @@ class Suspicion:
     severity: Severity = "serious"
     advice: str = ""
     otherwise: tuple[str, str] | None = None
+    simpler: tuple[Suspicion, ...] = ()
 
     def __post_init__(self) -> None:
         if not any(self.cause in group for group in CAUSES.values()):

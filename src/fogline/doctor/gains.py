@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fogline.data import losses
+from fogline.data.source import leaves, map_tree
 from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.heads import FAR, SCALES, answers, bend, last_layer, value
 
+_FEW_VALUES = 8
 _ANSWERING = ("", "sigmoid", "softmax", "log_softmax")
 """Ends of a model behind which more is still more."""
 
@@ -236,6 +238,54 @@ def _heard(exam: Examination, like: Tensor, targets: Tensor, mine: Tensor, size:
     except FAILURES:
         return None
     return bool((slope[mine] != 0).any())
+
+
+def unheard(exam: Examination, loss: Any) -> tuple[float, ...]:
+    """Of a few different targets, those that the loss is the same about, whatever is put out for their rows.
+
+    Such as 0 where a loss of pairs is told by 1 and -1. Asked of what the model gives, one tensor or several: as it
+    is, of random numbers, of rows that are all alike, and of the opposite; with one and the same seed.
+    """
+    anatomy = exam.anatomy
+    if not exam.case.supervised or anatomy.stage or not isinstance(anatomy.batch[1], Tensor):
+        return ()
+    targets, given = anatomy.batch[1].reshape(-1), leaves(anatomy.outputs)
+    values = torch.unique(targets)
+    few = 2 <= len(values) <= _FEW_VALUES and bool((values >= 0).all())
+    if not few or targets.numel() != len(anatomy.batch[1]) or any(len(leaf) != len(targets) for leaf in given):
+        return ()
+    draws, heard = torch.Generator().manual_seed(0), torch.zeros(len(targets), dtype=torch.bool)
+    for said in (_as_it_is, _random, _all_alike, _opposite):
+        tried = [said(leaf.detach(), draws).requires_grad_() for leaf in given]
+        rest = iter(tried)
+        outputs = map_tree(lambda _, rest=rest: next(rest), anatomy.outputs)
+        try:
+            with torch.enable_grad():
+                slopes = torch.autograd.grad(loss(outputs, anatomy.batch[1]).sum(), tried, allow_unused=True)
+        except FAILURES:
+            return ()
+        for slope in slopes:
+            if slope is not None:
+                heard |= (slope.reshape(len(slope), -1) != 0).any(1)
+    return tuple(float(value) for value in values if not bool(heard[targets == value].any()))
+
+
+def _as_it_is(leaf: Tensor, draws: torch.Generator) -> Tensor:
+    return leaf.clone()
+
+
+def _random(leaf: Tensor, draws: torch.Generator) -> Tensor:
+    return torch.randn(leaf.shape, generator=draws).to(leaf.dtype)
+
+
+def _all_alike(leaf: Tensor, draws: torch.Generator) -> Tensor:
+    """The same in every row and every tensor of this shape, but for a tenth."""
+    same = torch.randn(leaf.shape[1:], generator=torch.Generator().manual_seed(1)).to(leaf.dtype)
+    return same + 0.1 * _random(leaf, draws)
+
+
+def _opposite(leaf: Tensor, draws: torch.Generator) -> Tensor:
+    return -leaf.clone()
 
 
 def wants_probabilities(exam: Examination) -> bool:

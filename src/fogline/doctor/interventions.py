@@ -33,6 +33,8 @@ _LIKELY = 0.5  # a suspicion that is said although it could not be tried
 _GUESSES = 2
 DECISIVE = 0.5
 """Of the distance that was left, closed in a short trial."""
+MOST = 0.5
+"""Of what a remedy gains: a part of it that gains as much by itself is what was needed."""
 
 
 @dataclass
@@ -144,6 +146,7 @@ class Interventions:
             self._try(exam, pool)
         for kept in self.kept[before:]:
             self._best_of(exam, kept)
+            self._simplest_of(exam, kept)
         for suspicion in rest:
             if suspicion.proof or exam.kept == self.remedies:  # else it is looked for again in what was mended
                 self._said(exam, suspicion)
@@ -177,6 +180,7 @@ class Interventions:
             if trial.accepted and long.holds(trial, [remedy]):
                 self.healed, self.healed_in = fmean(trial.with_it), long.steps
                 self.take(supposed[k], remedy, trial)
+                self._simplest_of(exam, self.kept[-1])
                 return
             self._reject(supposed[k], trial, f"no clear gain: {trial}")
 
@@ -263,6 +267,25 @@ class Interventions:
         if best is not kept.remedy:
             kept.remedy, kept.trial = best, bench.against_control([best], every_seed=True)
             self.healed, self.healed_in = fmean(bench.scores([best])), bench.steps
+
+    def _simplest_of(self, exam: Examination, kept: Kept) -> None:
+        """A smaller edit that is a part of what the remedy does, where it closes most of the distance by itself."""
+        won, rest = kept.trial, [other for other in self.kept if other is not kept]
+        if won is None or not won.accepted or not kept.suspicion.simpler:
+            return
+        now, self.kept = self.kept, rest
+        bench = self._bench(exam, won.steps)
+        self.kept = now
+        for simple in kept.suspicion.simpler:
+            remedy = simple.remedies[0]
+            if simple.cause in self.kept_causes or not bench.affords([remedy]):
+                continue
+            trial = bench.against_control([remedy], promising=MOST * won.effect / max(won.effect, 1 - won.without[0]))
+            if trial.accepted and trial.effect >= MOST * won.effect:
+                self._reject(kept.suspicion, won, f"not needed beside the smaller edit {remedy.title!r}: {won}")
+                kept.suspicion, kept.remedy, kept.trial = simple, remedy, trial
+                self.healed, self.healed_in = fmean(trial.with_it), trial.steps
+                return
 
     def _said(self, exam: Examination, suspicion: Suspicion) -> None:
         """A cause that no trial of the same length can show: it is said where the program falls short."""

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from fogline.doctor.anatomy import Layer
 from fogline.doctor.causes.data.order import passed_over
 from fogline.doctor.causes.data.split import train_valid_mismatch
+from fogline.doctor.causes.flow.anew import also_done
 from fogline.doctor.causes.flow.width import THROUGH, inputs_of, width_of
 from fogline.doctor.closeup import path_of
 from fogline.doctor.examination import Examination
@@ -103,7 +104,8 @@ def underfitting(exam: Examination) -> Suspicion | None:
     known = stands.known or exam.program.rows < _FEW_ROWS  # so few can always be answered well
     if not known or not stands.train_short or moves.refused or moves.fallen < 0.02:
         return None
-    if (moves.slope > _SETTLED and moves.significance > 3) or not steps.path > 0.5:
+    on_its_way = moves.slope > _SETTLED and moves.significance > 3
+    if not steps.path > 0.5:
         return None
     layers = [layer for layer in anatomy.layers if isinstance(layer.module, THROUGH)]
     counted = sum(p.numel() for layer in layers for p in layer.module.parameters())
@@ -113,22 +115,24 @@ def underfitting(exam: Examination) -> Suspicion | None:
     widths = [width_of(layer) for layer in layers[:-1]]
     # With as many weights as numbers to fit, rows can be learned by heart: then it is not the size. Only with a
     # handful of units may all of them stand where no slope leads on.
-    if not layers or counted < 0.9 * weights or (weights > wanted and min(widths, default=0) > _HANDFUL):
+    handful = min(widths, default=0) <= _HANDFUL
+    if not layers or counted < 0.9 * weights or ((weights > wanted or on_its_way) and not handful):
         return None
     remedy = more_units(layers)
     if remedy is None:
         return None
     return Suspicion(
         "underfitting",
-        0.65,
+        0.45 if on_its_way else 0.65,
         (
             Evidence("score on learned rows", stands.train_score, f"{stands.goal:.3g}, as classical learners get"),
             Evidence("units of the hidden layers", ", ".join(map(str, widths)) or "no hidden layer", "more"),
             Evidence("fall of the loss over as many steps again, relative to all it fell", moves.slope, "not near 0"),
         ),
-        "The loss has settled, but not even the rows that were learned from are answered well, although there is "
-        "something to learn in them: the network is too small to express it.",
+        f"{'Not' if on_its_way else 'The loss has settled, but not'} even the rows that were learned from are answered "
+        "well, although there is something to learn in them: the network is too small to express it.",
         (remedy,),
+        simpler=also_done(layers),
     )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fogline.doctor.anatomy import Layer
+from fogline.doctor.causes.flow.anew import also_done
 from fogline.doctor.closeup import path_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
@@ -45,10 +46,9 @@ def narrow_middle(exam: Examination) -> Suspicion | None:
     layers = [layer for layer in anatomy.layers if isinstance(layer.module, THROUGH)]
     if anatomy.stage or len(layers) < 2 or not exam.case.supervised:
         return None
-    if rebuilds(exam.case):
-        return None
+    copies = rebuilds(exam.case)  # through a narrow layer on purpose, though hardly through a single number
     outputs = width_of(layers[-1])
-    needs = outputs - 1 if exam.case.yardstick.work in ("classes", "one_hot") else outputs
+    needs = 1 if copies else outputs - 1 if exam.case.yardstick.work in ("classes", "one_hot") else outputs
     widest = max(width_of(layer) for layer in layers)
     narrow = [
         (first, second)
@@ -60,7 +60,7 @@ def narrow_middle(exam: Examination) -> Suspicion | None:
     if not narrow:
         return None
     first, second = min(narrow, key=lambda pair: width_of(pair[0]))
-    width = max(8, 2 * outputs, min(inputs_of(first), 64))
+    width = max(8, inputs_of(first) // 4) if copies else max(8, 2 * outputs, min(inputs_of(first), 64))
     remedy = Remedy(
         f"widen {first.name} from {width_of(first)} to {width} units",
         f"let {path_of(first.name)} have {width} outputs and {path_of(second.name)} {width} inputs",
@@ -76,4 +76,5 @@ def narrow_middle(exam: Examination) -> Suspicion | None:
         (Evidence("units", width_of(first), f"at least {max(2, needs)}", layer=first.name),),
         f"Everything the network knows of an example has to pass through {few} in {first.name}{lacking}.",
         (remedy,),
+        simpler=also_done((first, second)),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
@@ -58,9 +59,13 @@ def detached_graph(exam: Examination) -> Suspicion | None:
 
 
 def _as_drawn(anatomy: Anatomy, without: list[str]) -> bool:
-    """Whether the weights that stay as they are were never trained: nobody means to keep those."""
-    owners = [name.rpartition(".")[0] for name in without if name.endswith("weight")]
-    return bool(owners) and all(as_drawn(anatomy.model.get_submodule(name)) for name in owners)
+    """Whether the weights that stay as they are were never trained: nobody means to keep those.
+
+    Linear, convolutional and recurrent layers tell; what else is cut off with them goes with them.
+    """
+    owners = [anatomy.model.get_submodule(name) for name in {name.rpartition(".")[0] for name in without}]
+    telling = [owner for owner in owners if isinstance(owner, (nn.Linear, _ConvNd, nn.RNNBase))]
+    return bool(telling) and all(as_drawn(owner) for owner in telling)
 
 
 def _no_graph(error: str) -> bool:

@@ -104,6 +104,7 @@ def train_mode_eval(exam: Examination) -> Suspicion | None:
                 order=WRAP,
             ),
         ),
+        proof=True,
         severity="minor",
     )
 

@@ -14,7 +14,7 @@ from fogline.doctor.causes.output.shape import too_narrow
 from fogline.doctor.causes.output.softmax import softmax_single_unit
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
-from fogline.doctor.gains import is_difference, profile, rewards_wrong_answers, wants_probabilities
+from fogline.doctor.gains import is_difference, profile, rewards_wrong_answers, unheard, wants_probabilities
 from fogline.doctor.heads import bend, value
 from fogline.doctor.matching import UnitTargets, labelled, matching, width_of
 from fogline.doctor.standing import standing
@@ -24,7 +24,9 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
     """A loss that is not about these targets."""
     if not exam.case.supervised or not isinstance(exam.anatomy.batch[1], Tensor):
         return None
-    if exam.anatomy.stage == "forward" or exam.case.yardstick.work == "other" or softmax_single_unit(exam) is not None:
+    if exam.case.yardstick.work == "other":
+        return _unheard(exam)
+    if exam.anatomy.stage == "forward" or softmax_single_unit(exam) is not None:
         return None
     for look in (_refused, _one_score, _beyond_unit, _reversed, _unrewarded, _not_followed, _codes_as_numbers):
         found = look(exam)
@@ -186,6 +188,48 @@ def _reversed(exam: Examination) -> Suspicion | None:
         (remedy,),
     )
     return replace(found, advice="")
+
+
+class PlusMinus(nn.Module):
+    """A loss on targets of 0 and 1 as -1 and 1."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: Any, targets: Tensor) -> Tensor:
+        found: Tensor = self.loss(outputs, 2 * targets - 1)
+        return found
+
+
+def _unheard(exam: Examination) -> Suspicion | None:
+    """A loss of pairs, or of other outputs that only it can read, that does not hear the rows of some targets."""
+    targets = unheard(exam, exam.program.loss)
+    if not targets:
+        return None
+    names = ", ".join(f"{target:g}" for target in targets)
+    signed = targets == (0.0,) and exam.anatomy.batch[1].max() == 1
+    remedy = Remedy(
+        "tell the loss 1 and -1 in place of 1 and 0",
+        f"loss = lambda outputs, targets: loss_fn({'*' if not isinstance(exam.anatomy.outputs, Tensor) else ''}outputs, "
+        "2 * targets - 1)",
+        on_loss=PlusMinus,
+        place="head",
+        order=LOSS,
+    )
+    cured = signed and not unheard(exam, PlusMinus(exam.program.loss))
+    found = _mismatch(
+        exam,
+        0.95,
+        (Evidence(f"rows with target {names} that change the loss, whatever is put out for them", 0, "all"),),
+        f"{losses.name(exam.program.loss)} is the same whatever the model says of rows with target {names}: nothing is "
+        "learned from them"
+        + (", since it knows 1 and -1, and no 0." if cured else "."),
+        (remedy,) if cured else (),
+        proof=True,
+        blocks=cured,
+    )
+    return replace(found, advice="" if cured else "Give the targets as the loss expects them.")
 
 
 def _unrewarded(exam: Examination) -> Suspicion | None:

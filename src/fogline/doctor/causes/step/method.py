@@ -62,10 +62,10 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
     memory = 1 / (1 - float(recipe.options.get("momentum", 0.9))) if name in PLAIN else 0.0
     if memory > _LONG_MEMORY and (stands.short or too_long(moves, steps) > 0):
         return _long_memory(name, memory, exam.planned)
-    if not stands.short or moves.refused or too_long(moves, steps) >= 0.65:
+    if moves.refused or too_long(moves, steps) >= 0.65:
         return None
     slow = steps.path < HARDLY_MOVED
-    if name in ("adadelta", "adagrad") and slow:
+    if name in ("adadelta", "adagrad") and slow and stands.improvable:
         return Suspicion(
             "optimizer_mismatch",
             0.7,
@@ -76,7 +76,7 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
             f"{name} shortens its own steps, and at this learning rate nothing is left of them.",
             (with_adamw(),),
         )
-    if name in PLAIN and stands.train_short and not stands.near:  # which would gain something of any method
+    if name in PLAIN and stands.short and stands.train_short and not stands.near:  # which would gain something of any method
         return Suspicion(
             "optimizer_mismatch",
             0.5 if slow else 0.4,
