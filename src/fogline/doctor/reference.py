@@ -90,6 +90,7 @@ def refer(case: Case) -> Reference:
     if rebuilds(case):
         return Reference()
     usable = torch.isfinite(raw).all(1) & torch.isfinite(case.train.targets.double().reshape(len(raw), -1)).all(1)
+    usable &= yardstick.counted(case.train.targets)
     rows = usable.nonzero().flatten()
     if len(rows) < 10:
         return Reference()

@@ -29,6 +29,9 @@ NAMES = {
 }
 
 
+_FAR_OFF, _FEW_FAR_OFF = 8.0, 0.1  # usual distances from the middle; share of the rows
+_FEWEST_TO_BOUND, _ASKED = 20, 64  # rows
+_TO_A_DEVIATION = 1.4826  # from the median absolute value of a normal distribution
 _MOST_NUMBERS = 8  # of which one may be the answer
 
 
@@ -70,11 +73,14 @@ class Yardstick:
         work: what the targets are.
         classes: how many there are in all the data, where they are labels.
         values: the two that there are, where there are but two.
+        bounds: least and greatest number of each column that counts, where the loss hears a few that lie far off no
+            louder than others: of squared errors those would be nearly all.
     """
 
     work: Work
     classes: int = 0
     values: tuple[float, float] = (0.0, 1.0)
+    bounds: tuple[tuple[float, float], ...] = ()
 
     @classmethod
     def of(cls, targets: Any, loss: Any) -> Yardstick:
@@ -88,7 +94,7 @@ class Yardstick:
         if work == "binary":
             found = targets[torch.isfinite(targets)]
             return cls(work, 2, (float(found.min()), float(found.max())))
-        return cls(work)
+        return cls(work, bounds=_bounds(targets, loss) if work == "regression" else ())
 
     @property
     def name(self) -> str:
@@ -117,6 +123,14 @@ class Yardstick:
             return True
         one_number = targets[:1].numel() == 1
         return not (_compares_rows(outputs.detach(), targets, loss) or (one_number and _of_any_length(targets, loss)))
+
+    def counted(self, targets: Tensor) -> Tensor:
+        """Which rows count, (n,) bool."""
+        if not self.bounds:
+            return torch.ones(len(targets), dtype=torch.bool)
+        low, high = torch.tensor(self.bounds, dtype=torch.float64).unbind(1)
+        wide = targets.double().reshape(len(targets), -1)
+        return ((wide >= low) & (wide <= high)).all(1)
 
     def labels(self, targets: Any) -> Tensor | None:
         """The class of each row, (n,) int64; None where targets are no labels, or some are none."""
@@ -148,6 +162,9 @@ class Yardstick:
             return self._labels(outputs, targets.argmax(1), loss)
         if self.work == "binary":
             return self._binary(outputs, targets, loss)
+        if self.bounds and len(outputs) == len(targets):
+            rows = self.counted(targets)
+            outputs, targets = outputs[rows], targets[rows]
         if _is_log_rate(loss):
             outputs = outputs.exp()
         wide = outputs.reshape(len(outputs), -1)
@@ -266,6 +283,36 @@ def _explained(outputs: Tensor, targets: Tensor) -> float:
     if not bool(varied.any()):
         return 0.0
     return float((1 - squares[varied] / variance[varied]).clamp(min=-1.0).mean())
+
+
+def _bounds(targets: Tensor, loss: Any) -> tuple[tuple[float, float], ...]:
+    """Between which numbers all but a few lie, where these few have most of the variance and the loss is robust."""
+    wide = targets.detach().double().reshape(len(targets), -1)
+    wide = wide[torch.isfinite(wide).all(1)]
+    if len(wide) < _FEWEST_TO_BOUND:
+        return ()
+    middle = wide.median(0).values
+    usual = _TO_A_DEVIATION * (wide - middle).abs().median(0).values
+    if not bool((usual > 0).all()):
+        return ()
+    distance = (wide - middle) / usual
+    far = (distance.abs() > _FAR_OFF).any(1)
+    carried = float(distance[far].square().sum() / distance.square().sum())
+    if not 0 < int(far.sum()) <= _FEW_FAR_OFF * len(wide) or carried < 0.5 or not _robust(targets, usual, loss):
+        return ()
+    low, high = middle - _FAR_OFF * usual, middle + _FAR_OFF * usual
+    return tuple(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _robust(targets: Tensor, usual: Tensor, loss: Any) -> bool:
+    """Whether ten times as long an error costs about ten times as much, or less, and not a hundred times."""
+    known = targets[torch.isfinite(targets.reshape(len(targets), -1)).all(1)][:_ASKED]
+    unit = usual.to(known.dtype).reshape(known.shape[1:]) if known.ndim > 1 else usual.to(known.dtype)
+    try:
+        near, far = (float(loss(known + size * unit, known)) for size in (_FAR_OFF, 10 * _FAR_OFF))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return 0 < far < 30 * near
 
 
 def _compares_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:

@@ -57,7 +57,9 @@ def _frozen(module: nn.Module) -> bool:
 
 def _drawn_anew(layers: Sequence[Layer]) -> tuple[Suspicion, ...]:
     resettable = [layer for layer in layers if callable(getattr(layer.module, "reset_parameters", None))]
-    other = [layer.name for layer in resettable if not isinstance(layer.module, nn.Embedding) and not as_drawn(layer.module)]
+    other = [
+        layer.name for layer in resettable if not isinstance(layer.module, nn.Embedding) and not as_drawn(layer.module)
+    ]
     if not other:
         return ()
     names = list(dict.fromkeys(layer.name for layer in resettable))

@@ -223,8 +223,7 @@ def _unheard(exam: Examination) -> Suspicion | None:
         0.95,
         (Evidence(f"rows with target {names} that change the loss, whatever is put out for them", 0, "all"),),
         f"{losses.name(exam.program.loss)} is the same whatever the model says of rows with target {names}: nothing is "
-        "learned from them"
-        + (", since it knows 1 and -1, and no 0." if cured else "."),
+        "learned from them" + (", since it knows 1 and -1, and no 0." if cured else "."),
         (remedy,) if cured else (),
         proof=True,
         blocks=cured,

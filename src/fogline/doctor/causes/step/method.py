@@ -76,7 +76,9 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
             f"{name} shortens its own steps, and at this learning rate nothing is left of them.",
             (with_adamw(),),
         )
-    if name in PLAIN and stands.short and stands.train_short and not stands.near:  # which would gain something of any method
+    if (
+        name in PLAIN and stands.short and stands.train_short and not stands.near
+    ):  # which would gain something of any method
         return Suspicion(
             "optimizer_mismatch",
             0.5 if slow else 0.4,
