@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -257,8 +258,7 @@ def unheard(exam: Examination, loss: Any) -> tuple[float, ...]:
     draws, heard = torch.Generator().manual_seed(0), torch.zeros(len(targets), dtype=torch.bool)
     for said in (_as_it_is, _random, _all_alike, _opposite):
         tried = [said(leaf.detach(), draws).requires_grad_() for leaf in given]
-        rest = iter(tried)
-        outputs = map_tree(lambda _, rest=rest: next(rest), anatomy.outputs)
+        outputs = map_tree(partial(_next, iter(tried)), anatomy.outputs)
         try:
             with torch.enable_grad():
                 slopes = torch.autograd.grad(loss(outputs, anatomy.batch[1]).sum(), tried, allow_unused=True)
@@ -268,6 +268,10 @@ def unheard(exam: Examination, loss: Any) -> tuple[float, ...]:
             if slope is not None:
                 heard |= (slope.reshape(len(slope), -1) != 0).any(1)
     return tuple(float(value) for value in values if not bool(heard[targets == value].any()))
+
+
+def _next(rest: Iterator[Tensor], _: Tensor) -> Tensor:
+    return next(rest)
 
 
 def _as_it_is(leaf: Tensor, draws: torch.Generator) -> Tensor:

@@ -56,19 +56,17 @@ def _frozen(module: nn.Module) -> bool:
 
 
 def _drawn_anew(layers: Sequence[Layer]) -> tuple[Suspicion, ...]:
-    resettable = [layer for layer in layers if callable(getattr(layer.module, "reset_parameters", None))]
-    other = [
-        layer.name for layer in resettable if not isinstance(layer.module, nn.Embedding) and not as_drawn(layer.module)
-    ]
+    modules = {layer.name: layer.module for layer in layers if hasattr(layer.module, "reset_parameters")}
+    telling = {name: module for name, module in modules.items() if not isinstance(module, nn.Embedding)}
+    other = [name for name, module in telling.items() if not as_drawn(module)]
     if not other:
         return ()
-    names = list(dict.fromkeys(layer.name for layer in resettable))
     return (
         Suspicion(
             "bad_init",
             0.6,
-            (Evidence("layers whose first weights are not as PyTorch draws them", ", ".join(dict.fromkeys(other))),),
+            (Evidence("layers whose first weights are not as PyTorch draws them", ", ".join(other)),),
             "The program learns from other first weights: those that it was given stand in its way.",
-            (drawn_anew(names),),
+            (drawn_anew(list(modules)),),
         ),
     )

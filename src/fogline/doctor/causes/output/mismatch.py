@@ -211,8 +211,7 @@ def _unheard(exam: Examination) -> Suspicion | None:
     signed = targets == (0.0,) and exam.anatomy.batch[1].max() == 1
     remedy = Remedy(
         "tell the loss 1 and -1 in place of 1 and 0",
-        f"loss = lambda outputs, targets: loss_fn({'*' if not isinstance(exam.anatomy.outputs, Tensor) else ''}outputs, "
-        "2 * targets - 1)",
+        "loss = lambda outputs, targets: loss_fn(outputs, 2 * targets - 1)",
         on_loss=PlusMinus,
         place="head",
         order=LOSS,
