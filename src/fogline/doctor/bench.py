@@ -80,8 +80,17 @@ class Bench:
             metric=self.exam.case.yardstick.name,
             steps=self.steps,
         )
-        accepted = trial.accepted and count == len(self.seeds) and trial.effect >= self.margin
+        accepted = trial.accepted and count == len(self.seeds) and self._plain(trial)
         return replace(trial, intervention=title, accepted=accepted)
+
+    def _plain(self, trial: Trial) -> bool:
+        """Whether it gained the margin; or half of it, and the whole against the control's own longer descent.
+
+        A program that runs away late does well for as long as a short trial lasts.
+        """
+        if trial.effect >= self.margin:
+            return True
+        return trial.effect >= self.margin / 2 and fmean(trial.with_it) - level(self.exam) >= self.margin
 
     def gain(self, remedies: Sequence[Remedy]) -> float:
         """What they gain on the first seed alone."""

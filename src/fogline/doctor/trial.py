@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fogline.data.intake import Opened
-from fogline.data.source import Batch, InMemory, cast, leaves
+from fogline.data.source import Batch, InMemory, cast, leaves, map_tree
 from fogline.descent.batches import Batches
 from fogline.descent.length import EXPECTED
 from fogline.descent.machine import machine_of, optimizer_of
@@ -45,6 +45,9 @@ CHEAP = 5e6
 _LOOKS = 16
 _TRAIN_ROWS = 1024
 _SCORED_AT_ONCE = 512
+_ROUNDED = 1e-6
+_COLLAPSED = 0.5
+"""Where one answer for all rows is so much better than the model's, such answers are what the loss is lowest for."""
 
 
 @dataclass
@@ -116,6 +119,7 @@ class Laboratory:
         self.case, self.budget, self.check, self.reserve = case, budget, check, reserve
         self.spent = 0.0
         self._rates: dict[tuple[str, ...], float] = {}
+        self._firsts: dict[tuple[str, ...], tuple[float, bool]] = {}
 
     @property
     def left(self) -> float:
@@ -264,7 +268,7 @@ class Laboratory:
     def scored(self, objective: Objective, variant: Program, batch: Batch) -> tuple[float, float]:
         """Score and mean loss on rows, in evaluation mode.
 
-        For ``on_batch`` work the score is the share of the first weights' loss that is gone.
+        Where only the loss can read the outputs, the score is the share of a constant answer's loss that is gone.
         """
         model, yardstick = objective.model, variant.case.yardstick
         weights = next(model.parameters())
@@ -279,21 +283,80 @@ class Laboratory:
                 total += rows
                 outputs.append(found)
         mean = sums / max(1, total)
-        if not objective.supervised or yardstick.work == "other":
-            return _gone(variant, mean, self), mean
-        if not all(isinstance(piece, Tensor) for piece in outputs):
-            return _gone(variant, mean, self), mean
+        read = objective.supervised and yardstick.work != "other"
+        if not read or not all(isinstance(piece, Tensor) for piece in outputs):
+            return self._gone(objective, variant, batch, mean), mean
         targets = batch[1]
         return yardstick(torch.cat([piece.cpu() for piece in outputs]), targets, variant.loss), mean
 
-    def first_loss(self, variant: Program) -> float:
-        """Held-out loss of first weights: what ``on_batch`` work is measured against."""
-        key = ("first", *(remedy.title for remedy in variant.remedies))
-        if key not in self._rates:
+    def _gone(self, objective: Objective, variant: Program, batch: Batch, loss: float) -> float:
+        """The share of the loss of a constant answer that is gone: of that of first weights, or of the mean of all
+        answers, whichever is lower."""
+        first, asks_rows = self._first(variant)
+        constant = _loss_of(objective, batch, _mean_of_all) if asks_rows else None
+        if constant is not None and constant < first and loss - constant <= _COLLAPSED * max(abs(loss), abs(constant)):
+            first = constant
+        if not math.isfinite(loss) or not math.isfinite(first):
+            return -1.0
+        scale = max(abs(first), abs(loss))
+        return max(-1.0, (first - loss) / scale) if scale > 0 else 0.0
+
+    def _first(self, variant: Program) -> tuple[float, bool]:
+        """Held-out loss of first weights, and whether it is another one where rows get the answers of others.
+
+        It is not where answers are compared with one another only, such as those to two views of a row.
+        """
+        key = tuple(remedy.title for remedy in variant.remedies)
+        if key not in self._firsts:
             begun = self.start(variant, self.case.recipe.seed)
+            held = _placed(variant.held, begun.batches.device)
             with private_randomness(torch.device("cpu")), begun.objective.without_learning():
-                self._rates[key] = float(begun.objective(_placed(variant.held, begun.batches.device)).detach())
-        return self._rates[key]
+                first = float(begun.objective(held).detach())
+            drawn, turned = (_loss_of(begun.objective, held, said) for said in (_drawn, _drawn_for_others))
+            asked = drawn is not None and turned is not None and abs(turned - drawn) > _ROUNDED * abs(drawn)
+            self._firsts[key] = first, asked
+        return self._firsts[key]
+
+
+def _loss_of(objective: Objective, batch: Batch, said: Callable[[Tensor], Tensor]) -> float | None:
+    """Mean loss of other answers than the model's, made of them; None where they are no tensors with a row each."""
+    seen: list[Tensor] = []
+
+    def change(module: nn.Module, given: Any, found: Any) -> Any:
+        rows = len(leaves(given)[0]) if leaves(given) and leaves(given)[0].ndim else 0
+        changed = [leaf for leaf in leaves(found) if _a_row_each(leaf, rows)]
+        seen.extend(changed)
+        return map_tree(lambda leaf: said(leaf) if _a_row_each(leaf, rows) else leaf, found) if changed else found
+
+    handle = objective.model.register_forward_hook(change)
+    sums, total = 0.0, 0
+    try:
+        with private_randomness(torch.device("cpu")), objective.without_learning():
+            for piece in _pieces(batch):
+                rows = len(leaves(piece)[0])
+                sums += float(objective(_placed(piece, next(objective.model.parameters()).device)).detach()) * rows
+                total += rows
+    except FAILURES:
+        return None
+    finally:
+        handle.remove()
+    return sums / total if seen and math.isfinite(sums) else None
+
+
+def _a_row_each(leaf: Tensor, rows: int) -> bool:
+    return leaf.ndim > 0 and len(leaf) == rows > 1 and leaf.is_floating_point()
+
+
+def _mean_of_all(leaf: Tensor) -> Tensor:
+    return leaf.mean(0, keepdim=True).expand_as(leaf)
+
+
+def _drawn(leaf: Tensor) -> Tensor:
+    return torch.rand(leaf.shape, generator=torch.Generator().manual_seed(0)).to(leaf)
+
+
+def _drawn_for_others(leaf: Tensor) -> Tensor:
+    return _drawn(leaf).roll(1, 0)
 
 
 def _looks(begun: Start, variant: Program, steps: int, *, watched: bool) -> list[int]:
@@ -379,14 +442,6 @@ def _after(probe: Probe, step: int, stepper: EagerStep, *, finite: bool) -> Prob
     return probe.after(step, stepper.gradients)
 
 
-def _gone(variant: Program, loss: float, laboratory: Laboratory) -> float:
-    first = laboratory.first_loss(variant)
-    if not math.isfinite(loss) or not math.isfinite(first):
-        return -1.0
-    scale = max(abs(first), abs(loss))
-    return max(-1.0, (first - loss) / scale) if scale > 0 else 0.0
-
-
 def _pieces(batch: Batch) -> Any:
     from fogline.descent.batches import split
 
@@ -394,6 +449,4 @@ def _pieces(batch: Batch) -> Any:
 
 
 def _placed(batch: Batch, device: torch.device) -> Batch:
-    from fogline.data.source import map_tree
-
     return batch if device.type == "cpu" else map_tree(lambda leaf: leaf.to(device), batch)

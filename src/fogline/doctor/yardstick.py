@@ -25,7 +25,7 @@ NAMES = {
     "one_hot": "skill (balanced accuracy above chance)",
     "binary": "skill (ranking and balanced accuracy above chance)",
     "regression": "skill (share of variance explained)",
-    "other": "skill (share of the first loss that is gone)",
+    "other": "skill (share of a constant answer's loss that is gone)",
 }
 
 
