@@ -473,7 +473,7 @@ def test_targets_far_off(wild: bool) -> None:
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss()])
 def test_what_squared_errors_cannot_see_for_a_few_targets_far_off_is_not_mixed_up(loss: nn.Module) -> None:
-    """A loss that bounds them may learn the rest; the share of variance explained is next to nothing all the same."""
+    """A loss that bounds them may learn the rest, and is judged by the rest; of squares they are next to all."""
     X, y = numbers(500)
     draws = torch.Generator().manual_seed(3)
     off = torch.rand(500, generator=draws)[:, None] < 0.06
@@ -482,7 +482,7 @@ def test_what_squared_errors_cannot_see_for_a_few_targets_far_off_is_not_mixed_u
     task = fogline.Task(model, loss, (X[:350], wild[:350]), valid=(X[350:], wild[350:]))
     given = in_motion(Examination(open_case(task, fogline.Recipe(optimizer="adam", lr=0.01, duration="5ep"))), 50)
     assert given.reference.score is not None
-    assert given.reference.score < 0.1
+    assert (given.reference.score > 0.5) == isinstance(loss, nn.HuberLoss)
     assert data.unrelated_labels(given) is None
     assert data.shuffled_labels(given) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,75 @@ def test_work_that_only_its_loss_can_judge() -> None:
     assert report.verdict == "healthy"
     assert report.control is not None
     assert report.control > 0.9
+
+
+def _judged(loss: Callable[[nn.Module, Tensor], Tensor], model: Callable[[], nn.Module], steps: int) -> float:
+    """Score of a descent on numbers near 5 by work on a batch."""
+    X = 5 + torch.randn(256, 3, generator=torch.Generator().manual_seed(0))
+    case = open_case(fogline.Task(model, fogline.on_batch(loss), X), RECIPE)
+    return Laboratory(case, 1e6).run(program(case), steps, (1,))[0].score
+
+
+def test_one_answer_for_all_rows_is_no_skill_however_much_of_the_first_loss_it_takes_away() -> None:
+    def squares(model: nn.Module, batch: Tensor) -> Tensor:
+        return (model(batch) - batch).square().mean()
+
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.answer = nn.Parameter(torch.zeros(3))
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.answer.expand_as(batch)
+
+    assert _judged(squares, Constant, 1500) == pytest.approx(0, abs=0.03)
+    assert _judged(squares, lambda: nn.Linear(3, 3), 1500) > 0.9
+
+
+def test_answers_that_are_compared_with_one_another_are_judged_by_their_first_loss() -> None:
+    """One answer for all is as close to itself as can be."""
+
+    def views(model: nn.Module, batch: Tensor) -> Tensor:
+        first, second = model(batch), model(batch + 0.1)
+        return (first - second).square().mean()
+
+    assert _judged(views, lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), 300) > 0.5
+
+
+def test_a_program_that_runs_away_late_is_held_to_where_it_ends() -> None:
+    X, y = spirals()
+    case = open_case(fogline.Task(network(), nn.CrossEntropyLoss(), (X, y)), RECIPE)
+    exam = Examination(case)
+    exam.observed = Laboratory(case, 1e6).observe(exam.program, 60)
+    reached = exam.observed.score
+    bench = Bench(Laboratory(case, 1e6), exam, (), 30, margin=0.1, sound=True)
+    gained = Trial("", "", (1, 2, 3), "", (reached + 0.12,) * 3, (reached + 0.05,) * 3, 30, 90, accepted=True)
+    assert bench.plain(gained)
+    assert not bench.plain(replace(gained, with_it=(reached + 0.08,) * 3))
+    assert not bench.plain(replace(gained, without=(reached + 0.1,) * 3))
+
+
+class _Words(nn.Module):
+    """A mean of embeddings that are small, and frozen or not."""
+
+    def __init__(self, *, frozen: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding.from_pretrained(0.05 * torch.randn(40, 8), freeze=frozen)
+        self.hidden, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.relu(self.hidden(self.table(tokens).mean(1))))
+
+
+def test_of_edits_that_do_as_well_the_smaller_one_is_kept() -> None:
+    """Wider layers are new ones, which learn: here that is all that matters of them."""
+    draws = torch.Generator().manual_seed(0)
+    tokens, says = torch.randint(0, 40, (1500, 10), generator=draws), torch.randn(40, generator=draws)
+    given = fogline.Task(lambda: _Words(frozen=True), nn.CrossEntropyLoss(), (tokens, (says[tokens].sum(1) > 0).long()))
+    report = fogline.diagnose(given, RECIPE.replace(duration="10ep"))
+    assert report.findings[0].cause == "frozen_parameters"
+    assert "underfitting" not in {finding.cause for finding in report.findings}
 
 
 def test_held_out_rows_of_the_task_are_what_counts() -> None:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 import fogline
 from fogline.doctor.case import Program, open_case
 from fogline.doctor.causes import flow
+from fogline.doctor.causes.flow.anew import also_done
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
 from fogline.doctor.trial import Laboratory
@@ -458,3 +459,23 @@ def test_an_edit_survives_a_module_that_is_gone() -> None:
     assert remedies is not None
     assert remedies.remedies[0].on_model is not None
     assert isinstance(remedies.remedies[0].on_model(nn.Linear(4, 2)), nn.Linear)
+
+
+@pytest.mark.parametrize("units", [1, 4])
+def test_an_auto_encoder_may_be_narrow_but_not_of_one_number(units: int) -> None:
+    X = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)) @ torch.randn(
+        12, 12, generator=torch.Generator().manual_seed(1)
+    )
+    exam = in_motion(exam_of(mlp((12, 16, units, 16, 12)), (X, X)), 150)
+    found = flow.bottleneck(exam)
+    assert (found is not None) == (units == 1)
+
+
+def test_what_new_layers_do_besides() -> None:
+    exam = exam_of(mlp((4, 16, 2)), ring())
+    layers = exam.anatomy.weighted
+    assert also_done(layers) == ()
+    with torch.no_grad():
+        layers[0].module.weight.mul_(20)
+    layers[1].module.requires_grad_(False)
+    assert [s.cause for s in also_done(layers)] == ["frozen_parameters", "bad_init"]

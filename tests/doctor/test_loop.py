@@ -289,3 +289,23 @@ def test_a_forward_pass_that_overflows_in_float16() -> None:
     assert found.remedies[0].on_recipe(fogline.Recipe(precision="fp16")).precision == "float32"
     assert seen(Overflows, "float32") is None
     assert seen(lambda: nn.Linear(4, 2), "fp16") is None
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_cut_before_recurrent_layers_as_they_were_drawn_leaves_no_doubt(trained: bool) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.rnn, self.head = nn.Embedding(9, 4), nn.GRU(4, 8, batch_first=True), nn.Linear(8, 2)
+            if trained:
+                for parameter in self.rnn.parameters():
+                    nn.init.normal_(parameter)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.head(self.rnn(self.table(tokens))[0].data[:, -1])
+
+    tokens = torch.randint(0, 9, (60, 5), generator=torch.Generator().manual_seed(0))
+    task = Task(Cut, nn.CrossEntropyLoss(), (tokens, tokens[:, 0] % 2))
+    found = supposed(Examination(open_case(task, Recipe(optimizer="adam", lr=0.01, duration="2ep"))))["detached_graph"]
+    assert found.proof == (not trained)

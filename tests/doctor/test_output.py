@@ -358,3 +358,37 @@ def test_any_program_can_be_examined(cause: Callable[[Examination], Suspicion | 
     ]
     for task in tasks:
         cause(Examination(open_case(task, SGD)))
+
+
+class _Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(4, 6)
+
+    def forward(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        return self.body(both[:, :4]), self.body(both[:, 4:])
+
+
+def _angles(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    return F.cosine_embedding_loss(*outputs, targets, margin=0.3)
+
+
+def _gaps(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    apart = (outputs[0] - outputs[1]).norm(dim=1)
+    return (targets * apart.square() + (1 - targets) * (1 - apart).clamp_min(0).square()).mean()
+
+
+@pytest.mark.parametrize(("loss", "no", "heard"), [(_angles, 0.0, False), (_angles, -1.0, True), (_gaps, 0.0, True)])
+def test_targets_that_a_loss_of_pairs_does_not_hear(loss: Any, no: float, heard: bool) -> None:
+    draws = torch.Generator().manual_seed(0)
+    rows, yes = torch.randn(64, 8, generator=draws), torch.rand(64, generator=draws) < 0.5
+    task = fogline.Task(_Pair, loss, (rows, torch.where(yes, 1.0, no)))
+    exam = Examination(open_case(task, SGD))
+    found = output.loss_mismatch(exam)
+    if heard:
+        assert found is None
+        return
+    assert found is not None
+    assert found.blocks
+    assert output.loss_mismatch(Examination(exam.case, found.remedies[:1])) is None

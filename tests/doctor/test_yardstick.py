@@ -194,3 +194,22 @@ def test_a_sequence_that_is_longer_than_its_labels_cannot_be_read() -> None:
     labels = torch.randint(1, 4, (30, 3), generator=torch.Generator().manual_seed(0))
     loss = lambda found, wanted: F.ctc_loss(found.transpose(0, 1), wanted, [12] * 30, [3] * 30)  # noqa: E731
     assert not Yardstick.of(labels, loss).reads(torch.randn(30, 12, 5).log_softmax(-1), labels, loss)
+
+
+@pytest.mark.parametrize("robust", [True, False])
+def test_a_few_targets_far_off_do_not_count_where_the_loss_is_robust(robust: bool) -> None:
+    draws = torch.Generator().manual_seed(0)
+    told = torch.randn(200, 1, generator=draws)
+    targets = told.clone()
+    targets[:8] += 100 * torch.randn(8, 1, generator=draws).sign()
+    loss = nn.SmoothL1Loss() if robust else nn.MSELoss()
+    yardstick = Yardstick.of(targets, loss)
+    assert int(yardstick.counted(targets).sum()) == (192 if robust else 200)
+    assert (yardstick(told, targets, loss) > 0.99) == robust
+
+
+def test_of_targets_without_such_rows_all_count() -> None:
+    """A long tail is none: it thins out."""
+    normal = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    for targets in (normal, normal.exp(), (1.5 * normal[:, 0]).exp(), torch.ones(30, 1)):
+        assert Yardstick.of(targets, nn.L1Loss()).bounds == ()

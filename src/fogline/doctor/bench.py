@@ -80,10 +80,10 @@ class Bench:
             metric=self.exam.case.yardstick.name,
             steps=self.steps,
         )
-        accepted = trial.accepted and count == len(self.seeds) and self._plain(trial)
+        accepted = trial.accepted and count == len(self.seeds) and self.plain(trial)
         return replace(trial, intervention=title, accepted=accepted)
 
-    def _plain(self, trial: Trial) -> bool:
+    def plain(self, trial: Trial) -> bool:
         """Whether it gained the margin; or half of it, and the whole against the control's own longer descent.
 
         A program that runs away late does well for as long as a short trial lasts.

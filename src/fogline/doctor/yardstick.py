@@ -296,9 +296,12 @@ def _bounds(targets: Tensor, loss: Any) -> tuple[tuple[float, float], ...]:
     if not bool((usual > 0).all()):
         return ()
     distance = (wide - middle) / usual
-    far = (distance.abs() > _FAR_OFF).any(1)
+    farthest = distance.abs().amax(1)
+    far, twice = farthest > _FAR_OFF, int((farthest > 2 * _FAR_OFF).sum())
+    a_tail = 2 * twice <= int(far.sum())  # which thins out, as that of incomes; rows that are wrong lie apart
     carried = float(distance[far].square().sum() / distance.square().sum())
-    if not 0 < int(far.sum()) <= _FEW_FAR_OFF * len(wide) or carried < 0.5 or not _robust(targets, usual, loss):
+    few = 0 < int(far.sum()) <= _FEW_FAR_OFF * len(wide)
+    if not few or a_tail or carried < 0.5 or not _robust(targets, usual, loss):
         return ()
     low, high = middle - _FAR_OFF * usual, middle + _FAR_OFF * usual
     return tuple(zip(low.tolist(), high.tolist(), strict=True))
