@@ -18,6 +18,7 @@ from fogline.descent.optimizers import OPTIMIZERS
 from fogline.descent.stopping import judge
 from fogline.doctor.finding import Finding
 from fogline.doctor.watching import Inspector
+from fogline.errors import some
 from fogline.progress import ProgressFunction, make_progress
 from fogline.record.info import ending, frame, new_folder, now
 from fogline.record.observer import Observer
@@ -386,8 +387,7 @@ def _trained(model: nn.Module, optimizer: Optimizer) -> tuple[list[tuple[str, nn
 
 
 def _left_out(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"not in the optimizer, though trainable: {', '.join(names[:5])}{more}; they stay as they are"
+    return f"not in the optimizer, though trainable: {some(names)}; they stay as they are"
 
 
 def _beginning(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.doctor import told
+from fogline.doctor import task_findings
 from fogline.doctor.finding import Finding
 from fogline.doctor.scaling import NORMS, InputExcess, TargetExcess, input_excess, scales_of, target_excess
 from fogline.doctor.sorting import between_batches
@@ -96,25 +96,25 @@ class FirstBatch:
             first = labels.flatten()[0]
             whole = not labels.is_floating_point() or (kind == "binary" and float(first) in (0.0, 1.0))
             if whole and bool((labels == first).all()):
-                yield told.constant_targets(step, len(labels))
+                yield task_findings.constant_targets(step, len(labels))
         close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self.numbers]
         batches = [batches[k] for k in close] if batches else []  # numbers that a network makes itself drift
         sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
         if sorted_by is not None and sorted_by.share > _SORTED and not self._learns_within(batches, recorded):
-            yield told.unshuffled(step, sorted_by)
+            yield task_findings.unshuffled(step, sorted_by)
         yield from self._outweighed(step, recorded)
         left = self.share_left(recorded)
         share = self._share_alone() if left is None else left
         if share is None or share <= LEARNS:
             return
         if share > NOTHING and self.numbers and any(_one_hot(targets) for targets in batches):
-            yield told.one_hot_numbers(step, losses.name(self.loss_fn), share)
+            yield task_findings.one_hot_numbers(step, losses.name(self.loss_fn), share)
         if self.inputs is not None:
-            yield told.unscaled_input(step, self.inputs)
+            yield task_findings.unscaled_input(step, self.inputs)
         if self.targets is not None:
-            yield told.unscaled_target(step, self.targets)
+            yield task_findings.unscaled_target(step, self.targets)
         if left is not None and left > NOTHING and _reduction(self.loss_fn) == "sum":
-            yield told.summed(step, sum(map(len, batches)) / len(batches), left)
+            yield task_findings.summed(step, sum(map(len, batches)) / len(batches), left)
 
     def _learns_within(self, batches: Sequence[Tensor], recorded: NDArray[np.float64]) -> bool:
         """Whether the rows of a batch are told from one another, whatever the batches differ in.
@@ -135,7 +135,7 @@ class FirstBatch:
             return
         terms = float(finite[-max(1, len(finite) // 10) :].mean()) - added.late
         if left > NOTHING and added.terms > added.alone and terms < added.terms / 2:
-            yield told.outweighed(step, added.terms / added.alone, left)
+            yield task_findings.outweighed(step, added.terms / added.alone, left)
 
     def _share_alone(self) -> float | None:
         """The same of a loss to which terms are added, without these."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fogline.doctor import told
+from fogline.doctor import loop_findings, task_findings
 from fogline.doctor.finding import Finding
 from fogline.doctor.surgery import alike, frozen_as_drawn, hidden_modules, hidden_tensors
 
@@ -50,12 +50,12 @@ class UnmovedLook:
         frozen = [name for name in frozen_as_drawn(self.model) if self._stands(name)]
         self._told = frozen
         if frozen and not gives_targets:  # a frozen part that was trained before is fine-tuning
-            yield told.frozen(step, frozen)
+            yield loop_findings.frozen(step, frozen)
         # Units that are still alike; those of the last layer have targets of their own.
         owners = list(dict.fromkeys(name.rpartition(".")[0] for name, p in self._named if p.grad is not None))
         names = [name for name in owners[:-1] if alike(self.model.get_submodule(name))]
         if names:
-            yield told.symmetric(step, names)
+            yield task_findings.symmetric(step, names)
 
     def thawed(self) -> bool:
         """Whether some of the layers that were told to be frozen learn by now, as the loop may have planned."""
@@ -79,9 +79,9 @@ class UnmovedLook:
         self._waits = len(still) < len(idle)
         hidden = [name for name, flag in still if flag]
         if hidden:
-            yield told.hidden_parameters(step, hidden)
+            yield loop_findings.hidden_parameters(step, hidden)
         elif still:
-            yield told.left_out(step, [name for name, _ in still], whole=self.orphaned)
+            yield loop_findings.left_out(step, [name for name, _ in still], whole=self.orphaned)
 
     def _stands(self, name: str) -> bool:
         """Whether a frozen layer is no copy of one that learns, and nobody moves it: such ones are targets."""

@@ -29,7 +29,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fogline.doctor import told
+from fogline.doctor import loop_findings, task_findings
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
 from fogline.doctor.first_batch import LEARNS, NOTHING
@@ -221,7 +221,7 @@ class Inspector:
         """After a step was taken."""
         self.strides.after_step(step)
         if step == 0 and self._schedule.steps_first():
-            self.say(step, told.schedule_first(self._line("step")))
+            self.say(step, loop_findings.schedule_first(self._line("step")))
         if step + 1 == SURE:
             self._say_all(step, self._unmoved.after_some_steps(step, gives_targets=self.loss_look.gives_targets))
         self._step, self._given, self._held = _Step(), None, None
@@ -236,7 +236,7 @@ class Inspector:
     def skipped(self, step: int, skips: int) -> None:
         """So many steps were skipped by a gradient scaler in all."""
         if skips >= _SKIPS and skips > 0.1 * (step + skips):
-            self.say(step, told.scale_collapse(step, skips))
+            self.say(step, loop_findings.scale_collapse(step, skips))
 
     def finish(
         self,
@@ -270,13 +270,13 @@ class Inspector:
             self._say_all(step - 1, self._take_for_amounts(step - 1, left))
         moved = self.loss_look.rows.moved()
         if moved is not None and _much_worse(losses, held_out):
-            self.say(step - 1, told.other_rows(step - 1, *moved))
+            self.say(step - 1, task_findings.other_rows(step - 1, *moved))
         self._say_found(self._modes.finish())
         self._say_all(step - 1, self._unmoved.at_the_end(step - 1))
         if len(not_finite) and not self._named_nan:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
             if bad:  # on a device nobody waited to look at the time
-                self.say(not_finite[0], told.not_finite_later(not_finite[0], bad))
+                self.say(not_finite[0], loop_findings.not_finite_later(not_finite[0], bad))
 
     def _explain(self, left: float) -> Iterator[Finding]:
         """What the model itself has that explains why the loop learned little, or nothing."""
@@ -284,7 +284,7 @@ class Inspector:
         dropping = {name: float(m.p) for name, m in self.model.named_modules() if isinstance(m, _DropoutNd)}
         name = max(dropping, key=lambda name: dropping[name], default="")
         if left > NOTHING and dropping and dropping[name] >= _MOST_DROPPED:
-            yield told.dropped(name, dropping[name])
+            yield task_findings.dropped(name, dropping[name])
 
     def _take_for_amounts(self, step: int, left: float) -> Iterator[Finding]:
         """Numbers of classes under a loss of amounts, unless answers are near enough to be rounded to their class.
@@ -294,7 +294,9 @@ class Inspector:
         """
         seen = self.loss_look.rows.unordered()
         if seen is not None and left * (seen["classes"] ** 2 - 1) > 1:
-            yield told.class_numbers(step, int(seen["classes"]), seen["skill"], seen["orders"], self.loss_look.line)
+            yield task_findings.class_numbers(
+                step, int(seen["classes"]), seen["skill"], seen["orders"], self.loss_look.line
+            )
 
     def facts(self, losses: NDArray[np.float64], held_out: NDArray[np.float64]) -> dict[str, Any]:
         """What is known of a loop that is over, for the record; the same losses, and those of held-out rows.
@@ -391,7 +393,7 @@ class Inspector:
         if seen.stale and seen.backwards and step and not self._unmoved.orphaned:
             counts["stale"] += 1
             if counts["stale"] == SURE:
-                self.say(step, told.missing_zero_grad(step, counts["stale"], self._line("backward")))
+                self.say(step, loop_findings.missing_zero_grad(step, counts["stale"], self._line("backward")))
         self._look_for_gradients(step)
         self._look_at_batch_norm(step)
         self._look_at_factors(step)
@@ -403,7 +405,7 @@ class Inspector:
         if len(without) == len(self.named) or cleared:
             counts["no gradient"] += 1
             if counts["no gradient"] == SURE and seen.forwards:
-                make = told.cleared if seen.backwards else told.no_gradient
+                make = loop_findings.cleared if seen.backwards else loop_findings.no_gradient
                 self.say(step, make(step, len(self.named), self._line("step")))
             return
         counts["no gradient"] = 0
@@ -414,11 +416,11 @@ class Inspector:
         if cut and has == called[cut:]:
             counts["cut"] += 1
             if counts["cut"] == _LAYER_LOOKS:
-                self.say(step, told.cut_graph(step, called[:cut], has[0], self._line(has[0])))
+                self.say(step, loop_findings.cut_graph(step, called[:cut], has[0], self._line(has[0])))
         if self.loss_look.bare and has and has[-1] == called[-1]:
             counts["bare"] += 1
             if counts["bare"] == _LAYER_LOOKS:
-                self.say(step, told.not_of_outputs(step, self._line("backward")))
+                self.say(step, loop_findings.not_of_outputs(step, self._line("backward")))
 
     def _look_for_lost_graph(self, step: int, called: set[str], without: set[str]) -> None:
         """Layers that only ever run without a graph, though they were never trained and are in the optimizer."""
@@ -427,7 +429,7 @@ class Inspector:
         if called and lost and all(as_drawn(self.model.get_submodule(name)) for name in lost):
             self._counts["lost"] += 1
             if self._counts["lost"] == _LAYER_LOOKS:
-                self.say(step, told.without_graph(step, lost, self._line(lost[0])))
+                self.say(step, loop_findings.without_graph(step, lost, self._line(lost[0])))
 
     def _own(self, name: str) -> Iterator[nn.Parameter]:
         return self.model.get_submodule(name).parameters(recurse=False)
@@ -438,7 +440,7 @@ class Inspector:
         if few:
             self._counts["tiny"] += 1
             if self._counts["tiny"] == _LAYER_LOOKS:
-                self.say(step, told.tiny_batch(step, *min(few, key=lambda seen: seen[1]), _TINY))
+                self.say(step, loop_findings.tiny_batch(step, *min(few, key=lambda seen: seen[1]), _TINY))
 
     def _look_at_factors(self, step: int) -> None:
         """Several full-weight losses a step, their gradients added: the step is so many times as long."""
@@ -453,7 +455,7 @@ class Inspector:
         if bool((factors == 1).all()):
             self._counts["scale"] += 1
             if self._counts["scale"] == SURE:
-                self.say(step, told.undivided(step, count, self._line("backward")))
+                self.say(step, loop_findings.undivided(step, count, self._line("backward")))
 
     def _say_all(self, step: int, findings: Iterable[Finding]) -> None:
         for finding in findings:
@@ -481,7 +483,7 @@ class Inspector:
             in_loss=self.loss_look.operations,
             runs=self._runs,
         )
-        self.say(step, told.not_finite(step, norm, found, self._line("step")))
+        self.say(step, loop_findings.not_finite(step, norm, found, self._line("step")))
 
     def _line(self, of: str) -> str:
         return self._lines.get(of, "")
