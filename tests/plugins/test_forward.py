@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fogline
-from fogline._watch import WatchedRun
+from fogline._watched_run import WatchedRun
 from fogline.doctor import loop_findings
 
 ROWS, STEPS = 16, 12
