@@ -16,6 +16,7 @@ from fogline.data import losses
 from fogline.doctor import task_findings
 from fogline.doctor.finding import Finding
 from fogline.doctor.scaling import NORMS, InputExcess, TargetExcess, input_excess, scales_of, target_excess
+from fogline.doctor.series import ends, finite
 from fogline.doctor.sorting import between_batches
 
 LEARNS = 0.5
@@ -81,7 +82,7 @@ class FirstBatch:
         """Whether the loss compares number with number."""
         return losses.family(self.loss_fn) == "elementwise"
 
-    def explains(self, step: int, recorded: NDArray[np.float64], *, chooses: bool = False) -> Iterator[Finding]:
+    def explains(self, step: int, recorded: NDArray[np.float64], *, chooses: bool) -> Iterator[Finding]:
         """Findings for a loop that ended with these losses; but for the order of the rows, none where it learned.
 
         Args:
@@ -121,19 +122,19 @@ class FirstBatch:
 
         Of labels that is not known: batches of one class have a low loss that the next one undoes.
         """
-        finite = recorded[np.isfinite(recorded)]
-        if not self.numbers or not len(finite):
+        known = finite(recorded)
+        if not self.numbers or not len(known):
             return False
         within = _constant(self.loss_fn, [t.double() - t.double().mean(0) for t in batches])
-        late = float(finite[-max(1, len(finite) // 10) :].mean()) / self.ratio
+        late = ends(known)[1] / self.ratio
         return within is not None and late < LEARNS * within
 
     def _outweighed(self, step: int, recorded: NDArray[np.float64]) -> Iterator[Finding]:
         """Terms larger than the loss they are added to, which all of the descent went into."""
-        added, left, finite = self.added, self._share_alone(), recorded[np.isfinite(recorded)]
-        if added is None or left is None or not len(finite):
+        added, left, known = self.added, self._share_alone(), finite(recorded)
+        if added is None or left is None or not len(known):
             return
-        terms = float(finite[-max(1, len(finite) // 10) :].mean()) - added.late
+        terms = ends(known)[1] - added.late
         if left > NOTHING and added.terms > added.alone and terms < added.terms / 2:
             yield task_findings.outweighed(step, added.terms / added.alone, left)
 
@@ -160,17 +161,16 @@ class FirstBatch:
 
     def share_left(self, recorded: NDArray[np.float64]) -> float | None:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""
-        finite = recorded[np.isfinite(recorded)]
+        known = finite(recorded)
         batches = self._batches
         if self.numbers and batches and between_batches([_columns(targets) for targets in batches]) is not None:
             return None  # the targets move, as those of a network that learns from itself
         if batches and all(bool((targets == batches[0].reshape(-1)[0]).all()) for targets in batches):
             return None  # a constant answer is perfect, as of pairs of which the first is always to rank above
         constant = _constant(self.loss_fn, batches)
-        if constant is None or not constant * self.ratio > 0 or not len(finite):
+        if constant is None or not constant * self.ratio > 0 or not len(known):
             return None
-        late = float(finite[-max(1, len(finite) // 10) :].mean()) / self.ratio
-        return _share(late, constant, _floor(self.loss_fn, batches))
+        return _share(ends(known)[1] / self.ratio, constant, _floor(self.loss_fn, batches))
 
     @property
     def known(self) -> bool:
@@ -179,7 +179,7 @@ class FirstBatch:
 
 
 def look(
-    model: nn.Module, loss_fn: Any, given: Sequence[Any], outputs: Tensor, targets: Tensor | None, step: int = 0
+    model: nn.Module, loss_fn: Any, given: Sequence[Any], outputs: Tensor, targets: Tensor | None, step: int
 ) -> FirstBatch:
     """Look at a batch before any step was taken on it.
 

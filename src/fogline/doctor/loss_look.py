@@ -55,7 +55,7 @@ class LossLook:
         rows: of the batches that were looked at closely.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: Any, *, descends: bool = True, whole: bool = True) -> None:
+    def __init__(self, model: nn.Module, loss_fn: Any, *, descends: bool, whole: bool) -> None:
         self.model, self.loss_fn, self._descends = model, loss_fn, descends
         self._whole = whole and all(p.requires_grad for p in model.parameters())
         self.first: FirstBatch | None = None

@@ -77,7 +77,7 @@ class Inspector:
         left_out: Sequence[str],
         tell: Tell,
         *,
-        compiled: bool = False,
+        compiled: bool,
     ) -> None:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         up = any(group.get("maximize", False) for group in optimizer.param_groups)
