@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from fogline._watched_run import WatchedRun
 from fogline.descent.optimizers import OPTIMIZERS
 from fogline.doctor.finding import Finding
+from fogline.doctor.unmoved import held_by
 from fogline.doctor.watching import Inspector
 from fogline.errors import some
 from fogline.progress import ProgressFunction, make_progress
@@ -135,7 +136,7 @@ def _checked(model: object, optimizer: Any, share: object) -> Optimizer:
 
 def _trained(model: nn.Module, optimizer: Optimizer) -> tuple[list[tuple[str, nn.Parameter]], list[str]]:
     """The model's trainable parameters in the optimizer, all where it has none, and the names of those it has not."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = held_by(optimizer)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     trained = [(n, p) for n, p in named if id(p) in held]
     if not named:

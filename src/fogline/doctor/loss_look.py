@@ -72,8 +72,7 @@ class LossLook:
         self._beside: list[tuple[float, float]] = []  # losses that have further terms: alone, and as they are logged
         self._plains: dict[int, float] = {}  # losses that were read back, by step
         self.rows = SeenRows()
-        self.gives_targets = False
-        self._paired = self._recovers = self._over = False
+        self._paired = self._recovers = False
         self._adds = False  # the loop adds terms, even if they are next to nothing at first
         self._begin()
 
@@ -198,7 +197,7 @@ class LossLook:
         else:
             self._recovers = True
             self.first = look(self.model, found.loss_fn, self._given, output, found.targets, step)
-        if self.direct is None and isinstance(found.loss_fn, nn.Module) and self._output is not None:
+        if self.direct is None and self._output is not None:
             self.direct = Compared(self._given, output.shape[1:], found.targets, found.loss_fn)
         self._from_gradient.append(torch.tensor(found.factor))
         self._compare(plain=found.plain)

@@ -41,7 +41,7 @@ class UnmovedLook:
         self._frozen = _frozen_copies(model)
         self._waits = False
         self._told: list[str] = []
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        held = held_by(optimizer)
         self.orphaned = not any(id(p) in held for _, p in named)
 
     def after_some_steps(self, step: int, *, gives_targets: bool) -> Iterator[Finding]:
@@ -94,7 +94,7 @@ Idle = list[tuple[str, Tensor, int, float, bool]]
 
 def _idle_parameters(model: nn.Module, optimizer: Optimizer, left_out: Sequence[str]) -> Idle:
     """Trainable parameters outside the optimizer, with what tells whether they move: version and sum."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = held_by(optimizer)
     found: list[tuple[str, Tensor, bool]] = [(name, model.get_parameter(name), False) for name in left_out]
     for name, module in hidden_modules(model):
         found += [(f"{name}.{n}", p, True) for n, p in module.named_parameters() if id(p) not in held]
@@ -118,10 +118,15 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
     return type(one) is type(other) and all(torch.equal(a, b) for a, b in pairs if a.ndim > 1)
 
 
+def held_by(*optimizers: Optimizer) -> set[int]:
+    """Identities of the parameters that optimizers have."""
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
 def _held_by_others(optimizer: Optimizer) -> set[int]:
     """Identities of the parameters that other optimizers have."""
     others = [o for o in gc.get_objects() if issubclass(type(o), Optimizer) and o is not optimizer]
-    return {id(p) for o in others for group in o.param_groups for p in group["params"]}
+    return held_by(*others)
 
 
 def _total(layer: nn.Module) -> float:
