@@ -41,7 +41,7 @@ from fogline.doctor.strides import StrideLook
 from fogline.doctor.unmoved import UnmovedLook
 from fogline.record.hook import Hook
 
-CLOSE_LOOKS = 12
+_CLOSE_LOOKS = 12
 """Steps that are looked at closely."""
 _MOST_DROPPED = 0.8
 _SKIPS = 20
@@ -193,7 +193,7 @@ class Inspector:
         self.loss_look.step_taken()
         if self._step_handles:
             self._take_off()
-        if self.looking and step + 1 >= CLOSE_LOOKS:
+        if self.looking and step + 1 >= _CLOSE_LOOKS:
             self.looking = False
             self.remove()
 
