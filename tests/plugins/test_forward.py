@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import fogline
-from fogline._watch import WatchedRun
-from fogline.doctor import told
+from fogline._watched_run import WatchedRun
+from fogline.doctor import loop_findings
 
 ROWS, STEPS = 16, 12
 
@@ -83,7 +83,7 @@ def test_a_finding_of_somebody_else_is_kept_once(tmp_path: Path) -> None:
     model = nn.Linear(4, 1)
     run = fogline.watch(model, torch.optim.SGD(model.parameters(), lr=0.05), runs=tmp_path)
     for _ in range(2):
-        run.found(told.undivided(0, 4, ""))
+        run.found(loop_findings.undivided(0, 4, ""))
     with pytest.warns(UserWarning, match="no step was seen"):
         run.close()
     assert list(run.findings["cause"]) == ["accumulation_scale"]

@@ -126,6 +126,16 @@ def some_batch(inputs: Any, targets: Any, size: int, yardstick: Yardstick) -> Te
     return index
 
 
+def spaced(size: int, most: int) -> Tensor:
+    """Positions of at most so many rows, from all over the data.
+
+    >>> spaced(8, 3)
+    tensor([0, 2, 5])
+    """
+    count = min(size, most)
+    return torch.arange(count) * size // count
+
+
 def taken(tree: Batch, index: Tensor) -> Batch:
     """These rows of every tensor."""
     return map_tree(lambda leaf: leaf[index], tree)
@@ -206,8 +216,7 @@ def _rows(source: Source, loss: Any) -> Rows:
     if isinstance(source, InMemory):
         tensors = source.tensors
     elif isinstance(source, MapStyle):
-        size = min(source.size, MOST_ROWS)
-        tensors = source.take(torch.arange(size) * source.size // size)
+        tensors = source.take(spaced(source.size, MOST_ROWS))
     else:
         tensors = source.spread(MOST_ROWS) if isinstance(source, Streamed) else next(iter(source.batches(MOST_ROWS)))
     ids = torch.arange(len(leaves(tensors)[0]))
@@ -255,19 +264,16 @@ def program(case: Case, remedies: Sequence[Remedy] = ()) -> Program:
     ordered = tuple(sorted(remedies, key=lambda remedy: remedy.order))
     task, recipe, loss = apply_to(case.task, case.recipe, ordered, loss=case.loss, data=False)
     if not case.supervised:
-        held = case.held if len(case.held) else case.learned[:_MOST_HELD]
-        if case.valid is not None:
-            return Program(case, ordered, task, recipe, case.rows(case.learned), _head(case.valid.inputs), loss)
-        return Program(case, ordered, task, recipe, case.rows(case.learned), case.rows(held), loss)
-    rows = case.train
-    changed = changed_rows(rows, ordered)
-    assert changed.ids is not None
-    mine = torch.isin(changed.ids, case.learned)
-    train = taken(changed.inputs, mine), taken(changed.targets, mine)
+        mine = case.held if len(case.held) else case.learned[:_MOST_HELD]
+        scored = case.rows(mine) if case.valid is None else _head(case.valid.inputs)
+        return Program(case, ordered, task, recipe, case.rows(case.learned), scored, loss)
+    train = _those(changed_rows(case.train, ordered), case.learned)
     also = [remedy for remedy in ordered if remedy.also_valid]
-    scored = _spaced(case.valid) if case.valid is not None else _held(changed_rows(rows, also), case.held)
-    scored = changed_rows(scored, also) if case.valid is not None else scored
-    return Program(case, ordered, task, recipe, train, (scored.inputs, scored.targets), loss)
+    if case.valid is None:
+        held = _those(changed_rows(case.train, also), case.held)
+    else:
+        held = changed_rows(_spaced_rows(case.valid), also)
+    return Program(case, ordered, task, recipe, (train.inputs, train.targets), (held.inputs, held.targets), loss)
 
 
 def changed_rows(rows: Rows, remedies: Sequence[Remedy]) -> Rows:
@@ -339,16 +345,15 @@ def _edited_data(task: Task, ordered: Sequence[Remedy], seed: int) -> dict[str, 
     return changes
 
 
-def _held(rows: Rows, held: Tensor) -> Rows:
-    """Those of the training rows that are scored on, after what changes rows together."""
+def _those(rows: Rows, ids: Tensor) -> Rows:
+    """The training rows of these numbers that are left, after what changes rows together."""
     assert rows.ids is not None
-    mine = torch.isin(rows.ids, held)
+    mine = torch.isin(rows.ids, ids)
     return Rows(taken(rows.inputs, mine), taken(rows.targets, mine))
 
 
-def _spaced(rows: Rows) -> Rows:
-    size = len(leaves(rows.inputs)[0])
-    index = torch.arange(min(size, _MOST_HELD)) * size // min(size, _MOST_HELD)
+def _spaced_rows(rows: Rows) -> Rows:
+    index = spaced(len(leaves(rows.inputs)[0]), _MOST_HELD)
     return Rows(taken(rows.inputs, index), taken(rows.targets, index))
 
 

@@ -25,9 +25,9 @@ from fogline.doctor.anatomy import (
 )
 from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
+from fogline.doctor.scaling import NORMS
 
 _ROWS, _NUMBERS = 512, 2_000_000
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 DEFAULT_GAIN, HE_GAIN = 1 / math.sqrt(3), math.sqrt(2)
 """What a layer of PyTorch's own first weights, and one of He's, multiplies the root mean square of its input by."""
 _MOST_SPECTRAL = 4_000_000

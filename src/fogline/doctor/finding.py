@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -271,6 +271,23 @@ class Finding:
             }
         )
         return plain
+
+
+def untried(
+    cause: str,
+    confidence: float,
+    evidence: Evidence,
+    explanation: str,
+    remedy: Remedy | None = None,
+    *,
+    severity: Severity = "serious",
+    more: Sequence[Evidence] = (),
+    line: str = "",
+    advice: str = "",
+) -> Finding:
+    """A finding of somebody else's loop: it was seen as the loop ran, at this line of code, and nothing was tried."""
+    place = (Evidence("line", line),) if line else ()
+    return Finding(cause, severity, confidence, (evidence, *more, *place), explanation, None, remedy, advice)
 
 
 def _mean(values: tuple[float, ...]) -> float:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.doctor import told
+from fogline.doctor import task_findings
 from fogline.doctor.finding import Finding
 from fogline.doctor.scaling import NORMS, InputExcess, TargetExcess, input_excess, scales_of, target_excess
+from fogline.doctor.series import ends, finite
 from fogline.doctor.sorting import between_batches
 
 LEARNS = 0.5
@@ -81,7 +82,7 @@ class FirstBatch:
         """Whether the loss compares number with number."""
         return losses.family(self.loss_fn) == "elementwise"
 
-    def explains(self, step: int, recorded: NDArray[np.float64], *, chooses: bool = False) -> Iterator[Finding]:
+    def explains(self, step: int, recorded: NDArray[np.float64], *, chooses: bool) -> Iterator[Finding]:
         """Findings for a loop that ended with these losses; but for the order of the rows, none where it learned.
 
         Args:
@@ -96,46 +97,46 @@ class FirstBatch:
             first = labels.flatten()[0]
             whole = not labels.is_floating_point() or (kind == "binary" and float(first) in (0.0, 1.0))
             if whole and bool((labels == first).all()):
-                yield told.constant_targets(step, len(labels))
+                yield task_findings.constant_targets(step, len(labels))
         close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self.numbers]
         batches = [batches[k] for k in close] if batches else []  # numbers that a network makes itself drift
         sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
         if sorted_by is not None and sorted_by.share > _SORTED and not self._learns_within(batches, recorded):
-            yield told.unshuffled(step, sorted_by)
+            yield task_findings.unshuffled(step, sorted_by)
         yield from self._outweighed(step, recorded)
         left = self.share_left(recorded)
         share = self._share_alone() if left is None else left
         if share is None or share <= LEARNS:
             return
         if share > NOTHING and self.numbers and any(_one_hot(targets) for targets in batches):
-            yield told.one_hot_numbers(step, losses.name(self.loss_fn), share)
+            yield task_findings.one_hot_numbers(step, losses.name(self.loss_fn), share)
         if self.inputs is not None:
-            yield told.unscaled_input(step, self.inputs)
+            yield task_findings.unscaled_input(step, self.inputs)
         if self.targets is not None:
-            yield told.unscaled_target(step, self.targets)
+            yield task_findings.unscaled_target(step, self.targets)
         if left is not None and left > NOTHING and _reduction(self.loss_fn) == "sum":
-            yield told.summed(step, sum(map(len, batches)) / len(batches), left)
+            yield task_findings.summed(step, sum(map(len, batches)) / len(batches), left)
 
     def _learns_within(self, batches: Sequence[Tensor], recorded: NDArray[np.float64]) -> bool:
         """Whether the rows of a batch are told from one another, whatever the batches differ in.
 
         Of labels that is not known: batches of one class have a low loss that the next one undoes.
         """
-        finite = recorded[np.isfinite(recorded)]
-        if not self.numbers or not len(finite):
+        known = finite(recorded)
+        if not self.numbers or not len(known):
             return False
         within = _constant(self.loss_fn, [t.double() - t.double().mean(0) for t in batches])
-        late = float(finite[-max(1, len(finite) // 10) :].mean()) / self.ratio
+        late = ends(known)[1] / self.ratio
         return within is not None and late < LEARNS * within
 
     def _outweighed(self, step: int, recorded: NDArray[np.float64]) -> Iterator[Finding]:
         """Terms larger than the loss they are added to, which all of the descent went into."""
-        added, left, finite = self.added, self._share_alone(), recorded[np.isfinite(recorded)]
-        if added is None or left is None or not len(finite):
+        added, left, known = self.added, self._share_alone(), finite(recorded)
+        if added is None or left is None or not len(known):
             return
-        terms = float(finite[-max(1, len(finite) // 10) :].mean()) - added.late
+        terms = ends(known)[1] - added.late
         if left > NOTHING and added.terms > added.alone and terms < added.terms / 2:
-            yield told.outweighed(step, added.terms / added.alone, left)
+            yield task_findings.outweighed(step, added.terms / added.alone, left)
 
     def _share_alone(self) -> float | None:
         """The same of a loss to which terms are added, without these."""
@@ -160,17 +161,16 @@ class FirstBatch:
 
     def share_left(self, recorded: NDArray[np.float64]) -> float | None:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""
-        finite = recorded[np.isfinite(recorded)]
+        known = finite(recorded)
         batches = self._batches
         if self.numbers and batches and between_batches([_columns(targets) for targets in batches]) is not None:
             return None  # the targets move, as those of a network that learns from itself
         if batches and all(bool((targets == batches[0].reshape(-1)[0]).all()) for targets in batches):
             return None  # a constant answer is perfect, as of pairs of which the first is always to rank above
         constant = _constant(self.loss_fn, batches)
-        if constant is None or not constant * self.ratio > 0 or not len(finite):
+        if constant is None or not constant * self.ratio > 0 or not len(known):
             return None
-        late = float(finite[-max(1, len(finite) // 10) :].mean()) / self.ratio
-        return _share(late, constant, _floor(self.loss_fn, batches))
+        return _share(ends(known)[1] / self.ratio, constant, _floor(self.loss_fn, batches))
 
     @property
     def known(self) -> bool:
@@ -179,7 +179,7 @@ class FirstBatch:
 
 
 def look(
-    model: nn.Module, loss_fn: Any, given: Sequence[Any], outputs: Tensor, targets: Tensor | None, step: int = 0
+    model: nn.Module, loss_fn: Any, given: Sequence[Any], outputs: Tensor, targets: Tensor | None, step: int
 ) -> FirstBatch:
     """Look at a batch before any step was taken on it.
 

@@ -15,7 +15,7 @@ from fogline.data.source import Batch, InMemory, leaves, map_tree
 from fogline.descent.objective import Objective
 from fogline.descent.prepare import Start, operations_of
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.case import CPU, FAILURES, Case, open_case, readable
+from fogline.doctor.case import CPU, FAILURES, Case, open_case, readable, spaced
 from fogline.doctor.causes import Cause, loop, number, output
 from fogline.doctor.causes.flow.activations import saturated_units
 from fogline.doctor.causes.flow.weights import bad_init, symmetric_init
@@ -122,9 +122,7 @@ def _some_rows(start: Start) -> Batch | None:
     """Rows from all over the data, by which a loss can be told to suit the targets; None where one batch is too few."""
     source = start.opened.train
     if isinstance(source, InMemory):
-        count = min(source.size, _SPACED)
-        place = leaves(source.tensors)[0].device
-        data = source.take(torch.arange(count, device=place) * source.size // count)
+        data = source.take(spaced(source.size, _SPACED).to(leaves(source.tensors)[0].device))
         return map_tree(lambda leaf: leaf.detach().cpu(), data)
     data = map_tree(lambda leaf: leaf[:_ROWS].detach().cpu(), start.batches.at(0))
     return data if len(leaves(data)[0]) >= min(_FEWEST, source.size or 0) else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import leaves
-from fogline.doctor import told
+from fogline.doctor import task_findings
 from fogline.doctor.caller import backward_root, calling_line, data_in_sight, line_in_forward, line_of
 from fogline.doctor.finding import Finding
 from fogline.doctor.first_batch import Added, FirstBatch, look
@@ -55,7 +55,7 @@ class LossLook:
         rows: of the batches that were looked at closely.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: Any, *, descends: bool = True, whole: bool = True) -> None:
+    def __init__(self, model: nn.Module, loss_fn: Any, *, descends: bool, whole: bool) -> None:
         self.model, self.loss_fn, self._descends = model, loss_fn, descends
         self._whole = whole and all(p.requires_grad for p in model.parameters())
         self.first: FirstBatch | None = None
@@ -72,8 +72,7 @@ class LossLook:
         self._beside: list[tuple[float, float]] = []  # losses that have further terms: alone, and as they are logged
         self._plains: dict[int, float] = {}  # losses that were read back, by step
         self.rows = SeenRows()
-        self.gives_targets = False
-        self._paired = self._recovers = self._over = False
+        self._paired = self._recovers = False
         self._adds = False  # the loop adds terms, even if they are next to nothing at first
         self._begin()
 
@@ -159,14 +158,14 @@ class LossLook:
             self.rows.add(self._given, found.targets)
             self._keep(step, output, found)
         elif value is not None and value < 0 and self._descends and (found := recover(output, -gradient, -value)):
-            yield told.flipped(step, type(found.loss_fn).__name__, calling_line())
+            yield task_findings.flipped(step, type(found.loss_fn).__name__, calling_line())
             found = None
         if root is not None and not self._paired:
             yield from self._pair(step, root, output, None if found is None else found.targets)
             if found is None and divergence_of_probabilities(
                 root, output, gradient, lambda: data_in_sight(len(output))
             ):
-                yield told.not_logarithms(step, line_of(root))
+                yield task_findings.not_logarithms(step, line_of(root))
 
     def _of_several(self, step: int, root: Tensor) -> Iterator[Finding]:
         """Of outputs that are several tensors the first whose loss can be read back; the others add terms to it."""
@@ -198,7 +197,7 @@ class LossLook:
         else:
             self._recovers = True
             self.first = look(self.model, found.loss_fn, self._given, output, found.targets, step)
-        if self.direct is None and isinstance(found.loss_fn, nn.Module) and self._output is not None:
+        if self.direct is None and self._output is not None:
             self.direct = Compared(self._given, output.shape[1:], found.targets, found.loss_fn)
         self._from_gradient.append(torch.tensor(found.factor))
         self._compare(plain=found.plain)
@@ -224,7 +223,7 @@ class LossLook:
             self.first = look(self.model, self.loss_fn, self._given, outputs, targets, step)
         self.line, self.operations = line_of(loss), operations_between(loss, outputs)
         for found in read_pairing(loss, outputs, targets):
-            yield told.pairing(
+            yield task_findings.pairing(
                 found, (line_in_forward(self.model, found.operation) if found.operation else "") or self.line
             )
         given = self._given[0] if self._given else None
@@ -232,7 +231,7 @@ class LossLook:
         hides = not all(p.requires_grad for p in self.model.parameters())  # what is frozen has no graph to be read
         layers = 0 if copies or hides else linear_layers(outputs)
         if layers > 1:
-            yield told.straight(step, layers, self.line)
+            yield task_findings.straight(step, layers, self.line)
 
     @property
     def chooses(self) -> bool:

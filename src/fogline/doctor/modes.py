@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from fogline.doctor import told
+from fogline.doctor import loop_findings
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
 
@@ -80,7 +80,7 @@ class ModeLook:
         if trained and not self._sees and step - self._blind_at >= SURE:
             self._blind += 1
             if self._blind == SURE:
-                yield step, told.train_mode(step, self._in_training(), self._at, logged=False)
+                yield step, loop_findings.train_mode(step, self._in_training(), self._at, logged=False)
         self._blind_at = step
 
     def _in_training(self) -> list[str]:
@@ -90,7 +90,7 @@ class ModeLook:
         """Held-out scores were logged."""
         trained, evaluated = self._ended()
         if trained and not evaluated:
-            yield step, told.train_mode(step, self._in_training(), calling_line())
+            yield step, loop_findings.train_mode(step, self._in_training(), calling_line())
         if not (trained or evaluated) and self._waiting and not self._in_eval and self._heard_at >= step:
             self._scored = step, self._in_training(), calling_line()
 
@@ -106,7 +106,7 @@ class ModeLook:
         self._steps_in_eval = self._steps_in_eval + 1 if in_eval else 0
         if self._steps_in_eval == SURE:
             names = [name or "the model" for name, module in self._noisy if not module.training]
-            yield step, told.eval_mode(step, SURE, names, switched=self._was_training, line=line)
+            yield step, loop_findings.eval_mode(step, SURE, names, switched=self._was_training, line=line)
 
     def step_taken(self) -> None:
         """After it."""
@@ -119,7 +119,7 @@ class ModeLook:
 
     def _from_scores(self) -> Found:
         if self._scored is not None:
-            yield self._scored[0], told.train_mode(*self._scored)
+            yield self._scored[0], loop_findings.train_mode(*self._scored)
             self._scored = None
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fogline.doctor.finding import Evidence, Finding, Remedy
+from fogline.doctor.loop_findings import ASKED_FIRST, NEVER_ASKED
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.signalled import from_signals, told_of_batches, unrelated
-from fogline.doctor.told import ASKED_FIRST, NEVER_ASKED
 from fogline.doctor.travelled import LITTLE_LEARNED, fell, thrown_before
 from fogline.verdict import Verdict
 
@@ -31,22 +31,21 @@ _EXPLAINS = {
             "constant_target",
             "eval_mode_training",
             "tiny_batch_norm",
-            "schedule_step_unit",
+            "saturated_units",
+            "frozen_parameters",
         ),
         _UNLEARNED,
     ),
     **dict.fromkeys(("missing_zero_grad", "accumulation_scale", "nan_in_data", "nan_source"), _DIVERGENCE),
     "schedule_step_unit": ("bad_schedule", *_UNLEARNED),
     "bad_init": ("vanishing_gradient", "lr_too_high", *_UNLEARNED),
-    "saturated_units": _UNLEARNED,
     "unshuffled_data": ("lr_too_high", *_UNLEARNED),  # each class makes the others' losses grow
     "symmetric_init": ("dead_units", "vanishing_gradient", "lr_too_high", *_UNLEARNED),
     "detached_graph": ("dead_units", *_UNLEARNED),
-    "sum_reduction": ("lr_too_high", *_UNLEARNED),
-    "unscaled_input": ("lr_too_high", *_UNLEARNED),
-    "unscaled_target": ("lr_too_high", *_UNLEARNED),
-    "parameters_not_optimized": ("lr_too_high", *_UNLEARNED),
-    "frozen_parameters": _UNLEARNED,
+    **dict.fromkeys(
+        ("sum_reduction", "unscaled_input", "unscaled_target", "parameters_not_optimized"),
+        ("lr_too_high", *_UNLEARNED),
+    ),
 }  # what follows from a fault that was told
 _FINE = (Verdict.CONVERGED, Verdict.NOISE_FLOOR, Verdict.IMPROVING)
 _FOLLOWS_DIVERGENCE = ("nan_source", "dead_units", "vanishing_gradient")

@@ -6,17 +6,11 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fogline.doctor.finding import Evidence, Finding, Remedy, Severity
 from fogline.doctor.naming import HUGE, LOGARITHMS
 
 if TYPE_CHECKING:
     from fogline.run import Run
-
-
-Numbers = NDArray[np.float64]
 
 
 def refused(run: Run) -> Iterator[Finding]:

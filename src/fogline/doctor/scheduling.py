@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
-from fogline.doctor import told
+from fogline.doctor import loop_findings
 from fogline.doctor.finding import Evidence, Finding
 
 _UNIT_BY_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR", "ReduceLROnPlateau")
@@ -53,7 +53,7 @@ class ScheduleLook:
         share = self._share_of_the_first()
         if share >= _COLLAPSED and not self._passed_its_milestones(step):
             return None
-        return told.schedule_unit(
+        return loop_findings.schedule_unit(
             0.85,
             Evidence("learning rate after the first epoch, as a share of the first", share, "about 1", step),
             f"{self.kind} counts in epochs here, but step() is called at every batch: the learning rate has come down "
@@ -86,11 +86,11 @@ class ScheduleLook:
             return
         asked = count - self._begun
         if asked == 0 and step >= _FEWEST and getattr(self.scheduler, "last_epoch", None) == self._began_at:
-            yield told.schedule_unit(
+            yield loop_findings.schedule_unit(
                 0.8 if self.epochs > 1 else 0.6,
                 Evidence("calls of scheduler.step()", 0, "one an epoch, or one a batch", step),
                 f"{self.kind} was made and never asked: the learning rate is the same from the first step to the last.",
-                told.NEVER_ASKED,
+                loop_findings.NEVER_ASKED,
             )
         yield from self._warms_up(step, asked, rates)
         yield from self._cycles(step, asked)
@@ -102,7 +102,7 @@ class ScheduleLook:
         planned = max(getattr(self.scheduler, "base_lrs", None) or [0.0])
         rises = len(known) > 1 and bool((np.diff(known) >= 0).all())
         if asked and rises and known[-1] > known[0] and known[-1] < 0.5 * planned and asked < 0.5 * step:
-            yield told.schedule_unit(
+            yield loop_findings.schedule_unit(
                 0.85,
                 Evidence("learning rate at the end, as a share of the planned one", known[-1] / planned, 1, step),
                 f"{self.kind} was asked {asked} times in {step + 1} steps, and the learning rate was still in its "
@@ -113,7 +113,7 @@ class ScheduleLook:
     def _cycles(self, step: int, asked: int) -> Iterator[Finding]:
         period, total = getattr(self.scheduler, "T_max", None), getattr(self.scheduler, "total_steps", None)
         if self.kind == "CosineAnnealingLR" and period and asked >= 3 * period and asked >= 0.9 * step:
-            yield told.schedule_unit(
+            yield loop_findings.schedule_unit(
                 0.8,
                 Evidence("calls of scheduler.step()", asked, f"at most T_max={period}", step),
                 "CosineAnnealingLR was stepped at every batch far beyond its T_max: the learning rate does not fall "
@@ -122,7 +122,7 @@ class ScheduleLook:
             )
         planned = period if self.kind == "CosineAnnealingLR" else getattr(self.scheduler, "total_iters", None)
         if planned and 0 < asked < 0.2 * step and abs(planned - step - 1) <= _SAME * step and step >= _FEWEST:
-            yield told.schedule_unit(
+            yield loop_findings.schedule_unit(
                 0.85,
                 Evidence("calls of scheduler.step()", asked, f"{planned}, one a step", step),
                 f"{self.kind} was made for as many calls as there are steps and was called once an epoch: the learning "
@@ -130,7 +130,7 @@ class ScheduleLook:
                 "call scheduler.step() after every optimizer.step()",
             )
         if self.kind == "OneCycleLR" and total and asked < 0.2 * total and step + 1 >= 0.5 * total:
-            yield told.schedule_unit(
+            yield loop_findings.schedule_unit(
                 0.9,
                 Evidence("calls of scheduler.step()", asked, f"total_steps={total}", step),
                 "OneCycleLR was made for as many calls as there are batches and was called once an epoch: the learning "
@@ -152,7 +152,7 @@ class ScheduleLook:
         last = max(milestones, default=step) if milestones else step
         if share <= 0.5 and last >= _EARLY * step:
             return
-        yield told.schedule_unit(
+        yield loop_findings.schedule_unit(
             0.75 if self.epochs > 1 else 0.6,
             Evidence("share of the steps at a hundredth of the largest learning rate, or less", share, 0.0, step)
             if share > 0.5

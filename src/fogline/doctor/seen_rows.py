@@ -27,7 +27,7 @@ class SeenRows:
         """Keep a batch whose model was called with one tensor, of as many rows as there are targets."""
         if len(given) != 1 or not isinstance(given[0], Tensor) or not targets.ndim or len(given[0]) != len(targets):
             return
-        rows = min(len(targets), _MOST_OF_A_BATCH // max(1, given[0][:1].numel()))
+        rows = _most_rows(given[0])
         size = rows * given[0][:1].numel()
         if rows and size <= self._left:
             self._left -= size
@@ -42,8 +42,7 @@ class SeenRows:
         """Keep the first rows that go forward without gradients; they are held-out ones if scores follow."""
         if self._held_out or self._waiting or len(given) != 1 or not isinstance(given[0], Tensor) or not given[0].ndim:
             return
-        rows = min(len(given[0]), _MOST_OF_A_BATCH // max(1, given[0][:1].numel()))
-        self._waiting = [given[0].detach()[:rows].cpu().clone()]
+        self._waiting = [given[0].detach()[: _most_rows(given[0])].cpu().clone()]
 
     def scored(self) -> None:
         """Scores followed."""
@@ -83,15 +82,14 @@ class SeenRows:
             the means as well. None where there is an order, or where that is not to be seen.
         """
         from fogline.doctor.case import FAILURES
-        from fogline.doctor.reference import features
 
         with suppress(*FAILURES):
-            inputs, targets = (torch.cat(list(parts)) for parts in zip(*self._batches, strict=True))
+            inputs, targets = self._together()
             numbers = targets.double()
             if numbers.numel() != len(numbers) or not torch.equal(numbers, numbers.round()):
                 return None
-            read = features(inputs)
-            if read is None or not bool(torch.isfinite(read).all()):
+            read = _finite_features(inputs)
+            if read is None:
                 return None
             first = _without_copies(read)
             values, classes = torch.unique(numbers.reshape(-1)[first], return_inverse=True)
@@ -114,13 +112,13 @@ class SeenRows:
             None where there are too few, or none that such learners read.
         """
         from fogline.doctor.case import FAILURES
-        from fogline.doctor.reference import features, score_of
+        from fogline.doctor.reference import score_of
         from fogline.doctor.yardstick import Yardstick, error_of
 
         with suppress(*FAILURES):
-            inputs, targets = (torch.cat(list(parts)) for parts in zip(*self._batches, strict=True))
-            read = features(inputs)
-            if read is None or targets.ndim > 2 or not bool(torch.isfinite(read).all()):
+            inputs, targets = self._together()
+            read = _finite_features(inputs)
+            if read is None or targets.ndim > 2:
                 return None
             if read.shape == targets.shape and torch.allclose(read, targets.double()):
                 return None  # an auto-encoder, which a linear map copies
@@ -131,6 +129,24 @@ class SeenRows:
                 error = error_of(len(first) // 5, yardstick.classes)
                 return {"score": score, "error": error, "rows": len(first)}
         return None
+
+    def _together(self) -> tuple[Tensor, Tensor]:
+        """All batches as one."""
+        inputs, targets = (torch.cat(list(parts)) for parts in zip(*self._batches, strict=True))
+        return inputs, targets
+
+
+def _most_rows(inputs: Tensor) -> int:
+    """Rows of a batch that are kept: fewer where a row is large."""
+    return min(len(inputs), _MOST_OF_A_BATCH // max(1, inputs[:1].numel()))
+
+
+def _finite_features(inputs: Tensor) -> Tensor | None:
+    """What classical learners read of the inputs; None where that is nothing, or not finite."""
+    from fogline.doctor.reference import features
+
+    read = features(inputs)
+    return read if read is not None and bool(torch.isfinite(read).all()) else None
 
 
 def _nearest_mean(rows: Tensor, classes: Tensor) -> tuple[float, Tensor]:

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.refusals import refused
+from fogline.doctor.series import ends, finite
 from fogline.doctor.travelled import (
     FEWEST_STEPS_TO_GO_FAR,
     LITTLE_LEARNED,
     drawn,
-    finite,
+    higher_rate,
+    lower_rate,
     number,
     travel_of,
     travelled,
@@ -45,8 +46,6 @@ _OF_ALL_ROWS = {
     "before.",
     "lbfgs": "L-BFGS takes the change of the gradient from step to step for the curvature of the loss.",
 }
-
-Numbers = NDArray[np.float64]
 
 
 def from_signals(run: Run) -> Iterator[Finding]:
@@ -106,7 +105,7 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
         yield Finding(
             "lr_too_low", "serious", 0.7 if far > 3 else 0.55, tuple(seen),
             "Steps are so short that the slope does not change over one of them: the way down is much longer.",
-            remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
+            remedy=higher_rate(rate),
         )  # fmt: skip
 
 
@@ -141,8 +140,8 @@ def _came_down(run: Run) -> bool:
     left, losses = run.info.get("loss_over_constant"), finite(run.steps["loss"])
     if left is not None:
         return bool(left < _HALF)
-    tenth = max(1, len(losses) // 10)
-    return bool(len(losses)) and float(losses[-tenth:].mean()) < _HALF * float(losses[:tenth].mean())
+    first, last = ends(losses)
+    return last < _HALF * first
 
 
 def _has_much_left(run: Run, evidence: dict[str, Any]) -> bool:
@@ -177,7 +176,7 @@ def unrelated(run: Run) -> Finding | None:
     left, losses = run.info.get("loss_over_constant"), finite(run.steps["loss"])
     if left is None or not left > 0 or len(losses) < _FEWEST_STEPS or left > _WORSE:
         return None
-    constant = float(losses[-max(1, len(losses) // 10) :].mean()) / left
+    constant = ends(losses)[1] / left
     held_out = finite(np.array([row["value"] for row in run.scores if row["name"] == "loss"]))
     best = float(held_out.min()) / constant if len(held_out) > 3 else None
     if best is not None and best > _COMPARABLE:  # summed over more rows, or in other units
@@ -260,7 +259,7 @@ def _lengths(run: Run) -> Iterator[Finding]:
             "lr_too_high", "serious", 0.7,
             (Evidence("length of a step over that of the weights, at the start", share * rate / at, "about 0.001"),),
             "The run learned next to nothing, and a few of its steps move the weights as far as they are from zero.",
-            remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
+            remedy=lower_rate(rate),
         )  # fmt: skip
     elif (
         travel_of(run) is None
@@ -272,7 +271,7 @@ def _lengths(run: Run) -> Iterator[Finding]:
             (Evidence("length of all steps together over that of the weights, at most", share * float(rates.sum()) / at,
                       "0.1 or more"),),
             "The run learned next to nothing, and its weights are where they began: all steps together are too short.",
-            remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
+            remedy=higher_rate(rate),
         )  # fmt: skip
 
 

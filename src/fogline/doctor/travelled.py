@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fogline.doctor.finding import Evidence, Finding, Remedy
+from fogline.doctor.series import ends, finite
 
 if TYPE_CHECKING:
     from fogline.run import Run
@@ -74,7 +74,7 @@ def travelled(run: Run, schedule: Finding | None) -> Iterator[Finding]:
              Evidence("length of the last weights over that of the first", travel.grown, "about 1")),
             "The steps are about as long as the weights they move, or soon were: nothing is left of what these were "
             "drawn for, to keep a signal in size on its way through the layers.",
-            remedy=Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"'),
+            remedy=lower_rate(rate),
         )  # fmt: skip
     elif (_stands(run, travel, left) or (left is not None and travel.reach < _NEAR and unlearned)) and (
         schedule is None and _all_driven(run)
@@ -103,7 +103,7 @@ def _too_short(run: Run, reach: float, rate: float) -> Finding:
         "lr_too_low", "serious", 0.75, (seen,),
         "The run learned next to nothing, and its weights are about where they began: all steps together are too "
         "short.",
-        remedy=Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"'),
+        remedy=higher_rate(rate),
     )  # fmt: skip
 
 
@@ -140,15 +140,18 @@ def thrown_before(run: Run) -> Finding | None:
 
 def fell(run: Run) -> bool:
     """Whether the loss fell by more than a little of what it was, where nobody knows the best constant answer."""
-    losses = finite(run.steps["loss"])
-    tenth = max(1, len(losses) // 10)
-    first, last = (float(part.mean()) if len(part) else 0.0 for part in (losses[:tenth], losses[-tenth:]))
+    first, last = ends(finite(run.steps["loss"]))
     return first - last > (1 - LITTLE_LEARNED) * abs(first)
 
 
-def finite(values: NDArray[Any]) -> NDArray[np.float64]:
-    numbers = values.astype(np.float64)
-    return numbers[np.isfinite(numbers)]
+def lower_rate(rate: float) -> Remedy:
+    """Against steps that are too long."""
+    return Remedy("a tenth of the learning rate, or let it be measured", f'lr={rate / 10:.3g}  # or lr="auto"')
+
+
+def higher_rate(rate: float) -> Remedy:
+    """Against steps that are too short."""
+    return Remedy("ten times the learning rate, or let it be measured", f'lr={rate * 10:.3g}  # or lr="auto"')
 
 
 def number(value: Any) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fogline.doctor import told
+from fogline.doctor import loop_findings, task_findings
 from fogline.doctor.finding import Finding
 from fogline.doctor.surgery import alike, frozen_as_drawn, hidden_modules, hidden_tensors
 
@@ -41,7 +41,7 @@ class UnmovedLook:
         self._frozen = _frozen_copies(model)
         self._waits = False
         self._told: list[str] = []
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        held = held_by(optimizer)
         self.orphaned = not any(id(p) in held for _, p in named)
 
     def after_some_steps(self, step: int, *, gives_targets: bool) -> Iterator[Finding]:
@@ -50,12 +50,12 @@ class UnmovedLook:
         frozen = [name for name in frozen_as_drawn(self.model) if self._stands(name)]
         self._told = frozen
         if frozen and not gives_targets:  # a frozen part that was trained before is fine-tuning
-            yield told.frozen(step, frozen)
+            yield loop_findings.frozen(step, frozen)
         # Units that are still alike; those of the last layer have targets of their own.
         owners = list(dict.fromkeys(name.rpartition(".")[0] for name, p in self._named if p.grad is not None))
         names = [name for name in owners[:-1] if alike(self.model.get_submodule(name))]
         if names:
-            yield told.symmetric(step, names)
+            yield task_findings.symmetric(step, names)
 
     def thawed(self) -> bool:
         """Whether some of the layers that were told to be frozen learn by now, as the loop may have planned."""
@@ -79,9 +79,9 @@ class UnmovedLook:
         self._waits = len(still) < len(idle)
         hidden = [name for name, flag in still if flag]
         if hidden:
-            yield told.hidden_parameters(step, hidden)
+            yield loop_findings.hidden_parameters(step, hidden)
         elif still:
-            yield told.left_out(step, [name for name, _ in still], whole=self.orphaned)
+            yield loop_findings.left_out(step, [name for name, _ in still], whole=self.orphaned)
 
     def _stands(self, name: str) -> bool:
         """Whether a frozen layer is no copy of one that learns, and nobody moves it: such ones are targets."""
@@ -94,7 +94,7 @@ Idle = list[tuple[str, Tensor, int, float, bool]]
 
 def _idle_parameters(model: nn.Module, optimizer: Optimizer, left_out: Sequence[str]) -> Idle:
     """Trainable parameters outside the optimizer, with what tells whether they move: version and sum."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = held_by(optimizer)
     found: list[tuple[str, Tensor, bool]] = [(name, model.get_parameter(name), False) for name in left_out]
     for name, module in hidden_modules(model):
         found += [(f"{name}.{n}", p, True) for n, p in module.named_parameters() if id(p) not in held]
@@ -118,10 +118,15 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
     return type(one) is type(other) and all(torch.equal(a, b) for a, b in pairs if a.ndim > 1)
 
 
+def held_by(*optimizers: Optimizer) -> set[int]:
+    """Identities of the parameters that optimizers have."""
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
 def _held_by_others(optimizer: Optimizer) -> set[int]:
     """Identities of the parameters that other optimizers have."""
     others = [o for o in gc.get_objects() if issubclass(type(o), Optimizer) and o is not optimizer]
-    return {id(p) for o in others for group in o.param_groups for p in group["params"]}
+    return held_by(*others)
 
 
 def _total(layer: nn.Module) -> float:

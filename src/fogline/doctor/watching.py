@@ -17,53 +17,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fogline.doctor import told
+from fogline.doctor import loop_findings, task_findings
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
 from fogline.doctor.first_batch import LEARNS, NOTHING
+from fogline.doctor.gradient_look import LAYER_LOOKS, GradientLook
 from fogline.doctor.loss_look import LossLook
 from fogline.doctor.modes import SURE, Found, ModeLook
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
 from fogline.doctor.strides import StrideLook
-from fogline.doctor.surgery import as_drawn
 from fogline.doctor.unmoved import UnmovedLook
 from fogline.record.hook import Hook
 
-CLOSE_LOOKS = 12
+_CLOSE_LOOKS = 12
 """Steps that are looked at closely."""
-_LAYER_LOOKS = 3
-_TINY = 4
-"""Values a channel below which a batch's variance is wrong by its own size: its relative error is sqrt(2 / (n - 1))."""
 _MOST_DROPPED = 0.8
 _SKIPS = 20
 """A scale that starts at 2^16 and is halved at each skip has fallen below 1 by then."""
 
 Tell = Callable[[int, Finding], None]
-
-
-@dataclass
-class _Step:
-    """What was seen since the last step."""
-
-    forwards: int = 0
-    backwards: int = 0
-    evaluations: int = 0  # of a closure
-    stale: bool = False  # a gradient of an earlier step is in this one's
-    gave: bool = False  # backward() gave a gradient that is not zero
-    called: list[tuple[str, bool, Tensor | None]] = field(default_factory=list)
 
 
 class Inspector:
@@ -93,7 +77,7 @@ class Inspector:
         left_out: Sequence[str],
         tell: Tell,
         *,
-        compiled: bool = False,
+        compiled: bool,
     ) -> None:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         up = any(group.get("maximize", False) for group in optimizer.param_groups)
@@ -101,14 +85,9 @@ class Inspector:
         self.named, self._tell, self._compiled = list(named), tell, compiled
         self.told: set[str] = set()
         self.looking = True
-        self._step = _Step()
-        self._lines: dict[str, str] = {}
-        self._handles: list[RemovableHandle] = []
-        self._layer_handles: list[RemovableHandle] = []
-        self._sentinel: Any = next((p for _, p in named if p.ndim == 1), named[0][1])
-        self._held: bool | None = None
-        self._counts = dict.fromkeys(("stale", "no gradient", "cut", "lost", "bare", "tiny", "scale"), 0)
+        self._step_handles: list[RemovableHandle] = []  # hung anew at every step that is looked at
         self._now = 0
+        self._stepped_at = ""
         self._given: tuple[Any, Any] | None = None
         self._runs = True  # the model can be run on it
         self._targets: Tensor | None = None  # the latest numbers that outputs were compared with
@@ -119,8 +98,10 @@ class Inspector:
         self._modes = ModeLook(model)
         self.strides = StrideLook(p for _, p in named)
         self._unmoved = UnmovedLook(model, optimizer, self.named, left_out)
-        if not compiled:
-            self._handles.append(self._sentinel.register_hook(Hook(self._before_accumulation)))  # type: ignore[no-untyped-call]
+        self._gradients = GradientLook(
+            model, optimizer, loss_fn, self.named, self.loss_look, orphaned=self._unmoved.orphaned
+        )
+        self._handles = [] if compiled else [self._gradients.hang_on_sentinel()]
 
     # -- what the hooks tell ---------------------------------------------------------------------------------------
 
@@ -141,12 +122,11 @@ class Inspector:
         self.loss_look.given(args)
 
     def _goes_forward(self, step: int) -> None:
-        seen = self._step
-        seen.forwards += 1
+        self._gradients.forward()
         self._now = step
         self._say_found(self._modes.forward(step))
-        if not self._compiled and not self._layer_handles and (self.looking or _looks_again(step)):
-            self._hang_on_layers(step)
+        if not self._compiled and not self._step_handles and (self.looking or _looks_again(step)):
+            self._hang(step)
 
     def evaluation(self, args: tuple[Any, ...]) -> None:
         """Before a forward pass without gradients."""
@@ -176,40 +156,23 @@ class Inspector:
 
     def accumulated(self) -> None:
         """After a gradient was added to ``.grad`` of the sentinel."""
-        held, self._held = self._held, None
-        seen = self._step
-        seen.backwards += 1
+        self._gradients.accumulated(closely=self.looking)
         self._modes.accumulated(self._now)
         if self.looking or _looks_again(self._now):
             self._say_all(self._now, self.loss_look.backward(self._now))
-        if self.looking and not seen.gave:
-            seen.gave = _any(self._sentinel.grad)
-        if held is None:
-            return
-        if not held:
-            seen.stale = False
-        elif seen.backwards == 1:
-            seen.stale = True
-        if seen.backwards == 1:
-            self._lines["backward"] = self._lines.get("backward") or calling_line()
 
     def evaluates_closure(self) -> None:
-        """Before a closure is called: once more, it computes a gradient of its own.
-
-        The first time the step may have been accumulated from batches before.
-        """
-        if self._step.evaluations:
-            self._step.backwards = 0
-        self._step.evaluations += 1
+        """Before a closure is called."""
+        self._gradients.evaluates_closure()
 
     def before_step(self, step: int, norm: float | Tensor | None) -> None:
         """Before the optimizer takes a step, its gradients there; ``norm`` is theirs."""
         if self.looking:
-            self._lines["step"] = self._lines.get("step") or calling_line()
-            self._look_closely(step)
+            self._stepped_at = self._stepped_at or calling_line()
+            self._say_all(step, self._gradients.before_step(step, self._stepped_at))
         if step == 0 and not self._compiled:
             self._look_at_batch()
-        self._say_found(self._modes.before_step(step, self._line("step")))
+        self._say_found(self._modes.before_step(step, self._stepped_at))
         if not self.looking and _looks_again(step):
             self.loss_look.late(step, self._targets)
         if _looks_again(step):
@@ -221,22 +184,23 @@ class Inspector:
         """After a step was taken."""
         self.strides.after_step(step)
         if step == 0 and self._schedule.steps_first():
-            self.say(step, told.schedule_first(self._line("step")))
+            self.say(step, loop_findings.schedule_first(self._stepped_at))
         if step + 1 == SURE:
             self._say_all(step, self._unmoved.after_some_steps(step, gives_targets=self.loss_look.gives_targets))
-        self._step, self._given, self._held = _Step(), None, None
+        self._given = None
+        self._gradients.step_taken()
         self._modes.step_taken()
         self.loss_look.step_taken()
-        if self._layer_handles:
-            self._take_off_layers()
-        if self.looking and step + 1 >= CLOSE_LOOKS:
+        if self._step_handles:
+            self._take_off()
+        if self.looking and step + 1 >= _CLOSE_LOOKS:
             self.looking = False
             self.remove()
 
     def skipped(self, step: int, skips: int) -> None:
         """So many steps were skipped by a gradient scaler in all."""
         if skips >= _SKIPS and skips > 0.1 * (step + skips):
-            self.say(step, told.scale_collapse(step, skips))
+            self.say(step, loop_findings.scale_collapse(step, skips))
 
     def finish(
         self,
@@ -270,13 +234,13 @@ class Inspector:
             self._say_all(step - 1, self._take_for_amounts(step - 1, left))
         moved = self.loss_look.rows.moved()
         if moved is not None and _much_worse(losses, held_out):
-            self.say(step - 1, told.other_rows(step - 1, *moved))
+            self.say(step - 1, task_findings.other_rows(step - 1, *moved))
         self._say_found(self._modes.finish())
         self._say_all(step - 1, self._unmoved.at_the_end(step - 1))
         if len(not_finite) and not self._named_nan:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
             if bad:  # on a device nobody waited to look at the time
-                self.say(not_finite[0], told.not_finite_later(not_finite[0], bad))
+                self.say(not_finite[0], loop_findings.not_finite_later(not_finite[0], bad))
 
     def _explain(self, left: float) -> Iterator[Finding]:
         """What the model itself has that explains why the loop learned little, or nothing."""
@@ -284,7 +248,7 @@ class Inspector:
         dropping = {name: float(m.p) for name, m in self.model.named_modules() if isinstance(m, _DropoutNd)}
         name = max(dropping, key=lambda name: dropping[name], default="")
         if left > NOTHING and dropping and dropping[name] >= _MOST_DROPPED:
-            yield told.dropped(name, dropping[name])
+            yield task_findings.dropped(name, dropping[name])
 
     def _take_for_amounts(self, step: int, left: float) -> Iterator[Finding]:
         """Numbers of classes under a loss of amounts, unless answers are near enough to be rounded to their class.
@@ -294,7 +258,9 @@ class Inspector:
         """
         seen = self.loss_look.rows.unordered()
         if seen is not None and left * (seen["classes"] ** 2 - 1) > 1:
-            yield told.class_numbers(step, int(seen["classes"]), seen["skill"], seen["orders"], self.loss_look.line)
+            yield task_findings.class_numbers(
+                step, int(seen["classes"]), seen["skill"], seen["orders"], self.loss_look.line
+            )
 
     def facts(self, losses: NDArray[np.float64], held_out: NDArray[np.float64]) -> dict[str, Any]:
         """What is known of a loop that is over, for the record; the same losses, and those of held-out rows.
@@ -331,51 +297,25 @@ class Inspector:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._take_off_layers()
+        self._take_off()
 
     # -- looks -----------------------------------------------------------------------------------------------------
 
-    def _before_accumulation(self, _: Tensor) -> None:
-        """With the new gradient, before it is added: what is there already is older."""
-        if torch.is_grad_enabled():
-            return
-        old = self._sentinel.grad
-        if old is None:
-            self._held = False
-        else:
-            self._held = _any(old)
-
-    def _hang_on_layers(self, step: int) -> None:
-        held = {id(p): name for name, p in self.named}
-        self._layer_handles = [self.model.register_forward_hook(Hook(self._after_model))]
+    def _hang(self, step: int) -> None:
+        self._step_handles = [self.model.register_forward_hook(Hook(self._after_model))]
         if not self.looking and self._keeper is None and isinstance(self.loss_fn, nn.Module):
-            self._layer_handles.append(self.loss_fn.register_forward_hook(Hook(self._keep_targets)))
-        if step >= _LAYER_LOOKS:
-            return
-        for name, module in self.model.named_modules():
-            own = any(id(p) in held for p in module.parameters(recurse=False))
-            if name and (own or isinstance(module, _BatchNorm)):
-                self._layer_handles.append(module.register_forward_hook(Hook(self._looker(name))))
+            self._step_handles.append(self.loss_fn.register_forward_hook(Hook(self._keep_targets)))
+        if step < LAYER_LOOKS:
+            self._step_handles += self._gradients.hang_on_layers()
 
-    def _take_off_layers(self) -> None:
-        for handle in self._layer_handles:
+    def _take_off(self) -> None:
+        for handle in self._step_handles:
             handle.remove()
-        self._layer_handles = []
+        self._step_handles = []
 
     def _after_model(self, _: nn.Module, __: object, output: object) -> None:
         if torch.is_grad_enabled():
             self.loss_look.after_model(output)
-
-    def _looker(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], object], None]:
-        def look(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-            graph = torch.is_grad_enabled() and isinstance(output, Tensor) and output.requires_grad
-            given = args[0] if args and isinstance(args[0], Tensor) else None
-            tiny = given if isinstance(module, _BatchNorm) and module.training else None
-            self._step.called.append((name, graph, tiny if tiny is None else tiny.detach()))
-            if name not in self._lines:
-                self._lines[name] = calling_line()
-
-        return look
 
     def _look_at_batch(self) -> None:
         """What the first batch leaves no doubt about."""
@@ -385,75 +325,6 @@ class Inspector:
 
             sure, self._suspected = look_at_batch(self.model, direct)
             self._say_all(0, sure)
-
-    def _look_closely(self, step: int) -> None:
-        seen, counts = self._step, self._counts
-        if seen.stale and seen.backwards and step and not self._unmoved.orphaned:
-            counts["stale"] += 1
-            if counts["stale"] == SURE:
-                self.say(step, told.missing_zero_grad(step, counts["stale"], self._line("backward")))
-        self._look_for_gradients(step)
-        self._look_at_batch_norm(step)
-        self._look_at_factors(step)
-
-    def _look_for_gradients(self, step: int) -> None:
-        seen, counts = self._step, self._counts
-        without = {name for name, p in self.named if p.grad is None}
-        cleared = seen.gave and not any(_any(p.grad) for _, p in self.named)
-        if len(without) == len(self.named) or cleared:
-            counts["no gradient"] += 1
-            if counts["no gradient"] == SURE and seen.forwards:
-                make = told.cleared if seen.backwards else told.no_gradient
-                self.say(step, make(step, len(self.named), self._line("step")))
-            return
-        counts["no gradient"] = 0
-        called = list(dict.fromkeys(name for name, graph, _ in seen.called if graph))
-        self._look_for_lost_graph(step, set(called), without)
-        has = [name for name in called if any(p.grad is not None for p in self._own(name))]
-        cut = called.index(has[0]) if has else 0
-        if cut and has == called[cut:]:
-            counts["cut"] += 1
-            if counts["cut"] == _LAYER_LOOKS:
-                self.say(step, told.cut_graph(step, called[:cut], has[0], self._line(has[0])))
-        if self.loss_look.bare and has and has[-1] == called[-1]:
-            counts["bare"] += 1
-            if counts["bare"] == _LAYER_LOOKS:
-                self.say(step, told.not_of_outputs(step, self._line("backward")))
-
-    def _look_for_lost_graph(self, step: int, called: set[str], without: set[str]) -> None:
-        """Layers that only ever run without a graph, though they were never trained and are in the optimizer."""
-        bare = dict.fromkeys(name for name, graph, _ in self._step.called if not graph and name not in called)
-        lost = [name for name in bare if any(f"{name}.{own}" in without for own in ("weight", "bias"))]
-        if called and lost and all(as_drawn(self.model.get_submodule(name)) for name in lost):
-            self._counts["lost"] += 1
-            if self._counts["lost"] == _LAYER_LOOKS:
-                self.say(step, told.without_graph(step, lost, self._line(lost[0])))
-
-    def _own(self, name: str) -> Iterator[nn.Parameter]:
-        return self.model.get_submodule(name).parameters(recurse=False)
-
-    def _look_at_batch_norm(self, step: int) -> None:
-        given = [(name, x) for name, _, x in self._step.called if x is not None and x.ndim > 1]
-        few = [(name, x.numel() // max(1, x.shape[1]), len(x)) for name, x in given if len(x) <= _TINY]
-        if few:
-            self._counts["tiny"] += 1
-            if self._counts["tiny"] == _LAYER_LOOKS:
-                self.say(step, told.tiny_batch(step, *min(few, key=lambda seen: seen[1]), _TINY))
-
-    def _look_at_factors(self, step: int) -> None:
-        """Several full-weight losses a step, their gradients added: the step is so many times as long."""
-        seen = self._step
-        found, single = self.loss_look.factors, type(self.optimizer).__name__ == "SGD"
-        count = len(found)
-        if count < SURE or count != seen.backwards or count > seen.forwards or seen.stale or not single:
-            return
-        if getattr(self.loss_fn, "reduction", "mean") != "mean":
-            return
-        factors = torch.stack([f.reshape(()).double().cpu() for f in found])
-        if bool((factors == 1).all()):
-            self._counts["scale"] += 1
-            if self._counts["scale"] == SURE:
-                self.say(step, told.undivided(step, count, self._line("backward")))
 
     def _say_all(self, step: int, findings: Iterable[Finding]) -> None:
         for finding in findings:
@@ -481,18 +352,7 @@ class Inspector:
             in_loss=self.loss_look.operations,
             runs=self._runs,
         )
-        self.say(step, told.not_finite(step, norm, found, self._line("step")))
-
-    def _line(self, of: str) -> str:
-        return self._lines.get(of, "")
-
-
-def _any(gradient: Tensor | None) -> bool:
-    """Whether a gradient is there and not zero."""
-    if gradient is None:
-        return False
-    values = gradient.detach()
-    return bool((values.coalesce().values() if values.is_sparse else values).any())
+        self.say(step, loop_findings.not_finite(step, norm, found, self._stepped_at))
 
 
 def _much_worse(losses: NDArray[np.float64], held_out: NDArray[np.float64]) -> bool:

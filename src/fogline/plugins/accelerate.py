@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fogline._watch import WatchedRun
 from fogline._watch import watch as watched
+from fogline._watched_run import WatchedRun
 from fogline.plugins.following import unwrapped
 from fogline.plugins.numbering import Numbers
 from fogline.progress import ProgressFunction

@@ -10,7 +10,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fogline._watch import WatchedRun, watch
+from fogline._watch import watch
+from fogline._watched_run import WatchedRun
 from fogline.progress import ProgressFunction
 
 _HELD_OUT = ("validation", "valid", "val", "eval")

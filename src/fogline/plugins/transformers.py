@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fogline.descent.randomness import private_randomness
-from fogline.doctor import told
+from fogline.doctor import loop_findings
 from fogline.errors import needed
 from fogline.plugins.following import Followed, Following, unwrapped
 from fogline.plugins.numbering import Numbers, can_be_numbered
@@ -173,7 +173,7 @@ class FoglineCallback(Followed, _Base):  # type: ignore[misc]
     def _say_undivided(self, batches: int) -> None:
         run = self._following.run
         if type(unwrapped(self._trainer.optimizer)).__name__ == "SGD":
-            run.found(told.undivided(0, batches, ""))
+            run.found(loop_findings.undivided(0, batches, ""))
         run.note(
             f"the losses of {batches} accumulated batches are added and not divided by {batches}, since the model "
             "takes num_items_in_batch and does not use it: loss and gradient are as many times too large, which "

@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fogline.data.source import leaves
 from fogline.progress import ProgressFunction, ProgressReport
+from fogline.record.columns import is_compiled
 from fogline.record.hook import Hook
 from fogline.record.inspector import Inspector, hook_seconds
 from fogline.record.probes import Window
@@ -87,9 +88,7 @@ class Observer:
         self.hook_seconds, self._collected = hook_seconds(), 0.0
         self.started = time.perf_counter()
         self.taken = self.examples = 0
-        inner = getattr(model, "_orig_mod", model)
-        compiled = inner is not model or any(m._compiled_call_impl is not None for m in inner.modules())
-        self._window = Window(named, self.budget, None if compiled else inner)
+        self._window = Window(named, self.budget, None if is_compiled(model) else model)
         self._coming: Seen | None = None  # the step to come, if it has a row
         self._last: Seen | None = None  # the step just taken, if it has a row
         self._fed: Seen | None = None  # the step that the latest forward pass was for

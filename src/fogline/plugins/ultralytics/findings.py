@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from fogline.doctor.finding import Evidence, Finding, Remedy
+from fogline.errors import some
 
 FEW_UPDATES = 100
 """Updates below which every one that accumulation takes away is missed: their average of the weights, which is what is
@@ -157,7 +158,7 @@ RESUMED = (
 
 def bad_batch(step: int, files: Sequence[str], module: str | None, *, in_data: bool) -> Finding:
     """A batch whose loss or gradient is not finite, left out."""
-    named = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+    named = some(files)
     said = f"the images {named}" if files else "no single image"
     where = f"Of {said} the values are not finite." if in_data else f"It comes from {said}."
     return Finding(

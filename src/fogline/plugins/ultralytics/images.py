@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fogline._watch import WatchedRun
+from fogline._watched_run import WatchedRun
 from fogline.data.source import leaves, map_tree
 from fogline.descent.objective import mode
 from fogline.plugins.ultralytics.guard import one_image

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fogline._watch import WatchedRun
+from fogline._watched_run import WatchedRun
 from fogline.plugins.ultralytics import findings
 from fogline.plugins.ultralytics.guard import PATIENCE, Guard, bad_images
 from fogline.record.seen import gradient_norm

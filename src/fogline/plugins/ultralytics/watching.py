@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fogline._watch import WatchedRun
 from fogline._watch import watch as watch_loop
+from fogline._watched_run import WatchedRun
 from fogline.plugins.ultralytics.session import Session, Trainer, set_rate
 
 _EVENTS = (
