@@ -449,7 +449,7 @@ def test_what_nothing_points_to_is_found_by_trying() -> None:
     assert ("regularization_too_strong", "drop a quarter as much: 0.11 instead of 0.45") in tried
     assert ("regularization_too_strong", "no weight decay") in tried
     assert not any(cause in ("underfitting", "batch_too_large", "optimizer_mismatch") for cause, _ in tried)
-    interventions = Interventions(case, Laboratory(case, 6000), 760)
+    interventions = Interventions(case=case, laboratory=Laboratory(case, 6000), planned=760)
     interventions.control = 0.0
     interventions.ablate(exam, list(ablations(exam)))
     for kept in interventions.kept:  # none but what won a trial over every seed
@@ -461,7 +461,7 @@ def test_what_nothing_points_to_is_found_by_trying() -> None:
 @pytest.mark.parametrize(("effect", "said"), [(None, True), (0.01, True), (-0.1, False)])
 def test_no_guess_that_a_trial_refuted(effect: float | None, said: bool) -> None:
     case = open_case(task(), RECIPE)
-    interventions = Interventions(case, Laboratory(case, 100), 100)
+    interventions = Interventions(case=case, laboratory=Laboratory(case, 100), planned=100)
     suspicion = Suspicion("bad_init", 0.7, (), "so it seems")
     trial = None
     if effect is not None:

@@ -15,11 +15,12 @@ from torch import nn
 from fogline.descent.prepare import as_asked
 from fogline.descent.randomness import Surroundings
 from fogline.doctor.ablations import ablations
+from fogline.doctor.books import Kept
 from fogline.doctor.case import CPU, Case, open_case
 from fogline.doctor.causes import suspicions
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Finding, Suspicion
-from fogline.doctor.interventions import DECISIVE, SHORTEST, Interventions, Kept
+from fogline.doctor.interventions import DECISIVE, SHORTEST, Interventions
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.standing import LEARNS, descends, kept_of, level
@@ -92,7 +93,7 @@ def examine(case: Case, budget: float, check: Callable[[], None] = lambda: None)
     planned = planned_steps(case.recipe, case)
     steps, floor = max(planned, _floor(case)), _floor(case)
     laboratory = Laboratory(case, budget * steps, check, budget * max(0, 2 * floor - steps))
-    tried = Interventions(case, laboratory, planned)
+    tried = Interventions(case=case, laboratory=laboratory, planned=planned)
     return _Doctor(case, laboratory, planned, tried).report(tries=budget > 0)
 
 

@@ -17,110 +17,37 @@ from fogline.doctor.bench import (
     lengthens,
     times_longer,
 )
+from fogline.doctor.books import LIKELY, Books, Kept
 from fogline.doctor.case import Case
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Remedy, Suspicion, Trial
 from fogline.doctor.remedies import measured_rate, usual
-from fogline.doctor.report import Rejected
-from fogline.doctor.standing import BEHIND, LEARNS, standing
+from fogline.doctor.standing import standing
 from fogline.doctor.trial import SEEDS, Laboratory
 
 SHORTEST = 20
 """Steps of a descent below which nothing is to be seen."""
 _MOST_AT_ONCE = 6
-_GOOD = 0.9
-_LIKELY = 0.5  # a suspicion that is said although it could not be tried
-_GUESSES = 2
 DECISIVE = 0.5
 """Of the distance that was left, closed in a short trial."""
 MOST = 0.5
 """Of what a remedy gains: a part of it that gains as much by itself is what was needed."""
 
 
-@dataclass
-class Kept:
-    """A cause that was accepted, with its remedy and the trial that was made; ``proven`` if that was won."""
-
-    suspicion: Suspicion
-    remedy: Remedy | None
-    trial: Trial | None
-    proven: bool = True
-
-
-@dataclass
-class Interventions:
-    """What was tried on one program, what of it is kept, and how the program does by now.
+@dataclass(kw_only=True)
+class Interventions(Books):
+    """What is tried on one program, and what comes of it.
 
     Attributes:
         case: the program under examination.
         laboratory: where descents are run and counted.
         planned: steps of the whole run.
-        kept: causes that were accepted, with their remedies.
-        rejected, doubted: what did not help, to be told; and as it was supposed.
-        control, control_in: score of the program as it was given, and the steps of the descent that it is taken from.
-        healed, healed_in: the same of the remedied program.
     """
 
     case: Case
     laboratory: Laboratory
     planned: int
-    kept: list[Kept] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
-    doubted: list[tuple[Suspicion, Trial | None]] = field(default_factory=list)
-    control: float | None = None
-    control_in: int = 0
-    healed: float | None = None
-    healed_in: int = 0
     _benches: dict[tuple[int, tuple[Remedy, ...], int], Bench] = field(default_factory=dict)
-
-    @property
-    def remedies(self) -> tuple[Remedy, ...]:
-        return tuple(kept.remedy for kept in self.kept if kept.remedy is not None)
-
-    @property
-    def kept_causes(self) -> set[str]:
-        return {kept.suspicion.cause for kept in self.kept}
-
-    @property
-    def known(self) -> set[str]:
-        return self.kept_causes | {item.cause for item in self.rejected}
-
-    @property
-    def level(self) -> float:
-        """Score of the program as it is by now."""
-        level = self.healed if self.healed is not None else self.control
-        return -1.0 if level is None else level
-
-    def as_good_as_it_gets(self, exam: Examination) -> bool:
-        """Whether no trial could show a gain worth a word."""
-        return self.as_good(exam, self.level)
-
-    @staticmethod
-    def as_good(exam: Examination, level: float) -> bool:
-        """The same of any score."""
-        reference = exam.reference.possible
-        best = 1 - ENOUGH if reference is None else min(1 - ENOUGH, max(_GOOD, reference - ENOUGH / 2))
-        return level >= best
-
-    def does_well(self, exam: Examination) -> bool:
-        """Whether nothing need be looked for any more: it is near perfect, or as good as a classical learner.
-
-        Where that learner finds little a network may find more, and must be clearly better to be left in peace.
-        """
-        return self.well(exam, self.level)
-
-    @staticmethod
-    def well(exam: Examination, level: float) -> bool:
-        """The same of any score."""
-        reference = exam.reference.possible
-        if reference is None:
-            return level >= 1 - ENOUGH
-        return level >= LEARNS and level >= min(1 - ENOUGH, reference + (-ENOUGH if reference > 0.5 else ENOUGH))
-
-    def is_healthy(self, exam: Examination) -> bool:
-        """Whether it learns, and about as well as a classical learner: what one gets a sound network gets too."""
-        reference = exam.reference.possible
-        return self.level >= LEARNS and (reference is None or self.level >= reference - BEHIND)
 
     def verify(self, exam: Examination, supposed: Sequence[Suspicion]) -> None:
         """Try what was supposed: what leaves no doubt first, and the rest only where that was of no avail.
@@ -131,7 +58,7 @@ class Interventions:
         if self.as_good_as_it_gets(exam):
             for suspicion in supposed:
                 if not suspicion.proof:
-                    self._reject(suspicion, None, "not tried: the program does as well as can be expected")
+                    self.reject(suspicion, None, "not tried: the program does as well as can be expected")
             supposed = [s for s in supposed if s.proof]
         able = (s for s in supposed if s.remedies and not self._longer_than_a_trial(s))
         pool = sorted(able, key=lambda s: (-s.proof, -s.strength))
@@ -139,9 +66,9 @@ class Interventions:
         pool, later = pool[:_MOST_AT_ONCE], pool[_MOST_AT_ONCE:]
         for suspicion in later:
             if not suspicion.proof:
-                self._reject(suspicion, None, "not tried: others were more likely")
+                self.reject(suspicion, None, "not tried: others were more likely")
         before = len(self.kept)
-        leads = [s for s in pool if s.proof] or [s for s in pool[:1] if s.strength >= _LIKELY]
+        leads = [s for s in pool if s.proof] or [s for s in pool[:1] if s.strength >= LIKELY]
         if pool and not (0 < len(leads) < len(pool) and self.at_once(exam, leads)):
             self._try(exam, pool)
         for kept in self.kept[before:]:
@@ -182,7 +109,7 @@ class Interventions:
                 self.take(supposed[k], remedy, trial)
                 self._simplest_of(exam, self.kept[-1])
                 return
-            self._reject(supposed[k], trial, f"no clear gain: {trial}")
+            self.reject(supposed[k], trial, f"no clear gain: {trial}")
 
     def wider_guard(self, exam: Examination) -> bool:
         """Whether a wider guard does better than the one that a program needed to be run at all; it is kept then."""
@@ -210,12 +137,6 @@ class Interventions:
             return suspicion
         told = next(usual(Examination(self.case), self.laboratory), suspicion)
         return suspicion if told.cause == suspicion.cause else replace(told, strength=suspicion.strength)
-
-    def guess(self) -> None:
-        """A program that does not learn has a fault: what is likeliest is said, although no trial could show it."""
-        not_refuted = [(s, trial) for s, trial in self.doubted if trial is None or trial.effect > -ENOUGH]
-        likely = sorted(not_refuted, key=lambda pair: -pair[0].strength)[:_GUESSES]
-        self.say_untried([pair for pair in likely if pair[0].strength >= _LIKELY])
 
     def minimal_again(self, exam: Examination) -> None:
         """What later rounds kept may make needless what earlier ones did."""
@@ -282,7 +203,7 @@ class Interventions:
                 continue
             trial = bench.against_control([remedy], promising=MOST * won.effect / max(won.effect, 1 - won.without[0]))
             if trial.accepted and trial.effect >= MOST * won.effect:
-                self._reject(kept.suspicion, won, f"not needed beside the smaller edit {remedy.title!r}: {won}")
+                self.reject(kept.suspicion, won, f"not needed beside the smaller edit {remedy.title!r}: {won}")
                 kept.suspicion, kept.remedy, kept.trial = simple, remedy, trial
                 self.healed, self.healed_in = fmean(trial.with_it), trial.steps
                 return
@@ -300,10 +221,10 @@ class Interventions:
             remedy, trial = self._long_enough(exam, suspicion.remedies)
             if trial is not None and not trial.accepted:
                 why = f"no clear gain: {trial}"
-            elif trial is None and (suspicion.strength < _LIKELY or self.is_healthy(exam)):
+            elif trial is None and (suspicion.strength < LIKELY or self.is_healthy(exam)):
                 why = "not tried: the budget does not allow a longer run"
         if why:
-            self._reject(suspicion, trial, why)
+            self.reject(suspicion, trial, why)
             return
         if trial is not None:
             self.healed, self.healed_in = fmean(trial.with_it), trial.steps
@@ -424,7 +345,7 @@ class Interventions:
             if suspicion.proof:
                 self.take(suspicion, None, None)
             else:
-                self._reject(suspicion, None, "not tried: another cause explains it")
+                self.reject(suspicion, None, "not tried: another cause explains it")
 
     def _horizon(self, exam: Examination, count: int) -> int:
         """Steps of a trial: what the budget allows for the control, all together, and each left out."""
@@ -449,7 +370,7 @@ class Interventions:
             if part[0].proof:
                 self.take(part[0], None, trial)
             else:
-                self._reject(part[0], trial, f"not needed beside the others: {trial}")
+                self.reject(part[0], trial, f"not needed beside the others: {trial}")
         self.healed, self.healed_in = fmean(bench.scores(edits(needed))), bench.steps
         if len(needed) == 1 < len(chosen) and shown[needed[0][0].cause] is whole:  # both were run already
             shown[needed[0][0].cause] = bench.against_control(edits(needed), every_seed=True)
@@ -485,21 +406,7 @@ class Interventions:
             self.take(suspicion, None, best)
             return
         why = "not tried: the budget is spent" if best is None else f"no clear gain: {best}"
-        self._reject(suspicion, best, why)
-
-    def _reject(self, suspicion: Suspicion, trial: Trial | None, why: str) -> None:
-        self.doubted.append((suspicion, trial))
-        self.rejected.append(Rejected(suspicion.cause, trial, why))
-
-    def say_untried(self, supposed: Sequence[tuple[Suspicion, Trial | None]]) -> None:
-        """Findings that no trial has shown."""
-        for suspicion, trial in supposed:
-            if suspicion.cause not in self.kept_causes:
-                helps = trial is not None and trial.effect >= max(AS_GOOD * ENOUGH, trial.error)
-                named = trial.intervention if trial is not None else ""
-                remedy = next((r for r in suspicion.remedies if helps and r.title == named), None)
-                self.kept.append(Kept(suspicion, remedy, trial, proven=False))
-                self.rejected = [item for item in self.rejected if item.cause != suspicion.cause]
+        self.reject(suspicion, best, why)
 
 
 def _missed_least(part: Pair) -> tuple[float, ...]:

@@ -1,0 +1,116 @@
+"""The books of an examination: what is kept, what was rejected, and how the program does by now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fogline.doctor.bench import AS_GOOD, ENOUGH
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Remedy, Suspicion, Trial
+from fogline.doctor.report import Rejected
+from fogline.doctor.standing import BEHIND, LEARNS
+
+LIKELY = 0.5
+"""A suspicion that is said although it could not be tried."""
+_GOOD = 0.9
+_GUESSES = 2
+
+
+@dataclass
+class Kept:
+    """A cause that was accepted, with its remedy and the trial that was made; ``proven`` if that was won."""
+
+    suspicion: Suspicion
+    remedy: Remedy | None
+    trial: Trial | None
+    proven: bool = True
+
+
+@dataclass
+class Books:
+    """What was found out of one program.
+
+    Attributes:
+        kept: causes that were accepted, with their remedies.
+        rejected, doubted: what did not help, to be told; and as it was supposed.
+        control, control_in: score of the program as it was given, and the steps of the descent that it is taken from.
+        healed, healed_in: the same of the remedied program.
+    """
+
+    kept: list[Kept] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    doubted: list[tuple[Suspicion, Trial | None]] = field(default_factory=list)
+    control: float | None = None
+    control_in: int = 0
+    healed: float | None = None
+    healed_in: int = 0
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        return tuple(kept.remedy for kept in self.kept if kept.remedy is not None)
+
+    @property
+    def kept_causes(self) -> set[str]:
+        return {kept.suspicion.cause for kept in self.kept}
+
+    @property
+    def known(self) -> set[str]:
+        return self.kept_causes | {item.cause for item in self.rejected}
+
+    @property
+    def level(self) -> float:
+        """Score of the program as it is by now."""
+        level = self.healed if self.healed is not None else self.control
+        return -1.0 if level is None else level
+
+    def as_good_as_it_gets(self, exam: Examination) -> bool:
+        """Whether no trial could show a gain worth a word."""
+        return self.as_good(exam, self.level)
+
+    @staticmethod
+    def as_good(exam: Examination, level: float) -> bool:
+        """The same of any score."""
+        reference = exam.reference.possible
+        best = 1 - ENOUGH if reference is None else min(1 - ENOUGH, max(_GOOD, reference - ENOUGH / 2))
+        return level >= best
+
+    def does_well(self, exam: Examination) -> bool:
+        """Whether nothing need be looked for any more: it is near perfect, or as good as a classical learner.
+
+        Where that learner finds little a network may find more, and must be clearly better to be left in peace.
+        """
+        return self.well(exam, self.level)
+
+    @staticmethod
+    def well(exam: Examination, level: float) -> bool:
+        """The same of any score."""
+        reference = exam.reference.possible
+        if reference is None:
+            return level >= 1 - ENOUGH
+        return level >= LEARNS and level >= min(1 - ENOUGH, reference + (-ENOUGH if reference > 0.5 else ENOUGH))
+
+    def is_healthy(self, exam: Examination) -> bool:
+        """Whether it learns, and about as well as a classical learner: what one gets a sound network gets too."""
+        reference = exam.reference.possible
+        return self.level >= LEARNS and (reference is None or self.level >= reference - BEHIND)
+
+    def reject(self, suspicion: Suspicion, trial: Trial | None, why: str) -> None:
+        self.doubted.append((suspicion, trial))
+        self.rejected.append(Rejected(suspicion.cause, trial, why))
+
+    def guess(self) -> None:
+        """A program that does not learn has a fault: what is likeliest is said, although no trial could show it."""
+        not_refuted = [(s, trial) for s, trial in self.doubted if trial is None or trial.effect > -ENOUGH]
+        likely = sorted(not_refuted, key=lambda pair: -pair[0].strength)[:_GUESSES]
+        self.say_untried([pair for pair in likely if pair[0].strength >= LIKELY])
+
+    def say_untried(self, supposed: Sequence[tuple[Suspicion, Trial | None]]) -> None:
+        """Findings that no trial has shown."""
+        for suspicion, trial in supposed:
+            if suspicion.cause not in self.kept_causes:
+                helps = trial is not None and trial.effect >= max(AS_GOOD * ENOUGH, trial.error)
+                named = trial.intervention if trial is not None else ""
+                remedy = next((r for r in suspicion.remedies if helps and r.title == named), None)
+                self.kept.append(Kept(suspicion, remedy, trial, proven=False))
+                self.rejected = [item for item in self.rejected if item.cause != suspicion.cause]
