@@ -520,3 +520,13 @@ def test_answers_shared_between_classes_have_no_rare_ones() -> None:
     )  # fmt: skip
     assert report.verdict == "healthy"
     assert not report.findings
+
+
+@pytest.mark.parametrize(("noise", "says"), [(0.0, "does clearly better"), (1.5, "look at what the inputs say")])
+def test_little_skill_is_said_to_be_little(noise: float, says: str) -> None:
+    X, _ = spirals()
+    drawn = noise * torch.randn(len(X), generator=torch.Generator().manual_seed(5))
+    given = fogline.Task(network(), nn.CrossEntropyLoss(), (X, (X[:, 0] + drawn > 0).long()))
+    report = fogline.diagnose(given, RECIPE)
+    assert report.verdict == "healthy"
+    assert says in report.headline

@@ -26,6 +26,11 @@ _OF_A_RECORD = {
     "healthy": "Nothing wrong was seen in the record of this run: its loss fell, and no signal stands out.",
     "undecided": "Nothing was seen that explains this run, and its record does not show that it learns.",
 }
+_LITTLE = 0.5
+_HEALTHY_WITH_LITTLE = (
+    "Nothing is wrong that shows in training: the program gets {much}. If that is too little, look at what the inputs "
+    "say of the targets, at wrong labels, and for more rows."
+)
 _WIDTH = 100
 
 
@@ -166,6 +171,10 @@ class Report:
 
     @property
     def _sentence(self) -> str:
+        if self.verdict == "healthy" and self.planned and self.control is not None and self.control < _LITTLE:
+            unknown = self.reference is None
+            much = "a part of what there may be" if unknown else "about as much as classical learners get"
+            return _HEALTHY_WITH_LITTLE.format(much=much)
         return (_SENTENCES if self.planned else {**_SENTENCES, **_OF_A_RECORD})[self.verdict]
 
     @property
