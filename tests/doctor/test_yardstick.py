@@ -184,7 +184,8 @@ def test_labels_of_positions_however_the_classes_lie(layout: str) -> None:
     labels = torch.randint(0, 4, (30, 6), generator=torch.Generator().manual_seed(0))
     hot = F.one_hot(labels, 4).float()
     outputs = {"second": hot.movedim(-1, 1), "last": hot, "rows": hot.reshape(-1, 4)}[layout]
-    loss = lambda found, wanted: F.cross_entropy(found.reshape(-1, 4), wanted.reshape(-1))  # noqa: E731
+    flat = (lambda found: found.movedim(1, -1)) if layout == "second" else (lambda found: found)
+    loss = lambda found, wanted: F.cross_entropy(flat(found).reshape(-1, 4), wanted.reshape(-1))  # noqa: E731
     stick = Yardstick.of(labels, loss)
     assert stick.reads(outputs, labels, loss)
     assert stick(outputs, labels, loss) == pytest.approx(1)

@@ -120,6 +120,7 @@ class Laboratory:
         self.spent = 0.0
         self._rates: dict[tuple[str, ...], float] = {}
         self._firsts: dict[tuple[str, ...], tuple[float, bool]] = {}
+        self._below_zero = False
 
     @property
     def left(self) -> float:
@@ -290,16 +291,24 @@ class Laboratory:
         return yardstick(torch.cat([piece.cpu() for piece in outputs]), targets, variant.loss), mean
 
     def _gone(self, objective: Objective, variant: Program, batch: Batch, loss: float) -> float:
-        """The share of the loss of a constant answer that is gone: of that of first weights, or of the mean of all
-        answers, whichever is lower."""
+        """The share of the loss of a constant answer that is gone: of that of first weights, of the mean of all answers
+        or of zeros, whichever is lowest.
+
+        Of a logarithm of a density, which has no least value, it is what an exponential law makes of the difference.
+        """
         first, asks_rows = self._first(variant)
-        constant = _loss_of(objective, batch, _mean_of_all) if asks_rows else None
-        if constant is not None and constant < first and loss - constant <= _COLLAPSED * max(abs(loss), abs(constant)):
-            first = constant
+        constants = [_loss_of(objective, batch, said) for said in (_mean_of_all, _nothing)] if asks_rows else []
+        for constant in constants:
+            near = constant is not None and loss - constant <= _COLLAPSED * max(abs(loss), abs(constant))
+            if constant is not None and (near or objective.supervised):
+                first = min(first, constant)
         if not math.isfinite(loss) or not math.isfinite(first):
             return -1.0
-        scale = max(abs(first), abs(loss))
-        return max(-1.0, (first - loss) / scale) if scale > 0 else 0.0
+        self._below_zero |= min(loss, first) < 0
+        if self._below_zero:
+            return max(-1.0, -math.expm1((loss - first) / max(1.0, abs(first))))
+        scale = max(first, loss)
+        return (first - loss) / scale if scale > 0 else 0.0
 
     def _first(self, variant: Program) -> tuple[float, bool]:
         """Held-out loss of first weights, and whether it is another one where rows get the answers of others.
@@ -345,6 +354,17 @@ def _loss_of(objective: Objective, batch: Batch, said: Callable[[Tensor], Tensor
 
 def _a_row_each(leaf: Tensor, rows: int) -> bool:
     return leaf.ndim > 0 and len(leaf) == rows > 1 and leaf.is_floating_point()
+
+
+def _nothing(leaf: Tensor) -> Tensor:
+    """Zeros; no answer where logarithms of shares are wanted, of which zero is all."""
+    logarithms = bool((leaf <= 0).all()) and any(_ones(leaf.exp(), dim) for dim in range(1, leaf.ndim))
+    return torch.full_like(leaf, math.nan) if logarithms else torch.zeros_like(leaf)
+
+
+def _ones(shares: Tensor, dim: int) -> bool:
+    sums = shares.sum(dim)
+    return torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 def _mean_of_all(leaf: Tensor) -> Tensor:

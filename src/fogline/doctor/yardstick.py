@@ -32,6 +32,7 @@ NAMES = {
 _FAR_OFF, _FEW_FAR_OFF = 8.0, 0.1  # usual distances from the middle; share of the rows
 _FEWEST_TO_BOUND, _ASKED = 20, 64  # rows
 _TO_A_DEVIATION = 1.4826  # from the median absolute value of a normal distribution
+_FEW_STEPS = 6
 _MOST_NUMBERS = 8  # of which one may be the answer
 
 
@@ -111,17 +112,23 @@ class Yardstick:
         if not isinstance(outputs, Tensor):
             return False  # a dict of outputs, of which only the loss knows what is for what
         if self.work == "classes":
-            outputs, labels = _laid_out(outputs, targets)
-            if outputs.ndim == labels.ndim or outputs.shape[1] == 1:
-                return bool(outputs.numel() == labels.numel())
-            return bool(outputs.shape[1] >= self.classes and outputs.shape[:1] + outputs.shape[2:] == labels.shape)
+            laid, labels = _laid_out(outputs, targets)
+            if laid.ndim == labels.ndim or laid.shape[1] == 1:
+                return bool(laid.numel() == labels.numel())
+            fit = laid.shape[1] >= self.classes and laid.shape[:1] + laid.shape[2:] == labels.shape
+            return bool(fit) and _takes_a_side(outputs.detach(), laid.shape[1], targets, loss)
         if self.work == "binary":
             numbers, asked = outputs[:1].numel(), targets[:1].numel()
             pairs = outputs.ndim == 2 and numbers == 2 and asked == 1
-            return (numbers == asked or pairs) and not _is_distance(outputs.detach(), targets, loss)
+            return (numbers == asked or pairs) and not _is_distance(outputs, targets, loss)
         if self.work != "regression":
             return True
-        one_number = targets[:1].numel() == 1
+        said, asked = outputs[:1].numel(), targets[:1].numel()
+        if said != asked and asked > 1 and not (said == 1 and _reads_every_column(outputs.detach(), targets, loss)):
+            return False
+        if said == asked > 1 and _wants_more_than_targets(targets, loss):
+            return False
+        one_number = asked == 1
         return not (_compares_rows(outputs.detach(), targets, loss) or (one_number and _of_any_length(targets, loss)))
 
     def counted(self, targets: Tensor) -> Tensor:
@@ -339,8 +346,9 @@ def _is_distance(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
     """Whether one number a row, never below 0, is meant to be small where the answer is yes, as of two alike."""
     if outputs.numel() != len(outputs) or targets.numel() != len(targets):
         return False
-    if bool((outputs < 0).any()) or not bool((outputs > 1).any()):  # an answer, or a probability
+    if bool((outputs < 0).any()) or _is_probability(outputs):
         return False
+    outputs = outputs.detach()
     yes = (targets == targets.max()).to(outputs.dtype).reshape(outputs.shape)
     for size in (0.5, 1.0, 2.0):
         try:
@@ -350,6 +358,77 @@ def _is_distance(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
         if not near < far:
             return False
     return True
+
+
+def _is_probability(outputs: Tensor) -> bool:
+    """Whether a sigmoid or a softmax is the last that was done to them, but for their shape."""
+    if not bool((outputs <= 1).all()):
+        return False
+    node = outputs.grad_fn
+    for _ in range(_FEW_STEPS):
+        name = type(node).__name__
+        if node is None or any(word in name for word in ("Sigmoid", "sigmoid", "Softmax")):
+            return True
+        if not any(word in name for word in ("View", "Squeeze", "Unsqueeze", "Select", "Slice", "Alias", "Clone")):
+            return False
+        node = node.next_functions[0][0]
+    return False
+
+
+def _asked(loss: Any, outputs: Tensor, targets: Tensor) -> float:
+    """The loss as a number; not finite where it refuses."""
+    try:
+        return float(loss(outputs, targets))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return math.nan
+
+
+def _takes_a_side(outputs: Tensor, classes: int, targets: Tensor, loss: Any) -> bool:
+    """Whether the loss prefers the labels, each in its place, to others, or others to them: one or the other.
+
+    One that aligns sequences by itself, such as CTC, does not know of places.
+    """
+    last = outputs.shape[-1] == classes and outputs.shape[:-1] in (targets.shape, (targets.numel(),))
+    sides = set()
+    for turn in (1, 2):
+        both = [F.one_hot((targets.long() + k).clamp(0) % classes, classes).to(outputs) for k in (0, turn)]
+        right, other = (hot.reshape(outputs.shape) if last else hot.movedim(-1, 1) for hot in both)
+        for size, low in ((1.0, 0.0), (1.0, 1.0), (3.0, 1.0), (10.0, 1.0)):
+            mine, others = (_asked(loss, size * (hot * (1 + low) - low), targets) for hot in (right, other))
+            if math.isfinite(mine) and math.isfinite(others) and abs(mine - others) > 1e-4 * abs(others):
+                sides.add(mine < others)
+    return len(sides) < 2
+
+
+def _reads_every_column(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether each column of the targets has a say in the loss."""
+    once = _asked(loss, outputs, targets)
+    wide = targets.reshape(len(targets), -1)
+    for column in range(min(wide.shape[1], _MOST_NUMBERS)):
+        moved = wide.clone()
+        moved[:, column] = moved[:, column] + 1
+        if _asked(loss, outputs, moved.reshape(targets.shape)) == once:
+            return False
+    return True
+
+
+def _wants_more_than_targets(targets: Tensor, loss: Any) -> bool:
+    """Whether outputs that go beyond the targets of some column, away from its mean, are better than these themselves.
+
+    So it is where one column is yes or no, said by a logit, and another one a number.
+    """
+    mean = targets.mean(0, keepdim=True)
+    exact = _asked(loss, targets, targets)
+    wide = targets.reshape(len(targets), -1)
+    if wide.shape[1] > _MOST_NUMBERS or not math.isfinite(exact):
+        return False
+    beyond = (targets + (targets - mean)).reshape(wide.shape)
+    for column in range(wide.shape[1]):
+        said = wide.clone()
+        said[:, column] = beyond[:, column]
+        if _asked(loss, said.reshape(targets.shape), targets) < exact - 1e-4 * abs(exact):
+            return True
+    return False
 
 
 def _of_any_length(targets: Tensor, loss: Any) -> bool:
