@@ -101,10 +101,14 @@ class Books:
         self.rejected.append(Rejected(suspicion.cause, trial, why))
 
     def guess(self) -> None:
-        """A program that does not learn has a fault: what is likeliest is said, although no trial could show it."""
+        """A program that does not learn has a fault: what is likeliest is said, although no trial could show it.
+
+        Where something was said already, only what is likelier.
+        """
         not_refuted = [(s, trial) for s, trial in self.doubted if trial is None or trial.effect > -ENOUGH]
         likely = sorted(not_refuted, key=lambda pair: -pair[0].strength)[:_GUESSES]
-        self.say_untried([pair for pair in likely if pair[0].strength >= LIKELY])
+        said = max((kept.suspicion.strength for kept in self.kept), default=0.0)
+        self.say_untried([pair for pair in likely if pair[0].strength >= LIKELY and pair[0].strength > said])
 
     def say_untried(self, supposed: Sequence[tuple[Suspicion, Trial | None]]) -> None:
         """Findings that no trial has shown."""

@@ -131,7 +131,7 @@ class _Doctor:
         outcome = self._outcome(exam)
         if not descends(exam):
             self.notes.append("the loss does not fall along its own gradients, as that of opponents: it cannot judge")
-        if outcome == "undecided":
+        if outcome == "undecided" or (outcome == "faulty" and not self._shown):
             self.tried.guess()
             return self._written(self._outcome(exam))
         lacking = [pair for pair in self.tried.doubted if pair[0].of_data]
@@ -234,10 +234,14 @@ class _Doctor:
         reference = exam.reference.possible
         return self.tried.level < LEARNS and reference is not None and reference < LEARNS
 
+    @property
+    def _shown(self) -> bool:
+        """Whether a finding leaves no doubt, or rests on a trial, and not on what was seen alone."""
+        return any(kept.trial is not None or kept.suspicion.proof for kept in self.tried.kept)
+
     def _outcome(self, exam: Examination) -> Outcome:
         nothing = self._holds_nothing(exam)
-        shown = any(kept.trial is not None or kept.suspicion.proof for kept in self.tried.kept)
-        if shown or (self.tried.kept and not nothing):
+        if self._shown or (self.tried.kept and not nothing):
             return "faulty"
         if self.tried.is_healthy(exam):
             return "healthy"
@@ -245,7 +249,8 @@ class _Doctor:
 
     def _written(self, verdict: Outcome) -> Report:
         findings = [_finding(kept) for kept in sorted(self.tried.kept, key=_rank)]
-        findings += [other for kept in self.tried.kept if (other := _otherwise(kept, self.tried.kept_causes))]
+        readings = [other for kept in self.tried.kept if (other := _otherwise(kept, self.tried.kept_causes))]
+        findings += {other.cause: other for other in reversed(readings)}.values()
         exam = Examination(self.case)
         return Report(
             verdict,

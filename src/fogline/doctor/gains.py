@@ -241,6 +241,31 @@ def _heard(exam: Examination, like: Tensor, targets: Tensor, mine: Tensor, size:
     return bool((slope[mine] != 0).any())
 
 
+def falls_without_end(exam: Examination, loss: Any) -> tuple[float, float] | None:
+    """How far from targets that are numbers all outputs may go, one way, with a loss that falls as steeply as ever.
+
+    Asked at distances of 10 to 10,000 of the targets' own deviations, of a loss of one's own.
+
+    Returns:
+        The last distance, and the loss there; None where the loss rises somewhere, or levels off.
+    """
+    outputs = exam.anatomy.outputs
+    numbers = exam.case.yardstick.work == "regression" and losses.family(exam.program.loss) == "unknown"
+    if not numbers or not isinstance(outputs, Tensor) or exam.anatomy.stage:
+        return None
+    targets = exam.anatomy.batch[1]
+    unit = float(targets.double().std(correction=0))
+    for way in (1.0, -1.0):
+        asked = [value(loss, outputs.detach() + way * size * unit, targets) for size in (0, 10, 100, 1000, 10000)]
+        known = [one for one in asked if one is not None]
+        if len(known) < len(asked) or unit == 0 or known[-1] >= 0:
+            continue
+        falls = [before - after for before, after in pairwise(known)]
+        if all(fall > 0 for fall in falls) and all(later > 5 * before for before, later in pairwise(falls)):
+            return way * 10000 * unit, known[-1]
+    return None
+
+
 def unheard(exam: Examination, loss: Any) -> tuple[float, ...]:
     """Of a few different targets, those that the loss is the same about, whatever is put out for their rows.
 

@@ -128,7 +128,8 @@ class Interventions(Books):
         return False
 
     def take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
-        self.kept.append(Kept(self._turned(suspicion, remedy), remedy, trial))
+        sure = trial is not None or suspicion.proof or suspicion.blocks
+        self.kept.append(Kept(self._turned(suspicion, remedy), remedy, trial, proven=sure))
 
     def _turned(self, suspicion: Suspicion, remedy: Remedy | None) -> Suspicion:
         """A rate that was supposed too high is not, where the measured one that helps is higher still; nor too low."""
@@ -217,6 +218,8 @@ class Interventions(Books):
         trial, why = None, ""
         if suspicion.cause in self.known or self.does_well(exam):
             why = "not needed: the program does well"
+        elif any(kept.suspicion.proof and kept.remedy is None for kept in self.kept):
+            why = "not tried: what leaves no doubt is to be mended first"
         else:
             remedy, trial = self._long_enough(exam, suspicion.remedies)
             if trial is not None and not trial.accepted:

@@ -14,7 +14,14 @@ from fogline.doctor.causes.output.shape import too_narrow
 from fogline.doctor.causes.output.softmax import softmax_single_unit
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
-from fogline.doctor.gains import is_difference, profile, rewards_wrong_answers, unheard, wants_probabilities
+from fogline.doctor.gains import (
+    falls_without_end,
+    is_difference,
+    profile,
+    rewards_wrong_answers,
+    unheard,
+    wants_probabilities,
+)
 from fogline.doctor.heads import bend, value
 from fogline.doctor.matching import UnitTargets, labelled, matching, width_of
 from fogline.doctor.standing import standing
@@ -28,7 +35,16 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         return _unheard(exam)
     if exam.anatomy.stage == "forward" or softmax_single_unit(exam) is not None:
         return None
-    for look in (_refused, _one_score, _beyond_unit, _reversed, _unrewarded, _not_followed, _codes_as_numbers):
+    for look in (
+        _refused,
+        _one_score,
+        _beyond_unit,
+        _reversed,
+        _bottomless,
+        _unrewarded,
+        _not_followed,
+        _codes_as_numbers,
+    ):
         found = look(exam)
         if found is not None:
             return found
@@ -134,7 +150,7 @@ def _beyond_unit(exam: Examination) -> Suspicion | None:
     if isinstance(outputs, Tensor) and targets.is_floating_point() and outputs.shape[1:] == targets.shape[1:]:
         inside = {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
         entropy |= bool(inside) or (exam.case.yardstick.work in ("regression", "binary") and wants_probabilities(exam))
-    if not entropy or not targets.numel():
+    if not entropy or not targets.numel() or _several_tasks(exam):
         return None
     low, high = float(targets.min()), float(targets.max())
     if not (low < 0 or high > 1):
@@ -152,6 +168,16 @@ def _beyond_unit(exam: Examination) -> Suspicion | None:
     )
 
 
+def _several_tasks(exam: Examination) -> bool:
+    """Whether a loss of one's own is given columns within 0 and 1 and others: each may have a loss to itself."""
+    targets = exam.program.train[1]
+    if losses.family(exam.program.loss) != "unknown" or targets.ndim < 2:
+        return False
+    wide = targets.reshape(len(targets), -1)
+    within = ((wide >= 0) & (wide <= 1)).all(0)
+    return bool(within.any()) and not bool(within.all())
+
+
 class Negated(nn.Module):
     """A loss with the other sign."""
 
@@ -164,18 +190,21 @@ class Negated(nn.Module):
         return found
 
 
-def _reversed(exam: Examination) -> Suspicion | None:
-    """A loss of one's own that is lowest where every answer is wrong: a score that is minimised, a sign left out."""
-    said = rewards_wrong_answers(exam)
-    if said is None:
-        return None
-    remedy = Remedy(
+def _with_other_sign() -> Remedy:
+    return Remedy(
         "take the loss with the other sign",
         "loss = lambda outputs, targets: -loss_fn(outputs, targets)",
         on_loss=Negated,
         place="head",
         order=LOSS,
     )
+
+
+def _reversed(exam: Examination) -> Suspicion | None:
+    """A loss of one's own that is lowest where every answer is wrong: a score that is minimised, a sign left out."""
+    said = rewards_wrong_answers(exam)
+    if said is None:
+        return None
     found = _mismatch(
         exam,
         0.85,
@@ -185,7 +214,7 @@ def _reversed(exam: Examination) -> Suspicion | None:
         ),
         "The loss is lowest where every answer is wrong, and the descent goes there: what is minimised is a score that "
         "should be made as large as possible, or a sign was left out.",
-        (remedy,),
+        (_with_other_sign(),),
     )
     return replace(found, advice="")
 
@@ -228,6 +257,29 @@ def _unheard(exam: Examination) -> Suspicion | None:
         blocks=cured,
     )
     return replace(found, advice="" if cured else "Give the targets as the loss expects them.")
+
+
+def _bottomless(exam: Examination) -> Suspicion | None:
+    """A loss of numbers that falls for ever as all outputs grow, or shrink: a sign left out, or a share in percent."""
+    found = falls_without_end(exam, exam.program.loss)
+    if found is None:
+        return None
+    cured = falls_without_end(exam, Negated(exam.program.loss)) is None and is_difference(exam)
+    remedy = _with_other_sign()
+    suspicion = _mismatch(
+        exam,
+        0.95,
+        (
+            Evidence(
+                f"loss where all outputs are {found[0]:+.3g} from the targets", found[1], "more than at the targets"
+            ),
+        ),
+        "The loss has no least value: the further all outputs go, whatever the inputs are, the lower it is. A sign was "
+        "left out, or a number has another unit than the loss takes, such as a share in percent.",
+        (remedy,) if cured else (),
+        proof=True,
+    )
+    return replace(suspicion, advice="" if cured else "Make the loss lowest where outputs are what they should be.")
 
 
 def _unrewarded(exam: Examination) -> Suspicion | None:
@@ -392,3 +444,6 @@ def numbers_for_labels(exam: Examination) -> Suspicion | None:
         "a loss has next to no gradient, and it can stop far from what is possible; cross-entropy pulls hardest there.",
         (matching(exam),),
     )
+
+
+_LOOKS = (_refused, _one_score, _beyond_unit, _reversed, _bottomless, _unrewarded, _not_followed, _codes_as_numbers)

@@ -51,7 +51,8 @@ def batch_too_large(exam: Examination) -> Suspicion | None:
     few = is_large_batch(exam) and exam.planned <= _FEW_STEPS
     straight = few and steps.overshoot < STRAIGHT
     falls = size >= _LARGE and moves.significance > SURELY
-    if not stands.improvable or moves.refused or not (straight or falls or (few and stands.short)):
+    wanting = stands.improvable or (not stands.scaled and straight)
+    if not wanting or moves.refused or not (straight or falls or (few and stands.short)):
         return None
     still, seen = "", []
     if straight:

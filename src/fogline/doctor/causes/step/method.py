@@ -76,9 +76,8 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
             f"{name} shortens its own steps, and at this learning rate nothing is left of them.",
             (with_adamw(),),
         )
-    if (
-        name in PLAIN and stands.short and stands.train_short and not stands.near
-    ):  # which would gain something of any method
+    behind = stands.short and stands.train_short and not stands.near  # what is near gains something of any method
+    if name in PLAIN and (behind or (stands.poor and not stands.known)):
         return Suspicion(
             "optimizer_mismatch",
             0.5 if slow else 0.4,
