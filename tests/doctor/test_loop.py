@@ -309,3 +309,25 @@ def test_a_cut_before_recurrent_layers_as_they_were_drawn_leaves_no_doubt(traine
     task = Task(Cut, nn.CrossEntropyLoss(), (tokens, tokens[:, 0] % 2))
     found = supposed(Examination(open_case(task, Recipe(optimizer="adam", lr=0.01, duration="2ep"))))["detached_graph"]
     assert found.proof == (not trained)
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_noise_that_goes_on_in_evaluation(always: bool) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + torch.randn_like(x) if always or self.training else x)
+
+    found = supposed(exam(Noisy)).get("train_mode_eval")
+    assert (found is not None) == always
+    if found is not None:
+        assert not found.proof  # it may be meant
+        edit = found.remedies[0].on_model
+        assert edit is not None
+        model, X = edit(Noisy()), rows()[0]
+        assert torch.equal(model.eval()(X), model(X))
+        assert not torch.equal(model.train()(X), model(X))

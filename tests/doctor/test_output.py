@@ -392,3 +392,48 @@ def test_targets_that_a_loss_of_pairs_does_not_hear(loss: Any, no: float, heard:
     assert found is not None
     assert found.blocks
     assert output.loss_mismatch(Examination(exam.case, found.remedies[:1])) is None
+
+
+def _quantiles(shares: tuple[float, ...]) -> Callable[[Tensor, Tensor], Tensor]:
+    levels = torch.tensor(shares)
+    return lambda found, wanted: torch.maximum(levels * (wanted - found), (levels - 1) * (wanted - found)).mean()
+
+
+def _squares(sign: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda found, wanted: sign * (found - wanted).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "width", "fault", "mended"),
+    [
+        (_quantiles((10.0, 50.0, 90.0)), 3, True, False),
+        (_quantiles((0.1, 0.5, 0.9)), 3, False, False),
+        (_squares(-1.0), 1, True, True),
+        (_squares(1.0), 1, False, False),
+    ],
+)
+def test_losses_of_numbers_without_a_bottom(loss: Any, width: int, fault: bool, mended: bool) -> None:
+    torch.manual_seed(0)
+    task = fogline.Task(nn.Linear(4, width), loss, (rows(), rows()[:, :1] + rows()[:, 1:2]))
+    found = output.loss_mismatch(Examination(open_case(task, SGD)))
+    assert (found is not None) == fault
+    assert found is None or (found.proof and bool(found.remedies) == mended)
+
+
+def test_columns_with_losses_of_their_own_may_be_shares_and_numbers() -> None:
+    def both(found: Tensor, wanted: Tensor) -> Tensor:
+        shares = F.binary_cross_entropy(found[:, 0], wanted[:, 0])
+        return shares + (found[:, 1] - wanted[:, 1]).square().mean()
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            said = self.body(x)
+            return torch.cat([said[:, :1].sigmoid(), said[:, 1:]], 1)
+
+    task = fogline.Task(Heads, both, (rows(), torch.cat([yes_no(), 3 * rows()[:, 1:2]], 1)))
+    assert output.loss_mismatch(Examination(open_case(task, SGD))) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -214,3 +216,55 @@ def test_of_targets_without_such_rows_all_count() -> None:
     normal = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     for targets in (normal, normal.exp(), (1.5 * normal[:, 0]).exp(), torch.ones(30, 1)):
         assert Yardstick.of(targets, nn.L1Loss()).bounds == ()
+
+
+def _ones_for_nothing(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.softplus(outputs[:, 1] - outputs[:, 0]).mean()
+
+
+def _first_columns(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs[:, 0] - targets[:, 0]).square().mean()
+
+
+def _masked(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs - targets[..., 0]).square() * targets[..., 1]).mean()
+
+
+def _yes_and_number(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs[:, 0], (targets[:, 0] > 0).float()) + _first_columns(
+        outputs[:, 1:], targets[:, 1:]
+    )
+
+
+def _aligned(outputs: Tensor, targets: Tensor) -> Tensor:
+    lengths = torch.full((len(outputs),), outputs.shape[1]), torch.full((len(outputs),), targets.shape[1])
+    return F.ctc_loss(outputs.log_softmax(2).transpose(0, 1), targets, *lengths)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "loss", "reads"),
+    [
+        (torch.randn(40, 2), torch.ones(40), _ones_for_nothing, False),
+        (torch.randn(40, 1), torch.randn(40, 3), _first_columns, False),  # of which two are for something else
+        (torch.randn(40, 1), torch.randn(40, 3), lambda o, t: (o - t).square().mean(), True),
+        (torch.randn(40, 5), torch.randn(40, 5, 2), _masked, False),
+        (torch.randn(40, 2), torch.randn(40, 2), _yes_and_number, False),
+        (torch.randn(40, 2), torch.randn(40, 2), lambda o, t: (o - t).square().mean(), True),
+        (torch.randn(40, 9, 4), torch.randint(1, 4, (40, 4)), _aligned, False),
+    ],
+)
+def test_what_a_loss_of_ones_own_may_mean_by_its_targets(
+    outputs: Tensor, targets: Tensor, loss: object, reads: bool
+) -> None:
+    assert Yardstick.of(targets, loss).reads(outputs, targets, loss) is reads
+
+
+@pytest.mark.parametrize("end", [None, torch.sigmoid])
+def test_distances_are_told_from_probabilities_by_how_they_were_made(end: Callable[[Tensor], Tensor] | None) -> None:
+    def near(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (targets * outputs.square() + (1 - targets) * (1 - outputs).clamp_min(0).square()).mean()
+
+    alike = (torch.arange(30) % 2).float()
+    small = 0.1 * torch.rand(30, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    outputs = (small * 2).sqrt() if end is None else end(small)
+    assert Yardstick.of(alike, near).reads(outputs, alike, near) is (end is not None)

@@ -242,21 +242,35 @@ def _heard(exam: Examination, like: Tensor, targets: Tensor, mine: Tensor, size:
 
 
 def falls_without_end(exam: Examination, loss: Any) -> tuple[float, float] | None:
-    """How far from targets that are numbers all outputs may go, one way, with a loss that falls as steeply as ever.
+    """How far all outputs may go, one way, with a loss that falls as steeply as ever.
 
-    Asked at distances of 10 to 10,000 of the targets' own deviations, of a loss of one's own.
+    Asked at distances of 10 to 10,000 of the targets' own deviations, of a loss of one's own and no labels.
 
     Returns:
         The last distance, and the loss there; None where the loss rises somewhere, or levels off.
     """
     outputs = exam.anatomy.outputs
-    numbers = exam.case.yardstick.work == "regression" and losses.family(exam.program.loss) == "unknown"
-    if not numbers or not isinstance(outputs, Tensor) or exam.anatomy.stage:
+    own = exam.case.yardstick.work in ("regression", "other") and losses.family(exam.program.loss) == "unknown"
+    if (
+        not own
+        or not isinstance(exam.anatomy.batch[1], Tensor)
+        or not isinstance(outputs, Tensor)
+        or exam.anatomy.stage
+    ):
         return None
-    targets = exam.anatomy.batch[1]
+    layer, targets = last_layer(exam.anatomy), exam.anatomy.batch[1]
+    if layer is None and bend(exam.anatomy):
+        return None  # what may bound the outputs
     unit = float(targets.double().std(correction=0))
+
+    def said(far: float) -> float | None:
+        if layer is None or layer.output is None:
+            return value(loss, outputs.detach() + far, targets)
+        found = answers(exam.anatomy, layer.output + far)
+        return None if found is None else value(loss, found, targets)
+
     for way in (1.0, -1.0):
-        asked = [value(loss, outputs.detach() + way * size * unit, targets) for size in (0, 10, 100, 1000, 10000)]
+        asked = [said(way * size * unit) for size in (0, 10, 100, 1000, 10000)]
         known = [one for one in asked if one is not None]
         if len(known) < len(asked) or unit == 0 or known[-1] >= 0:
             continue

@@ -80,6 +80,24 @@ class DropsLess(TorchFunctionMode):
         return func(args[0], asked * self._share, True) if training and asked * self._share else args[0]
 
 
+class Noiseless(TorchFunctionMode):
+    """Zeros in the place of normal noise that is drawn for a tensor.
+
+    Attributes:
+        drawn: how often it was asked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn = 0
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.randn_like:
+            return func(*args, **(kwargs or {}))
+        self.drawn += 1
+        return torch.zeros_like(args[0])
+
+
 class FirstByRelu(TorchFunctionMode):
     """Takes ``relu`` for ``sigmoid`` and ``tanh`` in the first calls of them, wherever they stand.
 

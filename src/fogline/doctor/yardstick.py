@@ -111,6 +111,8 @@ class Yardstick:
             return True
         if not isinstance(outputs, Tensor):
             return False  # a dict of outputs, of which only the loss knows what is for what
+        if _does_without(outputs.detach(), targets, loss):
+            return False
         if self.work == "classes":
             laid, labels = _laid_out(outputs, targets)
             if laid.ndim == labels.ndim or laid.shape[1] == 1:
@@ -389,15 +391,26 @@ def _takes_a_side(outputs: Tensor, classes: int, targets: Tensor, loss: Any) -> 
     One that aligns sequences by itself, such as CTC, does not know of places.
     """
     last = outputs.shape[-1] == classes and outputs.shape[:-1] in (targets.shape, (targets.numel(),))
-    sides = set()
+    sides, alone = set(), [slice(k, k + 1) for k in range(min(_MOST_NUMBERS, len(targets)))]
     for turn in (1, 2):
         both = [F.one_hot((targets.long() + k).clamp(0) % classes, classes).to(outputs) for k in (0, turn)]
         right, other = (hot.reshape(outputs.shape) if last else hot.movedim(-1, 1) for hot in both)
-        for size, low in ((1.0, 0.0), (1.0, 1.0), (3.0, 1.0), (10.0, 1.0)):
-            mine, others = (_asked(loss, size * (hot * (1 + low) - low), targets) for hot in (right, other))
-            if math.isfinite(mine) and math.isfinite(others) and abs(mine - others) > 1e-4 * abs(others):
-                sides.add(mine < others)
+        for rows in (slice(None), *(alone if len(outputs) == len(targets) else [])):
+            for size, low in ((1.0, 0.0), (1.0, 1.0), (3.0, 1.0), (10.0, 1.0)):
+                mine, others = (
+                    _asked(loss, size * (hot[rows] * (1 + low) - low), targets[rows]) for hot in (right, other)
+                )
+                if math.isfinite(mine) and math.isfinite(others) and abs(mine - others) > 1e-4 * abs(others):
+                    sides.add(mine < others)
     return len(sides) < 2
+
+
+def _does_without(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether targets that are all the same stand for nothing: the loss is what it is without them."""
+    if targets.is_complex() or bool((targets != targets.reshape(-1)[:1]).any()):
+        return False
+    once = _asked(loss, outputs, targets)
+    return math.isfinite(once) and all(_asked(loss, outputs, other) == once for other in (targets + 1, 1 - targets))
 
 
 def _reads_every_column(outputs: Tensor, targets: Tensor, loss: Any) -> bool:

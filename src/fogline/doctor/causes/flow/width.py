@@ -37,7 +37,8 @@ def inputs_of(layer: Layer) -> int:
 def bottleneck(exam: Examination) -> Suspicion | None:
     """A hidden layer too narrow for what has to pass through it."""
     stands = standing(exam)
-    return narrow_middle(exam) if stands.improvable or stands.train_short else None
+    wanting = stands.improvable or stands.train_short or (not stands.scaled and stands.far)
+    return narrow_middle(exam) if wanting else None
 
 
 def narrow_middle(exam: Examination) -> Suspicion | None:
@@ -46,7 +47,8 @@ def narrow_middle(exam: Examination) -> Suspicion | None:
     layers = [layer for layer in anatomy.layers if isinstance(layer.module, THROUGH)]
     if anatomy.stage or len(layers) < 2 or not exam.case.supervised:
         return None
-    copies = rebuilds(exam.case)  # through a narrow layer on purpose, though hardly through a single number
+    # What is copied, or judged by its loss alone, may be narrow on purpose, though hardly a single number.
+    copies = rebuilds(exam.case) or exam.case.yardstick.work == "other"
     outputs = width_of(layers[-1])
     needs = 1 if copies else outputs - 1 if exam.case.yardstick.work in ("classes", "one_hot") else outputs
     widest = max(width_of(layer) for layer in layers)

@@ -18,7 +18,7 @@ from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, WRAP, Evidence, Remedy, Suspicion
 from fogline.doctor.surgery import Wrapped
-from fogline.doctor.uncut import DropsLess, Within
+from fogline.doctor.uncut import DropsLess, Noiseless, Within
 
 _STALE = 0.05  # share of the first statistics, 0 and 1, that is left in batch normalisation's running ones
 
@@ -73,22 +73,22 @@ class FollowsMode(Wrapped):
 
 
 def train_mode_eval(exam: Examination) -> Suspicion | None:
-    """``F.dropout`` with its default ``training=True``: it goes on dropping units when the model is evaluated."""
+    """``F.dropout`` with its default ``training=True``, or noise: it goes on when the model is evaluated."""
     model = copy.deepcopy(exam.anatomy.model).eval()
     inputs = exam.anatomy.batch[0] if exam.case.supervised else None
     if inputs is None:
         return None
-    mode = DropsLess()
+    mode, noise = DropsLess(), Noiseless()
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     with private_randomness(CPU), torch.no_grad():
         seed_step(0, 0, PROBE, CPU)
         try:
-            with mode:
+            with mode, noise:
                 model(cast(inputs, floats))
         except FAILURES:
             return None
     if not mode.highest:
-        return None
+        return _noisy() if noise.drawn else None
     return Suspicion(
         "train_mode_eval",
         0.6,
@@ -106,6 +106,25 @@ def train_mode_eval(exam: Examination) -> Suspicion | None:
         ),
         proof=True,
         severity="minor",
+    )
+
+
+def _noisy() -> Suspicion:
+    """It may be meant, as a sample of a distribution is: a trial has to show that answers are better without."""
+    return Suspicion(
+        "train_mode_eval",
+        0.5,
+        (Evidence("normal noise in evaluation mode", "is drawn", "none"),),
+        "Noise that is to help in training is added in evaluation mode, too: predictions are worse than they need be.",
+        (
+            Remedy(
+                "no noise in evaluation mode",
+                "if self.training:\n    x = x + torch.randn_like(x) * scale",
+                on_model=lambda module: Within(module, Noiseless, only_evaluating=True),
+                place="mode",
+                order=WRAP,
+            ),
+        ),
     )
 
 

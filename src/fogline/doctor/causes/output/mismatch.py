@@ -32,7 +32,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
     if not exam.case.supervised or not isinstance(exam.anatomy.batch[1], Tensor):
         return None
     if exam.case.yardstick.work == "other":
-        return _unheard(exam)
+        return _unheard(exam) or _bottomless(exam)
     if exam.anatomy.stage == "forward" or softmax_single_unit(exam) is not None:
         return None
     for look in (
