@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import fogline
 from fogline import Task, Verdict
@@ -203,3 +204,64 @@ def test_no_metrics_can_be_said_as_none() -> None:
     assert Task(lambda: nn.Linear(2, 1), nn.MSELoss(), (torch.ones(4, 2), torch.ones(4, 1)), metrics=None).metrics == {}  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a dict of functions by name as `metrics`"):
         Task(lambda: nn.Linear(2, 1), nn.MSELoss(), (torch.ones(4, 2), torch.ones(4, 1)), metrics=[nn.MSELoss()])  # type: ignore[arg-type]
+
+
+class _Views(nn.Module):
+    """Two embeddings of a pair of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(4, 6)
+
+    def forward(self, both: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.body(both[0]), self.body(both[1])
+
+
+def test_usual_metrics_stand_back_where_only_the_loss_can_read_the_outputs(tmp_path: Path) -> None:
+    def alike(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs[0] @ outputs[1].T, torch.arange(len(targets)))
+
+    pairs = (torch.randn(64, 4), torch.randn(64, 4)), torch.ones(64)
+    run = fogline.fit(_Views(), pairs, loss=alike, valid=pairs, duration="2ep", lr=0.01, runs=tmp_path, progress=False)
+    assert "loss" in run.metrics
+    assert "mean_absolute_error" not in run.metrics
+
+
+class _Decaying(torch.optim.Optimizer):
+    """An optimizer that keeps numbers of its own beside its groups."""
+
+    def __init__(self, params: Any, lr: float = 0.1, share: float = 0.5) -> None:
+        super().__init__(params, {"lr": lr})
+        self.share, self.seen = share, [0]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.seen[0] += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=group["lr"] * self.share)
+
+
+def test_an_optimizer_keeps_what_is_its_own_where_steps_are_tried(tmp_path: Path) -> None:
+    made: list[_Decaying] = []
+
+    class Kept(_Decaying):
+        def __init__(self, params: Any, lr: float = 0.1) -> None:
+            super().__init__(params, lr)
+            made.append(self)
+
+    rows, kept = (torch.randn(64, 4), torch.randn(64, 1)), {"runs": tmp_path, "progress": False}
+    run = fogline.fit(
+        nn.Linear(4, 1),
+        data,
+        loss=nn.MSELoss(),
+        optimizer=Kept,
+        lr=0.01,
+        duration="40st",
+        runs=tmp_path,
+        progress=False,
+    )
+    assert run.info["steps"] == 40
+    assert made[-1].seen[0] == 40  # trials count on copies

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from traceback import walk_tb
 from typing import Any
 
@@ -118,6 +119,23 @@ def _try_loss(loss: Loss, metrics: Mapping[str, Metric], outputs: Any, targets: 
             score = metric(map_tree(Tensor.detach, outputs), targets)
         _check_score(score, called)
     return value
+
+
+def that_fit(metrics: Mapping[str, Metric], model: nn.Module, batch: Batch) -> dict[str, Metric]:
+    """Of metrics that nobody asked for, those that can read what the model gives for a batch.
+
+    A loss of the user's own may compare tuples, or read columns of the targets of which a usual metric knows nothing.
+    """
+    inputs, targets = losses.pair(batch)
+    kept: dict[str, Metric] = {}
+    with _undisturbed(model), torch.no_grad(), suppress(*_FAILURES), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # shapes that broadcast
+        outputs = model.eval()(inputs)
+        for name, metric in metrics.items():
+            with suppress(*_FAILURES, UserWarning):
+                float(metric(outputs, targets))
+                kept[name] = metric
+    return kept
 
 
 def _check_score(score: Any, called: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,13 +73,25 @@ class Machine:
         """A machine of its own on copies of model, optimizer state and clipping: what it does leaves this one alone."""
         model = copy.deepcopy(self.objective.model)
         optimizer = self.optimizer
-        twin = copy.copy(optimizer)
         partner = dict(zip(self.objective.model.parameters(), model.parameters(), strict=True))
+        twin = _with_attributes_of(optimizer, partner)
         twin.param_groups = [{**g, "params": [partner[p] for p in g["params"]]} for g in optimizer.param_groups]
         twin.state = type(optimizer.state)(dict)
         load_state_tensors(twin, state_tensors(optimizer), state_scalars(optimizer))
         objective, clipping = replace(self.objective, model=model), copy.deepcopy(self.clipping)
         return replace(self, objective=objective, optimizer=twin, clipping=clipping, events=[])
+
+
+def _with_attributes_of(
+    optimizer: torch.optim.Optimizer, partner: Mapping[nn.Parameter, nn.Parameter]
+) -> torch.optim.Optimizer:
+    """An optimizer of its class with copies of what it keeps beside groups and state, which pickling leaves out."""
+    twin = copy.copy(optimizer)
+    memo: dict[int, Any] = {id(one): other for one, other in partner.items()}
+    for name, value in vars(optimizer).items():
+        if name not in vars(twin) and not callable(value):  # what was bound to the other one stays there
+            vars(twin)[name] = copy.deepcopy(value, memo)
+    return twin
 
 
 def optimizer_of(

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fogline.data.check import check_first_batch
+from fogline.data import losses
+from fogline.data.check import check_first_batch, that_fit
 from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.data.intake import Opened, open_data
 from fogline.data.source import Batch, Facts, Stream, map_tree
@@ -88,6 +89,8 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
             first = part(first, 0, max(2, -(-rows_of(first) // world.size)))
         if spread:
             first = map_tree(lambda leaf: leaf.cpu(), first)
+        if not task.metrics and losses.family(loss) == "unknown" and not spread:
+            metrics = that_fit(metrics, model, first)
         if not _only_parts(recipe, world):
             first, odd = _tried(model, loss, first, metrics, opened.facts)
     if not spread:  # options of the optimizer are refused here, before there is a folder
