@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fogline.data.intake import Opened
-from fogline.data.source import Batch, InMemory, cast, leaves, map_tree
+from fogline.data.source import Batch, InMemory, cast, leaves
 from fogline.descent.batches import Batches
 from fogline.descent.length import EXPECTED
 from fogline.descent.machine import machine_of, optimizer_of
@@ -30,6 +29,7 @@ from fogline.descent.schedules import PlateauState, curve, update
 from fogline.descent.step import EagerStep
 from fogline.doctor.case import FAILURES, Case, Program
 from fogline.doctor.finding import Remedy, Trial
+from fogline.doctor.others import drawn, drawn_for_others, loss_of, mean_of_all, nothing, pieces_of, placed
 from fogline.rate import measure_rate
 from fogline.recipe import Duration, Recipe
 from fogline.record.probes import Budget, Probe, Probed
@@ -44,7 +44,6 @@ CHEAP = 5e6
 """Floating-point operations of a forward pass of a batch below which a step takes the same half millisecond."""
 _LOOKS = 16
 _TRAIN_ROWS = 1024
-_SCORED_AT_ONCE = 512
 _ROUNDED = 1e-6
 _COLLAPSED = 0.5
 """Where one answer for all rows is so much better than the model's, such answers are what the loss is lowest for."""
@@ -276,8 +275,8 @@ class Laboratory:
         batch = cast(batch, weights.dtype)
         outputs, sums, total = [], 0.0, 0
         with objective.without_learning():
-            for piece in _pieces(batch):
-                on_device = _placed(piece, weights.device)
+            for piece in pieces_of(batch):
+                on_device = placed(piece, weights.device)
                 rows = len(leaves(piece)[0])
                 found, loss = objective.with_outputs(on_device)
                 sums += float(loss.detach().double().mean()) * rows
@@ -297,7 +296,7 @@ class Laboratory:
         Of a logarithm of a density, which has no least value, it is what an exponential law makes of the difference.
         """
         first, asks_rows = self._first(variant)
-        constants = [_loss_of(objective, batch, said) for said in (_mean_of_all, _nothing)] if asks_rows else []
+        constants = [loss_of(objective, batch, said) for said in (mean_of_all, nothing)] if asks_rows else []
         for constant in constants:
             near = constant is not None and loss - constant <= _COLLAPSED * max(abs(loss), abs(constant))
             if constant is not None and (near or objective.supervised):
@@ -318,65 +317,13 @@ class Laboratory:
         key = tuple(remedy.title for remedy in variant.remedies)
         if key not in self._firsts:
             begun = self.start(variant, self.case.recipe.seed)
-            held = _placed(variant.held, begun.batches.device)
+            held = placed(variant.held, begun.batches.device)
             with private_randomness(torch.device("cpu")), begun.objective.without_learning():
                 first = float(begun.objective(held).detach())
-            drawn, turned = (_loss_of(begun.objective, held, said) for said in (_drawn, _drawn_for_others))
-            asked = drawn is not None and turned is not None and abs(turned - drawn) > _ROUNDED * abs(drawn)
+            own, other = (loss_of(begun.objective, held, said) for said in (drawn, drawn_for_others))
+            asked = own is not None and other is not None and abs(other - own) > _ROUNDED * abs(own)
             self._firsts[key] = first, asked
         return self._firsts[key]
-
-
-def _loss_of(objective: Objective, batch: Batch, said: Callable[[Tensor], Tensor]) -> float | None:
-    """Mean loss of other answers than the model's, made of them; None where they are no tensors with a row each."""
-    seen: list[Tensor] = []
-
-    def change(module: nn.Module, given: Any, found: Any) -> Any:
-        rows = len(leaves(given)[0]) if leaves(given) and leaves(given)[0].ndim else 0
-        changed = [leaf for leaf in leaves(found) if _a_row_each(leaf, rows)]
-        seen.extend(changed)
-        return map_tree(lambda leaf: said(leaf) if _a_row_each(leaf, rows) else leaf, found) if changed else found
-
-    handle = objective.model.register_forward_hook(change)
-    sums, total = 0.0, 0
-    try:
-        with private_randomness(torch.device("cpu")), objective.without_learning():
-            for piece in _pieces(batch):
-                rows = len(leaves(piece)[0])
-                sums += float(objective(_placed(piece, next(objective.model.parameters()).device)).detach()) * rows
-                total += rows
-    except FAILURES:
-        return None
-    finally:
-        handle.remove()
-    return sums / total if seen and math.isfinite(sums) else None
-
-
-def _a_row_each(leaf: Tensor, rows: int) -> bool:
-    return leaf.ndim > 0 and len(leaf) == rows > 1 and leaf.is_floating_point()
-
-
-def _nothing(leaf: Tensor) -> Tensor:
-    """Zeros; no answer where logarithms of shares are wanted, of which zero is all."""
-    logarithms = bool((leaf <= 0).all()) and any(_ones(leaf.exp(), dim) for dim in range(1, leaf.ndim))
-    return torch.full_like(leaf, math.nan) if logarithms else torch.zeros_like(leaf)
-
-
-def _ones(shares: Tensor, dim: int) -> bool:
-    sums = shares.sum(dim)
-    return torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-
-
-def _mean_of_all(leaf: Tensor) -> Tensor:
-    return leaf.mean(0, keepdim=True).expand_as(leaf)
-
-
-def _drawn(leaf: Tensor) -> Tensor:
-    return torch.rand(leaf.shape, generator=torch.Generator().manual_seed(0)).to(leaf)
-
-
-def _drawn_for_others(leaf: Tensor) -> Tensor:
-    return _drawn(leaf).roll(1, 0)
 
 
 def _looks(begun: Start, variant: Program, steps: int, *, watched: bool) -> list[int]:
@@ -460,13 +407,3 @@ def _after(probe: Probe, step: int, stepper: EagerStep, *, finite: bool) -> Prob
         probe.cancel()
         return None
     return probe.after(step, stepper.gradients)
-
-
-def _pieces(batch: Batch) -> Any:
-    from fogline.descent.batches import split
-
-    return split(batch, _SCORED_AT_ONCE)
-
-
-def _placed(batch: Batch, device: torch.device) -> Batch:
-    return batch if device.type == "cpu" else map_tree(lambda leaf: leaf.to(device), batch)

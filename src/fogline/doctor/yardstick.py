@@ -15,6 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogline.data import losses
+from fogline.doctor.questions import (
+    FAR_OFF,
+    MOST_NUMBERS,
+    compares_rows,
+    does_without,
+    is_distance,
+    of_any_length,
+    prefers,
+    reads_every_column,
+    robust,
+    takes_a_side,
+    wants_more_than_targets,
+)
 
 Work = Literal["classes", "one_hot", "binary", "regression", "other"]
 """What the targets are: whole-number labels; rows of probabilities that sum to 1; numbers of which there are two
@@ -29,11 +42,9 @@ NAMES = {
 }
 
 
-_FAR_OFF, _FEW_FAR_OFF = 8.0, 0.1  # usual distances from the middle; share of the rows
-_FEWEST_TO_BOUND, _ASKED = 20, 64  # rows
+_FEW_FAR_OFF = 0.1  # share of the rows
+_FEWEST_TO_BOUND = 20  # rows
 _TO_A_DEVIATION = 1.4826  # from the median absolute value of a normal distribution
-_FEW_STEPS = 6
-_MOST_NUMBERS = 8  # of which one may be the answer
 
 
 def work_of(targets: Any, loss: Any) -> Work:
@@ -111,27 +122,27 @@ class Yardstick:
             return True
         if not isinstance(outputs, Tensor):
             return False  # a dict of outputs, of which only the loss knows what is for what
-        if _does_without(outputs.detach(), targets, loss):
+        if does_without(outputs.detach(), targets, loss):
             return False
         if self.work == "classes":
             laid, labels = _laid_out(outputs, targets)
             if laid.ndim == labels.ndim or laid.shape[1] == 1:
                 return bool(laid.numel() == labels.numel())
             fit = laid.shape[1] >= self.classes and laid.shape[:1] + laid.shape[2:] == labels.shape
-            return bool(fit) and _takes_a_side(outputs.detach(), laid.shape[1], targets, loss)
+            return bool(fit) and takes_a_side(outputs.detach(), laid.shape[1], targets, loss)
         if self.work == "binary":
             numbers, asked = outputs[:1].numel(), targets[:1].numel()
             pairs = outputs.ndim == 2 and numbers == 2 and asked == 1
-            return (numbers == asked or pairs) and not _is_distance(outputs, targets, loss)
+            return (numbers == asked or pairs) and not is_distance(outputs, targets, loss)
         if self.work != "regression":
             return True
         said, asked = outputs[:1].numel(), targets[:1].numel()
-        if said != asked and asked > 1 and not (said == 1 and _reads_every_column(outputs.detach(), targets, loss)):
+        if said != asked and asked > 1 and not (said == 1 and reads_every_column(outputs.detach(), targets, loss)):
             return False
-        if said == asked > 1 and _wants_more_than_targets(targets, loss):
+        if said == asked > 1 and wants_more_than_targets(targets, loss):
             return False
         one_number = asked == 1
-        return not (_compares_rows(outputs.detach(), targets, loss) or (one_number and _of_any_length(targets, loss)))
+        return not (compares_rows(outputs.detach(), targets, loss) or (one_number and of_any_length(targets, loss)))
 
     def counted(self, targets: Tensor) -> Tensor:
         """Which rows count, (n,) bool."""
@@ -179,12 +190,12 @@ class Yardstick:
         wide = outputs.reshape(len(outputs), -1)
         if losses.family(loss) == "unknown" and wide.shape[1] > 1 == targets[:1].numel() and not _whole(targets):
             # A loss of one's own, for more than one number: a mean and a variance, or quantiles. One of them answers.
-            return max(_explained(wide[:, k : k + 1], targets) for k in range(min(_MOST_NUMBERS, wide.shape[1])))
-        if losses.family(loss) == "unknown" and outputs.shape == targets.shape and _of_any_length(targets, loss):
+            return max(_explained(wide[:, k : k + 1], targets) for k in range(min(MOST_NUMBERS, wide.shape[1])))
+        if losses.family(loss) == "unknown" and outputs.shape == targets.shape and of_any_length(targets, loss):
             outputs = _as_long_as(targets, outputs)
         explained = _explained(outputs, targets)
         # A loss of one's own may want outputs on a scale of their own: then their order tells.
-        own_scale = losses.family(loss) == "unknown" and _prefers(loss, outputs, targets)
+        own_scale = losses.family(loss) == "unknown" and prefers(loss, outputs, targets)
         return max(explained, _ordered(outputs, targets)) if own_scale else explained
 
     def _labels(self, outputs: Tensor, labels: Tensor, loss: Any) -> float:
@@ -306,153 +317,14 @@ def _bounds(targets: Tensor, loss: Any) -> tuple[tuple[float, float], ...]:
         return ()
     distance = (wide - middle) / usual
     farthest = distance.abs().amax(1)
-    far, twice = farthest > _FAR_OFF, int((farthest > 2 * _FAR_OFF).sum())
+    far, twice = farthest > FAR_OFF, int((farthest > 2 * FAR_OFF).sum())
     a_tail = 2 * twice <= int(far.sum())  # which thins out, as that of incomes; rows that are wrong lie apart
     carried = float(distance[far].square().sum() / distance.square().sum())
     few = 0 < int(far.sum()) <= _FEW_FAR_OFF * len(wide)
-    if not few or a_tail or carried < 0.5 or not _robust(targets, usual, loss):
+    if not few or a_tail or carried < 0.5 or not robust(targets, usual, loss):
         return ()
-    low, high = middle - _FAR_OFF * usual, middle + _FAR_OFF * usual
+    low, high = middle - FAR_OFF * usual, middle + FAR_OFF * usual
     return tuple(zip(low.tolist(), high.tolist(), strict=True))
-
-
-def _robust(targets: Tensor, usual: Tensor, loss: Any) -> bool:
-    """Whether ten times as long an error costs about ten times as much, or less, and not a hundred times."""
-    known = targets[torch.isfinite(targets.reshape(len(targets), -1)).all(1)][:_ASKED]
-    unit = usual.to(known.dtype).reshape(known.shape[1:]) if known.ndim > 1 else usual.to(known.dtype)
-    try:
-        near, far = (float(loss(known + size * unit, known)) for size in (_FAR_OFF, 10 * _FAR_OFF))
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return False
-    return 0 < far < 30 * near
-
-
-def _compares_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
-    """Whether the loss of a batch is neither an average of those of its halves, however weighted, nor their sum."""
-    if outputs.numel() == targets.numel():
-        outputs = outputs.reshape(targets.shape)
-    half = min(len(outputs), len(targets)) // 2
-    try:
-        whole, first, second = (
-            float(loss(outputs[rows], targets[rows]))
-            for rows in (slice(0, 2 * half), slice(0, half), slice(half, 2 * half))
-        )
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return False
-    near = 1e-4 * max(abs(first), abs(second)) + 1e-12
-    averaged = min(first, second) - near <= whole <= max(first, second) + near
-    return half > 1 and math.isfinite(whole) and not averaged and not abs(first + second - whole) <= near
-
-
-def _is_distance(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
-    """Whether one number a row, never below 0, is meant to be small where the answer is yes, as of two alike."""
-    if outputs.numel() != len(outputs) or targets.numel() != len(targets):
-        return False
-    if bool((outputs < 0).any()) or _is_probability(outputs):
-        return False
-    outputs = outputs.detach()
-    yes = (targets == targets.max()).to(outputs.dtype).reshape(outputs.shape)
-    for size in (0.5, 1.0, 2.0):
-        try:
-            near, far = (float(loss(size * said, targets)) for said in (1 - yes, yes))
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return False
-        if not near < far:
-            return False
-    return True
-
-
-def _is_probability(outputs: Tensor) -> bool:
-    """Whether a sigmoid or a softmax is the last that was done to them, but for their shape."""
-    if not bool((outputs <= 1).all()):
-        return False
-    node = outputs.grad_fn
-    for _ in range(_FEW_STEPS):
-        name = type(node).__name__
-        if node is None or any(word in name for word in ("Sigmoid", "sigmoid", "Softmax")):
-            return True
-        if not any(word in name for word in ("View", "Squeeze", "Unsqueeze", "Select", "Slice", "Alias", "Clone")):
-            return False
-        node = node.next_functions[0][0]
-    return False
-
-
-def _asked(loss: Any, outputs: Tensor, targets: Tensor) -> float:
-    """The loss as a number; not finite where it refuses."""
-    try:
-        return float(loss(outputs, targets))
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return math.nan
-
-
-def _takes_a_side(outputs: Tensor, classes: int, targets: Tensor, loss: Any) -> bool:
-    """Whether the loss prefers the labels, each in its place, to others, or others to them: one or the other.
-
-    One that aligns sequences by itself, such as CTC, does not know of places.
-    """
-    last = outputs.shape[-1] == classes and outputs.shape[:-1] in (targets.shape, (targets.numel(),))
-    sides, alone = set(), [slice(k, k + 1) for k in range(min(_MOST_NUMBERS, len(targets)))]
-    for turn in (1, 2):
-        both = [F.one_hot((targets.long() + k).clamp(0) % classes, classes).to(outputs) for k in (0, turn)]
-        right, other = (hot.reshape(outputs.shape) if last else hot.movedim(-1, 1) for hot in both)
-        for rows in (slice(None), *(alone if len(outputs) == len(targets) else [])):
-            for size, low in ((1.0, 0.0), (1.0, 1.0), (3.0, 1.0), (10.0, 1.0)):
-                mine, others = (
-                    _asked(loss, size * (hot[rows] * (1 + low) - low), targets[rows]) for hot in (right, other)
-                )
-                if math.isfinite(mine) and math.isfinite(others) and abs(mine - others) > 1e-4 * abs(others):
-                    sides.add(mine < others)
-    return len(sides) < 2
-
-
-def _does_without(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
-    """Whether targets that are all the same stand for nothing: the loss is what it is without them."""
-    if targets.is_complex() or bool((targets != targets.reshape(-1)[:1]).any()):
-        return False
-    once = _asked(loss, outputs, targets)
-    return math.isfinite(once) and all(_asked(loss, outputs, other) == once for other in (targets + 1, 1 - targets))
-
-
-def _reads_every_column(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
-    """Whether each column of the targets has a say in the loss."""
-    outputs = torch.rand(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-    targets = targets.nan_to_num()
-    once, wide = _asked(loss, outputs, targets), targets.reshape(len(targets), -1)
-    for column in range(min(wide.shape[1], _MOST_NUMBERS)):
-        moved = wide.clone()
-        moved[:, column] = moved[:, column] + 1
-        if _asked(loss, outputs, moved.reshape(targets.shape)) == once:
-            return False
-    return True
-
-
-def _wants_more_than_targets(targets: Tensor, loss: Any) -> bool:
-    """Whether outputs that go beyond the targets of some column, away from its mean, are better than these themselves.
-
-    So it is where one column is yes or no, said by a logit, and another one a number.
-    """
-    mean = targets.mean(0, keepdim=True)
-    exact = _asked(loss, targets, targets)
-    wide = targets.reshape(len(targets), -1)
-    if wide.shape[1] > _MOST_NUMBERS or not math.isfinite(exact):
-        return False
-    beyond = (targets + (targets - mean)).reshape(wide.shape)
-    for column in range(wide.shape[1]):
-        said = wide.clone()
-        said[:, column] = beyond[:, column]
-        if _asked(loss, said.reshape(targets.shape), targets) < exact - 1e-4 * abs(exact):
-            return True
-    return False
-
-
-def _of_any_length(targets: Tensor, loss: Any) -> bool:
-    """Whether a loss takes outputs of the wrong length for as good as the targets themselves, and not the opposite."""
-    try:
-        exact, half, double, opposite = (float(loss(times * targets, targets)) for times in (1, 0.5, 2, -1))
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return False
-    moved = max(abs(half - exact), abs(double - exact))
-    return moved <= 1e-3 * abs(opposite - exact) and opposite != exact
 
 
 def _as_long_as(targets: Tensor, outputs: Tensor) -> Tensor:
@@ -466,17 +338,6 @@ def _is_log_rate(loss: Any) -> bool:
     if isinstance(loss, nn.PoissonNLLLoss):
         return bool(loss.log_input)
     return loss is F.poisson_nll_loss
-
-
-def _prefers(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
-    """Whether a loss takes these outputs for better than the targets themselves."""
-    if not callable(loss) or outputs.numel() != targets.numel():
-        return False
-    try:
-        mine, exact = (float(loss(given, targets)) for given in (outputs, targets.reshape(outputs.shape).to(outputs)))
-    except (RuntimeError, ValueError, TypeError):
-        return False
-    return mine < exact
 
 
 def _ordered(outputs: Tensor, targets: Tensor) -> float:

@@ -1,0 +1,166 @@
+"""Questions to a loss of one's own: what it means by its targets, and by the outputs it is given."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FAR_OFF = 8.0
+"""Usual distances from the middle: farther lie but a few rows, if any, that something is wrong with."""
+MOST_NUMBERS = 8
+"""Of which one may be the answer; and of which each is asked about."""
+_FEW_STEPS, _ROWS = 6, 64
+
+
+def asked(loss: Any, outputs: Tensor, targets: Tensor) -> float:
+    """The loss as a number; not finite where it refuses."""
+    try:
+        return float(loss(outputs, targets))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return math.nan
+
+
+def robust(targets: Tensor, usual: Tensor, loss: Any) -> bool:
+    """Whether ten times as long an error costs about ten times as much, or less, and not a hundred times."""
+    known = targets[torch.isfinite(targets.reshape(len(targets), -1)).all(1)][:_ROWS]
+    unit = usual.to(known.dtype).reshape(known.shape[1:]) if known.ndim > 1 else usual.to(known.dtype)
+    try:
+        near, far = (float(loss(known + size * unit, known)) for size in (FAR_OFF, 10 * FAR_OFF))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return 0 < far < 30 * near
+
+
+def does_without(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether targets that are all the same stand for nothing: the loss is what it is without them."""
+    if targets.is_complex() or bool((targets != targets.reshape(-1)[:1]).any()):
+        return False
+    once = asked(loss, outputs, targets)
+    return math.isfinite(once) and all(asked(loss, outputs, other) == once for other in (targets + 1, 1 - targets))
+
+
+def reads_every_column(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether each column of the targets has a say in the loss."""
+    outputs = torch.rand(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+    targets = targets.nan_to_num()
+    once, wide = asked(loss, outputs, targets), targets.reshape(len(targets), -1)
+    for column in range(min(wide.shape[1], MOST_NUMBERS)):
+        moved = wide.clone()
+        moved[:, column] = moved[:, column] + 1
+        if asked(loss, outputs, moved.reshape(targets.shape)) == once:
+            return False
+    return True
+
+
+def wants_more_than_targets(targets: Tensor, loss: Any) -> bool:
+    """Whether outputs that go beyond the targets of some column, away from its mean, are better than these themselves.
+
+    So it is where one column is yes or no, said by a logit, and another one a number.
+    """
+    mean = targets.mean(0, keepdim=True)
+    exact = asked(loss, targets, targets)
+    wide = targets.reshape(len(targets), -1)
+    if wide.shape[1] > MOST_NUMBERS or not math.isfinite(exact):
+        return False
+    beyond = (targets + (targets - mean)).reshape(wide.shape)
+    for column in range(wide.shape[1]):
+        said = wide.clone()
+        said[:, column] = beyond[:, column]
+        if asked(loss, said.reshape(targets.shape), targets) < exact - 1e-4 * abs(exact):
+            return True
+    return False
+
+
+def takes_a_side(outputs: Tensor, classes: int, targets: Tensor, loss: Any) -> bool:
+    """Whether the loss prefers the labels, each in its place, to others, or others to them: one or the other.
+
+    One that aligns sequences by itself, such as CTC, does not know of places.
+    """
+    last = outputs.shape[-1] == classes and outputs.shape[:-1] in (targets.shape, (targets.numel(),))
+    sides, alone = set(), [slice(k, k + 1) for k in range(min(MOST_NUMBERS, len(targets)))]
+    for turn in (1, 2):
+        both = [F.one_hot((targets.long() + k).clamp(0) % classes, classes).to(outputs) for k in (0, turn)]
+        right, other = (hot.reshape(outputs.shape) if last else hot.movedim(-1, 1) for hot in both)
+        for rows in (slice(None), *(alone if len(outputs) == len(targets) else [])):
+            for size, low in ((1.0, 0.0), (1.0, 1.0), (3.0, 1.0), (10.0, 1.0)):
+                mine, others = (
+                    asked(loss, size * (hot[rows] * (1 + low) - low), targets[rows]) for hot in (right, other)
+                )
+                if math.isfinite(mine) and math.isfinite(others) and abs(mine - others) > 1e-4 * abs(others):
+                    sides.add(mine < others)
+    return len(sides) < 2
+
+
+def compares_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether the loss of a batch is neither an average of those of its halves, however weighted, nor their sum."""
+    if outputs.numel() == targets.numel():
+        outputs = outputs.reshape(targets.shape)
+    half = min(len(outputs), len(targets)) // 2
+    try:
+        whole, first, second = (
+            float(loss(outputs[rows], targets[rows]))
+            for rows in (slice(0, 2 * half), slice(0, half), slice(half, 2 * half))
+        )
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    near = 1e-4 * max(abs(first), abs(second)) + 1e-12
+    averaged = min(first, second) - near <= whole <= max(first, second) + near
+    return half > 1 and math.isfinite(whole) and not averaged and not abs(first + second - whole) <= near
+
+
+def of_any_length(targets: Tensor, loss: Any) -> bool:
+    """Whether a loss takes outputs of the wrong length for as good as the targets themselves, and not the opposite."""
+    try:
+        exact, half, double, opposite = (float(loss(times * targets, targets)) for times in (1, 0.5, 2, -1))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    moved = max(abs(half - exact), abs(double - exact))
+    return moved <= 1e-3 * abs(opposite - exact) and opposite != exact
+
+
+def prefers(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether a loss takes these outputs for better than the targets themselves."""
+    if not callable(loss) or outputs.numel() != targets.numel():
+        return False
+    try:
+        mine, exact = (float(loss(given, targets)) for given in (outputs, targets.reshape(outputs.shape).to(outputs)))
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return mine < exact
+
+
+def is_distance(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether one number a row, never below 0, is meant to be small where the answer is yes, as of two alike."""
+    if outputs.numel() != len(outputs) or targets.numel() != len(targets):
+        return False
+    if bool((outputs < 0).any()) or _is_probability(outputs):
+        return False
+    outputs = outputs.detach()
+    yes = (targets == targets.max()).to(outputs.dtype).reshape(outputs.shape)
+    for size in (0.5, 1.0, 2.0):
+        try:
+            near, far = (float(loss(size * said, targets)) for said in (1 - yes, yes))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return False
+        if not near < far:
+            return False
+    return True
+
+
+def _is_probability(outputs: Tensor) -> bool:
+    """Whether a sigmoid or a softmax is the last that was done to them, but for their shape."""
+    if not bool((outputs <= 1).all()):
+        return False
+    node = outputs.grad_fn
+    for _ in range(_FEW_STEPS):
+        name = type(node).__name__
+        if node is None or any(word in name for word in ("Sigmoid", "sigmoid", "Softmax")):
+            return True
+        if not any(word in name for word in ("View", "Squeeze", "Unsqueeze", "Select", "Slice", "Alias", "Clone")):
+            return False
+        node = node.next_functions[0][0]
+    return False
