@@ -228,15 +228,17 @@ def test_answers_that_are_compared_with_one_another_are_judged_by_their_first_lo
     assert _judged(views, lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), 300) > 0.5
 
 
-def test_a_program_that_runs_away_late_is_held_to_where_it_ends() -> None:
+@pytest.mark.parametrize("planned", [60, 200])
+def test_a_program_that_runs_away_late_is_held_to_where_it_ends(planned: int) -> None:
     X, y = spirals()
     case = open_case(fogline.Task(network(), nn.CrossEntropyLoss(), (X, y)), RECIPE)
     exam = Examination(case)
     exam.observed = Laboratory(case, 1e6).observe(exam.program, 60)
+    exam.observed.planned = planned
     reached = exam.observed.score
     bench = Bench(Laboratory(case, 1e6), exam, (), 30, margin=0.1, sound=True)
     gained = Trial("", "", (1, 2, 3), "", (reached + 0.12,) * 3, (reached + 0.05,) * 3, 30, 90, accepted=True)
-    assert bench.plain(gained)
+    assert bench.plain(gained) == (planned == 60)
     assert not bench.plain(replace(gained, with_it=(reached + 0.08,) * 3))
     assert not bench.plain(replace(gained, without=(reached + 0.1,) * 3))
 

@@ -19,6 +19,7 @@ PLAINLY = 0.1
 """And by this much where the program does about as well as a classical learner: there is always something to gain."""
 AS_GOOD = 0.1
 """Of the effect of all remedies: a part whose removal loses less than this is not needed."""
+_IN_FULL = 0.9  # of the planned steps
 _LAST_BATCH = 1.5  # an epoch's last batch may be short: the same rows make a few more steps
 
 Pair = tuple[Suspicion, Remedy]
@@ -84,12 +85,13 @@ class Bench:
         return replace(trial, intervention=title, accepted=accepted)
 
     def plain(self, trial: Trial) -> bool:
-        """Whether it gained the margin; or half of it, and the whole against the control's own longer descent.
+        """Whether it gained the margin; or half of it, and the whole against the control's own descent in full.
 
         A program that runs away late does well for as long as a short trial lasts.
         """
-        if trial.effect >= self.margin:
-            return True
+        seen = self.exam.observed
+        if trial.effect >= self.margin or seen is None or seen.steps < _IN_FULL * seen.planned:
+            return trial.effect >= self.margin
         return trial.effect >= self.margin / 2 and fmean(trial.with_it) - level(self.exam) >= self.margin
 
     def gain(self, remedies: Sequence[Remedy]) -> float:
