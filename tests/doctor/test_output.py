@@ -420,6 +420,18 @@ def test_losses_of_numbers_without_a_bottom(loss: Any, width: int, fault: bool, 
     assert found is None or (found.proof and bool(found.remedies) == mended)
 
 
+def test_rewards_of_either_sign_leave_a_loss_its_bottom() -> None:
+    """Their mean may be below zero in a batch; that is no fault of the loss."""
+
+    def weighed(found: Tensor, wanted: Tensor) -> Tensor:
+        return (wanted[:, 1] * (found[:, 0] - wanted[:, 0]).square()).mean()
+
+    torch.manual_seed(0)
+    rewards = torch.where(torch.arange(96) % 3 > 0, -1.0, 1.0)
+    task = fogline.Task(nn.Linear(4, 1), weighed, (rows(), torch.stack([rows()[:, 0], rewards], 1)))
+    assert output.loss_mismatch(Examination(open_case(task, SGD))) is None
+
+
 def test_columns_with_losses_of_their_own_may_be_shares_and_numbers() -> None:
     def both(found: Tensor, wanted: Tensor) -> Tensor:
         shares = F.binary_cross_entropy(found[:, 0], wanted[:, 0])

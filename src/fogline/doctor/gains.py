@@ -20,6 +20,7 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.heads import FAR, SCALES, answers, bend, last_layer, value
 
 _FEW_VALUES = 8
+_ROWS = 16
 _ANSWERING = ("", "sigmoid", "softmax", "log_softmax")
 """Ends of a model behind which more is still more."""
 
@@ -244,7 +245,8 @@ def _heard(exam: Examination, like: Tensor, targets: Tensor, mine: Tensor, size:
 def falls_without_end(exam: Examination, loss: Any) -> tuple[float, float] | None:
     """How far all outputs may go, one way, with a loss that falls as steeply as ever.
 
-    Asked at distances of 10 to 10,000 of the targets' own deviations, of a loss of one's own and no labels.
+    Asked at distances of 10 to 10,000 of the targets' own deviations, of a loss of one's own and no labels. Each row by
+    itself must fall, too: where some are weighed with the other sign, as by rewards, the sum is a matter of the batch.
 
     Returns:
         The last distance, and the loss there; None where the loss rises somewhere, or levels off.
@@ -263,11 +265,18 @@ def falls_without_end(exam: Examination, loss: Any) -> tuple[float, float] | Non
         return None  # what may bound the outputs
     unit = float(targets.double().std(correction=0))
 
-    def said(far: float) -> float | None:
+    def moved(far: float) -> Tensor | None:
         if layer is None or layer.output is None:
-            return value(loss, outputs.detach() + far, targets)
-        found = answers(exam.anatomy, layer.output + far)
-        return None if found is None else value(loss, found, targets)
+            return outputs.detach() + far
+        return answers(exam.anatomy, layer.output + far)
+
+    def said(far: float, rows: slice = slice(None)) -> float | None:
+        found = moved(far)
+        return None if found is None else value(loss, found[rows], targets[rows])
+
+    def rises(far: float, row: int) -> bool:
+        near, there = (said(size, slice(row, row + 1)) for size in (far / 10, far))
+        return near is not None and there is not None and there > near
 
     for way in (1.0, -1.0):
         asked = [said(way * size * unit) for size in (0, 10, 100, 1000, 10000)]
@@ -275,8 +284,10 @@ def falls_without_end(exam: Examination, loss: Any) -> tuple[float, float] | Non
         if len(known) < len(asked) or unit == 0 or known[-1] >= 0:
             continue
         falls = [before - after for before, after in pairwise(known)]
-        if all(fall > 0 for fall in falls) and all(later > 5 * before for before, later in pairwise(falls)):
-            return way * 10000 * unit, known[-1]
+        steep = all(fall > 0 for fall in falls) and all(later > 5 * before for before, later in pairwise(falls))
+        far = way * 10000 * unit
+        if steep and not any(rises(far, row) for row in range(min(_ROWS, len(targets)))):
+            return far, known[-1]
     return None
 
 
