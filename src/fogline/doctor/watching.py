@@ -188,7 +188,7 @@ class Inspector:
         if step + 1 == SURE:
             self._say_all(step, self._unmoved.after_some_steps(step, gives_targets=self.loss_look.gives_targets))
         self._given = None
-        self._gradients.step_taken()
+        self._say_all(step, self._gradients.step_taken(step))
         self._modes.step_taken()
         self.loss_look.step_taken()
         if self._step_handles:
@@ -236,7 +236,7 @@ class Inspector:
         if moved is not None and _much_worse(losses, held_out):
             self.say(step - 1, task_findings.other_rows(step - 1, *moved))
         self._say_found(self._modes.finish())
-        self._say_all(step - 1, self._unmoved.at_the_end(step - 1))
+        self._say_all(step - 1, self._unmoved.at_the_end(step - 1, starved=self._gradients.starved))
         if len(not_finite) and not self._named_nan:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
             if bad:  # on a device nobody waited to look at the time
