@@ -74,6 +74,7 @@ class GradientLook:
         self.starved: str | None = None
         self._backward_at = ""
         self._called_at: dict[str, str] = {}
+        self._last: nn.Module | None = None  # of the layers, the one called last
 
     # -- what passes by --------------------------------------------------------------------------------------------
 
@@ -102,11 +103,19 @@ class GradientLook:
                 handles.append(module.register_forward_hook(Hook(self._looker(name))))
         return handles
 
+    def hang_on_last(self) -> list[RemovableHandle]:
+        """Once the layers are known, look at the last one only, where the model shows nothing behind it but a loss."""
+        if self._last is None or not self._loss_look.wants_layer:
+            return []
+        return [self._last.register_forward_hook(Hook(lambda _, __, output: self._loss_look.after_layer(output)))]
+
     def _looker(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], object], None]:
         def look(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
             graph = torch.is_grad_enabled() and isinstance(output, Tensor) and output.requires_grad
             given = args[0] if args and isinstance(args[0], Tensor) else None
             tiny = given if isinstance(module, _BatchNorm) and module.training else None
+            self._last = module
+            self._loss_look.after_layer(output)
             self._step.called.append((name, graph, tiny if tiny is None else tiny.detach()))
             if name not in self._called_at:
                 self._called_at[name] = calling_line()
@@ -224,8 +233,8 @@ class GradientLook:
         count = len(found)
         if count < SURE or count != seen.backwards or count > seen.forwards or seen.stale or not single:
             return
-        if getattr(self.loss_fn, "reduction", "mean") != "mean":
-            return
+        if "sum" in (getattr(loss, "reduction", "mean") for loss in (self.loss_fn, self._loss_look.read)):
+            return  # sums are as many rows as they are of, in one batch or several
         factors = torch.stack([f.reshape(()).double().cpu() for f in found])
         if bool((factors == 1).all()):
             self._counts["scale"] += 1

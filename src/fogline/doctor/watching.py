@@ -119,7 +119,7 @@ class Inspector:
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What the model's own forward is called with."""
         self._given, self._runs = (args, kwargs), True
-        self.loss_look.given(args)
+        self.loss_look.given(args, kwargs)
 
     def _goes_forward(self, step: int) -> None:
         self._gradients.forward()
@@ -305,8 +305,8 @@ class Inspector:
         self._step_handles = [self.model.register_forward_hook(Hook(self._after_model))]
         if not self.looking and self._keeper is None and isinstance(self.loss_fn, nn.Module):
             self._step_handles.append(self.loss_fn.register_forward_hook(Hook(self._keep_targets)))
-        if step < LAYER_LOOKS:
-            self._step_handles += self._gradients.hang_on_layers()
+        on_layers = self._gradients.hang_on_layers if step < LAYER_LOOKS else self._gradients.hang_on_last
+        self._step_handles += on_layers()
 
     def _take_off(self) -> None:
         for handle in self._step_handles:
