@@ -119,8 +119,8 @@ class LossLook:
     def step_taken(self) -> None:
         """What is logged until the next forward pass is still of this step."""
         self._over = True
-        self._output = self._gradient = None
-        self._parts, self._came = [], {}
+        self._output = self._gradient = self._before_loss = None
+        self._parts, self._came, self._all_given = [], {}, ()
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
         """What the model is called with; () where that is not its own input."""
