@@ -49,6 +49,10 @@ class GradientLook:
         named: the trained parameters.
         loss_look: what is known of the loss.
         orphaned: the optimizer has none of the model's parameters, so that it clears none of their gradients.
+
+    Attributes:
+        starved: the line of steps that found no gradient in any parameter, where no forward pass was seen either: the
+            loop may call parts of the model only, or may not have begun to train it. None before there were such steps.
     """
 
     def __init__(
@@ -67,8 +71,10 @@ class GradientLook:
         self._held: bool | None = None  # whether the sentinel had a gradient before this one
         self._step = _Step()
         self._counts = dict.fromkeys(("stale", "no gradient", "cut", "lost", "bare", "tiny", "scale"), 0)
+        self.starved: str | None = None
         self._backward_at = ""
         self._called_at: dict[str, str] = {}
+        self._last: nn.Module | None = None  # of the layers, the one called last
 
     # -- what passes by --------------------------------------------------------------------------------------------
 
@@ -97,11 +103,19 @@ class GradientLook:
                 handles.append(module.register_forward_hook(Hook(self._looker(name))))
         return handles
 
+    def hang_on_last(self) -> list[RemovableHandle]:
+        """Once the layers are known, look at the last one only, where the model shows nothing behind it but a loss."""
+        if self._last is None or not self._loss_look.wants_layer:
+            return []
+        return [self._last.register_forward_hook(Hook(lambda _, __, output: self._loss_look.after_layer(output)))]
+
     def _looker(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], object], None]:
         def look(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
             graph = torch.is_grad_enabled() and isinstance(output, Tensor) and output.requires_grad
             given = args[0] if args and isinstance(args[0], Tensor) else None
             tiny = given if isinstance(module, _BatchNorm) and module.training else None
+            self._last = module
+            self._loss_look.after_layer(output)
             self._step.called.append((name, graph, tiny if tiny is None else tiny.detach()))
             if name not in self._called_at:
                 self._called_at[name] = calling_line()
@@ -137,22 +151,28 @@ class GradientLook:
             self._step.backwards = 0
         self._step.evaluations += 1
 
-    def step_taken(self) -> None:
+    def step_taken(self, step: int) -> Iterator[Finding]:
         """After a step was taken."""
-        self._step, self._held = _Step(), None
+        seen, self._step, self._held = self._step, _Step(), None
+        if seen.stale and seen.evaluations > 1:  # the closure's later gradients were added to its first
+            yield from self._holds_old(step)
 
     # -- what it says ----------------------------------------------------------------------------------------------
 
     def before_step(self, step: int, line: str) -> Iterator[Finding]:
         """Before the optimizer takes a step, on this line."""
-        seen, counts = self._step, self._counts
-        if seen.stale and seen.backwards and step and not self._orphaned:
-            counts["stale"] += 1
-            if counts["stale"] == SURE:
-                yield loop_findings.missing_zero_grad(step, counts["stale"], self._backward_at)
+        seen = self._step
+        if seen.stale and seen.backwards and step:
+            yield from self._holds_old(step)
         yield from self._missing(step, line)
         yield from self._normalised(step)
         yield from self._added_up(step)
+
+    def _holds_old(self, step: int) -> Iterator[Finding]:
+        """An older gradient is part of this one."""
+        self._counts["stale"] += not self._orphaned
+        if self._counts["stale"] == SURE and not self._orphaned:
+            yield loop_findings.missing_zero_grad(step, SURE, self._backward_at)
 
     def _missing(self, step: int, line: str) -> Iterator[Finding]:
         """Parameters to which no gradient comes, and where the graph ends before them."""
@@ -164,16 +184,21 @@ class GradientLook:
             if counts["no gradient"] == SURE and seen.forwards:
                 make = loop_findings.cleared if seen.backwards else loop_findings.no_gradient
                 yield make(step, len(self._named), line)
+            if counts["no gradient"] == SURE and not seen.forwards:
+                self.starved = line
             return
         counts["no gradient"] = 0
         called = list(dict.fromkeys(name for name, graph, _ in seen.called if graph))
         yield from self._without_graph(step, set(called), without)
         has = [name for name in called if any(p.grad is not None for p in self._own(name))]
-        cut = called.index(has[0]) if has else 0
+        cut = called.index(has[0]) if has else len(called)
         if cut and has == called[cut:]:
             counts["cut"] += 1
-            if counts["cut"] == LAYER_LOOKS:
+            if counts["cut"] == LAYER_LOOKS and has:
                 yield loop_findings.cut_graph(step, called[:cut], has[0], self._called_at.get(has[0], ""))
+            elif counts["cut"] == LAYER_LOOKS and seen.backwards:
+                others = [name for name, _ in self._named if name not in without]
+                yield loop_findings.cut_behind(step, called, others, self._backward_at)
         if self._loss_look.bare and has and has[-1] == called[-1]:
             counts["bare"] += 1
             if counts["bare"] == LAYER_LOOKS:
@@ -183,6 +208,7 @@ class GradientLook:
         """Layers that only ever run without a graph, though they were never trained and are in the optimizer."""
         bare = dict.fromkeys(name for name, graph, _ in self._step.called if not graph and name not in called)
         lost = [name for name in bare if any(f"{name}.{own}" in without for own in ("weight", "bias"))]
+        lost = [name for name in lost if all(p.requires_grad for p in self._own(name))]  # else the loop froze them
         if called and lost and all(as_drawn(self.model.get_submodule(name)) for name in lost):
             self._counts["lost"] += 1
             if self._counts["lost"] == LAYER_LOOKS:
@@ -207,8 +233,8 @@ class GradientLook:
         count = len(found)
         if count < SURE or count != seen.backwards or count > seen.forwards or seen.stale or not single:
             return
-        if getattr(self.loss_fn, "reduction", "mean") != "mean":
-            return
+        if "sum" in (getattr(loss, "reduction", "mean") for loss in (self.loss_fn, self._loss_look.read)):
+            return  # sums are as many rows as they are of, in one batch or several
         factors = torch.stack([f.reshape(()).double().cpu() for f in found])
         if bool((factors == 1).all()):
             self._counts["scale"] += 1

@@ -70,7 +70,7 @@ def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Itera
         yield _TWICE
     elif last == "relu" and ("log_softmax" in in_loss or "BinaryCrossEntropyWithLogits" in in_loss):
         yield _CUT
-    elif "NllLoss" in in_loss and "log_softmax" not in in_loss and not set(head[:3]) & _LOGARITHMS:
+    elif "NllLoss" in in_loss and not {*in_loss, *head[:3]} & _LOGARITHMS:
         yield _NO_LOG
     elif targets is not None and _squares(in_loss) and last in _RANGES and targets.is_floating_point():
         yield from _out_of_reach(last, targets)

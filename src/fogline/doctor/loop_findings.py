@@ -78,6 +78,20 @@ def cut_graph(step: int, names: Sequence[str], following: str, line: str) -> Fin
     )
 
 
+def cut_behind(step: int, names: Sequence[str], others: Sequence[str], line: str) -> Finding:
+    return untried(
+        "detached_graph",
+        0.75,
+        Evidence("layers without a gradient though they are in the optimizer", some(names), "none", step),
+        "No layer that is run in training gets a gradient, only parameters that are used behind them do: what the "
+        "layers give is cut off from the loss, by argmax, round, detach(), .data or a tensor made anew. They stay as "
+        "they were.",
+        more=(Evidence("parameters with a gradient", some(others), "all", step),),
+        line=line,
+        advice="compute the loss from the numbers that the layers give, by operations that have a gradient",
+    )
+
+
 def without_graph(step: int, names: Sequence[str], line: str) -> Finding:
     return untried(
         "detached_graph",

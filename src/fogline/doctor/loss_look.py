@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,10 +13,18 @@ from torch import Tensor, nn
 
 from fogline.data.source import leaves
 from fogline.doctor import task_findings
+from fogline.doctor.anatomy import LINEAR, has_weight, operation
 from fogline.doctor.caller import backward_root, calling_line, data_in_sight, line_in_forward, line_of
 from fogline.doctor.finding import Finding
 from fogline.doctor.first_batch import Added, FirstBatch, look
-from fogline.doctor.graphs import divergence_of_probabilities, linear_layers, loss_on, operations_between, read_pairing
+from fogline.doctor.graphs import (
+    divergence_of_probabilities,
+    linear_layers,
+    loss_on,
+    on_the_way,
+    operations_between,
+    read_pairing,
+)
 from fogline.doctor.recovered import Recovered, read_back, recover, recover_beside
 from fogline.doctor.seen_rows import SeenRows
 from fogline.record.hook import Hook
@@ -63,6 +71,9 @@ class LossLook:
         self.line = ""
         self.direct: Compared | None = None
         self._given: tuple[Any, ...] = ()
+        self._all_given: Any = ()  # with what was given by name
+        self._before_loss: Tensor | None = None  # what the layer called last gave
+        self._inside = False  # it is within the model that outputs are compared with targets
         self._output: Tensor | None = None
         self._gradient: Tensor | None = None
         self._parts: list[Tensor] = []  # of outputs that are several tensors
@@ -91,6 +102,16 @@ class LossLook:
         return self._from_module or self._from_gradient
 
     @property
+    def read(self) -> Any:
+        """The loss that the gradient showed; None where none was read back."""
+        return self.first.loss_fn if self._recovers and self.first is not None else None
+
+    @property
+    def wants_layer(self) -> bool:
+        """Whether the model shows nothing but its loss, so that what its last layer gives is to be seen."""
+        return self._inside
+
+    @property
     def bare(self) -> bool:
         """The outputs of this step are part of a graph, and no gradient came to them."""
         return self._hung > 0 and self._fired == 0
@@ -98,20 +119,36 @@ class LossLook:
     def step_taken(self) -> None:
         """What is logged until the next forward pass is still of this step."""
         self._over = True
-        self._output = self._gradient = None
-        self._parts, self._came = [], {}
+        self._output = self._gradient = self._before_loss = None
+        self._parts, self._came, self._all_given = [], {}, ()
 
-    def given(self, args: tuple[Any, ...]) -> None:
+    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
         """What the model is called with; () where that is not its own input."""
         if self._over:
             self._begin()
         self._given, self._output, self._gradient = args, None, None
+        self._all_given = (args, dict(kwargs or {}))
+        self._before_loss = None
+
+    def after_layer(self, output: object) -> None:
+        """What a layer of the model gave: the last one's is what a model compares that returns its own loss."""
+        self._before_loss = output if isinstance(output, Tensor) and output.grad_fn is not None else None
 
     def after_model(self, output: object) -> None:
-        """What the model gave, with its graph."""
-        self._output = output if isinstance(output, Tensor) and output.requires_grad else None
-        self.gives_targets = any(t.is_floating_point() and not t.requires_grad for t in leaves(output))
+        """What the model gave, with its graph.
+
+        A model may compute its loss too: then it is followed from what it gives beside the loss and made that of, or
+        from what its last layer gave.
+        """
         hung = [leaf for leaf in leaves(output)[:_MOST_OUTPUTS] if leaf.grad_fn is not None]
+        losses, outputs = ([leaf for leaf in hung if (leaf.ndim == 0) is single] for single in (True, False))
+        own = outputs[0] if len(outputs) == 1 else self._before_loss if not outputs else None
+        inside = own if len(losses) == 1 and own is not None and _made_of(losses[0], own) else None
+        self._inside = inside is not None
+        self._output = output if isinstance(output, Tensor) and output.requires_grad else None
+        if inside is not None:
+            self._output, hung = inside, [inside]
+        self.gives_targets = any(t.is_floating_point() and not t.requires_grad for t in leaves(output))
         self._parts, self._came = hung if self._output is None else [], {}
         for place, leaf in enumerate(hung):
             self._hung += 1
@@ -196,11 +233,18 @@ class LossLook:
             self.first = self.first.and_also(step, found.targets)
         else:
             self._recovers = True
-            self.first = look(self.model, found.loss_fn, self._given, output, found.targets, step)
-        if self.direct is None and self._output is not None:
+            self.first = look(self.model, found.loss_fn, self._inputs(found.targets), output, found.targets, step)
+        if self.direct is None and self._output is not None and not self._inside:
             self.direct = Compared(self._given, output.shape[1:], found.targets, found.loss_fn)
         self._from_gradient.append(torch.tensor(found.factor))
         self._compare(plain=found.plain)
+
+    def _inputs(self, targets: Tensor) -> tuple[Any, ...]:
+        """What the model was given; the first numbers of its batch where that is a dict, or was given by name."""
+        if self._given and isinstance(self._given[0], Tensor):
+            return self._given
+        given = (t for t in leaves(self._all_given) if t.ndim > 1 and t.is_floating_point() and len(t) == len(targets))
+        return next(((t,) for t in given if t.shape != targets.shape), ())
 
     def logged(self, step: int, loss: Any) -> Iterator[Finding]:
         """A loss was logged; its graph can be read also after ``backward()``."""
@@ -229,7 +273,8 @@ class LossLook:
         given = self._given[0] if self._given else None
         copies = targets is not None and getattr(given, "shape", None) == targets.shape and targets[:1].numel() > 1
         hides = not all(p.requires_grad for p in self.model.parameters())  # what is frozen has no graph to be read
-        layers = 0 if copies or hides else linear_layers(outputs)
+        unknown = self._inside and targets is None  # such a loss may bend what the last layer gave
+        layers = 0 if copies or hides or unknown else linear_layers(outputs)
         if layers > 1:
             yield task_findings.straight(step, layers, self.line)
 
@@ -253,6 +298,12 @@ class LossLook:
         logged = sum(all_of_it for _, all_of_it in self._beside) / len(self._beside)
         late = list(self._plains.values())[-_LATE:]
         return Added(plain, logged - plain, sum(late) / len(late))
+
+
+def _made_of(loss: Tensor, outputs: Tensor) -> bool:
+    """Whether a loss is made of outputs, (b, ...), and no further weights are."""
+    way = on_the_way(loss, outputs) if outputs.ndim else []
+    return bool(way) and not any(operation(node) in LINEAR and has_weight(node) for node in way)
 
 
 def _named(root: Tensor, output: Tensor, gradient: Tensor) -> Recovered | None:

@@ -368,7 +368,9 @@ def alike(module: nn.Module) -> bool:
         return False
     blocks = weight.detach().flatten(1).chunk(gates)
     slack = 1e-5 * float(weight.detach().abs().max())
-    return len(blocks[0]) > 1 and all(float((block - block[0]).abs().max()) <= slack for block in blocks)
+    if len(blocks[0]) < 2 or not math.isfinite(slack):  # what overflowed says nothing
+        return False
+    return all(float((block - block[0]).abs().max()) <= slack for block in blocks)
 
 
 def as_drawn(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,34 @@ from fogline.doctor.finding import Finding
 from fogline.doctor.surgery import alike, frozen_as_drawn, hidden_modules, hidden_tensors
 
 _MOST = 64
+
+
+@dataclass(frozen=True)
+class _Idle:
+    """A parameter, with what tells whether it moves and whether a gradient came to it since."""
+
+    name: str
+    parameter: Tensor
+    version: int
+    total: float
+    gradient: Tensor | None
+    gradients: int  # how often that was written to
+    hidden: bool = False  # from model.parameters()
+
+    @classmethod
+    def of(cls, name: str, parameter: Tensor, *, hidden: bool = False) -> _Idle:
+        gradient = parameter.grad
+        written = 0 if gradient is None else gradient._version
+        return cls(name, parameter, parameter._version, _sum(parameter), gradient, written, hidden)
+
+    def stands(self) -> bool:
+        """Whether it was never written to, by torch or behind its back."""
+        return self.parameter._version == self.version and _sum(self.parameter) == self.total
+
+    def got_gradient(self) -> bool:
+        """Whether its gradient is another than it was, such as one that an earlier training left behind."""
+        gradient = self.parameter.grad
+        return gradient is not None and (gradient is not self.gradient or gradient._version != self.gradients)
 
 
 class UnmovedLook:
@@ -38,6 +67,7 @@ class UnmovedLook:
     ) -> None:
         self.model, self.optimizer, self._named = model, optimizer, named
         self._idle = _idle_parameters(model, optimizer, left_out)
+        self._trained = [_Idle.of(name, p) for name, p in named[:_MOST]]
         self._frozen = _frozen_copies(model)
         self._waits = False
         self._told: list[str] = []
@@ -62,26 +92,27 @@ class UnmovedLook:
         layers = [self.model.get_submodule(name) for name in self._told]
         return any(p.requires_grad for layer in layers for p in layer.parameters(recurse=False))
 
-    def at_the_end(self, step: int) -> Iterator[Finding]:
-        """What may have waited for another optimizer has waited long enough."""
+    def at_the_end(self, step: int, *, starved: str | None) -> Iterator[Finding]:
+        """What may have waited for another optimizer has waited long enough.
+
+        ``starved``: no gradient was there at the first steps, taken on this line, whose forward passes were not seen.
+        """
         if self._waits:
             yield from self._nobody_moves(step, waits=False)
+        if starved is not None and not self.orphaned and all(p.stands() for p in self._trained):
+            yield loop_findings.no_gradient(step, len(self._named), starved)
 
     def _nobody_moves(self, step: int, *, waits: bool) -> Iterator[Finding]:
         """``waits`` for another optimizer that has them and may take its turn later."""
-        idle = [
-            (name, p, hidden)
-            for name, p, version, total, hidden in self._idle
-            if p.grad is not None and p._version == version and float(p.detach().double().sum()) == total
-        ]
+        idle = [p for p in self._idle if p.got_gradient() and p.stands()]
         others = _held_by_others(self.optimizer) if idle and waits else set()
-        still = [(name, hidden) for name, p, hidden in idle if id(p) not in others]
+        still = [p for p in idle if id(p.parameter) not in others]
         self._waits = len(still) < len(idle)
-        hidden = [name for name, flag in still if flag]
+        hidden = [p.name for p in still if p.hidden]
         if hidden:
             yield loop_findings.hidden_parameters(step, hidden)
         elif still:
-            yield loop_findings.left_out(step, [name for name, _ in still], whole=self.orphaned)
+            yield loop_findings.left_out(step, [p.name for p in still], whole=self.orphaned)
 
     def _stands(self, name: str) -> bool:
         """Whether a frozen layer is no copy of one that learns, and nobody moves it: such ones are targets."""
@@ -89,18 +120,18 @@ class UnmovedLook:
         return was is not None and (math.isnan(was) or was == _total(self.model.get_submodule(name)))
 
 
-Idle = list[tuple[str, Tensor, int, float, bool]]
-
-
-def _idle_parameters(model: nn.Module, optimizer: Optimizer, left_out: Sequence[str]) -> Idle:
-    """Trainable parameters outside the optimizer, with what tells whether they move: version and sum."""
+def _idle_parameters(model: nn.Module, optimizer: Optimizer, left_out: Sequence[str]) -> list[_Idle]:
+    """Trainable parameters outside the optimizer."""
     held = held_by(optimizer)
     found: list[tuple[str, Tensor, bool]] = [(name, model.get_parameter(name), False) for name in left_out]
     for name, module in hidden_modules(model):
         found += [(f"{name}.{n}", p, True) for n, p in module.named_parameters() if id(p) not in held]
     found += [(name, tensor, True) for name, tensor in hidden_tensors(model) if id(tensor) not in held]
-    found = found[:_MOST]
-    return [(n, p, p._version, float(p.detach().double().sum()), hidden) for n, p, hidden in found if p.requires_grad]
+    return [_Idle.of(name, p, hidden=hidden) for name, p, hidden in found[:_MOST] if p.requires_grad]
+
+
+def _sum(tensor: Tensor) -> float:
+    return float(tensor.detach().double().sum())
 
 
 def _frozen_copies(model: nn.Module) -> dict[str, float | None]:

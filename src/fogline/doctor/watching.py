@@ -119,7 +119,7 @@ class Inspector:
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What the model's own forward is called with."""
         self._given, self._runs = (args, kwargs), True
-        self.loss_look.given(args)
+        self.loss_look.given(args, kwargs)
 
     def _goes_forward(self, step: int) -> None:
         self._gradients.forward()
@@ -188,7 +188,7 @@ class Inspector:
         if step + 1 == SURE:
             self._say_all(step, self._unmoved.after_some_steps(step, gives_targets=self.loss_look.gives_targets))
         self._given = None
-        self._gradients.step_taken()
+        self._say_all(step, self._gradients.step_taken(step))
         self._modes.step_taken()
         self.loss_look.step_taken()
         if self._step_handles:
@@ -236,7 +236,7 @@ class Inspector:
         if moved is not None and _much_worse(losses, held_out):
             self.say(step - 1, task_findings.other_rows(step - 1, *moved))
         self._say_found(self._modes.finish())
-        self._say_all(step - 1, self._unmoved.at_the_end(step - 1))
+        self._say_all(step - 1, self._unmoved.at_the_end(step - 1, starved=self._gradients.starved))
         if len(not_finite) and not self._named_nan:
             bad = [name for name, p in self.named if not bool(torch.isfinite(p.detach()).all())]
             if bad:  # on a device nobody waited to look at the time
@@ -305,8 +305,8 @@ class Inspector:
         self._step_handles = [self.model.register_forward_hook(Hook(self._after_model))]
         if not self.looking and self._keeper is None and isinstance(self.loss_fn, nn.Module):
             self._step_handles.append(self.loss_fn.register_forward_hook(Hook(self._keep_targets)))
-        if step < LAYER_LOOKS:
-            self._step_handles += self._gradients.hang_on_layers()
+        on_layers = self._gradients.hang_on_layers if step < LAYER_LOOKS else self._gradients.hang_on_last
+        self._step_handles += on_layers()
 
     def _take_off(self) -> None:
         for handle in self._step_handles:
