@@ -112,6 +112,33 @@ def quantiles(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.maximum(levels * away, (levels - 1) * away).mean()
 
 
+class Heads(nn.Module):
+    """A label and a number, by heads of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.label, self.number = nn.Linear(4, 16), nn.Linear(16, 1), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.body(x))
+        return torch.cat([self.label(hidden).softmax(1), self.number(hidden)], 1)
+
+
+def weighed(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared errors of the first column, each with the weight that stands in the second."""
+    return ((outputs - targets[:, :1]).square() * targets[:, 1:]).mean()
+
+
+def likely(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The entropy of yes and no in the first column, each with the weight that stands in the second."""
+    right = torch.where(targets[:, :1] > 0, outputs, 1 - outputs)
+    return -(right.log() * targets[:, 1:]).mean()
+
+
+def weights() -> Tensor:
+    return rows()[:, 2:3].exp()
+
+
 class Gated(Own):
     """A softmax chooses between two experts: it is no end."""
 
@@ -131,6 +158,7 @@ PLANTED: list[tuple[str, nn.Module, Any, Callable[[], Tensor]]] = [
     ("softmax_single_unit", net(1, nn.Softmax(dim=1)), nn.BCELoss(), yes_no),
     ("softmax_single_unit", Own(1, softmax), nn.MSELoss(), yes_no),
     ("softmax_single_unit", net(1, nn.Softmax(dim=1)), nn.MSELoss(), numbers),
+    ("softmax_single_unit", Heads(), nn.MSELoss(), lambda: torch.cat([yes_no(), numbers()], 1)),
     ("output_activation", net(1, nn.Sigmoid()), nn.BCEWithLogitsLoss(), yes_no),
     ("output_activation", Own(1, torch.sigmoid), nn.BCEWithLogitsLoss(), yes_no),
     ("output_activation", net(3, nn.Sigmoid()), nn.CrossEntropyLoss(), labels),
@@ -149,6 +177,8 @@ PLANTED: list[tuple[str, nn.Module, Any, Callable[[], Tensor]]] = [
     ("output_activation", net(3, nn.Softmax(dim=1)), nn.MSELoss(), lambda: rows()[:, :3].sigmoid()),
     ("output_activation", net(3, nn.Sigmoid()), nn.BCEWithLogitsLoss(), several),
     ("output_activation", net(3), overlap, several),
+    ("output_activation", net(1, nn.Sigmoid()), weighed, lambda: torch.cat([numbers(), weights()], 1)),
+    ("output_activation", net(1, nn.ReLU()), weighed, lambda: torch.cat([numbers(), weights()], 1)),
     ("loss_mismatch", net(1, nn.Sigmoid()), clipped_entropy, lambda: 2 * yes_no() - 1),
     ("loss_mismatch", net(3), nn.NLLLoss(), labels),
     ("loss_mismatch", net(3, nn.Softmax(dim=1)), nn.NLLLoss(), labels),
@@ -226,6 +256,9 @@ SOUND: list[tuple[nn.Module, Any, Callable[[], Tensor]]] = [
     (net(8), lambda o, t: F.cross_entropy(o @ o.flip(0).T, torch.arange(len(o))), labels),
     (net(3), lambda o, t: F.cross_entropy(-o.square(), t), labels),
     (net(1), lambda o, t: ((o - t[:, :1]).square() * t[:, 1:]).mean(), lambda: torch.cat([numbers(), yes_no()], 1)),
+    (net(1, nn.Sigmoid()), likely, lambda: torch.cat([yes_no(), weights()], 1)),
+    (net(1, nn.Sigmoid()), weighed, lambda: torch.cat([yes_no(), weights()], 1)),
+    (net(1, nn.Softplus()), weighed, lambda: torch.cat([numbers().abs(), weights()], 1)),
     (net(2), lambda o, t: F.gaussian_nll_loss(o[:, :1], t, F.softplus(o[:, 1:]) + 1e-3), numbers),
     (Own(1, lambda x: x[:, 0]), nn.MSELoss(), lambda: numbers()[:, 0]),
     (net(1), lambda o, t: squares(o[:, 0], t), lambda: numbers()[:, 0]),

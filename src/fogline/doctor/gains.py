@@ -369,8 +369,10 @@ def is_difference(exam: Examination) -> bool:
     if not exam.case.supervised or not isinstance(outputs, Tensor) or not isinstance(exam.anatomy.batch[1], Tensor):
         return False
     outputs, targets = outputs.detach(), exam.anatomy.batch[1]
-    if not targets.is_floating_point() or (outputs.shape != targets.shape and not several_for_one(outputs, targets)):
+    whole = not targets.is_floating_point() and outputs.numel() == targets.numel()
+    if not whole and outputs.shape != targets.shape and not several_for_one(outputs, targets):
         return False
+    targets = targets.to(outputs.dtype)  # a loss of whole numbers makes numbers of them itself
     outputs = around(targets, outputs)
     once, twice = value(loss, outputs, targets), value(loss, 2 * outputs, 2 * targets)
     alone = value(loss, 2 * outputs, targets)

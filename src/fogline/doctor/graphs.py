@@ -15,6 +15,7 @@ from fogline.doctor.finding import Evidence, Severity
 
 _ELEMENTWISE = ("Sub", "Rsub", "Add", "Mul", "Div", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Expand")
 _RESHAPING = ("View", "UnsafeView", "ReshapeAlias", "Transpose", "Permute", "Squeeze", "Unsqueeze", "ToCopy", "Alias")
+_JOINING = (*_RESHAPING, "Cat", "Stack", "Select", "Slice", "Clone")
 _LOSSES: dict[str, Any] = {
     "MseLoss": nn.MSELoss, "SmoothL1Loss": nn.SmoothL1Loss, "HuberLoss": nn.HuberLoss,
     "BinaryCrossEntropy": nn.BCELoss, "BinaryCrossEntropyWithLogits": nn.BCEWithLogitsLoss,
@@ -59,7 +60,7 @@ def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Itera
     if "NllLoss" in in_loss and any(_across_rows(node, outputs) for node in (outputs.grad_fn, *way)):
         yield _ACROSS
         return
-    if any(_over_one(node) for node in way) or (
+    if any(over_one(node) for node in (*way, *joined(outputs))) or (
         values.numel() and last in ("softmax", "log_softmax") and bool((values == (last == "softmax")).all())
     ):
         yield _SINGLE
@@ -190,10 +191,21 @@ def _squares(in_loss: Sequence[str]) -> bool:
     return "MseLoss" in in_loss or {"pow", "Sub"} <= set(in_loss)
 
 
-def _over_one(node: Any) -> bool:
+def over_one(node: Any) -> bool:
     """Whether it is a softmax of single numbers."""
     shape = shape_of(node) if operation(node) in ("Softmax", "LogSoftmax") else ()
     return bool(shape) and shape[_dimension(node)] == 1
+
+
+def joined(outputs: Tensor) -> Iterator[Any]:
+    """The operations that made the parts which outputs are put together from, each the last that calculates."""
+    queue, seen = [outputs.grad_fn], 0
+    while queue and seen < _MOST_NODES:
+        node, seen = queue.pop(), seen + 1
+        if node is not None and operation(node) in _JOINING:
+            queue += inputs_of(node)
+        elif node is not None:
+            yield node
 
 
 def _of_a_softmax(node: Any) -> bool:

@@ -242,7 +242,8 @@ class Interventions(Books):
             if trial is None or not gained:
                 break
             kept = remedy, trial
-            if not trial.accepted or fmean(trial.with_it) >= 1 - ENOUGH:
+            hopeless = not trial.accepted and trial.effect <= trial.error
+            if hopeless or fmean(trial.with_it) >= 1 - ENOUGH:
                 break
         return kept
 

@@ -14,6 +14,7 @@ FAR_OFF = 8.0
 MOST_NUMBERS = 8
 """Of which one may be the answer; and of which each is asked about."""
 _FEW_STEPS, _ROWS = 6, 64
+_STEPS_OF_OUTPUTS = 50
 
 
 def asked(loss: Any, outputs: Tensor, targets: Tensor) -> float:
@@ -41,6 +42,34 @@ def does_without(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
         return False
     once = asked(loss, outputs, targets)
     return math.isfinite(once) and all(asked(loss, outputs, other) == once for other in (targets + 1, 1 - targets))
+
+
+def lowest(loss: Any, outputs: Tensor, targets: Tensor, bounds: tuple[float, float] = (-math.inf, math.inf)) -> float:
+    """The loss where outputs go wherever it is lowest, no model between them and it; within bounds.
+
+    Not finite where it refuses an answer on the way.
+    """
+    low, high = bounds
+
+    def said(free: Tensor) -> Tensor:
+        if math.isinf(low):
+            return free
+        return low + (free.square() if math.isinf(high) else (high - low) * torch.sigmoid(free))
+
+    free = (outputs.detach().clone() if math.isinf(low) else torch.ones_like(outputs.detach())).requires_grad_()
+    descent = torch.optim.LBFGS([free], max_iter=_STEPS_OF_OUTPUTS, line_search_fn="strong_wolfe")
+
+    def again() -> Tensor:
+        found: Tensor = loss(said(free), targets)
+        (free.grad,) = torch.autograd.grad(found, free)
+        return found
+
+    try:
+        with torch.enable_grad():
+            descent.step(again)  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return math.nan
+    return asked(loss, said(free.detach()), targets)
 
 
 def reads_every_column(outputs: Tensor, targets: Tensor, loss: Any) -> bool:

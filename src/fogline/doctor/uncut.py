@@ -116,6 +116,19 @@ class FirstByRelu(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class SigmoidOfOne(TorchFunctionMode):
+    """Takes a sigmoid for a softmax over a single number, wherever it stands."""
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in ("softmax", "log_softmax") and args and isinstance(args[0], Tensor):
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            if dim is not None and args[0].shape[dim] == 1:
+                return torch.sigmoid(args[0]) if name == "softmax" else F.logsigmoid(args[0])
+        return func(*args, **kwargs)
+
+
 class Within(Wrapped):
     """A model that is run within a mode.
 

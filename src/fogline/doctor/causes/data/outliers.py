@@ -18,6 +18,7 @@ from fogline.doctor.standing import LEARNS, standing
 _FAR = 6.0  # times the usual distance from what a learner says; of a normal distribution two in a thousand million
 _FEWEST, _MOST = 3, 0.25
 _CARRIED = 0.5  # of the squared error, by so few rows
+_HEARD = 0.02  # of all that the targets differ: so much of it is heard by a network that learns the rest
 _TO_A_DEVIATION = 1.4826  # from the median absolute value of a normal distribution
 
 
@@ -49,6 +50,10 @@ def _far_off(exam: Examination) -> _FarOff | None:
     carried = float(scaled[far].sum() / scaled.sum().clamp_min(1e-300))
     if int(far.sum()) < _FEWEST or share > _MOST or carried < _CARRIED:
         return None
+    wanted = exam.case.train.targets[seen.rows].double().reshape(len(missed), -1)
+    whole = (wanted - wanted.mean(0)).square().sum(0)
+    if float((missed[far].square().sum(0) / whole.clamp_min(1e-300)).max()) < _HEARD:
+        return None  # far off beside how near all others are, and not beside how the targets differ
     return _FarOff(seen.rows, far, usual, share, carried, said[1])
 
 

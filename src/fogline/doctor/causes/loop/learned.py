@@ -9,7 +9,7 @@ from torch import nn
 from fogline.data.source import leaves
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import frozen_as_drawn, hidden_modules
+from fogline.doctor.surgery import core, frozen_as_drawn, hidden_modules
 
 
 def frozen_parameters(exam: Examination) -> Suspicion | None:
@@ -18,7 +18,7 @@ def frozen_parameters(exam: Examination) -> Suspicion | None:
     A frozen part that was trained before is fine-tuning. One that is just as PyTorch draws it was never trained, and
     never will be: it is told by its values, since each layer's first weights follow a known law.
     """
-    model = exam.anatomy.model
+    model = core(exam.anatomy.model)
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad and p.is_floating_point()}
     if not frozen:
         return None

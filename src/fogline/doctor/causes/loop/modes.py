@@ -25,8 +25,7 @@ _STALE = 0.05  # share of the first statistics, 0 and 1, that is left in batch n
 
 def eval_mode_training(exam: Examination) -> Suspicion | None:
     """Batch normalisation that stays in evaluation mode while it trains, with statistics nobody ever took."""
-    model = exam.anatomy.model
-    stuck = [name for name, m in model.named_modules() if _is_norm(m) and not m.training and _never_seen(m)]
+    stuck = [name for name, m in exam.anatomy.named_modules() if _is_norm(m) and not m.training and _never_seen(m)]
     if not stuck:
         return None
     return Suspicion(

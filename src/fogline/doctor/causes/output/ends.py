@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -10,8 +12,9 @@ from fogline.doctor.causes.output.common import LOST, MUCH, are_shares, ended_by
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.gains import profile, reads_probabilities, wants_probabilities, wants_shares
-from fogline.doctor.heads import Maker, bend, reach, value
+from fogline.doctor.heads import FAR, Maker, bend, reach, value
 from fogline.doctor.matching import width_of
+from fogline.doctor.questions import asked, lowest
 
 _ROUNDED = 0.01  # shares that were rounded may sum to so much more or less than 1
 
@@ -28,6 +31,7 @@ def output_activation(exam: Examination) -> Suspicion | None:
         _one_whole,
         _everything_at_once,
         _out_of_range,
+        _wants_beyond,
         _cut_logits,
     )
     for look in looks:
@@ -285,6 +289,47 @@ def _out_of_range(exam: Examination) -> Suspicion | None:
         tuple(remedies),
         proof=mostly,
         severity="fatal" if mostly else "serious",
+        advice=f"Remove the {name} behind the last layer.",
+    )
+
+
+def _wants_beyond(exam: Examination) -> Suspicion | None:
+    """The same under a loss of one's own that alone knows what outputs mean: it is asked where it would have them."""
+    name, outputs, targets = bend(exam.anatomy), exam.anatomy.outputs, exam.anatomy.batch[1]
+    loss, own = exam.program.loss, exam.case.yardstick.work in ("other", "regression")
+    if not own or losses.family(loss) != "unknown" or not name or not isinstance(outputs, Tensor):
+        return None
+    bounds = reach(exam.anatomy)
+    if bounds is None or not -FAR / 2 < bounds[0] < bounds[1]:
+        return None
+    within = bounds[0], bounds[1] if bounds[1] < FAR / 2 else math.inf
+    now, inside, free = (
+        asked(loss, outputs.detach(), targets),
+        lowest(loss, outputs, targets, within),
+        lowest(loss, outputs, targets),
+    )
+    # Below zero is only what was never meant to be given such outputs, as a logarithm or an overlap.
+    if not (math.isfinite(now) and math.isfinite(inside) and 0 <= free < inside < now):
+        return None
+    lost = (inside - free) / (now - free)
+    if lost < LOST:
+        return None
+    remedy = ended_by(exam, nn.Identity, f"leave out the {name} at the end of the model")
+    return Suspicion(
+        "output_activation",
+        0.9 if lost > MUCH else 0.6,
+        (
+            Evidence("range of the outputs", f"{bounds[0]:.3g} to {bounds[1]:.3g}", "any number"),
+            Evidence(
+                "lowest loss of any outputs on a batch, of those within it", f"{free:.3g}, {inside:.3g}", "the same"
+            ),
+            Evidence("share of the loss that no weights can get rid of", lost, 0.0),
+        ),
+        f"The model ends in {name}, so its outputs lie between {bounds[0]:.3g} and {bounds[1]:.3g}, and the loss is "
+        "lowest for outputs outside: the best the model can do is to sit at the edge, where the slope of the "
+        "activation vanishes.",
+        () if remedy is None else (remedy,),
+        proof=lost > MUCH and remedy is not None,
         advice=f"Remove the {name} behind the last layer.",
     )
 

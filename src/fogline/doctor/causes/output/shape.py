@@ -240,10 +240,11 @@ def shape_broadcast(exam: Examination) -> Suspicion | None:
 
 
 def _blind_to_order(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
-    # Outputs that differ: those of first weights may be alike, and order means nothing among them.
-    spread = outputs + torch.linspace(0.1, 0.9, len(outputs), dtype=outputs.dtype).reshape(outputs.shape)
-    if losses.on_probabilities(loss):
-        spread = torch.linspace(0.1, 0.9, len(outputs), dtype=outputs.dtype).reshape(outputs.shape)
+    # Outputs that differ: those of first weights may be alike, and order means nothing among them. They are as far
+    # apart as the targets, beside which small differences would be lost.
+    low, high = float(targets.min()), float(targets.max())
+    places = torch.linspace(0.1, 0.9, len(outputs), dtype=outputs.dtype).reshape(outputs.shape)
+    spread = low + (high - low) * places if low < high else outputs + places
     turned = targets.roll(1, 0)
     fitted = targets.reshape(outputs.shape)
     with warnings.catch_warnings():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fogline.data.source import leaves
 from fogline.doctor.anatomy import BENDS
 from fogline.doctor.causes.output.common import LOST, are_shares, codes_of, ended_by
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import HEAD, Evidence, Remedy, Suspicion
+from fogline.doctor.finding import HEAD, Evidence, Remedy, Severity, Suspicion
 from fogline.doctor.gains import profile
+from fogline.doctor.graphs import joined, over_one
 from fogline.doctor.heads import behind, bend
 from fogline.doctor.matching import labelled, matching, width_of
 from fogline.doctor.surgery import replaced
+from fogline.doctor.uncut import SigmoidOfOne, Within
 
 
 def double_softmax(exam: Examination) -> Suspicion | None:
@@ -84,24 +87,46 @@ def softmax_single_unit(exam: Examination) -> Suspicion | None:
     """A softmax over one number, which is 1 whatever the number is: the output is constant, its gradient zero."""
     outputs = exam.anatomy.outputs
     name = bend(exam.anatomy)
-    if name not in ("softmax", "log_softmax") or not isinstance(outputs, Tensor) or not outputs.numel():
-        return None
     always = 1.0 if name == "softmax" else 0.0
-    if not bool((outputs.detach() == always).all()):
+    if not isinstance(outputs, Tensor) or not outputs.numel():
+        return _in_a_part(exam)
+    if name not in ("softmax", "log_softmax") or not bool((outputs.detach() == always).all()):
+        return _in_a_part(exam)
+    return _single(
+        Evidence("outputs of the model on a batch", f"all exactly {always:g}", "numbers that depend on the inputs"),
+        _for_single_unit(exam),
+        "fatal",
+    )
+
+
+def _in_a_part(exam: Examination) -> Suspicion | None:
+    """The same in one of several heads whose answers are put side by side."""
+    parts = [node for output in leaves(exam.anatomy.outputs) for node in joined(output)]
+    single = sum(over_one(node) for node in parts)
+    if not single:
         return None
+    remedy = Remedy(
+        "take a sigmoid for the softmax over one unit",
+        "torch.sigmoid(scores)  # in the place of the softmax over a single score",
+        on_model=lambda model: Within(model, SigmoidOfOne),
+        place="head",
+        order=HEAD,
+    )
+    seen = Evidence(f"parts of the output, of {len(parts)}, that are a softmax over one unit", single, 0)
+    return _single(seen, (remedy,), "fatal" if single == len(parts) else "serious")
+
+
+def _single(seen: Evidence, remedies: tuple[Remedy, ...], severity: Severity) -> Suspicion:
     return Suspicion(
         "softmax_single_unit",
         0.98,
-        (
-            Evidence("outputs of the model on a batch", f"all exactly {always:g}", "numbers that depend on the inputs"),
-            Evidence("units that the softmax is taken over", 1, "one a class"),
-        ),
+        (seen, Evidence("units that the softmax is taken over", 1, "one a class")),
         "The model ends in a softmax over a single unit. A softmax makes its inputs sum to 1, so one unit alone is "
-        "always "
-        "1, whatever the weights are: the gradient is zero and nothing can be learned. One unit needs a sigmoid.",
-        _for_single_unit(exam),
+        "always 1, whatever the weights are: the gradient is zero and nothing can be learned. One unit needs a "
+        "sigmoid.",
+        remedies,
         proof=True,
-        severity="fatal",
+        severity=severity,
         advice="Replace the softmax by torch.sigmoid, or give the last layer one output per class.",
     )
 

@@ -9,6 +9,7 @@ from fogline.doctor.remedies import ends_early, measured_rate
 from fogline.doctor.standing import FALLING, motion, standing, steps_of
 
 _LIKELY = 0.5
+_MOVED = 0.02  # share of the loss, beyond which weights that nobody saw move must have moved
 
 
 def _multiplied(lr: float, factor: float) -> Remedy:
@@ -61,6 +62,8 @@ def lr_too_low(exam: Examination) -> Suspicion | None:
     if cut_early(exam):
         return None  # that is what made the steps short
     stands, moves, steps, lr = standing(exam), motion(exam), steps_of(exam), exam.observed.lr
+    if steps.each == 0 and abs(moves.fallen) > _MOVED:
+        return None  # an optimizer that does not move at every call: the steps that it takes were not seen
     crawls = steps.path < 0.2 and steps.each < TIMID  # whatever the next batch says of the slope
     if moves.refused or not steps.count or not (steps.overshoot < STRAIGHT or crawls):
         return None
