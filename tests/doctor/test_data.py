@@ -471,6 +471,14 @@ def test_targets_far_off(wild: bool) -> None:
     assert mended(given, found, 1).program.rows == 400 - int(off.sum())
 
 
+def test_targets_far_off_by_next_to_nothing() -> None:
+    """A curve that a learner follows but at its steep ends, where it is wrong by little of what targets differ."""
+    X, y = numbers(400)
+    off = torch.rand(400, generator=torch.Generator().manual_seed(3)) < 0.05
+    given = regression((X, torch.where(off[:, None], y + 0.2, y)), numbers(200, 1))
+    assert data.far_off_targets(given) is None
+
+
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss()])
 def test_what_squared_errors_cannot_see_for_a_few_targets_far_off_is_not_mixed_up(loss: nn.Module) -> None:
     """A loss that bounds them may learn the rest, and is judged by the rest; of squares they are next to all."""

@@ -132,6 +132,18 @@ def test_silent(name: str) -> None:
     assert causes(in_motion(exam)) == []
 
 
+def test_targets_too_far_off_for_the_loss() -> None:
+    X, y = numbers()
+
+    def log_cosh(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).cosh().log().mean()
+
+    found = number.nan_source(exam_of(net(1), log_cosh, (X, 60 * y)))
+    assert found is not None
+    assert found.remedies[0].title == "scale the targets"
+    assert number.nan_source(exam_of(net(1), log_cosh, (X, y))) is None
+
+
 def test_weights_that_flew_off_are_not_of_a_softmax_making() -> None:
     recipe = fogline.Recipe(optimizer="sgd", lr=1e12, batch_size=32, duration="10ep", guard=False)
     exam = in_motion(exam_of(net(3), nn.CrossEntropyLoss(), three(), recipe))

@@ -124,6 +124,11 @@ class Heads(nn.Module):
         return torch.cat([self.label(hidden).softmax(1), self.number(hidden)], 1)
 
 
+def noise() -> Tensor:
+    """Numbers that the rows say nothing of."""
+    return torch.randn(96, 1, generator=torch.Generator().manual_seed(9))
+
+
 def weighed(outputs: Tensor, targets: Tensor) -> Tensor:
     """Squared errors of the first column, each with the weight that stands in the second."""
     return ((outputs - targets[:, :1]).square() * targets[:, 1:]).mean()
@@ -205,6 +210,12 @@ PLANTED: list[tuple[str, nn.Module, Any, Callable[[], Tensor]]] = [
     ("loss_mismatch", net(3, nn.Sigmoid()), lambda o, t: -overlap(o, t), several),
     ("loss_mismatch", net(1), lambda o, t: 1 - overlap(o.sigmoid(), t), yes_no),
     ("loss_mismatch", net(3, nn.Softmax(dim=1)), lambda o, t: o[torch.arange(len(o)), t].mean(), labels),
+    ("loss_mismatch", net(3), lambda o, t: F.nll_loss(F.log_softmax(o, 0), t), labels),
+    ("loss_mismatch", net(1), lambda o, t: (o.mean() - t.mean()).square(), numbers),
+    ("loss_mismatch", net(3), lambda o, t: 1 + F.cosine_similarity(o, t).mean(), lambda: rows()[:, :3]),
+    ("loss_mismatch", net(1), lambda o, t: F.mse_loss(o[:, 0], t.float()), labels),
+    ("output_activation", net(3, nn.Softmax(dim=1)), lambda o, t: -(t * (o + 1e-9).log()).sum(1).mean(), several),
+    ("shape_broadcast", net(1), nn.MSELoss(), lambda: (1e5 * (3 + numbers()))[:, 0]),
     ("sum_reduction", net(1), lambda o, t: 20 * (o - t).square().sum(), numbers),
     ("sum_reduction", net(1), nn.MSELoss(reduction="sum"), lambda: 30 * numbers()),
     ("shape_broadcast", net(1), squares, lambda: numbers()[:, 0]),
@@ -260,6 +271,9 @@ SOUND: list[tuple[nn.Module, Any, Callable[[], Tensor]]] = [
     (net(1, nn.Sigmoid()), weighed, lambda: torch.cat([yes_no(), weights()], 1)),
     (net(1, nn.Softplus()), weighed, lambda: torch.cat([numbers().abs(), weights()], 1)),
     (net(2), lambda o, t: F.gaussian_nll_loss(o[:, :1], t, F.softplus(o[:, 1:]) + 1e-3), numbers),
+    (net(3), lambda o, t: 1 - F.cosine_similarity(o, t).mean(), lambda: rows()[:, :3]),
+    (net(3), lambda o, t: F.cross_entropy(o @ t.T, torch.arange(len(o))), lambda: rows()[:, :3]),
+    (net(1), lambda o, t: (o.sort(0)[0] - t.sort(0)[0]).square().mean(), noise),
     (Own(1, lambda x: x[:, 0]), nn.MSELoss(), lambda: numbers()[:, 0]),
     (net(1), lambda o, t: squares(o[:, 0], t), lambda: numbers()[:, 0]),
     (net(1), nn.MSELoss(reduction="sum"), lambda: 0.01 * numbers()),

@@ -341,3 +341,22 @@ def test_the_signals_of_a_quadratic() -> None:
     exam.observed = Laboratory(exam.case, 100).observe(exam.program, 20)
     assert steps_of(exam).overshoot == pytest.approx(0.4 - 1, abs=1e-3)
     assert steps_of(exam).cosine == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("strength", "too_strong"), [(0.2, True), (1e-5, False)])
+@pytest.mark.parametrize("size", [Tensor.abs, Tensor.square])
+def test_regularization_too_strong_in_the_loss(
+    strength: float, too_strong: bool, size: Callable[[Tensor], Tensor]
+) -> None:
+    def loss(model: nn.Module, batch: Pair) -> Tensor:
+        weights = torch.stack([size(p).sum() for p in model.parameters()]).sum()
+        return F.cross_entropy(model(batch[0]), batch[1]) + (1 if size is Tensor.abs else 10) * strength * weights
+
+    given = observed(labels(), ADAM, fogline.on_batch(loss))
+    found = step.regularization_too_strong(given)
+    assert (found is not None) == too_strong
+    if found is not None:
+        remedied = given.program_with(found.remedies[0])
+        batch = given.anatomy.batch
+        expected = F.cross_entropy(given.anatomy.model(batch[0]), batch[1])
+        assert torch.allclose(remedied.loss.function(given.anatomy.model, batch), expected)

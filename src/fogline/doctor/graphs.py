@@ -57,7 +57,7 @@ def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Itera
     shape = broadcast(loss, outputs)
     if shape is not None:
         yield _broadcast(outputs, targets, shape)
-    if "NllLoss" in in_loss and any(_across_rows(node, outputs) for node in (outputs.grad_fn, *way)):
+    if "NllLoss" in in_loss and any(across_rows(node, outputs) for node in (outputs.grad_fn, *way)):
         yield _ACROSS
         return
     if any(over_one(node) for node in (*way, *joined(outputs))) or (
@@ -230,7 +230,7 @@ def on_the_way(loss: Tensor, outputs: Tensor) -> list[Any]:
     return [node for node in found if node in leads]
 
 
-def _across_rows(node: Any, outputs: Tensor) -> bool:
+def across_rows(node: Any, outputs: Tensor) -> bool:
     """Whether it is a softmax of scores of classes that is taken over the rows of the batch."""
     if operation(node) not in ("Softmax", "LogSoftmax") or outputs.ndim != 2 or outputs.shape[1] < 2:
         return False

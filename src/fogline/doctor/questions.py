@@ -15,6 +15,7 @@ MOST_NUMBERS = 8
 """Of which one may be the answer; and of which each is asked about."""
 _FEW_STEPS, _ROWS = 6, 64
 _STEPS_OF_OUTPUTS = 50
+_ALIKE, _APART = 1e-5, 1e-3
 
 
 def asked(loss: Any, outputs: Tensor, targets: Tensor) -> float:
@@ -122,6 +123,34 @@ def takes_a_side(outputs: Tensor, classes: int, targets: Tensor, loss: Any) -> b
                 if math.isfinite(mine) and math.isfinite(others) and abs(mine - others) > 1e-4 * abs(others):
                     sides.add(mine < others)
     return len(sides) < 2
+
+
+def is_over_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether scores of classes, (n, classes), are shared out over the rows of the batch, and not over the classes.
+
+    Then what is added to a class in every row changes nothing, and what is added to a row in every class does.
+    """
+    draws = torch.Generator().manual_seed(0)
+    said = torch.randn(outputs.shape, generator=draws).to(outputs)
+    column, row = (torch.randn(shape, generator=draws).to(outputs) for shape in ((1, said.shape[1]), (len(said), 1)))
+    once, of_columns, of_rows = (asked(loss, given, targets) for given in (said, said + column, said + row))
+    return abs(of_columns - once) <= _ALIKE * abs(once) < _APART * abs(once) < abs(of_rows - once)
+
+
+def is_of_no_row(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether a loss reads the targets, but not whose they are: it is the same when they change places."""
+    said = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+    unit = targets.std().nan_to_num(0) if targets.is_floating_point() else 0
+    said = said * unit if unit > 0 else said
+    once, other = asked(loss, said, targets), asked(loss, said, 2 * targets + 1)
+    moved = [asked(loss, said, targets.roll(turn, 0)) for turn in (1, 2, 3)]
+    return all(abs(one - once) <= _ALIKE * abs(once) < _APART * abs(once) < abs(other - once) for one in moved)
+
+
+def is_highest_at_targets(targets: Tensor, loss: Any) -> bool:
+    """Whether the targets themselves cost more than those of other rows, and than their opposites."""
+    exact, others, opposite = (asked(loss, said, targets) for said in (targets, targets.roll(1, 0), -targets))
+    return exact > others > opposite
 
 
 def compares_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:

@@ -6,7 +6,7 @@ its functions, so that the call can be left out for a trial.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -149,6 +149,29 @@ class Within(Wrapped):
             return self.wrapped_model(*args, **kwargs)
         with self._mode():
             return self.wrapped_model(*args, **kwargs)
+
+
+class Unpenalised(Wrapped):
+    """A model as a loss that punishes weights is to see it: they are all zero, but for what the model calculates."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped_model(*args, **kwargs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Zeros in the place of the weights, by their names."""
+        for name, parameter in self.wrapped_model.named_parameters(*args, **kwargs):
+            yield name, torch.zeros_like(parameter)  # type: ignore[misc]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("wrapped_model"), name)
+
+
+def unpenalised(loss: OnBatch) -> OnBatch:
+    """The loss without what it adds for the size of ``model.parameters()``."""
+    return OnBatch(lambda model, batch: loss.function(Unpenalised(model), batch))
 
 
 class LossWithin:

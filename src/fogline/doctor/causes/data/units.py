@@ -203,6 +203,17 @@ def _with_measured_rate(remedy: Remedy) -> Remedy:
     )
 
 
+def target_scaled(exam: Examination) -> Remedy | None:
+    """The targets in numbers near one, whatever the loss makes of them; None where they are not numbers in columns."""
+    pair = pair_of(exam)
+    if pair is None or pair[1].ndim > 2 or not isinstance(exam.anatomy.outputs, Tensor):
+        return None
+    columns = pair[1].reshape(len(pair[1]), -1).double()
+    columns = columns[torch.isfinite(columns).all(1)]
+    mean, deviation = columns.mean(0), columns.std(0, correction=0)
+    return _target_scaled(exam, mean, deviation, columns) if bool((deviation > 0).all()) else None
+
+
 def _target_scaled(exam: Examination, mean: Tensor, deviation: Tensor, columns: Tensor) -> Remedy | None:
     """Model in units of the user, loss and layers in numbers near one; a bounded end is spread over the targets."""
     scale, shift = deviation, mean

@@ -14,7 +14,8 @@ from fogline.descent.objective import Objective
 from fogline.descent.randomness import private_randomness
 from fogline.descent.replay import explain_refusal
 from fogline.doctor.case import CPU, FAILURES
-from fogline.doctor.causes.number.guard import guards
+from fogline.doctor.causes.data.units import target_scaled
+from fogline.doctor.causes.number.guard import finite_with, guards
 from fogline.doctor.causes.number.hazards import Look, batch_is_fine, first_hazard, when
 from fogline.doctor.closeup import some_rows, wide
 from fogline.doctor.examination import Examination
@@ -29,7 +30,7 @@ def nan_source(exam: Examination) -> Suspicion | None:
     hazard = first_hazard(look, logs=False)
     module, rows, taken_in = _first_module(exam) if at_once else ("", (), "")
     if hazard is None and not module:
-        if not (at_once and math.isnan(look.loss) and _moderate(look.outputs)):
+        if not (at_once and not math.isfinite(look.loss) and _moderate(look.outputs)):
             return None  # what only grew beyond all numbers is told by the causes of that
         rows, taken_in = _rows_of_loss(exam), _ranges(look)
     if not at_once and hazard is not None and hazard.name in ("exp", "division"):
@@ -52,7 +53,7 @@ def nan_source(exam: Examination) -> Suspicion | None:
         tuple(evidence),
         f"The rows are finite, but {where} makes something of them that is not: {what}. Every step with such a row is "
         "lost, or takes the weights with it.",
-        (*_within_domain(exam, look, module), *guards(exam, at_once=at_once)),
+        (*_within_domain(exam, look, module), *_nearer(exam, look, module), *guards(exam, at_once=at_once)),
         proof=True,
         blocks=at_once and not batch_is_fine(exam),
         severity="fatal" if at_once else "serious",
@@ -95,6 +96,15 @@ def _within_domain(exam: Examination, look: Look, module: str) -> Iterator[Remed
     if getattr(look.targets, "shape", None) != look.outputs.shape:
         return
     yield Remedy("use nn.MSELoss()", "loss=nn.MSELoss()", on_loss=lambda _: nn.MSELoss(), place="loss", order=LOSS)
+
+
+def _nearer(exam: Examination, look: Look, module: str) -> Iterator[Remedy]:
+    """For targets so far off that the loss grows beyond all numbers on the way there."""
+    if module or not isinstance(look.targets, Tensor) or getattr(look.outputs, "shape", None) != look.targets.shape:
+        return
+    remedy = target_scaled(exam) if look.targets.is_floating_point() else None
+    if remedy is not None and finite_with(exam, remedy):
+        yield remedy
 
 
 def _first_module(exam: Examination) -> tuple[str, tuple[int, ...], str]:

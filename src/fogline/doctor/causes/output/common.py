@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fogline.data import losses
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import HEAD, Remedy
+from fogline.doctor.finding import HEAD, Evidence, Remedy, Suspicion
 from fogline.doctor.heads import Maker, behind
 
 LOST = 0.1
@@ -23,6 +23,37 @@ def ended_by(exam: Examination, put: Maker, title: str, patch: str = "") -> Reme
     name = put.__name__
     code = patch or ("# nothing behind the last layer" if name == "Identity" else f"model[-1] = nn.{name}()")
     return Remedy(title, code, on_model=edit, place="head", order=HEAD)
+
+
+def mismatched(
+    exam: Examination,
+    strength: float,
+    evidence: tuple[Evidence, ...],
+    explanation: str,
+    remedies: tuple[Remedy | None, ...] = (),
+    *,
+    proof: bool = False,
+    blocks: bool = False,
+) -> Suspicion:
+    """``loss_mismatch``, with what would fit the targets."""
+    found = tuple(remedy for remedy in remedies if remedy is not None)
+    fitting = {
+        "classes": "nn.CrossEntropyLoss() on logits, one a class",
+        "one_hot": "nn.CrossEntropyLoss() on logits, one a class",
+        "binary": "nn.BCEWithLogitsLoss() on one logit",
+        "regression": "nn.MSELoss() on the output of the last layer",
+    }
+    return Suspicion(
+        "loss_mismatch",
+        strength,
+        evidence,
+        explanation,
+        found,
+        proof=proof,
+        blocks=blocks,
+        severity="fatal" if proof else "serious",
+        advice=f"For these targets use {fitting.get(exam.case.yardstick.work, 'a loss made for them')}.",
+    )
 
 
 def codes_of(exam: Examination) -> int | None:

@@ -13,7 +13,7 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.gains import profile, reads_probabilities, wants_probabilities, wants_shares
 from fogline.doctor.heads import FAR, Maker, bend, reach, value
-from fogline.doctor.matching import width_of
+from fogline.doctor.matching import matching, width_of
 from fogline.doctor.questions import asked, lowest
 
 _ROUNDED = 0.01  # shares that were rounded may sum to so much more or less than 1
@@ -199,6 +199,9 @@ def _one_whole(exam: Examination) -> Suspicion | None:
     end: Maker = nn.Sigmoid if bounded else nn.Identity
     called = "a sigmoid" if bounded else "nothing"
     remedy = ended_by(exam, end, f"put {called} in the place of the softmax at the end")
+    other = matching(exam) if labels else None
+    if other is not None and _hears_yes_only(exam):
+        remedy, other = other, None
     return Suspicion(
         "output_activation",
         0.95,
@@ -211,10 +214,20 @@ def _one_whole(exam: Examination) -> Suspicion | None:
         if labels
         else "The outputs of a softmax always sum to 1, and the targets of a row do not: they are numbers of their own "
         "that no weights can make the model say.",
-        () if remedy is None else (remedy,),
+        tuple(found for found in (remedy, other) if found is not None),
         proof=True,
         advice=f"End the model in {'a sigmoid' if bounded else 'its last linear layer'}, a number for each target.",
     )
+
+
+def _hears_yes_only(exam: Examination) -> bool:
+    """Whether yes to every label is as good an answer as the right ones, where each is said by itself."""
+    outputs, targets = exam.anatomy.outputs.detach(), exam.anatomy.batch[1]
+    every, right = (
+        value(exam.program.loss, said.clamp(_ROUNDED, 1 - _ROUNDED), targets)
+        for said in (torch.ones_like(outputs), targets.to(outputs.dtype))
+    )
+    return every is not None and right is not None and every <= right
 
 
 def _everything_at_once(exam: Examination) -> Suspicion | None:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.doctor.causes.output.common import codes_of, ended_by, takes_logits
+from fogline.doctor.causes.output.common import codes_of, ended_by, mismatched, takes_logits
+from fogline.doctor.causes.output.own_loss import (
+    bottomless,
+    highest_at_targets,
+    of_no_row,
+    over_rows,
+    rewarding_wrong_answers,
+    unheard_targets,
+)
 from fogline.doctor.causes.output.shape import too_narrow
 from fogline.doctor.causes.output.softmax import softmax_single_unit
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.gains import (
-    falls_without_end,
     is_difference,
     profile,
-    rewards_wrong_answers,
-    unheard,
     wants_probabilities,
 )
 from fogline.doctor.heads import bend, value
@@ -32,15 +34,17 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
     if not exam.case.supervised or not isinstance(exam.anatomy.batch[1], Tensor):
         return None
     if exam.case.yardstick.work == "other":
-        return _unheard(exam) or _bottomless(exam)
+        return unheard_targets(exam) or bottomless(exam) or highest_at_targets(exam)
     if exam.anatomy.stage == "forward" or softmax_single_unit(exam) is not None:
         return None
     for look in (
         _refused,
         _one_score,
+        over_rows,
+        of_no_row,
         _beyond_unit,
-        _reversed,
-        _bottomless,
+        rewarding_wrong_answers,
+        bottomless,
         _unrewarded,
         _not_followed,
         _codes_as_numbers,
@@ -49,36 +53,6 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         if found is not None:
             return found
     return None
-
-
-def _mismatch(
-    exam: Examination,
-    strength: float,
-    evidence: tuple[Evidence, ...],
-    explanation: str,
-    remedies: tuple[Remedy | None, ...] = (),
-    *,
-    proof: bool = False,
-    blocks: bool = False,
-) -> Suspicion:
-    found = tuple(remedy for remedy in remedies if remedy is not None)
-    fitting = {
-        "classes": "nn.CrossEntropyLoss() on logits, one a class",
-        "one_hot": "nn.CrossEntropyLoss() on logits, one a class",
-        "binary": "nn.BCEWithLogitsLoss() on one logit",
-        "regression": "nn.MSELoss() on the output of the last layer",
-    }
-    return Suspicion(
-        "loss_mismatch",
-        strength,
-        evidence,
-        explanation,
-        found,
-        proof=proof,
-        blocks=blocks,
-        severity="fatal" if proof else "serious",
-        advice=f"For these targets use {fitting.get(exam.case.yardstick.work, 'a loss made for them')}.",
-    )
 
 
 _ABOUT_TENSORS = ("size", "shape", "dtype", "scalar type", "dimension", "out of bounds", "out of range", "must match")
@@ -98,7 +72,7 @@ def _refused(exam: Examination) -> Suspicion | None:
         return None  # an error of the user's own code
     codes = codes_of(exam)
     scores = labelled(exam, codes) if codes and codes == width_of(exam) else None  # an output a class is there
-    return _mismatch(
+    return mismatched(
         exam,
         0.9,
         (
@@ -129,7 +103,7 @@ def _one_score(exam: Examination) -> Suspicion | None:
     if len(set(seen)) > 1 or seen[0] is None:
         return None
     codes = codes_of(exam) if exam.case.yardstick.work == "regression" else None
-    return _mismatch(
+    return mismatched(
         exam,
         0.95,
         (Evidence("loss for outputs of -10, 0 and 10", f"always {seen[0]:.3g}", "other values"),),
@@ -156,7 +130,7 @@ def _beyond_unit(exam: Examination) -> Suspicion | None:
     if not (low < 0 or high > 1):
         return None
     codes = codes_of(exam)
-    return _mismatch(
+    return mismatched(
         exam,
         0.97,
         (Evidence("targets", f"{low:.3g} to {high:.3g}", "0 to 1"),),
@@ -178,110 +152,6 @@ def _several_tasks(exam: Examination) -> bool:
     return bool(within.any()) and not bool(within.all())
 
 
-class Negated(nn.Module):
-    """A loss with the other sign."""
-
-    def __init__(self, loss: Any) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, outputs: Any, targets: Any) -> Tensor:
-        found: Tensor = -self.loss(outputs, targets)
-        return found
-
-
-def _with_other_sign() -> Remedy:
-    return Remedy(
-        "take the loss with the other sign",
-        "loss = lambda outputs, targets: -loss_fn(outputs, targets)",
-        on_loss=Negated,
-        place="head",
-        order=LOSS,
-    )
-
-
-def _reversed(exam: Examination) -> Suspicion | None:
-    """A loss of one's own that is lowest where every answer is wrong: a score that is minimised, a sign left out."""
-    said = rewards_wrong_answers(exam)
-    if said is None:
-        return None
-    found = _mismatch(
-        exam,
-        0.85,
-        (
-            Evidence("loss where every example gets its right answer", said[0]),
-            Evidence("loss where every example gets a wrong one", said[1], "more than where they are right"),
-        ),
-        "The loss is lowest where every answer is wrong, and the descent goes there: what is minimised is a score that "
-        "should be made as large as possible, or a sign was left out.",
-        (_with_other_sign(),),
-    )
-    return replace(found, advice="")
-
-
-class PlusMinus(nn.Module):
-    """A loss on targets of 0 and 1 as -1 and 1."""
-
-    def __init__(self, loss: Any) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, outputs: Any, targets: Tensor) -> Tensor:
-        found: Tensor = self.loss(outputs, 2 * targets - 1)
-        return found
-
-
-def _unheard(exam: Examination) -> Suspicion | None:
-    """A loss of pairs, or of other outputs that only it can read, that does not hear the rows of some targets."""
-    targets = unheard(exam, exam.program.loss)
-    if not targets:
-        return None
-    names = ", ".join(f"{target:g}" for target in targets)
-    signed = targets == (0.0,) and exam.anatomy.batch[1].max() == 1
-    remedy = Remedy(
-        "tell the loss 1 and -1 in place of 1 and 0",
-        "loss = lambda outputs, targets: loss_fn(outputs, 2 * targets - 1)",
-        on_loss=PlusMinus,
-        place="head",
-        order=LOSS,
-    )
-    cured = signed and not unheard(exam, PlusMinus(exam.program.loss))
-    found = _mismatch(
-        exam,
-        0.95,
-        (Evidence(f"rows with target {names} that change the loss, whatever is put out for them", 0, "all"),),
-        f"{losses.name(exam.program.loss)} is the same whatever the model says of rows with target {names}: nothing is "
-        "learned from them" + (", since it knows 1 and -1, and no 0." if cured else "."),
-        (remedy,) if cured else (),
-        proof=True,
-        blocks=cured,
-    )
-    return replace(found, advice="" if cured else "Give the targets as the loss expects them.")
-
-
-def _bottomless(exam: Examination) -> Suspicion | None:
-    """A loss of numbers that falls for ever as all outputs grow, or shrink: a sign left out, or a share in percent."""
-    found = falls_without_end(exam, exam.program.loss)
-    if found is None:
-        return None
-    cured = falls_without_end(exam, Negated(exam.program.loss)) is None and is_difference(exam)
-    remedy = _with_other_sign()
-    suspicion = _mismatch(
-        exam,
-        0.95,
-        (
-            Evidence(
-                f"loss where all outputs are {found[0]:+.3g} from the targets", found[1], "more than at the targets"
-            ),
-        ),
-        "The loss has no least value: the further all outputs go, whatever the inputs are, the lower it is. A sign was "
-        "left out, or a number has another unit than the loss takes, such as a share in percent.",
-        (remedy,) if cured else (),
-        proof=True,
-    )
-    return replace(suspicion, advice="" if cured else "Make the loss lowest where outputs are what they should be.")
-
-
 def _unrewarded(exam: Examination) -> Suspicion | None:
     """A loss over classes that gives nothing for being right, or no least value, or does not hear a class."""
     gains = profile(exam)
@@ -293,7 +163,7 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
     if len(gains.blind) == 1:
         stick = exam.case.yardstick
         names = ", ".join(f"{stick.values[k] if stick.work == 'binary' else k:g}" for k in gains.blind)
-        return _mismatch(
+        return mismatched(
             exam,
             0.95,
             (Evidence("gradient from the examples with target", names, "some", layer=None),),
@@ -303,7 +173,7 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
             proof=True,
         )
     if gains.constant <= best + 1e-6 * room:
-        return _mismatch(
+        return mismatched(
             exam,
             0.9,
             (
@@ -317,7 +187,7 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
             proof=True,
         )
     if gains.unbounded:
-        return _mismatch(
+        return mismatched(
             exam,
             0.9 if known else 0.7,
             (Evidence("loss as the right answer is said ever louder", "falls without end", "a floor"),),
@@ -333,7 +203,7 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
             exam, lambda: nn.LogSoftmax(dim=1), "put nn.LogSoftmax(dim=1) in the place of the softmax at the end",
             "model[-1] = nn.LogSoftmax(dim=1)",
         )  # fmt: skip
-        return _mismatch(
+        return mismatched(
             exam,
             0.9,
             (Evidence("last operation of the model", "softmax", f"log_softmax: nn.{taken.__name__} takes logarithms"),),
@@ -387,7 +257,7 @@ def _not_followed(exam: Examination) -> Suspicion | None:
         best.append(min(told)[1])
     if best[2] > best[0]:
         return None
-    return _mismatch(
+    return mismatched(
         exam,
         0.8,
         (
@@ -409,7 +279,7 @@ def _codes_as_numbers(exam: Examination) -> Suspicion | None:
     if takes_logits(exam) or not is_difference(exam):
         return None
     named = exam.case.yardstick.work == "classes"
-    return _mismatch(
+    return mismatched(
         exam,
         0.6 if named else 0.35,
         (Evidence("targets", f"the whole numbers 0 to {codes - 1}", "one output a class, if they are labels"),),
@@ -432,7 +302,7 @@ def numbers_for_labels(exam: Examination) -> Suspicion | None:
     best = exam.reference.score
     if not (each_alone or is_difference(exam)) or not standing(exam).short:
         return None
-    return _mismatch(
+    return mismatched(
         exam,
         0.5,
         (
@@ -444,6 +314,3 @@ def numbers_for_labels(exam: Examination) -> Suspicion | None:
         "a loss has next to no gradient, and it can stop far from what is possible; cross-entropy pulls hardest there.",
         (matching(exam),),
     )
-
-
-_LOOKS = (_refused, _one_score, _beyond_unit, _reversed, _bottomless, _unrewarded, _not_followed, _codes_as_numbers)

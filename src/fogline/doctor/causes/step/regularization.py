@@ -13,15 +13,16 @@ from torch import nn
 from fogline.data.source import cast
 from fogline.descent.optimizers import spec_of
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.anatomy import Anatomy, rms
+from fogline.doctor.anatomy import Anatomy, dissect, rms
 from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.causes.step.common import began
 from fogline.doctor.closeup import wide_trained
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import BODY, RECIPE, Evidence, Remedy, Suspicion
+from fogline.doctor.finding import BODY, LOSS, RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import motion, resolved, standing
 from fogline.doctor.surgery import with_dropout
-from fogline.doctor.uncut import DropsLess, Within
+from fogline.doctor.uncut import DropsLess, Within, unpenalised
+from fogline.task import OnBatch
 
 _ADAPTIVE = ("adam", "adamw", "nadam", "radam", "rmsprop", "adamax", "lion", "muon", "schedule_free", "prodigy")
 _DECOUPLED = ("adamw", "nadam", "radam", "lion", "muon", "schedule_free")
@@ -34,7 +35,7 @@ def regularization_too_strong(exam: Examination) -> Suspicion | None:
     stands = standing(exam)
     if not (stands.improvable or stands.train_short):
         return None
-    return _dropout(exam) or _decay(exam)
+    return _dropout(exam) or _decay(exam) or _penalty(exam)
 
 
 def _dropout(exam: Examination) -> Suspicion | None:
@@ -129,6 +130,44 @@ def _decay(exam: Examination) -> Suspicion | None:
         ),
         "Weight decay draws the weights to zero faster than the loss can build them up: what is learned is forgotten.",
         (no_decay(),),
+    )
+
+
+def _penalty(exam: Examination) -> Suspicion | None:
+    """A loss that sees the model and adds the size of its weights, and pulls at them harder than the rest of it."""
+    loss = exam.program.loss
+    if not isinstance(loss, OnBatch):
+        return None
+    free = unpenalised(loss)
+    whole, rest = exam.anatomy, dissect(exam.anatomy.model, free, exam.anatomy.batch)
+    if whole.stage or rest.stage or whole.loss is None or rest.loss is None or not whole.loss > rest.loss:
+        return None
+    pull = slope = 0.0
+    for name, gradient in whole.gradients.items():
+        other = rest.gradients.get(name)
+        if gradient is not None and other is not None:
+            pull += float((gradient - other).double().square().sum())
+            slope += float(other.double().square().sum())
+    if not pull > slope:
+        return None
+    return Suspicion(
+        "regularization_too_strong",
+        0.7,
+        (
+            Evidence("part of the loss that is the size of the weights", 1 - rest.loss / whole.loss, "a small share"),
+            Evidence("its pull, slope of the rest", f"{math.sqrt(pull):.2g}, {math.sqrt(slope):.2g}", "a small share"),
+        ),
+        "What the loss adds for the size of the weights draws them to zero faster than the rest of it can build them "
+        "up: what is learned is forgotten.",
+        (
+            Remedy(
+                "leave the size of the weights out of the loss",
+                "# without + c * sum(p.abs().sum() for p in model.parameters()), or with a much smaller c",
+                on_loss=unpenalised,
+                place="decay",
+                order=LOSS,
+            ),
+        ),
     )
 
 
