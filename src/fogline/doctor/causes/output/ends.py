@@ -16,6 +16,7 @@ from fogline.doctor.heads import FAR, Maker, bend, reach, value
 from fogline.doctor.matching import matching, width_of
 from fogline.doctor.questions import asked, lowest
 
+_MOST_NUMBERS = 100_000  # of outputs that go their own way within a fraction of a second
 _ROUNDED = 0.01  # shares that were rounded may sum to so much more or less than 1
 
 
@@ -313,7 +314,7 @@ def _wants_beyond(exam: Examination) -> Suspicion | None:
     if not own or losses.family(loss) != "unknown" or not name or not isinstance(outputs, Tensor):
         return None
     bounds = reach(exam.anatomy)
-    if bounds is None or not -FAR / 2 < bounds[0] < bounds[1]:
+    if bounds is None or not -FAR / 2 < bounds[0] < bounds[1] or outputs.numel() > _MOST_NUMBERS:
         return None
     within = bounds[0], bounds[1] if bounds[1] < FAR / 2 else math.inf
     now, inside, free = (
