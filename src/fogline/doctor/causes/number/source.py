@@ -16,10 +16,12 @@ from fogline.descent.replay import explain_refusal
 from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.causes.data.units import target_scaled
 from fogline.doctor.causes.number.guard import finite_with, guards
-from fogline.doctor.causes.number.hazards import Look, batch_is_fine, first_hazard, when
+from fogline.doctor.causes.number.hazards import Hazard, Look, batch_is_fine, first_hazard, when
 from fogline.doctor.closeup import some_rows, wide
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
+
+_LOUD = 1e4  # for an output, or a score
 
 
 def nan_source(exam: Examination) -> Suspicion | None:
@@ -33,7 +35,7 @@ def nan_source(exam: Examination) -> Suspicion | None:
         if not (at_once and not math.isfinite(look.loss) and _moderate(look.outputs)):
             return None  # what only grew beyond all numbers is told by the causes of that
         rows, taken_in = _rows_of_loss(exam), _ranges(look)
-    if not at_once and hazard is not None and hazard.name in ("exp", "division"):
+    if not at_once and hazard is not None and (hazard.name in ("exp", "division") or _flew_off(hazard)):
         return None
     where = f"module {module!r}" if module else "the loss"
     what = f"a {hazard.name} of numbers from {hazard.low:.3g} to {hazard.high:.3g}" if hazard else "an operation"
@@ -61,8 +63,13 @@ def nan_source(exam: Examination) -> Suspicion | None:
     )
 
 
+def _flew_off(hazard: Hazard) -> bool:
+    """Whether scores grew until some of them were infinite, which is not of a softmax's making."""
+    return hazard.name == "softmax" and max(abs(hazard.low), abs(hazard.high)) > _LOUD
+
+
 def _moderate(outputs: Any) -> bool:
-    return isinstance(outputs, Tensor) and bool(torch.isfinite(outputs).all()) and float(outputs.abs().max()) < 1e4
+    return isinstance(outputs, Tensor) and bool(torch.isfinite(outputs).all()) and float(outputs.abs().max()) < _LOUD
 
 
 def _ranges(look: Look) -> str:
