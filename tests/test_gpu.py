@@ -228,23 +228,38 @@ def test_what_was_trained_there_is_exported(tmp_path: Path) -> None:
     assert report.differences["fake - converted"].largest == 0
 
 
-def test_two_processes_on_one_device_train_as_one(tmp_path: Path) -> None:
-    # NCCL wants a device for each process; gloo does not.
+_MEMBER = """
+import os, sys, torch, fogline
+from datetime import timedelta
+from fogline import _fit
+from fogline.descent import group
+folder, name, parallel, network = sys.argv[1:]
+if network == "gloo":  # NCCL wants a device for each process
+    os.environ["LOCAL_RANK"] = "0"
+    torch.distributed.init_process_group("cpu:gloo,cuda:gloo")
+elif network == "nccl":  # a group of one, which fogline would not make
+    group._make_group("cpu:gloo,cuda:nccl", timedelta(seconds=60))
+    world = group.World(None, torch.distributed.distributed_c10d._get_default_store(), 60.0)
+    _fit.joined = lambda device: world
+X = torch.randn(512, 16, generator=torch.Generator().manual_seed(0))
+model = lambda: torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2))
+task = fogline.Task(model, torch.nn.CrossEntropyLoss(), (X, (X.sum(dim=1) > 0).long()))
+recipe = fogline.Recipe(lr=0.0078125, batch_size=48, duration="60st", device="cuda", precision="float32")
+fogline.fit(task, recipe.replace(parallel=parallel), runs=folder, name=name, progress=False)
+"""
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("processes", "network"), [(1, "nccl"), (2, "gloo")])
+def test_a_group_on_one_device_trains_as_one_process(
+    processes: int, network: str, parallel: str, tmp_path: Path
+) -> None:
     script = tmp_path / "train.py"
-    script.write_text(
-        "import os, sys, torch, fogline\n"
-        "if 'WORLD_SIZE' in os.environ:\n"
-        "    os.environ['LOCAL_RANK'] = '0'\n"
-        "    torch.distributed.init_process_group('cpu:gloo,cuda:gloo')\n"
-        "X = torch.randn(512, 16, generator=torch.Generator().manual_seed(0)); y = (X.sum(dim=1) > 0).long()\n"
-        "task = fogline.Task(lambda: torch.nn.Linear(16, 2), torch.nn.CrossEntropyLoss(), (X, y))\n"
-        "recipe = fogline.Recipe(lr=0.0078125, batch_size=48, duration='60st', device='cuda', precision='float32')\n"
-        "fogline.fit(task, recipe, runs=sys.argv[1], name=sys.argv[2], progress=False)\n"
-    )
-    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for start, name in (([sys.executable], "one"), (several, "two")):
-        command = [*start, str(script), str(tmp_path), name]
+    script.write_text(_MEMBER)
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    for start, name, over in (([sys.executable], "one", "none"), (several, "group", network)):
+        command = [*start, str(script), str(tmp_path), name, parallel, over]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (fogline.Run(tmp_path / name).steps["loss"] for name in ("one", "two"))
-    assert list(two) == pytest.approx(list(one), rel=1e-4)
+    one, group = (fogline.Run(tmp_path / name).steps["loss"] for name in ("one", "group"))
+    assert list(group) == pytest.approx(list(one), rel=1e-4)
