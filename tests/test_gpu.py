@@ -219,6 +219,16 @@ def test_probabilities_are_trained_in_mixed_precision(tmp_path: Path) -> None:
     assert run.steps["loss"][-1] < run.steps["loss"][0]
 
 
+def test_what_is_no_probability_is_refused_and_ends_nothing(tmp_path: Path) -> None:
+    """PyTorch ends the process where ``nn.BCELoss`` gets something else on a device."""
+    X, y = _data()
+    X[7] = torch.nan
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1), nn.Sigmoid())
+    run = fogline.fit(Task(model, nn.BCELoss(), (X, y.float()[:, None])), _recipe(), runs=tmp_path)
+    assert "rows 7" in next(event["message"] for event in run.events if event["kind"] == "refused")
+    assert all(bool(torch.isfinite(value).all()) for value in run.model.state_dict().values())
+
+
 def test_what_was_trained_there_is_exported(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("torchao")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fogline.descent.copies import copied
 from fogline.errors import unknown
 from fogline.record import example_files
 from fogline.record.store import Table, read_info, read_table
@@ -162,7 +162,7 @@ class Run:
                 "expected the task that made the model, received none; open the run with Run.open(folder, task=task)"
             )
         made = self.task.model
-        model: nn.Module = copy.deepcopy(made) if isinstance(made, nn.Module) else made()
+        model: nn.Module = copied(made) if isinstance(made, nn.Module) else made()
         model.load_state_dict(kept_weights(self.folder))
         return model.eval()
 

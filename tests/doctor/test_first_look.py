@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,32 @@ def test_a_stream_is_not_asked_twice(tmp_path: Path) -> None:
             return iter(zip(x, y, strict=True))
 
     assert not len(fitted(tmp_path, True, Stream()).findings)
+
+
+class _OddError(Exception):
+    """Of a kind of its own, as checkers of types and shapes raise."""
+
+
+class _Particular(nn.Module):
+    """Refuses inputs that a gradient is asked of, and warns of fewer than ten rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise _OddError
+        if len(x) < 10:
+            warnings.warn("few rows", stacklevel=1)
+        outputs: Tensor = self.layer(x)
+        return outputs
+
+
+def test_a_model_that_refuses_the_doctors_questions_is_trained(tmp_path: Path) -> None:
+    X = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    task = fogline.Task(_Particular, nn.CrossEntropyLoss(), (X, (X[:, 0] > 0).long()))
+    recipe = fogline.Recipe(lr=0.1, batch_size=16, duration="20ep")
+    run = fogline.fit(task, recipe, runs=tmp_path)
+    assert run.steps["loss"][-1] < run.steps["loss"][0]
+    assert fogline.diagnose(task, recipe).verdict == "healthy"

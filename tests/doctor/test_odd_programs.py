@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,3 +155,58 @@ def test_a_crawl_over_single_rows() -> None:
     task = fogline.Task(nn.Sequential(nn.Linear(2, 1), nn.Sigmoid()), nn.BCELoss(), (X, y))
     report = fogline.diagnose(task, fogline.Recipe(optimizer="sgd", lr=0.001, batch_size=1, duration="50ep"))
     assert report.findings[0].cause == "lr_too_low"
+
+
+class _Variational(nn.Module):
+    """Keeps the divergence of its last forward pass for the loss, as examples of PyTorch do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 16), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, spread = self.body(x).chunk(2, dim=1)
+        self.kept = {"divergence": 0.5 * (mean.square() + spread.exp() - spread - 1).sum(dim=1)}
+        outputs: Tensor = self.head(mean + torch.randn_like(spread) * (spread / 2).exp())
+        return outputs
+
+
+def _elbo(model: nn.Module, batch: Any) -> Tensor:
+    x, _ = batch
+    return F.mse_loss(model(x), x) + 0.01 * model.kept["divergence"].mean()  # type: ignore[index,union-attr]
+
+
+def test_a_model_that_keeps_tensors_of_its_forward_pass(tmp_path: Path) -> None:
+    X = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) @ torch.ones(2, 6)
+    task = fogline.Task(_Variational, fogline.on_batch(_elbo), (X, torch.zeros(200)))
+    recipe = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="10ep")
+    run = fogline.fit(task, recipe, runs=tmp_path)
+    assert run.steps["loss"][-1] < run.steps["loss"][0]
+    trained = fogline.Task(run.model, fogline.on_batch(_elbo), (X, torch.zeros(200)))
+    assert fogline.diagnose(trained, recipe).findings == ()
+
+
+class _Padded(nn.Module):
+    """A transformer whose evaluation is on nested tensors, of rows of unequal length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+        self.layers, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.layers(self.words(x), src_key_padding_mask=x == 0)[:, 0])
+        return outputs
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_transformer_that_leaves_out_what_is_padded(tmp_path: Path) -> None:
+    X = torch.randint(1, 20, (500, 6), generator=torch.Generator().manual_seed(0))
+    y = (X[:, 1] > 10).long()
+    X[::3, 4:] = 0
+    task = fogline.Task(_Padded, nn.CrossEntropyLoss(), (X[100:], y[100:]), valid=(X[:100], y[:100]))
+    recipe = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="30ep")
+    run = fogline.fit(task, recipe, runs=tmp_path)
+    assert run.steps["loss"][-1] < run.steps["loss"][0]
+    assert fogline.diagnose(task, recipe).findings == ()

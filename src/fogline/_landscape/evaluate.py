@@ -12,7 +12,6 @@ the reference of the others, and one that disagrees with it is not used.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -71,7 +70,7 @@ class Mapped:
 
     def __init__(self, probe: Probe, plane: Plane, width: int) -> None:
         self.name, self.width = f"mapped, {width} at a time", width
-        self.probe = replace(probe, objective=replace(probe.objective, model=copy.deepcopy(probe.objective.model)))
+        self.probe = replace(probe, objective=probe.objective.copied())
         sizes = [math.prod(shape) for shape in probe.shapes]
         parts = [torch.split(flat, sizes) for flat in (plane.origin, plane.first, plane.second)]
         self._values = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +36,7 @@ class OneAtATime:
         self.name, self.width = described(last=last, known=known), 1
         self.again = partial(OneAtATime, probe, plane, last=last, known=known)
         self._last = last
-        self.probe = replace(probe, objective=replace(probe.objective, model=copy.deepcopy(probe.objective.model)))
+        self.probe = replace(probe, objective=probe.objective.copied())
         self._batch = map_tree(channels_last, probe.batch) if last else probe.batch
         self._origin, self._first, self._second = (
             self._laid(flat) for flat in (plane.origin, plane.first, plane.second)

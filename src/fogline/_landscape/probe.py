@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fogline.data.intake import open_data
 from fogline.data.source import Batch, InMemory, Source, Stream, leaves, map_tree
 from fogline.data.streamed import Streamed
 from fogline.descent.batches import rows_of
+from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.order import permuted_range
 from fogline.descent.prepare import operations_of
@@ -91,7 +91,7 @@ def open_probe(task: Task, model: nn.Module, examples: int, seed: int) -> Probe:
     Raises:
         ValueError: the model has no trained weights with a fractional part, or the data is empty.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     named = [(name, p) for name, p in twin.named_parameters() if p.requires_grad]
     if not named or not all(p.dtype.is_floating_point for _, p in named):
         raise ValueError("expected a model with real weights that are trained, received none; nothing spans a plane")

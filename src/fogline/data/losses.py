@@ -53,11 +53,24 @@ def evaluated(loss: Any, outputs: Any, targets: Any) -> Any:
     tensor(nan)
     """
     try:
+        if on_probabilities(loss) and isinstance(outputs, Tensor) and outputs.is_cuda:
+            return _of_probabilities(loss, outputs, targets)
         return loss(outputs, targets)
     except RuntimeError:
         if isinstance(outputs, Tensor) and not bool(torch.isfinite(outputs.detach()).all()):
             return outputs.sum() * torch.nan
         raise
+
+
+def _of_probabilities(loss: Any, outputs: Tensor, targets: Any) -> Tensor:
+    """A loss of probabilities; NaN where something else comes, which would end the process on a CUDA device.
+
+    >>> _of_probabilities(nn.BCELoss(), torch.tensor([0.5, 1.5]), torch.ones(2))
+    tensor(nan)
+    """
+    fine = (outputs >= 0) & (outputs <= 1)
+    value: Tensor = loss(outputs.where(fine, 0.5), targets)
+    return value.where(fine.all(), torch.nan)
 
 
 def pair(batch: Any, what: str = "") -> tuple[Any, Any]:

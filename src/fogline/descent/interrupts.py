@@ -49,7 +49,7 @@ class Interrupted(SystemExit):
         return f"interrupted and saved in {self.run.folder}; resume with: fogline resume {self.run.folder}"
 
 
-class StopRequested(Exception):  # noqa: N818 - not an error: a request on its way to the loop
+class StopRequested(BaseException):  # not an error, nor for those who catch errors: a request on its way to the loop
     """Raised where the flag is polled; the loop saves and turns it into Interrupted."""
 
 

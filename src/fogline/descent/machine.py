@@ -71,14 +71,14 @@ class Machine:
 
     def copied(self) -> Machine:
         """A machine of its own on copies of model, optimizer state and clipping: what it does leaves this one alone."""
-        model = copy.deepcopy(self.objective.model)
-        optimizer = self.optimizer
-        partner = dict(zip(self.objective.model.parameters(), model.parameters(), strict=True))
+        objective, optimizer = self.objective.copied(), self.optimizer
+        pairs = zip(self.objective.model.parameters(), objective.model.parameters(), strict=True)
+        partner = dict(pairs)
         twin = _with_attributes_of(optimizer, partner)
         twin.param_groups = [{**g, "params": [partner[p] for p in g["params"]]} for g in optimizer.param_groups]
         twin.state = type(optimizer.state)(dict)
         load_state_tensors(twin, state_tensors(optimizer), state_scalars(optimizer))
-        objective, clipping = replace(self.objective, model=model), copy.deepcopy(self.clipping)
+        clipping = copy.deepcopy(self.clipping)
         return replace(self, objective=objective, optimizer=twin, clipping=clipping, events=[])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fogline.data import losses
 from fogline.data.source import Batch, map_tree
+from fogline.descent.copies import copied
 from fogline.task import Loss, OnBatch
 
 
@@ -74,6 +75,10 @@ class Objective:
         if self.autocast is not None:
             outputs = map_tree(_in_full, outputs)
         return Forward(outputs, losses.evaluated(self.loss, outputs, targets))
+
+    def copied(self) -> Objective:
+        """The same on a copy of the model: what is done to it leaves this one alone."""
+        return replace(self, model=copied(self.model))
 
     def _mixed(self) -> AbstractContextManager[None]:
         return nullcontext() if self.autocast is None else torch.autocast(self.device_type, self.autocast)

@@ -31,7 +31,7 @@ from fogline.descent.recorded import CannotCompileError
 from fogline.descent.step import EagerStep
 from fogline.descent.together import Each as Each
 from fogline.descent.together import Together as Together
-from fogline.descent.together import copied, judging
+from fogline.descent.together import bare_copy, judging
 from fogline.recipe import Recipe
 
 _ROUNDS = 3
@@ -197,14 +197,14 @@ class InTurn:
     def member(self, k: int) -> nn.Module:
         objective, optimizer = self._steps[k].machine.objective, self._steps[k].machine.optimizer
         to_eval(optimizer)  # of a method that keeps an average, which is what it has learned
-        model = copied(objective.model).eval()
+        model = bare_copy(objective.model).eval()
         to_train(optimizer)
         return model
 
 
 def _ordinary(objective: Objective, recipe: Recipe, batches: Batches) -> EagerStep:
     """The step of ``fit``, of a copy of the model."""
-    own = replace(objective, model=copied(objective.model).train())
+    own = replace(objective, model=bare_copy(objective.model).train())
     optimizer = optimizer_of(own.model, recipe, 1.0)
     device = next(p.device for p in own.model.parameters() if p.requires_grad)
     return EagerStep(machine_of(own, recipe, optimizer, device), batches, deferred=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +22,7 @@ from fogline.data.streamed import Streamed
 from fogline.descent import checkpoint
 from fogline.descent.batches import Batches, part, rows_of
 from fogline.descent.checkpoint import Checkpoint, load_model_tensors, model_tensors
+from fogline.descent.copies import copied
 from fogline.descent.counters import Counters
 from fogline.descent.group import World, leads
 from fogline.descent.machine import optimizer_of
@@ -155,7 +155,7 @@ def _only_parts(recipe: Recipe, world: World | None) -> bool:
 
 def _made(task: Task, opened: Opened) -> nn.Module:
     if isinstance(task.model, nn.Module):
-        return copy.deepcopy(task.model)
+        return copied(task.model)
     model = task.model() if task.model is not None else default_model(opened.facts)()
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -168,7 +168,7 @@ def _made(task: Task, opened: Opened) -> nn.Module:
 def _made_without_memory(task: Task, opened: Opened) -> nn.Module:
     """The model with the shapes of its weights and nothing in them."""
     if isinstance(task.model, nn.Module):
-        return copy.deepcopy(task.model).to("meta")
+        return copied(task.model).to("meta")
     with torch.device("meta"):
         return _made(task, opened).to("meta")
 

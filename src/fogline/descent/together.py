@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch.nn.utils.stateless import _reparametrize_module  # functional_call wi
 from fogline.data.source import Batch, leaves, map_tree
 from fogline.descent.batches import same_shape
 from fogline.descent.clipping import Clipping, along, member_norms, memory_of
+from fogline.descent.copies import copied
 from fogline.descent.graph import Program
 from fogline.descent.groups import ParameterRole, groups_of, parameter_roles, scaled_roles
 from fogline.descent.member_decay import MemberDecay
@@ -81,8 +81,8 @@ class Together:
                 "its members take turns"
             )
         self.size = size
-        self._objective = replace(objective, model=copy.deepcopy(objective.model).train())
-        model = self._objective.model
+        self._objective = objective.copied()
+        model = self._objective.model.train()
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         stacks = {name: torch.stack([value] * size) for name, value in _values(model).items()}
         self._turned = _turned(model) if spec.grouping is groups_of else set()  # others look at rows and columns
@@ -139,7 +139,7 @@ class Together:
 
     def member(self, k: int) -> nn.Module:
         values = {**self._shown(self._trained), **self._held}
-        return copied(self._objective.model, {name: value.detach()[k] for name, value in values.items()}).eval()
+        return bare_copy(self._objective.model, {name: value.detach()[k] for name, value in values.items()}).eval()
 
     def _shown(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The stacks as the model knows its weights."""
@@ -245,9 +245,9 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in named}
 
 
-def copied(model: nn.Module, values: Mapping[str, Tensor] | None = None) -> nn.Module:
+def bare_copy(model: nn.Module, values: Mapping[str, Tensor] | None = None) -> nn.Module:
     """A copy of the model without gradients, with these weights and buffers if they are given."""
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     if values is not None:
         for name, value in _values(twin).items():
             value.copy_(values[name])

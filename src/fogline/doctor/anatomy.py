@@ -6,7 +6,6 @@ somebody's loss.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fogline.data.source import Batch, cast, leaves
+from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.surgery import bare, core
@@ -134,7 +134,7 @@ def dissect(model: nn.Module, loss: Any, batch: Batch, seed: int = 0) -> Anatomy
 
     Exceptions of the program become ``stage`` and ``error``.
     """
-    model = copy.deepcopy(getattr(model, "_orig_mod", model)).train()
+    model = copied(getattr(model, "_orig_mod", model)).train()
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     found = Anatomy(model, cast(batch, floats))
     found.frozen = [bare(name) for name, p in model.named_parameters() if not p.requires_grad]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from fogline.data.intake import Opened, open_data
 from fogline.data.source import Batch, Facts, InMemory, Kind, MapStyle, Source, Stream, leaves, map_tree
 from fogline.data.streamed import Streamed
 from fogline.descent.batches import rows_of
+from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.prepare import operations_of
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
@@ -31,8 +31,8 @@ MOST_ROWS = 20_000
 """Rows read of data that is not in memory."""
 _HELD_SHARE, _MOST_HELD, _FEWEST_TO_HOLD = 0.2, 2048, 40
 CPU = torch.device("cpu")
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
-"""What a program may raise when it is given something else than it expects."""
+FAILURES = (Exception,)
+"""What a program may raise when it is given something else than it expects: anything, also errors of its own making."""
 
 
 @dataclass
@@ -148,7 +148,7 @@ def made(task: Task, facts: Facts, seed: int) -> nn.Module:
     with private_randomness(CPU):
         seed_everything(seed, 0, INITIAL, CPU)
         maker = task.model if task.model is not None else default_model(facts)
-        module = copy.deepcopy(maker if isinstance(maker, nn.Module) else maker())
+        module = copied(maker if isinstance(maker, nn.Module) else maker())
     assert isinstance(module, nn.Module)
     return module.train()
 
@@ -320,10 +320,10 @@ def _edited(model: Any, editing: Sequence[Any]) -> Any:
     if isinstance(model, nn.Module):
         with private_randomness(CPU):  # what an edit draws is the same at each call, and nobody else's
             seed_everything(0, 0, INITIAL, CPU)
-            return edited(copy.deepcopy(model))
+            return edited(copied(model))
 
     def make() -> nn.Module:
-        return edited(copy.deepcopy(model()))
+        return edited(copied(model()))
 
     return make
 

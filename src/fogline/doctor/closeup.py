@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fogline.data.source import Batch, leaves
+from fogline.descent.copies import copied
 from fogline.doctor.anatomy import (
     BENDS,
     LINEAR,
@@ -42,7 +42,7 @@ def wide(exam: Examination) -> Anatomy:
 def wide_trained(exam: Examination) -> Anatomy | None:
     """The same with the weights that the observed descent ended with."""
     begun = None if exam.observed is None else exam.observed.start
-    return None if begun is None else _cached(exam, "wide_trained", lambda: copy.deepcopy(begun.objective.model).cpu())
+    return None if begun is None else _cached(exam, "wide_trained", lambda: copied(begun.objective.model).cpu())
 
 
 def _cached(exam: Examination, key: str, model: Callable[[], nn.Module]) -> Anatomy:

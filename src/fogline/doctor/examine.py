@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -94,7 +95,8 @@ def examine(case: Case, budget: float, check: Callable[[], None] = lambda: None)
     steps, floor = max(planned, _floor(case)), _floor(case)
     laboratory = Laboratory(case, budget * steps, check, budget * max(0, 2 * floor - steps))
     tried = Interventions(case=case, laboratory=laboratory, planned=planned)
-    return _Doctor(case, laboratory, planned, tried).report(tries=budget > 0)
+    with warnings.catch_warnings(action="ignore"):  # of a program that is asked odd questions
+        return _Doctor(case, laboratory, planned, tried).report(tries=budget > 0)
 
 
 def _floor(case: Case) -> int:

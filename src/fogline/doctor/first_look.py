@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import Batch, InMemory, leaves, map_tree
+from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.prepare import Start, operations_of
 from fogline.descent.randomness import private_randomness
@@ -70,10 +72,10 @@ def look_at_batch(model: nn.Module, batch: Compared) -> tuple[list[Finding], lis
         return [], []
     data = given[0].detach()[:rows].cpu(), targets.detach()[:rows].cpu()
     with suppress(*FAILURES):
-        twin, loss = copy.deepcopy(model).to(CPU), copy.deepcopy(batch.loss).to(CPU)
+        twin, loss = copied(model).to(CPU), copy.deepcopy(batch.loss).to(CPU)
         twin.register_forward_hook(lambda _, __, outputs: outputs.reshape(-1, *batch.shape))
         with private_randomness(CPU):
-            two = Objective(copy.deepcopy(twin), loss), (data[0][:2], data[1][:2])
+            two = Objective(copied(twin), loss), (data[0][:2], data[1][:2])
             operations = operations_of(*two) * rows / 2
         if operations <= _MOST_OPERATIONS:
             case = open_case(Task(twin, loss, data), Recipe(batch_size=rows))
@@ -91,7 +93,8 @@ def _likely(exam: Examination) -> list[Finding]:
 
 
 def _certain(exam: Examination, looks: Sequence[Cause]) -> list[Finding]:
-    suspicions = (cause(exam) for cause in looks)
+    with warnings.catch_warnings(action="ignore"):  # of a program that is asked odd questions
+        suspicions = [cause(exam) for cause in looks]
     return [_finding(suspicion) for suspicion in suspicions if suspicion is not None and suspicion.proof]
 
 
@@ -106,7 +109,7 @@ def _case_of(start: Start) -> Case | None:
     if data is None:
         return None
     try:
-        twin = copy.deepcopy(model).to(CPU)
+        twin = copied(model).to(CPU)
     except (RuntimeError, TypeError):  # a model that cannot be copied
         return None
     count, loss, on_batch = len(leaves(data)[0]), start.objective.loss, not start.objective.supervised

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import leaves
+from fogline.descent.copies import copied
 from fogline.descent.randomness import private_randomness
 from fogline.descent.tracing import Operation, Range, traced
 from fogline.doctor.finding import Evidence
@@ -104,7 +104,7 @@ def _forward_on_a_copy(model: nn.Module, given: tuple[Any, Any]) -> tuple[Operat
     args, kwargs = given
     device = next(model.parameters()).device
     try:
-        twin = without_hooks(copy.deepcopy(model))
+        twin = without_hooks(copied(model))
         with private_randomness(device), torch.no_grad(), traced(twin) as tracer:
             outputs = [t for t in leaves(twin(*args, **kwargs)) if t.is_floating_point()]
     except failures:  # a model that cannot be copied, or not be run again: then the gradients have to do

@@ -300,14 +300,19 @@ def _smoothed(inputs: Tensor, targets: Tensor) -> tuple[float, Tensor]:
     """
     penalties = len(inputs) * torch.tensor(_PENALTIES, dtype=inputs.dtype)
     wide = inputs.shape[1] >= inputs.shape[0]
-    size, axes = torch.linalg.eigh(inputs @ inputs.mT if wide else inputs.mT @ inputs)
+    products = inputs @ inputs.mT if wide else inputs.mT @ inputs
+    if wide:  # centred rows have nothing along the axis of the mean: set apart as the longest one, it is left out
+        size, axes = torch.linalg.eigh(products + (products.trace() / len(inputs)).clamp_min(1e-300))
+        size, axes = size[:-1], axes[:, :-1]
+    else:
+        size, axes = torch.linalg.eigh(products)
     turned = axes if wide else inputs @ axes
     pulled = turned.mT @ targets
     shrunk = 1 / (size.clamp_min(0)[:, None] + penalties)  # (k or n, penalties)
     # What is left of a row, and one less its leverage: where columns abound both are small, and so no difference of 1s.
     parts = penalties * shrunk if wide else shrunk
     own = turned.square() @ parts
-    room = ((own if wide else 1 - own) - 1 / len(inputs)).clamp_min(1e-12)
+    room = (own if wide else 1 - own - 1 / len(inputs)).clamp_min(1e-12)
     missed = (turned @ (parts[:, [p]] * pulled) for p in range(len(_PENALTIES)))
     errors = [
         float(((part if wide else targets - part) / room[:, [p]]).square().sum()) for p, part in enumerate(missed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fogline.data.source import leaves
+from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.case import CPU, Case
@@ -124,7 +124,7 @@ def descends(exam: Examination) -> bool:
 
 
 def _falls_as_told(exam: Examination) -> bool:
-    model = copy.deepcopy(exam.anatomy.model)
+    model = copied(exam.anatomy.model)
     pairs = [(p, exam.anatomy.gradients.get(name)) for name, p in model.named_parameters()]
     along = [(p, g) for p, g in pairs if g is not None]
     slope = sum(float(g.square().sum()) for _, g in along)

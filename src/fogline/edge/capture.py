@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.utils import _pytree as pytree
 
 from fogline.data.source import Batch
+from fogline.descent import copies
 from fogline.descent.objective import Objective
 from fogline.edge.needs import quiet
 
@@ -124,7 +125,7 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
     >>> [str(node.target) for node in captured.graph.graph.nodes if node.op == "call_function"]
     ['aten.conv2d.default', 'aten.relu.default']
     """
-    model = copy.deepcopy(model).cpu().float().eval()
+    model = copies.copied(model).cpu().float().eval()
     example = example.cpu()
     example = example.float() if example.is_floating_point() else example
     problem: Exception | None = None

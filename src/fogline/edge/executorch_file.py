@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fogline.descent.copies import copied
 from fogline.edge.capture import Captured, Graph, batch_shapes, capture
 from fogline.edge.needs import module, quiet
 from fogline.edge.onnx_file import Array
@@ -71,7 +71,7 @@ def four_bits(model: nn.Module, captured: Captured) -> Captured:
     if not any(fits(layer, "") for layer in model.modules()):
         expected = f"a model with linear layers whose inputs are a multiple of {_GROUP}"
         raise misfit(expected, "none", "take bits=8")
-    model = copy.deepcopy(model)
+    model = copied(model)
     with quiet():
         settings = quantization.Int8DynamicActivationIntxWeightConfig(
             weight_dtype=torch.int4,  # type: ignore[attr-defined]

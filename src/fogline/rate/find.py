@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -164,7 +163,8 @@ def _measured(start: Start, check: Callable[[], None], around: float | None) -> 
     if not isinstance(start.opened.train, Stream):  # which cannot be read twice
         verified, reserved = verified_steps(budget, len(held_out) / 3)
     budget -= reserved
-    objective = replace(start.objective, model=copy.deepcopy(start.objective.model).train())
+    objective = start.objective.copied()
+    objective.model.train()
     if recipe.precision == "fp16":
         objective.autocast = None  # probes do not scale the loss, and small gradients would vanish
     if around is None:

@@ -221,7 +221,7 @@ class Activations:
             if transformed():
                 return  # nothing of this may become part of somebody's graph
             started = time.perf_counter()
-            if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
+            if isinstance(output, Tensor) and not output.is_nested and output.is_floating_point() and output.numel():
                 some = output.detach() if output.ndim == 0 else output.detach()[: self._rows]
                 self._found[name] = (some.float().square().mean().sqrt(), (some == 0).float().mean())
             if self._charge is not None:

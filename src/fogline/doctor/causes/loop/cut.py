@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import CPU, Anatomy
@@ -133,7 +133,7 @@ def _has_weights_before(exam: Examination, name: str) -> bool:
 
 
 def _reached_without_module(exam: Examination, name: str, without: int) -> bool:
-    model = replaced(copy.deepcopy(exam.anatomy.model), name, lambda _: nn.Identity())
+    model = replaced(copied(exam.anatomy.model), name, lambda _: nn.Identity())
     objective = Objective(model, exam.program.loss)
     with private_randomness(CPU), torch.enable_grad():
         seed_step(0, 0, PROBE, CPU)
@@ -155,7 +155,7 @@ def _unreached(loss: Tensor, model: nn.Module) -> int:
 
 def _reached_without_cuts(exam: Examination, in_model: bool, in_loss: bool, without: int) -> tuple[str, ...]:
     """What was left out, where that lets gradients reach more parameters; empty where it does not."""
-    model = copy.deepcopy(exam.anatomy.model)
+    model = copied(exam.anatomy.model)
     objective, mode = Objective(model, exam.program.loss), Uncut()
     with private_randomness(CPU), torch.enable_grad():
         seed_step(0, 0, PROBE, CPU)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fogline.data.source import cast
+from fogline.descent.copies import copied
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import CPU
 from fogline.doctor.case import FAILURES
@@ -73,7 +73,7 @@ class FollowsMode(Wrapped):
 
 def train_mode_eval(exam: Examination) -> Suspicion | None:
     """``F.dropout`` with its default ``training=True``, or noise: it goes on when the model is evaluated."""
-    model = copy.deepcopy(exam.anatomy.model).eval()
+    model = copied(exam.anatomy.model).eval()
     inputs = exam.anatomy.batch[0] if exam.case.supervised else None
     if inputs is None:
         return None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 
+from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import CPU
@@ -25,7 +25,7 @@ def amp_scale_collapse(exam: Examination) -> Suspicion | None:
         or not math.isfinite(anatomy.loss)
     ):
         return None
-    half = Objective(copy.deepcopy(anatomy.model), exam.program.loss, torch.float16)
+    half = Objective(copied(anatomy.model), exam.program.loss, torch.float16)
     try:
         with private_randomness(CPU):
             seed_step(exam.case.recipe.seed, 0, PROBE, CPU)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import Batch, cast, leaves
+from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import operation
@@ -71,7 +71,7 @@ def _looked(exam: Examination, batch: Batch, trained: bool) -> Look | None:
     if not trained:
         return looked_at(exam.program, batch)
     begun = exam.observed.start if exam.observed is not None else None
-    return None if begun is None else _seen(copy.deepcopy(begun.objective.model).cpu().train(), exam.program, batch)
+    return None if begun is None else _seen(copied(begun.objective.model).cpu().train(), exam.program, batch)
 
 
 def looked_at(variant: Program, batch: Batch) -> Look | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fogline.data import losses
 from fogline.data.source import leaves
+from fogline.descent.copies import copied
 from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
@@ -110,7 +111,7 @@ def _fall(exam: Examination, rows: int) -> tuple[float, float] | None:
     seen = len(leaves(anatomy.batch)[0])
     found = []
     for length in (float(rate) * rows / seen, float(rate) / seen):
-        model = copy.deepcopy(anatomy.model).eval()
+        model = copied(anatomy.model).eval()
         start = _loss_of(model, exam)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from contextlib import suppress
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from fogline.data.source import cast
+from fogline.descent.copies import copied
 from fogline.descent.optimizers import spec_of
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.anatomy import Anatomy, dissect, rms
@@ -98,7 +98,7 @@ def dropped(exam: Examination) -> float:
 
 def _dropped_by_functions(exam: Examination) -> float:
     """The largest share that ``F.dropout`` is called with in training mode."""
-    model, mode = copy.deepcopy(exam.anatomy.model).train(), DropsLess()
+    model, mode = copied(exam.anatomy.model).train(), DropsLess()
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     if exam.case.supervised:
         with private_randomness(CPU), torch.no_grad(), suppress(*FAILURES), mode:
