@@ -39,6 +39,7 @@ BENDS = {
     "HardtanhBackward": "hardtanh", "PreluKernel": "prelu", "Hardswish": "hardswish", "Mish": "mish",
 }  # fmt: skip
 """Operations that bend, by the field's names."""
+_MOST_NODES = 2000
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,6 @@ def dissect(model: nn.Module, loss: Any, batch: Batch, seed: int = 0) -> Anatomy
 
 
 def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module, Any, Any]]) -> None:
-    failures = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
     found.stage = "forward"
     try:
         if objective.supervised:
@@ -167,7 +167,7 @@ def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module,
         else:
             found.stage = "loss"
             loss = objective(found.batch)
-    except failures as error:
+    except Exception as error:  # noqa: BLE001 - the program's own, whatever it is
         found.error = str(error)
         found.layers = [_layer(call, None) for call in calls]
         _read_head(found)
@@ -179,7 +179,7 @@ def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module,
         if loss.ndim:
             raise ValueError(f"the loss has shape {tuple(loss.shape)} and is no single number")
         gradients = torch.autograd.grad(loss, [*(p for _, p in named), *outputs], allow_unused=True, retain_graph=True)
-    except failures as error:
+    except Exception as error:  # noqa: BLE001 - the program's own, whatever it is
         found.error = str(error)
         found.loss = float(loss.detach().mean()) if isinstance(loss, Tensor) else None
         found.layers = [_layer(call, None) for call in calls]
@@ -245,6 +245,42 @@ def _is_weight(node: Any) -> bool:
             return False
         node = following[0]
     return False
+
+
+def factors(outputs: Any) -> dict[int, int]:
+    """How many numbers each number of a product is the sum of, by the ``id`` of the matrix that is multiplied with.
+
+    Matrices are parameters of two dimensions, as they are or turned; the first operand sums along its rows, the second
+    along its columns.
+    """
+    queue, seen, found = [outputs.grad_fn] if isinstance(outputs, Tensor) else [], set[Any](), dict[int, int]()
+    while queue and len(seen) < _MOST_NODES:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        queue += [before for before, _ in node.next_functions]
+        if operation(node) in ("Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Addmv"):
+            for second, (before, _) in enumerate(node.next_functions[-2:]):
+                matrix, turned = _matrix(before)
+                if matrix is not None:
+                    found[id(matrix)] = matrix.shape[0 if bool(second) != turned else 1]
+    return found
+
+
+def _matrix(node: Any) -> tuple[Tensor | None, bool]:
+    """The parameter behind an operand, and whether it is turned on the way."""
+    turned = False
+    for _ in range(5):
+        if node is None:
+            break
+        if "AccumulateGrad" in node.name():
+            return (node.variable, turned) if node.variable.ndim == 2 else (None, False)
+        if operation(node) not in ("T", "Transpose", "View", "UnsafeView", "Expand", "Permute", "Unsqueeze", "ToCopy"):
+            break
+        turned ^= operation(node) in ("T", "Transpose", "Permute")
+        node = node.next_functions[0][0]
+    return None, False
 
 
 def has_weight(node: Any) -> bool:

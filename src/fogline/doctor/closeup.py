@@ -18,10 +18,12 @@ from fogline.doctor.anatomy import (
     Anatomy,
     Layer,
     dissect,
+    factors,
     has_weight,
     inputs_of,
     operation,
     own_product,
+    rms,
 )
 from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
@@ -113,6 +115,26 @@ def spreads(anatomy: Anatomy) -> list[Spread]:
         for weight, may_be_small in _weights_of(layer.module, layer.module is last):
             factor = gain(weight)
             found.append(Spread(layer.name, factor, _excess(factor, may_be_small)))
+    return found
+
+
+def loose_matrices(anatomy: Anatomy) -> dict[str, nn.Parameter]:
+    """Parameters of two dimensions that belong to no layer of PyTorch's, by name."""
+    owned = {id(p) for m in anatomy.model.modules() if type(m).__module__.startswith("torch.") for p in _own(m)}
+    return {name: p for name, p in anatomy.named_parameters() if p.ndim == 2 and id(p) not in owned}
+
+
+def _own(module: nn.Module) -> Iterator[nn.Parameter]:
+    return module.parameters(recurse=False)
+
+
+def loose_spreads(anatomy: Anatomy) -> list[Spread]:
+    """Of the matrices that an author's own layers multiply with, by the names of the parameters."""
+    fan_in, found = factors(anatomy.outputs), []
+    for name, matrix in loose_matrices(anatomy).items():
+        if fan_in.get(id(matrix), 1) > 1:
+            factor = rms(matrix) * math.sqrt(fan_in[id(matrix)])
+            found.append(Spread(name, factor, _excess(factor, may_be_small=True)))
     return found
 
 

@@ -7,12 +7,14 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from fogline.doctor.anatomy import Anatomy, rms
+from fogline.doctor.anatomy import Anatomy, factors, rms
 from fogline.doctor.closeup import (
     DEFAULT_GAIN,
     HE_GAIN,
     bend_before,
     listed,
+    loose_matrices,
+    loose_spreads,
     path_of,
     spreads,
     wide,
@@ -75,17 +77,16 @@ def _other_twins(anatomy: Anatomy) -> list[str]:
             and _all_alike(module.weight.mT, slope.to_dense().mT, 1)
         ):
             found.append(name)
+    fan_in = factors(anatomy.outputs)
     for name, parameter in loose_matrices(anatomy).items():
         slope = anatomy.gradients.get(name)
-        if slope is not None and _constant(parameter) and not bool(slope.any()):
+        if slope is None:
+            continue
+        units = parameter.mT if fan_in.get(id(parameter)) == len(parameter) else parameter
+        alike = fan_in.get(id(parameter), 1) > 1 and _all_alike(units, slope.mT if units is not parameter else slope, 1)
+        if alike or (_constant(parameter) and not bool(slope.any())):
             found.append(name)
     return found
-
-
-def loose_matrices(anatomy: Anatomy) -> dict[str, nn.Parameter]:
-    """Parameters of two dimensions that belong to no layer of PyTorch's, by name."""
-    owned = {id(p) for m in anatomy.model.modules() if hasattr(m, "reset_parameters") for p in m.parameters()}
-    return {name: p for name, p in anatomy.named_parameters() if p.ndim == 2 and id(p) not in owned}
 
 
 def _all_alike(parameter: Tensor, gradient: Tensor, gates: int) -> bool:
@@ -139,8 +140,8 @@ def bad_init(exam: Examination) -> Suspicion | None:
     anatomy = wide(exam)
     if anatomy.stage == "forward" or not anatomy.layers or all_twins(exam):
         return None
-    found = spreads(anatomy)
-    large = [spread for spread in found if spread.excess > 0]
+    found, loose = spreads(anatomy), loose_spreads(anatomy)
+    large = [spread for spread in (*found, *loose) if spread.excess > 0]
     small = [spread for spread in found if spread.excess < 0]
     if not _signal_shrinks(anatomy, -sum(spread.excess for spread in small)):
         small = [s for s in small if isinstance(anatomy.model.get_submodule(s.name), nn.RNNBase)]
@@ -163,8 +164,9 @@ def bad_init(exam: Examination) -> Suspicion | None:
             "get almost no gradient"
         )
     )
-    remedies = drawn_again(anatomy, names)
-    if any(isinstance(anatomy.model.get_submodule(name), nn.RNNBase) for name in names):
+    own = {spread.name for spread in loose}
+    remedies = drawn_again(anatomy, names, own)
+    if any(isinstance(anatomy.model.get_submodule(name), nn.RNNBase) for name in names if name not in own):
         remedies = (drawn_orthogonal(), drawn_anew(names))
     return Suspicion("bad_init", strength, tuple(evidence), f"The first weights are too {size}.", remedies)
 
@@ -186,10 +188,11 @@ def _variation(value: Tensor | None) -> float:
     return rms(value - value.mean(0, keepdim=True))
 
 
-def drawn_again(anatomy: Anatomy, names: list[str]) -> tuple[Remedy, Remedy]:
+def drawn_again(anatomy: Anatomy, names: list[str], loose: Collection[str] = ()) -> tuple[Remedy, Remedy]:
     """First weights for these layers: in a deep ReLU network those that keep the gradient in size come first."""
     deep = sum(bend_before(layer) == "relu" for layer in anatomy.weighted) >= 3
-    return (drawn_for_relu(names), drawn_anew(names)) if deep else (drawn_anew(names), drawn_for_relu(names))
+    either = drawn_for_relu(names, loose), drawn_anew(names, loose)
+    return either if deep else (either[1], either[0])
 
 
 def drawn_orthogonal() -> Remedy:
