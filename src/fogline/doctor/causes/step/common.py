@@ -40,6 +40,8 @@ def too_long(moves: Motion, steps: Steps) -> float:
         return 0.65 if bold or beyond else 0.4
     if bold:
         return 0.55 if beyond or moves.jitter > 0.1 else 0.45
+    if moves.slope < 0 and moves.significance < -SURELY:
+        return 0.5  # it goes up again
     return 0.4 if beyond and moves.jitter > 0.1 else 0.0
 
 
