@@ -24,6 +24,8 @@ from fogline.doctor.surgery import with_dropout
 from fogline.doctor.uncut import DropsLess, Within, unpenalised
 from fogline.task import OnBatch
 
+_HEAVY = 0.3
+"""Share of the first loss, and pull in slopes of the rest of it, of a penalty of which a trial is asked what it costs."""
 _ADAPTIVE = ("adam", "adamw", "nadam", "radam", "rmsprop", "adamax", "lion", "muon", "schedule_free", "prodigy")
 _DECOUPLED = ("adamw", "nadam", "radam", "lion", "muon", "schedule_free")
 
@@ -34,7 +36,7 @@ def regularization_too_strong(exam: Examination) -> Suspicion | None:
         return None
     stands = standing(exam)
     if not (stands.improvable or stands.train_short):
-        return None
+        return None if stands.known else _penalty(exam)
     return _dropout(exam) or _decay(exam) or _penalty(exam)
 
 
@@ -138,24 +140,18 @@ def _penalty(exam: Examination) -> Suspicion | None:
     loss = exam.program.loss
     if not isinstance(loss, OnBatch):
         return None
-    free = unpenalised(loss)
-    whole, rest = exam.anatomy, dissect(exam.anatomy.model, free, exam.anatomy.batch)
-    if whole.stage or rest.stage or whole.loss is None or rest.loss is None or not whole.loss > rest.loss:
+    found = _told_apart(exam.anatomy, loss)
+    if found is None:
         return None
-    pull = slope = 0.0
-    for name, gradient in whole.gradients.items():
-        other = rest.gradients.get(name)
-        if gradient is not None and other is not None:
-            pull += float((gradient - other).double().square().sum())
-            slope += float(other.double().square().sum())
-    if not pull > slope:
+    part, pull, slope = found
+    if not (pull > slope or (part > _HEAVY and pull > _HEAVY * slope)):
         return None
     return Suspicion(
         "regularization_too_strong",
-        0.7,
+        0.7 if pull > slope else 0.5,
         (
-            Evidence("part of the loss that is the size of the weights", 1 - rest.loss / whole.loss, "a small share"),
-            Evidence("its pull, slope of the rest", f"{math.sqrt(pull):.2g}, {math.sqrt(slope):.2g}", "a small share"),
+            Evidence("part of the loss that is the size of the weights", part, "a small share"),
+            Evidence("its pull, slope of the rest", f"{pull:.2g}, {slope:.2g}", "a small share"),
         ),
         "What the loss adds for the size of the weights draws them to zero faster than the rest of it can build them "
         "up: what is learned is forgotten.",
@@ -169,6 +165,23 @@ def _penalty(exam: Examination) -> Suspicion | None:
             ),
         ),
     )
+
+
+def _told_apart(anatomy: Anatomy, loss: OnBatch) -> tuple[float, float, float] | None:
+    """The share of a loss that is the size of the weights, the norm of its gradient, and that of the rest of it.
+
+    Of first weights: at the last ones the two gradients cancel, however light a penalty is.
+    """
+    whole, rest = anatomy, dissect(anatomy.model, unpenalised(loss), anatomy.batch)
+    if whole.stage or rest.stage or whole.loss is None or rest.loss is None or not whole.loss > rest.loss:
+        return None
+    pull = slope = 0.0
+    for name, gradient in whole.gradients.items():
+        other = rest.gradients.get(name)
+        if gradient is not None and other is not None:
+            pull += float((gradient - other).double().square().sum())
+            slope += float(other.double().square().sum())
+    return 1 - rest.loss / whole.loss, math.sqrt(pull), math.sqrt(slope)
 
 
 def no_decay() -> Remedy:
