@@ -154,6 +154,26 @@ def test_underfitting_for_want_of_channels() -> None:
     assert wider(data[0]).shape == (400, 16)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_underfitting_for_want_of_a_view(kernel: int) -> None:
+    """Whether the bright places of a picture lie side by side or apart: nothing that a single place tells."""
+    source = torch.Generator().manual_seed(0)
+    apart = torch.arange(300) % 2
+    pictures = 0.05 * torch.randn(300, 1, 8, 8, generator=source)
+    for row, at in enumerate(torch.randint(0, 5, (300,), generator=source).tolist()):
+        pictures[row, 0, at, at] = pictures[row, 0, at, at + 1 + int(apart[row])] = 1
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, kernel, padding=kernel // 2), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    )
+    found = fit.underfitting(observed((pictures, apart), model, steps=200))
+    assert (found is not None and "single place" in found.explanation) == (kernel == 1)
+    if found is not None:
+        edit = found.remedies[0].on_model
+        assert edit is not None
+        assert edit(model)(pictures).shape == (300, 2)
+
+
 def test_underfitting_for_want_of_a_layer() -> None:
     exam = observed(wave(), nn.Sequential(nn.Linear(1, 1)), steps=400)
     found = fit.underfitting(exam)

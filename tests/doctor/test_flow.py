@@ -263,6 +263,57 @@ def test_symmetric_init_of_tables_and_matrices() -> None:
     assert flow.symmetric_init(exam_of(ByHand(0.5, 0.0), (by_rows, by_rows[:, :1]))) is None  # a head may begin at zero
 
 
+class OwnLayers(nn.Module):
+    """Matrices of no layer of PyTorch's, multiplied from the right (``turned``: as ``nn.Linear`` has them)."""
+
+    def __init__(self, draw: Callable[[int, int], Tensor], turned: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = ((4, 32), (32, 32), (32, 2))
+        self.turned = turned
+        self.matrices = nn.ParameterList(draw(n, m) if turned else draw(n, m).mT.contiguous() for m, n in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for matrix in self.matrices[:-1]:
+            x = torch.relu(F.linear(x, matrix) if self.turned else x @ matrix)
+        return F.linear(x, self.matrices[-1]) if self.turned else x @ self.matrices[-1]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_first_weights_of_an_authors_own_layers(turned: bool) -> None:
+    X = torch.randn(240, 4, generator=torch.Generator().manual_seed(0))
+    data = X, (X[:, 0] > 0).long()
+    alike = flow.symmetric_init(exam_of(OwnLayers(lambda n, m: torch.full((n, m), 0.1), turned), data))
+    assert alike is not None
+    assert alike.proof
+    large = exam_of(OwnLayers(torch.randn, turned), data)
+    found = flow.bad_init(large)
+    assert found is not None
+    assert flow.bad_init(Examination(large.case, (found.remedies[0],))) is None
+    for wanted in (lambda n, m: torch.randn(n, m) / m**0.5, lambda n, m: torch.randn(n, m) / m):
+        sound = exam_of(OwnLayers(wanted, turned), data)
+        assert flow.symmetric_init(sound) is None
+        assert flow.bad_init(sound) is None
+
+
+def test_a_table_of_places_may_begin_at_zero() -> None:
+    """It is added to the rows of tokens, all of which are averaged: its rows are alike and have the same gradient."""
+
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.places = nn.Embedding(10, 8), nn.Parameter(torch.zeros(6, 8))
+            self.last = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.last((self.words(x) + self.places).mean(1))
+            return outputs
+
+    tokens = torch.randint(0, 10, (120, 6), generator=torch.Generator().manual_seed(0))
+    assert flow.symmetric_init(exam_of(Places(), (tokens, (tokens[:, 0] > 4).long()))) is None
+
+
 def test_symmetric_init_of_recurrent_and_convolution_layers() -> None:
     assert flow.symmetric_init(exam_of(filled(Recurrent(), 0.1), sequences())) is not None
     assert flow.symmetric_init(exam_of(filled(Pictures(), 0.1), pictures())) is not None

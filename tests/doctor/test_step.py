@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ import fogline
 from fogline.doctor.bench import lengthens, times_longer
 from fogline.doctor.case import open_case
 from fogline.doctor.causes import step
+from fogline.doctor.causes.step.common import too_long
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
-from fogline.doctor.standing import motion, standing, steps_of
+from fogline.doctor.standing import Motion, Steps, motion, standing, steps_of
 from fogline.doctor.trial import CHEAP, Laboratory, planned_steps
 
 ADAM = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="25ep", schedule="constant")
@@ -106,6 +108,14 @@ def test_lr_too_high(data: Callable[[], Pair], lr: float) -> None:
     found = step.lr_too_high(observed(data(), ADAM.replace(lr=lr)))
     assert new_recipe(found, ADAM.replace(lr=lr)).lr == "auto"
     assert new_recipe(found, ADAM.replace(lr=lr), 1).lr == pytest.approx(lr / 10)
+
+
+def test_a_loss_that_goes_up_again_may_be_of_steps_that_are_too_long() -> None:
+    falling = Motion(1.0, 0.9, 0.5, 0.9, 0.5, 0.2, 9.0, 0.01, 0.0, 0.1)
+    steps = Steps(path=3.0, each=0.01, overshoot=0.0, beyond=0.0, cosine=0.9, count=16)
+    assert too_long(falling, steps) == 0
+    assert too_long(replace(falling, slope=-0.5, significance=-9.0), steps) == 0.5
+    assert too_long(replace(falling, slope=-0.5, significance=-1.0), steps) == 0
 
 
 def test_lr_too_high_where_steps_are_refused() -> None:

@@ -248,10 +248,9 @@ def _is_weight(node: Any) -> bool:
 
 
 def factors(outputs: Any) -> dict[int, int]:
-    """How many numbers each number of a product is the sum of, by the ``id`` of the matrix that is multiplied with.
+    """The dimension that is summed over of each matrix that something is multiplied with, by its ``id``.
 
-    Matrices are parameters of two dimensions, as they are or turned; the first operand sums along its rows, the second
-    along its columns.
+    Matrices are parameters of two dimensions, as they are or turned.
     """
     queue, seen, found = [outputs.grad_fn] if isinstance(outputs, Tensor) else [], set[Any](), dict[int, int]()
     while queue and len(seen) < _MOST_NODES:
@@ -264,7 +263,7 @@ def factors(outputs: Any) -> dict[int, int]:
             for second, (before, _) in enumerate(node.next_functions[-2:]):
                 matrix, turned = _matrix(before)
                 if matrix is not None:
-                    found[id(matrix)] = matrix.shape[0 if bool(second) != turned else 1]
+                    found[id(matrix)] = 0 if bool(second) != turned else 1
     return found
 
 

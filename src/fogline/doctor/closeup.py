@@ -120,20 +120,27 @@ def spreads(anatomy: Anatomy) -> list[Spread]:
 
 def loose_matrices(anatomy: Anatomy) -> dict[str, nn.Parameter]:
     """Parameters of two dimensions that belong to no layer of PyTorch's, by name."""
-    owned = {id(p) for m in anatomy.model.modules() if type(m).__module__.startswith("torch.") for p in _own(m)}
+    owned = {id(p) for m in anatomy.model.modules() if _is_layer(m) for p in m.parameters(recurse=False)}
     return {name: p for name, p in anatomy.named_parameters() if p.ndim == 2 and id(p) not in owned}
 
 
-def _own(module: nn.Module) -> Iterator[nn.Parameter]:
-    return module.parameters(recurse=False)
+def _is_layer(module: nn.Module) -> bool:
+    lists = isinstance(module, (nn.ParameterList, nn.ParameterDict))
+    return type(module).__module__.startswith("torch.") and not lists
+
+
+def summed_over(anatomy: Anatomy) -> dict[str, int]:
+    """Of those that something is multiplied with, by name: the dimension that is summed over then."""
+    found = factors(anatomy.outputs)
+    return {name: found[id(p)] for name, p in loose_matrices(anatomy).items() if id(p) in found}
 
 
 def loose_spreads(anatomy: Anatomy) -> list[Spread]:
     """Of the matrices that an author's own layers multiply with, by the names of the parameters."""
-    fan_in, found = factors(anatomy.outputs), []
+    summed, found = summed_over(anatomy), []
     for name, matrix in loose_matrices(anatomy).items():
-        if fan_in.get(id(matrix), 1) > 1:
-            factor = rms(matrix) * math.sqrt(fan_in[id(matrix)])
+        if name in summed and (fan_in := matrix.shape[summed[name]]) > 1:
+            factor = rms(matrix) * math.sqrt(fan_in)
             found.append(Spread(name, factor, _excess(factor, may_be_small=True)))
     return found
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
+
+NONE: Mapping[str, int] = MappingProxyType({})
+"""Of no parameter."""
 
 
 def leaves_in_order(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -138,10 +142,11 @@ def _undrawn() -> Iterator[None]:
         yield
 
 
-def reset(model: nn.Module, names: Sequence[str]) -> nn.Module:
+def reset(model: nn.Module, names: Sequence[str], loose: Mapping[str, int] = NONE) -> nn.Module:
     """The model with PyTorch's own first weights in these modules, and ones of that size in parameters of no module.
 
-    The size of the last is by their first dimension: that of what they are multiplied with.
+    Args:
+        loose: of such parameters the dimension that is summed over, by which their size goes; 0 where none is given.
     """
     with _undrawn():
         for name, module in model.named_modules():
@@ -150,12 +155,12 @@ def reset(model: nn.Module, names: Sequence[str]) -> nn.Module:
                 again()
         for name, parameter in model.named_parameters():
             if name in names:
-                nn.init.normal_(parameter, 0.0, 1 / math.sqrt(3 * len(parameter)))
+                nn.init.normal_(parameter, 0.0, (1 / 3 / parameter.shape[loose.get(name, 0)]) ** 0.5)
     return model
 
 
 @torch.no_grad()
-def he(model: nn.Module, names: Sequence[str]) -> nn.Module:
+def he(model: nn.Module, names: Sequence[str], loose: Mapping[str, int] = NONE) -> nn.Module:
     """The model with He's first weights and zero biases in these layers, and such parameters of no module.
 
     Deviation sqrt(2 / fan_in) keeps the size of a signal through ReLU (He et al., 2015, arXiv:1502.01852). Rows of a
@@ -171,7 +176,7 @@ def he(model: nn.Module, names: Sequence[str]) -> nn.Module:
                 nn.init.normal_(module.weight, 0.0, module.embedding_dim**-0.5)
         for name, parameter in model.named_parameters():
             if name in names:
-                nn.init.normal_(parameter, 0.0, (2 / len(parameter)) ** 0.5)
+                nn.init.normal_(parameter, 0.0, (2 / parameter.shape[loose.get(name, 0)]) ** 0.5)
     return model
 
 

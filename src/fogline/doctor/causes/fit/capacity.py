@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from fogline.doctor.standing import motion, standing, steps_of
 from fogline.doctor.surgery import directions, has, replaced, widened
 
 _WIDE, _CHANNELS = 64, 32
+_KERNEL = 3
 _SETTLED = 0.25
 _FEW_ROWS = 40
 _HANDFUL = 4
@@ -102,7 +104,11 @@ def underfitting(exam: Examination) -> Suspicion | None:
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
     known = stands.known or exam.program.rows < _FEW_ROWS  # so few can always be answered well
-    if not known or not stands.train_short or moves.refused or moves.fallen < 0.02:
+    if not known or not stands.train_short or moves.refused:
+        return None
+    if (seeing := _one_place_at_a_time(anatomy.layers, stands.train_score, stands.goal)) is not None:
+        return seeing
+    if moves.fallen < 0.02:
         return None
     on_its_way = moves.slope > _SETTLED and moves.significance > 3
     if not steps.path > 0.5:
@@ -134,6 +140,55 @@ def underfitting(exam: Examination) -> Suspicion | None:
         (remedy,),
         simpler=also_done(layers),
     )
+
+
+def _one_place_at_a_time(layers: Sequence[Layer], score: float, goal: float) -> Suspicion | None:
+    """Convolutions that all have kernels of one place, on inputs of many: no form is seen, however wide they are."""
+    found = [layer for layer in layers if isinstance(layer.module, _ConvNd) and not layer.module.transposed]
+    names = [layer.name for layer in found if layer.received is not None and max(layer.received.shape[2:]) >= _KERNEL]
+    if not names or any(max(_convolution(layer).kernel_size) > 1 for layer in found):
+        return None
+    return Suspicion(
+        "underfitting",
+        0.6,
+        (
+            Evidence("score on learned rows", score, f"{goal:.3g}, as classical learners get"),
+            Evidence("largest kernel of a convolution", 1, "3 or more", layer=names[0]),
+        ),
+        "Every convolution looks at a single place: what lies beside what, which is all that a form is, is not seen.",
+        (
+            Remedy(
+                f"kernels of {_KERNEL} places instead of one",
+                "\n".join(f"let {path_of(name)} have kernel_size={_KERNEL}, padding={_KERNEL // 2}" for name in names),
+                on_model=lambda model: _seeing_more(model, names),
+                place="kernel",
+                order=BODY,
+            ),
+        ),
+    )
+
+
+def _convolution(layer: Layer) -> _ConvNd:
+    assert isinstance(layer.module, _ConvNd)
+    return layer.module
+
+
+def _seeing_more(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    for name in names:
+        if has(model, name):
+            model = replaced(model, name, _with_larger_kernel)
+    return model
+
+
+def _with_larger_kernel(module: nn.Module) -> nn.Module:
+    assert isinstance(module, _ConvNd)
+    with torch.random.fork_rng(devices=[]):
+        kind: Any = type(module)
+        made: nn.Module = kind(
+            module.in_channels, module.out_channels, _KERNEL, stride=module.stride, padding=_KERNEL // 2,
+            groups=module.groups, bias=module.bias is not None,
+        )  # fmt: skip
+    return made.to(module.weight.device, module.weight.dtype)
 
 
 def more_units(layers: Sequence[Layer]) -> Remedy | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from fogline.doctor.anatomy import Anatomy, factors, rms
+from fogline.doctor.anatomy import Anatomy, rms
 from fogline.doctor.closeup import (
     DEFAULT_GAIN,
     HE_GAIN,
@@ -17,11 +17,12 @@ from fogline.doctor.closeup import (
     loose_spreads,
     path_of,
     spreads,
+    summed_over,
     wide,
 )
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import he, keeping, orthogonal, reset
+from fogline.doctor.surgery import NONE, he, keeping, orthogonal, reset
 
 _TENFOLD, _HUNDREDFOLD = math.log(10), math.log(100)
 
@@ -35,7 +36,7 @@ def symmetric_init(exam: Examination) -> Suspicion | None:
     if not names:
         return None
     weights = [name for name, p in anatomy.named_parameters() if p.ndim >= 2 and _constant(p)]
-    loose = loose_matrices(anatomy)
+    loose = dict.fromkeys(loose_matrices(anatomy), 0) | summed_over(anatomy)
     again = sorted({name if name in loose else name.rpartition(".")[0] for name in weights} | set(names))
     return Suspicion(
         "symmetric_init",
@@ -77,13 +78,14 @@ def _other_twins(anatomy: Anatomy) -> list[str]:
             and _all_alike(module.weight.mT, slope.to_dense().mT, 1)
         ):
             found.append(name)
-    fan_in = factors(anatomy.outputs)
+    summed = summed_over(anatomy)
     for name, parameter in loose_matrices(anatomy).items():
         slope = anatomy.gradients.get(name)
         if slope is None:
             continue
-        units = parameter.mT if fan_in.get(id(parameter)) == len(parameter) else parameter
-        alike = fan_in.get(id(parameter), 1) > 1 and _all_alike(units, slope.mT if units is not parameter else slope, 1)
+        over = summed.get(name)
+        units = [p.mT if over == 0 else p for p in (parameter, slope)]
+        alike = over is not None and parameter.shape[over] > 1 and _all_alike(units[0], units[1], 1)
         if alike or (_constant(parameter) and not bool(slope.any())):
             found.append(name)
     return found
@@ -103,20 +105,26 @@ def _constant(value: Tensor) -> bool:
     return value.numel() > 1 and float(value.detach().max()) == float(value.detach().min())
 
 
-def drawn_anew(names: list[str], loose: Collection[str] = ()) -> Remedy:
-    """PyTorch's own first weights for modules, and for ``loose`` parameters such as a layer of their size has."""
+def drawn_anew(names: list[str], loose: Mapping[str, int] = NONE) -> Remedy:
+    """PyTorch's own first weights for modules, and for ``loose`` parameters such as a layer of their size has.
+
+    Of these the dimension is given that is summed over when something is multiplied with them.
+    """
     return Remedy(
         f"give {listed(names)} PyTorch's own first weights",
-        "\n".join(_drawn(name, "1 / 3") if name in loose else f"{path_of(name)}.reset_parameters()" for name in names),
-        on_model=lambda model: reset(model, names),
+        "\n".join(
+            _drawn(name, "1 / 3", loose[name]) if name in loose else f"{path_of(name)}.reset_parameters()"
+            for name in names
+        ),
+        on_model=lambda model: reset(model, names, loose),
         place="init",
         order=BODY,
     )
 
 
-def drawn_for_relu(names: list[str], loose: Collection[str] = ()) -> Remedy:
+def drawn_for_relu(names: list[str], loose: Mapping[str, int] = NONE) -> Remedy:
     lines = [
-        _drawn(name, "2")
+        _drawn(name, "2", loose[name])
         if name in loose
         else f"nn.init.kaiming_normal_({path_of(name)}.weight, nonlinearity='relu'); "
         f"nn.init.zeros_({path_of(name)}.bias)"
@@ -125,20 +133,20 @@ def drawn_for_relu(names: list[str], loose: Collection[str] = ()) -> Remedy:
     return Remedy(
         f"give {listed(names)} He's first weights",
         "\n".join(lines),
-        on_model=lambda model: he(model, names),
+        on_model=lambda model: he(model, names, loose),
         place="init",
         order=BODY,
     )
 
 
-def _drawn(name: str, variance: str) -> str:
-    return f"nn.init.normal_({path_of(name)}, std=({variance} / len({path_of(name)})) ** 0.5)"
+def _drawn(name: str, variance: str, over: int) -> str:
+    return f"nn.init.normal_({path_of(name)}, std=({variance} / {path_of(name)}.shape[{over}]) ** 0.5)"
 
 
 def bad_init(exam: Examination) -> Suspicion | None:
     """First weights that multiply a signal by far more, or far less, than keeps it in size."""
     anatomy = wide(exam)
-    if anatomy.stage == "forward" or not anatomy.layers or all_twins(exam):
+    if anatomy.stage == "forward" or all_twins(exam):
         return None
     found, loose = spreads(anatomy), loose_spreads(anatomy)
     large = [spread for spread in (*found, *loose) if spread.excess > 0]
@@ -164,10 +172,10 @@ def bad_init(exam: Examination) -> Suspicion | None:
             "get almost no gradient"
         )
     )
-    own = {spread.name for spread in loose}
+    own = summed_over(anatomy)
     remedies = drawn_again(anatomy, names, own)
     if any(isinstance(anatomy.model.get_submodule(name), nn.RNNBase) for name in names if name not in own):
-        remedies = (drawn_orthogonal(), drawn_anew(names))
+        remedies = (drawn_orthogonal(), drawn_anew(names, own))
     return Suspicion("bad_init", strength, tuple(evidence), f"The first weights are too {size}.", remedies)
 
 
@@ -188,7 +196,7 @@ def _variation(value: Tensor | None) -> float:
     return rms(value - value.mean(0, keepdim=True))
 
 
-def drawn_again(anatomy: Anatomy, names: list[str], loose: Collection[str] = ()) -> tuple[Remedy, Remedy]:
+def drawn_again(anatomy: Anatomy, names: list[str], loose: Mapping[str, int] = NONE) -> tuple[Remedy, Remedy]:
     """First weights for these layers: in a deep ReLU network those that keep the gradient in size come first."""
     deep = sum(bend_before(layer) == "relu" for layer in anatomy.weighted) >= 3
     either = drawn_for_relu(names, loose), drawn_anew(names, loose)

@@ -25,7 +25,7 @@ from fogline.doctor.uncut import DropsLess, Within, unpenalised
 from fogline.task import OnBatch
 
 _HEAVY = 0.3
-"""Share of the first loss, and pull in slopes of the rest of it, of a penalty of which a trial is asked what it costs."""
+"""Share of the first loss, and pull in slopes of the rest, of a penalty of which a trial is asked what it costs."""
 _ADAPTIVE = ("adam", "adamw", "nadam", "radam", "rmsprop", "adamax", "lion", "muon", "schedule_free", "prodigy")
 _DECOUPLED = ("adamw", "nadam", "radam", "lion", "muon", "schedule_free")
 
