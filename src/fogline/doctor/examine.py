@@ -30,6 +30,7 @@ from fogline.task import Task
 
 FLOOR = 3000
 """Steps that may be spent on a program whose steps cost next to nothing, however short its run is."""
+_ROUNDS = 3
 _AT_ONCE = 0.125  # of the descent that is watched: as much is seen of what one batch leaves no doubt about
 _FAR = 0.9  # from perfect is what scores less
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
@@ -96,7 +97,7 @@ def examine(case: Case, budget: float, check: Callable[[], None] = lambda: None)
     laboratory = Laboratory(case, budget * steps, check, budget * max(0, 2 * floor - steps))
     tried = Interventions(case=case, laboratory=laboratory, planned=planned)
     with warnings.catch_warnings(action="ignore"):  # of a program that is asked odd questions
-        return _Doctor(case, laboratory, planned, tried).report(tries=budget > 0)
+        return _Doctor(case, laboratory, planned, tried, budget * floor).report(tries=budget > 0)
 
 
 def _floor(case: Case) -> int:
@@ -112,6 +113,7 @@ class _Doctor:
     laboratory: Laboratory
     planned: int
     tried: Interventions
+    anew: float  # steps that may be spent on what was mended and still falls short: most such programs have two faults
     notes: list[str] = field(default_factory=list)
 
     def report(self, *, tries: bool) -> Report:
@@ -159,7 +161,8 @@ class _Doctor:
                 rounds.append(len(self.tried.kept))
                 if self.tried.does_well(exam):
                     return exam, rounds
-        for _ in range(2):
+                self.laboratory.budget += self.anew
+        for _ in range(_ROUNDS):
             exam = self._observed()
             if self.tried.remedies and self.tried.does_well(exam):
                 break
@@ -169,8 +172,10 @@ class _Doctor:
             on_one_batch = self._hidden() if before else first
             self.tried.verify(exam, _merged([*on_one_batch, *suspicions(exam)]))
             rounds.append(len(self.tried.kept))
-            done = self.tried.remedies == before or self.tried.does_well(exam)
-            if done or self.laboratory.left < self._glance:
+            if self.tried.remedies == before or self.tried.does_well(exam):
+                break
+            self.laboratory.budget += self.anew
+            if self.laboratory.left < self._glance:
                 break
         return exam, rounds
 
