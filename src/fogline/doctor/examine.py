@@ -25,7 +25,7 @@ from fogline.doctor.interventions import DECISIVE, SHORTEST, Interventions
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.standing import LEARNS, descends, kept_of, level
-from fogline.doctor.trial import CHEAP, Laboratory, Observation, planned_steps
+from fogline.doctor.trial import CHEAP, Laboratory, Observation, batch_of, planned_steps
 from fogline.task import Task
 
 FLOOR = 3000
@@ -130,6 +130,12 @@ class _Doctor:
             if exam.kept == self.tried.remedies and not self.tried.is_healthy(exam) and not self._holds_nothing(exam):
                 self.tried.ablate(exam, list(ablations(exam)))
             rounds.append(len(self.tried.kept))
+        if self.tried.remedies and self._may_have_more(exam):
+            exam = self._observed()
+            self.tried.verify(exam, list(suspicions(exam)))
+            if exam.kept == self.tried.remedies:
+                self.tried.ablate(exam, list(ablations(exam)))
+            rounds.append(len(self.tried.kept))
         if len({count for count in rounds if count}) > 1:
             self.tried.minimal_again(exam)
         outcome = self._outcome(exam)
@@ -210,7 +216,8 @@ class _Doctor:
     def _observed(self, part: float = 1.0) -> Examination:
         """The program as it is by now, watched for a part of its length, or until it does well."""
         exam = Examination(self.case, self.tried.remedies)
-        steps = max(min(SHORTEST, self._glance), round(part * self._glance))
+        rows = batch_of(self.case.recipe, self.case) / batch_of(exam.program.recipe, self.case)
+        steps = round(max(min(SHORTEST, self._glance), part * self._glance) * max(1.0, rows))
         exam.observed = self.laboratory.observe(exam.program, steps, partial(self._enough, exam))
         if exam.observed.error:
             self.notes.append(f"the program stops with an error: {exam.observed.error.splitlines()[0]}")
@@ -235,6 +242,18 @@ class _Doctor:
         """Whether it is behind a classical learner; or far from perfect, where nobody knows what is possible."""
         unknown = exam.reference.possible is None
         return not self.tried.is_healthy(exam) or (unknown and self.tried.level < _FAR)
+
+    def _may_have_more(self, exam: Examination) -> bool:
+        """Whether a program that was mended is far from perfect, and so is a classical learner: nobody knows how far a
+        network can get.
+
+        One that nothing is wrong with is not searched like this: there is always something to gain.
+        """
+        reference = exam.reference.possible
+        if self.tried.level >= _FAR or (reference is not None and reference >= _FAR):
+            return False
+        self.laboratory.budget += self.anew
+        return self.laboratory.left >= self._glance
 
     def _holds_nothing(self, exam: Examination) -> bool:
         """Whether neither the program nor a classical learner gets anything from the data."""
