@@ -323,7 +323,10 @@ def test_every_part_of_a_patch_was_left_out_once_or_leaves_no_doubt(which: int) 
 
 
 def test_symptoms_that_another_fault_made_are_not_mended() -> None:
-    """A sigmoid under a loss that applies its own makes the slope so small that the rate seems too low."""
+    """A sigmoid under a loss that applies its own makes the slope so small that the rate seems too low.
+
+    That one class is rare is so besides.
+    """
     X, y = spirals(900)
     rare = torch.randperm(900, generator=torch.Generator().manual_seed(0))
     keep = torch.cat([rare[y[rare] == 0], rare[y[rare] == 1][:50]])
@@ -333,7 +336,9 @@ def test_symptoms_that_another_fault_made_are_not_mended() -> None:
         model, (X[keep], y[keep, None].float()), loss=nn.BCEWithLogitsLoss(), optimizer="adam", lr=1e-3, batch_size=16,
         duration="60ep",
     )  # fmt: skip
-    assert [finding.cause for finding in report.findings] == ["output_activation"]
+    first, *rest = [finding.cause for finding in report.findings]
+    assert first == "output_activation"
+    assert set(rest) <= {"class_imbalance"}
 
 
 def test_what_learns_nothing_is_looked_at_again_once_its_units_are_alive() -> None:
