@@ -296,6 +296,28 @@ def test_first_weights_of_an_authors_own_layers(turned: bool) -> None:
         assert flow.bad_init(sound) is None
 
 
+@pytest.mark.parametrize(("size", "explodes"), [(1.8, True), (0.8, False)])
+def test_first_weights_of_an_authors_own_recurrence(size: float, explodes: bool) -> None:
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.given, self.last = nn.Linear(1, 16), nn.Linear(16, 1)
+            self.again = nn.Parameter(size * torch.eye(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = x.new_zeros(len(x), 16)
+            for k in range(x.shape[1]):
+                state = torch.relu(self.given(x[:, k : k + 1]) + state @ self.again)
+            outputs: Tensor = self.last(state)
+            return outputs
+
+    X = torch.randn(120, 20, generator=torch.Generator().manual_seed(0))
+    found = flow.bad_init(exam_of(Cell(), (X, X[:, -1:])))
+    assert (found is not None) == explodes
+    assert found is None or "again" in found.remedies[0].title
+
+
 def test_a_table_of_places_may_begin_at_zero() -> None:
     """It is added to the rows of tokens, all of which are averaged: its rows are alike and have the same gradient."""
 

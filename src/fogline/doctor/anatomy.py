@@ -247,12 +247,16 @@ def _is_weight(node: Any) -> bool:
     return False
 
 
-def factors(outputs: Any) -> dict[int, int]:
-    """The dimension that is summed over of each matrix that something is multiplied with, by its ``id``.
+def factors(outputs: Any) -> dict[int, tuple[int, int]]:
+    """Of each matrix that something is multiplied with, by its ``id``: the dimension summed over, and how often.
 
     Matrices are parameters of two dimensions, as they are or turned.
     """
-    queue, seen, found = [outputs.grad_fn] if isinstance(outputs, Tensor) else [], set[Any](), dict[int, int]()
+    queue, seen, found = (
+        [outputs.grad_fn] if isinstance(outputs, Tensor) else [],
+        set[Any](),
+        dict[int, tuple[int, int]](),
+    )
     while queue and len(seen) < _MOST_NODES:
         node = queue.pop()
         if node is None or node in seen:
@@ -263,7 +267,8 @@ def factors(outputs: Any) -> dict[int, int]:
             for second, (before, _) in enumerate(node.next_functions[-2:]):
                 matrix, turned = _matrix(before)
                 if matrix is not None:
-                    found[id(matrix)] = 0 if bool(second) != turned else 1
+                    times = found.get(id(matrix), (0, 0))[1] + 1
+                    found[id(matrix)] = (0 if bool(second) != turned else 1), times
     return found
 
 

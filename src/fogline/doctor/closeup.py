@@ -132,16 +132,20 @@ def _is_layer(module: nn.Module) -> bool:
 def summed_over(anatomy: Anatomy) -> dict[str, int]:
     """Of those that something is multiplied with, by name: the dimension that is summed over then."""
     found = factors(anatomy.outputs)
-    return {name: found[id(p)] for name, p in loose_matrices(anatomy).items() if id(p) in found}
+    return {name: found[id(p)][0] for name, p in loose_matrices(anatomy).items() if id(p) in found}
 
 
 def loose_spreads(anatomy: Anatomy) -> list[Spread]:
-    """Of the matrices that an author's own layers multiply with, by the names of the parameters."""
-    summed, found = summed_over(anatomy), []
+    """Of the matrices that an author's own layers multiply with, by the names of the parameters.
+
+    One that is used again and again multiplies the signal each time, as that of a recurrence does.
+    """
+    used, found = factors(anatomy.outputs), []
     for name, matrix in loose_matrices(anatomy).items():
-        if name in summed and (fan_in := matrix.shape[summed[name]]) > 1:
-            factor = rms(matrix) * math.sqrt(fan_in)
-            found.append(Spread(name, factor, _excess(factor, may_be_small=True)))
+        over, times = used.get(id(matrix), (0, 0))
+        if times and matrix.shape[over] > 1:
+            factor = rms(matrix) * math.sqrt(matrix.shape[over])
+            found.append(Spread(name, factor, times * _excess(factor, may_be_small=True)))
     return found
 
 
