@@ -66,8 +66,9 @@ def diagnose(
     Args:
         task, recipe, loss, valid, metrics, target, **recipe_fields: as in :func:`fogline.fit`.
         budget: at most this many times the steps of the run itself, or of what takes but a second or two where that is
-            more (3,000 steps of a small model, and as many again for one last look at what a short trial has won); 0
-            looks at one batch only and trains nothing.
+            more (3,000 steps of a small model, and as many again for one last look at what a short trial has won, and
+            each time that something was mended and the program still falls short); 0 looks at one batch only and trains
+            nothing.
 
     Returns:
         The report: ``print(report)``, ``report.findings``, ``report.apply(task, recipe)``, ``report.to_json()``.
@@ -94,10 +95,11 @@ def examine(case: Case, budget: float, check: Callable[[], None] = lambda: None)
     """:func:`diagnose` for a program that is open."""
     planned = planned_steps(case.recipe, case)
     steps, floor = max(planned, _floor(case)), _floor(case)
-    laboratory = Laboratory(case, budget * steps, check, budget * max(0, 2 * floor - steps))
+    more = budget * max(0, 2 * floor - steps)
+    laboratory = Laboratory(case, budget * steps, check, more)
     tried = Interventions(case=case, laboratory=laboratory, planned=planned)
     with warnings.catch_warnings(action="ignore"):  # of a program that is asked odd questions
-        return _Doctor(case, laboratory, planned, tried, budget * floor).report(tries=budget > 0)
+        return _Doctor(case, laboratory, planned, tried, more).report(tries=budget > 0)
 
 
 def _floor(case: Case) -> int:
