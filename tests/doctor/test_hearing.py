@@ -104,6 +104,20 @@ def test_nobody_can_tell_where_classes_stand_in_a_square() -> None:
     assert the_only_heard(masked(lambda t: t == 0), torch.zeros(8, 7, 6), words()[1][:, :7]) == (0, 2)
 
 
+def test_places_as_rows_and_numbers_at_each_place() -> None:
+    targets = words()[1]
+
+    def of_rows(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets.flatten().where(targets.flatten() == 0, -100))
+
+    def of_numbers(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets).square() * (targets == 0)).mean()
+
+    assert the_only_heard(of_rows, torch.zeros(64, 6), targets) == (0, 1)
+    assert the_only_heard(of_numbers, torch.zeros(8, 8), targets.float()) == (0, -1)
+    assert the_only_heard(F.mse_loss, torch.zeros(8, 8), targets.float()) is None
+
+
 def relative(outputs: Tensor, targets: Tensor) -> Tensor:
     return ((outputs - targets) / targets).abs().mean()
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fogline.doctor.case import FAILURES
+from fogline.doctor.case import FAILURES, spaced
 
 _MOST_NUMBERS = 1_000_000  # of made-up outputs
-_MOST_ROWS = 512
+_MOST_ROWS, _MOST_ROWS_OF_NUMBERS = 128, 512
 _MOST_COLUMNS = 8
 _FAR = 30.0  # deviations beyond the targets: farther some losses overflow, and here all rows are about as far off
 _FEW = 2
@@ -33,14 +33,14 @@ def the_only_heard(loss: Any, outputs: Tensor, targets: Tensor) -> tuple[float, 
         The value, and the dimension of outputs that has the classes, -1 where each number is an answer; None where
         several values are heard, or not just the places that have it.
     """
-    width = max(1, outputs[:1].numel())
-    targets = targets[: max(_FEW, min(_MOST_ROWS, _MOST_NUMBERS // width))]
-    flat = len(outputs) != len(targets) and outputs.ndim == 2 and targets.ndim > 1
-    shape = (targets.numel(), outputs.shape[1]) if flat else (len(targets), *outputs.shape[1:])
-    classes = _place_of_classes(torch.Size(shape), targets)
+    flat = outputs.ndim == 2 < targets.ndim + 1 and outputs.shape[1:] != targets.shape[1:]
+    width = outputs[:1].numel() * (targets[:1].numel() if flat else 1)
+    targets = targets[spaced(len(targets), max(_FEW, min(_MOST_ROWS, _MOST_NUMBERS // max(1, width))))]
+    shape = torch.Size((targets.numel() if flat else len(targets), *outputs.shape[1:]))
+    classes = _place_of_classes(shape, targets)
     if classes is None or not outputs.is_floating_point():
         return None
-    slopes = [found for found in _slopes(loss, torch.Size(shape), outputs.dtype, targets) if found is not None]
+    slopes = [found for found in _slopes(loss, shape, outputs.dtype, targets) if found is not None]
     if not slopes:
         return None
     placed = [found if classes < 0 else found.movedim(classes, -1) for found in slopes]
@@ -95,9 +95,13 @@ def share_in_relative_errors(loss: Any, targets: Tensor) -> float:
     """How many of the rows count, as a share, where a loss hears those the more the nearer to zero their targets are.
 
     The weight of a row is the slope of the loss where all answers are equally far beyond the targets, so that rows
-    differ by their targets alone; what counts is (sum w)^2 / sum w^2, of the side on which that is more. 1 of a column
-    of targets of one sign, of which relative errors may well be what is wanted, and of losses that hear other rows most.
+    differ by their targets alone; what counts is (sum w)^2 / sum w^2, of the side on which that is more. 1 of targets
+    of one sign, of which relative errors may well be what is wanted, and of losses that hear other rows most.
+
+    Args:
+        targets: (n, ...) numbers; each column is asked about by itself, and the least of them told.
     """
+    targets = targets[spaced(len(targets), _MOST_ROWS_OF_NUMBERS)]
     wide = targets.reshape(len(targets), -1)
     counted = wide[torch.isfinite(wide).all(1)]
     lowest = 1.0

@@ -65,7 +65,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
 
 
 _MOST_LABELS = 0.5
-"""Share of the labels that must be common questions, with both answers, of those a row is asked."""
+"""Share of the labels that must be questions of their own, which both answers are common to."""
 _ABOUT_TENSORS = ("size", "shape", "dtype", "scalar type", "dimension", "out of bounds", "out of range", "must match")
 """Words of the errors with which PyTorch refuses tensors that do not fit each other."""
 
