@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.doctor.causes.output.common import LOST, codes_of, ended_by, mismatched, takes_logits
+from fogline.doctor.causes.output.common import LOST, codes_of, mismatched, takes_logits
 from fogline.doctor.causes.output.hearing import one_value_heard, percent_of_zero
 from fogline.doctor.causes.output.logarithm import without_logarithm
 from fogline.doctor.causes.output.own_loss import (
@@ -207,21 +207,6 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
             "loss is meant for outputs that are bounded, such as the logarithms of probabilities.",
             (_log_softmax(exam), matching(exam)),
             proof=known,
-        )
-    taken = type(exam.program.loss)
-    if taken in (nn.NLLLoss, nn.KLDivLoss) and bend(exam.anatomy) == "softmax":
-        ending = ended_by(
-            exam, lambda: nn.LogSoftmax(dim=1), "put nn.LogSoftmax(dim=1) in the place of the softmax at the end",
-            "model[-1] = nn.LogSoftmax(dim=1)",
-        )  # fmt: skip
-        return mismatched(
-            exam,
-            0.9,
-            (Evidence("last operation of the model", "softmax", f"log_softmax: nn.{taken.__name__} takes logarithms"),),
-            f"nn.{taken.__name__} takes the logarithms of probabilities, and the model gives the probabilities "
-            "themselves: an example that is thought wrong has next to no gradient.",
-            (ending,),
-            proof=True,
         )
     return None
 
