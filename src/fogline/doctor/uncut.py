@@ -129,6 +129,40 @@ class SigmoidOfOne(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class Logarithms(TorchFunctionMode):
+    """Takes the logarithm of probabilities that ``F.nll_loss`` and ``F.kl_div`` are given, which want it.
+
+    Logarithms of probabilities are never above zero, and no row of them sums to 1.
+
+    Attributes:
+        given: functions that were given probabilities, by name, each once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[str, None] = {}
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in ("nll_loss", "kl_div"):
+            first = args[0] if args else kwargs.get("input")
+            if isinstance(first, Tensor) and _are_probabilities(first):
+                self.given[name] = None
+                log = first.clamp_min(torch.finfo(first.dtype).tiny).log()
+                args, kwargs = ((log, *args[1:]), kwargs) if args else (args, kwargs | {"input": log})
+        return func(*args, **kwargs)
+
+
+def _are_probabilities(found: Tensor) -> bool:
+    """Whether the rows of a tensor, which may have their classes in its second place or its last, are shares of 1."""
+    if not found.is_floating_point() or not found.numel() or bool((found < 0).any()):
+        return False
+    dims = {min(1, found.ndim - 1), found.ndim - 1} if found.ndim else set()
+    wholes = [found.detach().sum(k) for k in dims if found.shape[k] > 1]
+    return any(torch.allclose(whole, torch.ones_like(whole), atol=1e-3) for whole in wholes)
+
+
 class Within(Wrapped):
     """A model that is run within a mode.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.doctor.causes.output.common import codes_of, ended_by, mismatched, takes_logits
+from fogline.doctor.causes.output.common import LOST, codes_of, mismatched, takes_logits
+from fogline.doctor.causes.output.hearing import one_value_heard, percent_of_zero
+from fogline.doctor.causes.output.logarithm import without_logarithm
 from fogline.doctor.causes.output.own_loss import (
     bottomless,
     highest_at_targets,
@@ -32,9 +36,10 @@ from fogline.doctor.standing import standing
 def loss_mismatch(exam: Examination) -> Suspicion | None:
     """A loss that is not about these targets."""
     if not exam.case.supervised or not isinstance(exam.anatomy.batch[1], Tensor):
-        return None
+        return without_logarithm(exam)
     if exam.case.yardstick.work == "other":
-        return unheard_targets(exam) or bottomless(exam) or highest_at_targets(exam)
+        looks = (unheard_targets, one_value_heard, bottomless, highest_at_targets, without_logarithm)
+        return next((found for look in looks if (found := look(exam)) is not None), None)
     if exam.anatomy.stage == "forward" or softmax_single_unit(exam) is not None:
         return None
     for look in (
@@ -46,7 +51,11 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         rewarding_wrong_answers,
         bottomless,
         _unrewarded,
+        without_logarithm,
+        one_value_heard,
         _not_followed,
+        percent_of_zero,
+        _competing_labels,
         _codes_as_numbers,
     ):
         found = look(exam)
@@ -55,6 +64,8 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
     return None
 
 
+_MOST_LABELS = 0.5
+"""Share of the labels that must be questions of their own, which both answers are common to."""
 _ABOUT_TENSORS = ("size", "shape", "dtype", "scalar type", "dimension", "out of bounds", "out of range", "must match")
 """Words of the errors with which PyTorch refuses tensors that do not fit each other."""
 
@@ -197,21 +208,6 @@ def _unrewarded(exam: Examination) -> Suspicion | None:
             (_log_softmax(exam), matching(exam)),
             proof=known,
         )
-    taken = type(exam.program.loss)
-    if taken in (nn.NLLLoss, nn.KLDivLoss) and bend(exam.anatomy) == "softmax":
-        ending = ended_by(
-            exam, lambda: nn.LogSoftmax(dim=1), "put nn.LogSoftmax(dim=1) in the place of the softmax at the end",
-            "model[-1] = nn.LogSoftmax(dim=1)",
-        )  # fmt: skip
-        return mismatched(
-            exam,
-            0.9,
-            (Evidence("last operation of the model", "softmax", f"log_softmax: nn.{taken.__name__} takes logarithms"),),
-            f"nn.{taken.__name__} takes the logarithms of probabilities, and the model gives the probabilities "
-            "themselves: an example that is thought wrong has next to no gradient.",
-            (ending,),
-            proof=True,
-        )
     return None
 
 
@@ -269,6 +265,40 @@ def _not_followed(exam: Examination) -> Suspicion | None:
         "predicted.",
         (matching(exam),),
     )
+
+
+def _competing_labels(exam: Examination) -> Suspicion | None:
+    """A softmax in the loss over labels of which several can be true, or none.
+
+    What it learns is how likely labels are beside one another, and never how many are true. That is what is wanted
+    where the few that a row has are sought among many, as items that are recommended; not where each label is a
+    question of its own, that some rows answer by yes and others by no.
+    """
+    targets, outputs, inputs = exam.program.train[1], exam.anatomy.outputs, exam.program.train[0]
+    if exam.case.yardstick.work != "binary" or exam.case.yardstick.values != (0.0, 1.0) or exam.anatomy.stage:
+        return None
+    if not isinstance(outputs, Tensor) or targets.ndim != 2 or outputs.shape[1:] != targets.shape[1:]:
+        return None
+    if targets.shape[1] < 2 or takes_logits(exam) != "classes" or bend(exam.anatomy):
+        return None
+    said = isinstance(inputs, Tensor) and inputs.shape == targets.shape  # an auto-encoder of counts, it may be
+    counts, common = targets.sum(1), targets.mean(0)
+    share = float((counts != 1).double().mean())
+    questions = float(((common > LOST) & (common < 1 - LOST)).double().mean())
+    if said or share < LOST or questions < _MOST_LABELS or len(torch.unique(counts)) < 2:
+        return None
+    found = mismatched(
+        exam,
+        0.6,
+        (
+            Evidence("share of the rows that have several labels, or none", share, 0.0),
+            Evidence("labels of a row", f"{float(counts.min()):g} to {float(counts.max()):g}", 1),
+        ),
+        "Several labels can be true of a row, or none, and the softmax in the loss makes them compete for one whole: "
+        "whether a label is true is never asked, only whether it is likelier than the others.",
+        (matching(exam),),
+    )
+    return replace(found, advice="For these targets use nn.BCEWithLogitsLoss(), a logit for each label.")
 
 
 def _codes_as_numbers(exam: Examination) -> Suspicion | None:
