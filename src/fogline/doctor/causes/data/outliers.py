@@ -19,6 +19,7 @@ _FAR = 6.0  # times the usual distance from what a learner says; of a normal dis
 _FEWEST, _MOST = 3, 0.25
 _CARRIED = 0.5  # of the squared error, by so few rows
 _HEARD = 0.02  # of all that the targets differ: so much of it is heard by a network that learns the rest
+_CLASSES = 16
 _TO_A_DEVIATION = 1.4826  # from the median absolute value of a normal distribution
 
 
@@ -51,10 +52,19 @@ def _far_off(exam: Examination) -> _FarOff | None:
     if int(far.sum()) < _FEWEST or share > _MOST or carried < _CARRIED:
         return None
     wanted = exam.case.train.targets[seen.rows].double().reshape(len(missed), -1)
+    if _numbers_of_classes(wanted):
+        return None  # of which a learner takes one for another one now and then
     whole = (wanted - wanted.mean(0)).square().sum(0)
     if float((missed[far].square().sum(0) / whole.clamp_min(1e-300)).max()) < _HEARD:
         return None  # far off beside how near all others are, and not beside how the targets differ
     return _FarOff(seen.rows, far, usual, share, carried, said[1])
+
+
+def _numbers_of_classes(targets: Tensor) -> bool:
+    """Whether targets are a few whole numbers, each of which many rows have."""
+    values, counts = torch.unique(targets, return_counts=True)
+    whole = targets.shape[1] == 1 and bool((values == values.round()).all())
+    return whole and len(values) <= _CLASSES and int(counts.min()) > len(targets) / _CLASSES**2
 
 
 def has_far_off_targets(exam: Examination) -> bool:
