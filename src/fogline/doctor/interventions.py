@@ -294,9 +294,9 @@ class Interventions(Books):
         """One for each length, so that what was run there for the control is not run again."""
         key = (id(exam), self.remedies, steps)
         if key not in self._benches:
-            healthy = self.is_healthy(exam)
-            sound = healthy and not self.remedies  # of what was mended it is known that something was wrong
-            least = PLAINLY if sound else PLAINLY / 2 if healthy else ENOUGH
+            sound = self.is_healthy(exam)
+            # Of what was mended it is known that something was wrong.
+            least = ENOUGH if not sound else PLAINLY / 2 if self.remedies else PLAINLY
             margin = max(least, standing(exam).error)
             self._benches[key] = Bench(self.laboratory, exam, self.remedies, steps, margin=margin, sound=sound)
         return self._benches[key]
