@@ -15,6 +15,7 @@ from fogline.doctor.bench import (
     compatible,
     edits,
     lengthens,
+    still_gains,
     times_longer,
 )
 from fogline.doctor.books import LIKELY, Books, Kept
@@ -104,7 +105,9 @@ class Interventions(Books):
             if gains[k] < ENOUGH or not long.affords([remedy]):
                 break
             trial = long.against_control([remedy])
-            if trial.accepted and long.holds(trial, [remedy]):
+            # What was mended may have been seen for a part of its run only, and have the rest of its way to go.
+            least = still_gains(exam) + ENOUGH if self.remedies else ENOUGH
+            if trial.accepted and trial.effect >= least and long.holds(trial, [remedy]):
                 self.healed, self.healed_in = fmean(trial.with_it), long.steps
                 self.take(supposed[k], remedy, trial)
                 self._simplest_of(exam, self.kept[-1])
