@@ -161,6 +161,8 @@ class _Doctor:
                     return exam, rounds
         for _ in range(2):
             exam = self._observed()
+            if self.tried.wait_longer(exam):
+                exam = Examination(self.case, self.tried.remedies, exam.observed)
             if self.tried.remedies and self.tried.does_well(exam):
                 break
             if self.tried.wider_guard(exam):
