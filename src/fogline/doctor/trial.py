@@ -29,7 +29,7 @@ from fogline.descent.randomness import private_randomness
 from fogline.descent.resolve import batch_rows, resolve_by_rule
 from fogline.descent.schedules import PlateauState, curve, update
 from fogline.descent.step import EagerStep
-from fogline.doctor.case import FAILURES, Case, Program, rows_of
+from fogline.doctor.case import FAILURES, Case, Program
 from fogline.doctor.finding import Remedy, Trial
 from fogline.doctor.others import drawn, drawn_for_others, loss_of, mean_of_all, nothing, pieces_of, placed
 from fogline.doctor.validations import LONGER, Stop, Validation, stopped
@@ -401,20 +401,24 @@ def _may_stop(variant: Program) -> bool:
     recipe, case = variant.recipe, variant.case
     asked = recipe.patience is not None and recipe.ema is None and recipe.duration != "auto"
     valid = case.valid
-    return asked and case.in_memory and valid is not None and rows_of(valid.inputs) == rows_of(variant.held)
+    return asked and case.in_memory and valid is not None and _count(valid.inputs) == _count(variant.held)
+
+
+def _count(rows: Batch) -> int:
+    return len(leaves(rows)[0])
 
 
 def planned_steps(recipe: Recipe, case: Case) -> int:
     """Steps of the run that the recipe describes; the usual number where its length is a time or open."""
     if recipe.duration == "auto":
         return EXPECTED
-    rows = len(leaves(case.train.inputs)[0])
+    rows = _count(case.train.inputs)
     return Duration.parse(recipe.duration).steps(batch_of(recipe, case), rows) or EXPECTED
 
 
 def batch_of(recipe: Recipe, case: Case) -> int:
     """Rows of a step by a recipe for the case."""
-    rows, asked = len(leaves(case.train.inputs)[0]), recipe.batch_size
+    rows, asked = _count(case.train.inputs), recipe.batch_size
     if asked == "full":
         return rows
     return case.batch_size if asked == "auto" else min(int(asked) * recipe.accumulate, rows)
