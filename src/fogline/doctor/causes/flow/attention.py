@@ -17,7 +17,7 @@ from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import CPU, LINEAR, Anatomy, has_weight, inputs_of, operation
 from fogline.doctor.case import FAILURES
 from fogline.doctor.causes.flow.activations import MOSTLY
-from fogline.doctor.closeup import spreads, wide
+from fogline.doctor.closeup import DEFAULT_GAIN, spreads, wide
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.graphs import dimension_of
@@ -27,6 +27,8 @@ _DECIDED = 0.99
 """Of a row's weight on one entry: as of a sigmoid this near to its limit, less than 4 % of the slope is left."""
 _FEWEST_ENTRIES, _FEWEST_ROWS = 4, 8
 _MOST_NODES = 20_000
+_USUAL = DEFAULT_GAIN**2
+"""Spread of q k / sqrt(d) where queries and keys come of PyTorch's own layers and inputs of unit size."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def saturated_attention(exam: Examination) -> Suspicion | None:
     return Suspicion(
         "saturated_units",
         0.7,
-        (*shares, Evidence("spread of these scores in a row, before the first step", decided[0].spread, "about 1")),
+        (*shares, Evidence("spread of these scores in a row, before the first step", decided[0].spread, "1 or less")),
         "Inside the model a softmax begins on a single entry in most rows: its scores are so far apart that it passes "
         "almost no gradient back, and what it attends to by chance it goes on attending to.",
         (_divided(decided),),
@@ -65,10 +67,10 @@ def saturated_attention(exam: Examination) -> Suspicion | None:
 
 
 def _divided(decided: list[_Decided]) -> Remedy:
-    by = {seen.call: seen.spread for seen in decided}
+    by = {seen.call: seen.spread / _USUAL for seen in decided}
     return Remedy(
-        "divide the scores before the softmax by their spread at first weights",
-        f"scores = scores / {decided[0].spread:.3g}  # or q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, in place of "
+        "divide the scores before the softmax, to the spread of usual first weights",
+        f"scores = scores / {by[decided[0].call]:.3g}  # or q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, in place of "
         "what multiplies them now",
         on_model=lambda model: Within(model, partial(ScoresDivided, by)),
         place="scores",
