@@ -125,3 +125,14 @@ def patiences(exam: Examination) -> list[int | None]:
     assert found is not None
     edits = [remedy.on_recipe for remedy in found.remedies]
     return [edit(exam.case.recipe).patience for edit in edits if edit is not None]
+
+
+def test_a_run_that_stops_at_once_has_another_fault() -> None:
+    """Both are named, and neither remedy is dropped for what trials that never stop early can not show."""
+    given = task()
+    (X, y), (A, b) = given.train, given.valid
+    far = fogline.Task(given.model, given.loss, (0.01 * X + 3, y), valid=(0.01 * A + 3, b))
+    report = fogline.diagnose(far, HASTY)
+    assert {"unscaled_input", "too_few_steps"} <= {found.cause for found in report.findings}
+    _, recipe = report.apply(far, HASTY)
+    assert recipe.patience is None or recipe.patience > 1

@@ -36,7 +36,7 @@ def stopped_early(exam: Examination) -> Suspicion | None:
         "too_few_steps",
         0.8,
         (
-            Evidence("steps until patience was lost", stop.step, f"up to {exam.planned}", step=stop.step),
+            Evidence("steps until patience was lost", stop.step, f"up to {exam.planned}"),
             Evidence("score of the weights kept by then", stop.score, f"{further:.3g}, after {seen.steps} steps"),
             Evidence(f"patience, in validations every {recipe.validate_every}", recipe.patience or 0, "more"),
         ),
@@ -80,7 +80,7 @@ def waited(
     assert seen is not None
     assert seen.stop is not None
     share = int(laboratory.left / len(SEEDS))
-    steps = min(seen.steps, share, max(_AS_LONG * seen.stop.step, share // 2))
+    steps = min(seen.steps, share, max(_AS_LONG * seen.stop.step, seen.steps // 2))  # other causes are to be tried too
     if steps < 2 * seen.stop.step:
         return None
     runs = laboratory.validated(exam.program, steps)
