@@ -92,9 +92,14 @@ class Books:
 
     def is_healthy(self, exam: Examination) -> bool:
         """Whether it learns, and about as well as a classical learner: what one gets a sound network gets too."""
+        return self.sound(exam, self.level)
+
+    @staticmethod
+    def sound(exam: Examination, level: float) -> bool:
+        """The same of any score."""
         reference = exam.reference.possible
         learns = LEARNS if exam.case.yardstick.work != "other" else ENOUGH  # of most losses a part can never go
-        return self.level >= learns and (reference is None or self.level >= reference - BEHIND)
+        return level >= learns and (reference is None or level >= reference - BEHIND)
 
     def reject(self, suspicion: Suspicion, trial: Trial | None, why: str) -> None:
         self.doubted.append((suspicion, trial))

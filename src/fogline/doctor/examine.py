@@ -172,6 +172,8 @@ class _Doctor:
                 self.laboratory.budget += self.anew
         for _ in range(_ROUNDS):
             exam = self._observed()
+            if self.tried.wait_longer(exam):
+                exam = Examination(self.case, self.tried.remedies, exam.observed)
             if self.tried.remedies and self.tried.does_well(exam):
                 break
             if self.tried.wider_guard(exam):

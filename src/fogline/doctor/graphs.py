@@ -194,7 +194,7 @@ def _squares(in_loss: Sequence[str]) -> bool:
 def over_one(node: Any) -> bool:
     """Whether it is a softmax of single numbers."""
     shape = shape_of(node) if operation(node) in ("Softmax", "LogSoftmax") else ()
-    return bool(shape) and shape[_dimension(node)] == 1
+    return bool(shape) and shape[dimension_of(node)] == 1
 
 
 def joined(outputs: Tensor) -> Iterator[Any]:
@@ -216,7 +216,7 @@ def _of_a_softmax(node: Any) -> bool:
     return len(before) == 1 and operation(before[0]) == "Softmax"
 
 
-def _dimension(node: Any) -> int:
+def dimension_of(node: Any) -> int:
     return (int(node._saved_dim) + 2**63) % 2**64 - 2**63  # negative ones are kept without their sign
 
 
@@ -234,7 +234,7 @@ def across_rows(node: Any, outputs: Tensor) -> bool:
     """Whether it is a softmax of scores of classes that is taken over the rows of the batch."""
     if operation(node) not in ("Softmax", "LogSoftmax") or outputs.ndim != 2 or outputs.shape[1] < 2:
         return False
-    return shape_of(node) == tuple(outputs.shape) and _dimension(node) in (0, -2)
+    return shape_of(node) == tuple(outputs.shape) and dimension_of(node) in (0, -2)
 
 
 def broadcast(loss: Tensor, outputs: Tensor) -> tuple[int, ...] | None:

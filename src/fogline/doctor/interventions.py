@@ -22,8 +22,9 @@ from fogline.doctor.books import LIKELY, Books, Kept
 from fogline.doctor.case import Case
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Remedy, Suspicion, Trial
+from fogline.doctor.patience import stopped_early, waited
 from fogline.doctor.remedies import measured_rate, usual
-from fogline.doctor.standing import standing
+from fogline.doctor.standing import level, standing
 from fogline.doctor.trial import SEEDS, Laboratory
 
 SHORTEST = 20
@@ -130,6 +131,24 @@ class Interventions(Books):
                     return True
         return False
 
+    def wait_longer(self, exam: Examination) -> bool:
+        """Whether the run stops too early, and does better with a longer patience; it is kept then.
+
+        The descent that was observed goes on where the run stops: it is that of the remedied program.
+        """
+        suspicion = None if "too_few_steps" in self.kept_causes else stopped_early(exam)
+        if suspicion is None or exam.observed is None or exam.observed.stop is None:
+            return False
+        stop = exam.observed.stop
+        won = waited(exam, self.laboratory, suspicion, sound=self.sound(exam, stop.score))
+        if won is None:
+            return False
+        if not self.kept:
+            self.control, self.control_in = stop.score, stop.step
+        self.take(suspicion, *won)
+        self.healed, self.healed_in = level(exam), exam.observed.steps
+        return True
+
     def take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
         sure = trial is not None or suspicion.proof or suspicion.blocks
         self.kept.append(Kept(self._turned(suspicion, remedy), remedy, trial, proven=sure))
@@ -144,7 +163,11 @@ class Interventions(Books):
 
     def minimal_again(self, exam: Examination) -> None:
         """What later rounds kept may make needless what earlier ones did."""
-        pairs = [(kept.suspicion, kept.remedy) for kept in self.kept if kept.remedy is not None and kept.trial]
+        pairs = [
+            (kept.suspicion, kept.remedy)
+            for kept in self.kept
+            if kept.remedy is not None and kept.trial and kept.remedy.place != "patience"  # no trial stops early
+        ]
         if len(pairs) < 2:
             return
         chosen = [(suspicion, remedy) for suspicion, remedy in pairs if remedy is not None]

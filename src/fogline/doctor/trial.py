@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fogline.data.intake import Opened
 from fogline.data.source import Batch, InMemory, cast, leaves
@@ -22,6 +23,7 @@ from fogline.descent.batches import Batches
 from fogline.descent.length import EXPECTED
 from fogline.descent.machine import machine_of, optimizer_of
 from fogline.descent.objective import Objective
+from fogline.descent.optimizers import to_eval, to_train
 from fogline.descent.prepare import Start, operations_of
 from fogline.descent.randomness import private_randomness
 from fogline.descent.resolve import batch_rows, resolve_by_rule
@@ -30,6 +32,7 @@ from fogline.descent.step import EagerStep
 from fogline.doctor.case import FAILURES, Case, Program
 from fogline.doctor.finding import Remedy, Trial
 from fogline.doctor.others import drawn, drawn_for_others, loss_of, mean_of_all, nothing, pieces_of, placed
+from fogline.doctor.validations import LONGER, Stop, Validation, stopped
 from fogline.rate import measure_rate
 from fogline.recipe import Duration, Recipe
 from fogline.record.probes import Budget, Probe, Probed
@@ -60,6 +63,8 @@ class Descended:
         losses, norms: of every step; NaN where it was refused.
         refused: how many steps were.
         error: the exception that ended it, or "".
+        validations: of the held-out rows, as often as ``fit`` has them; empty where they were not asked for. In an
+            observation they end where a patience :data:`LONGER` times that of the recipe is lost.
     """
 
     score: float
@@ -68,6 +73,7 @@ class Descended:
     refused: int = 0
     error: str = ""
     best: float = -1.0
+    validations: list[Validation] = field(default_factory=list)
 
 
 @dataclass
@@ -83,6 +89,8 @@ class Observation(Descended):
         probes: pairs of successive steps that were measured.
         lr: the rate at the top of the schedule.
         cuts: steps after which the plateau schedule cut it.
+        stop: where ``fit`` would have stopped early, for lack of patience; the observation goes on.
+        validated_every: steps between the validations of the run.
         enough: asked after each look whether no more need be seen.
     """
 
@@ -95,11 +103,18 @@ class Observation(Descended):
     probes: list[Probed] = field(default_factory=list)
     lr: float = 0.0
     cuts: list[int] = field(default_factory=list)
+    stop: Stop | None = None
+    validated_every: int = 0
     enough: Callable[[Observation], bool] = lambda seen: False
 
     @property
     def steps(self) -> int:
         return len(self.losses)
+
+    def still_waits(self, patience: int | None) -> bool:
+        """Note where this patience is lost; whether one :data:`LONGER` times that is not: there is more to be seen."""
+        self.stop = self.stop or stopped(self.validations, patience)
+        return self.stop is None or stopped(self.validations, LONGER * (patience or 0)) is None
 
 
 class Laboratory:
@@ -172,6 +187,10 @@ class Laboratory:
         """Descents of one variant, a seed each; a failure of the program is told in ``error``."""
         return [self._guarded(variant, steps, seed) for seed in seeds]
 
+    def validated(self, variant: Program, steps: int) -> list[Descended]:
+        """Descents over the first steps of the whole run, a seed each, with all that ``fit`` validates in them."""
+        return [self._guarded(variant, steps, seed, as_fit=True) for seed in SEEDS]
+
     def observe(
         self, variant: Program, steps: int, enough: Callable[[Observation], bool] = lambda seen: False
     ) -> Observation:
@@ -183,33 +202,43 @@ class Laboratory:
         seen.refused, seen.error = found.refused, found.error
         return seen
 
-    def _guarded(self, variant: Program, steps: int, seed: int, seen: Observation | None = None) -> Descended:
+    def _guarded(
+        self, variant: Program, steps: int, seed: int, seen: Observation | None = None, *, as_fit: bool = False
+    ) -> Descended:
         try:
             with private_randomness(torch.device("cpu")):
                 lr = self.rate(variant)
                 begun = self.start(variant, seed)
-                return self._descend(begun, variant, steps, lr, seen)
+                return self._descend(begun, variant, steps, lr, seen, as_fit=as_fit)
         except FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             return Descended(-1.0, np.full(1, np.nan), np.full(1, np.nan), 1, str(error) or type(error).__name__)
 
-    def _descend(self, begun: Start, variant: Program, steps: int, lr: float, seen: Observation | None) -> Descended:
+    def _descend(
+        self, begun: Start, variant: Program, steps: int, lr: float, seen: Observation | None, *, as_fit: bool
+    ) -> Descended:
         recipe = begun.resolved.recipe
         objective = begun.objective
         machine = machine_of(objective, recipe, optimizer_of(objective.model, recipe, lr), begun.batches.device)
         machine.summed = getattr(objective.loss, "reduction", "mean") == "sum"
         stepper = EagerStep(machine, begun.batches, deferred=False)
-        at = curve(recipe.schedule, steps, warmup=_compressed(recipe, steps, self.planned))
+        length = self.planned if as_fit else steps
+        at = curve(recipe.schedule, length, warmup=_compressed(recipe, length, self.planned))
         losses, norms = np.full(steps, np.nan), np.full(steps, np.nan)
         looks = _looks(begun, variant, steps, watched=seen is not None)
         probe, refused, kept, price = None, 0, (math.inf, -1.0), self.price(recipe)
-        plateau, every = PlateauState(), _scored_every(begun, variant)
+        plateau, every = PlateauState(), _validated_every(begun, variant)
+        waits = bool(every) and (as_fit or (seen is not None and _may_stop(variant)))
+        validations: list[Validation] = []
         if seen is not None:
             seen.start, seen.lr = begun, lr
             named = [(n, p) for n, p in machine.objective.model.named_parameters() if p.requires_grad]
             probe = Probe([n for n, _ in named], [p for _, p in named], Budget(1.0))
             self._look(seen, begun, variant, 0)
+            seen.validated_every, seen.validations = every, validations
+        if waits:
+            validations.append((0, *self._validate(begun, variant, machine.optimizer)))
         probing = 0
         for k, batch in zip(range(steps), begun.batches.stream(0), strict=False):
             self.check()
@@ -230,10 +259,16 @@ class Laboratory:
                 if seen is not None and measured is not None:
                     seen.probes.append(measured)
                 probing = 1 if probe.open else 0
-            if every and (k + 1) % every == 0:
-                before, plateau = plateau.factor, update(plateau, self.scored(objective, variant, variant.held)[1])
+            if every and (k + 1) % every == 0 and (waits or recipe.schedule == "plateau"):
+                validation = (k + 1, *self._validate(begun, variant, machine.optimizer))
+                before = plateau.factor
+                if recipe.schedule == "plateau":
+                    plateau = update(plateau, validation[2])
                 if seen is not None and plateau.factor < before:
                     seen.cuts.append(k + 1)
+                if waits:
+                    validations.append(validation)
+                    waits = seen is None or seen.still_waits(recipe.patience)
             if seen is not None and k + 1 in looks:
                 self._look(seen, begun, variant, k + 1)
                 if seen.enough(seen):
@@ -248,11 +283,18 @@ class Laboratory:
             return Descended(seen.looks[-1][1], losses, norms, refused, best=best)
         if not math.isfinite(kept[0]):
             kept = 0.0, self.score(machine.objective.model, variant, variant.held)
-        return Descended(kept[1], losses, norms, refused, best=kept[1])
+        return Descended(kept[1], losses, norms, refused, best=kept[1], validations=validations)
 
     def _look(self, seen: Observation, begun: Start, variant: Program, step: int) -> None:
         score, loss = self.scored(begun.objective, variant, variant.held)
         seen.looks.append((step, score, loss))
+
+    def _validate(self, begun: Start, variant: Program, optimizer: Optimizer) -> tuple[float, float]:
+        """Score and loss of held-out rows by the weights that ``fit`` validates."""
+        to_eval(optimizer)
+        found = self.scored(begun.objective, variant, variant.held)
+        to_train(optimizer)
+        return found
 
     def _finish(self, seen: Observation, begun: Start, variant: Program) -> None:
         rows = min(_TRAIN_ROWS, variant.rows)
@@ -340,25 +382,43 @@ def _looks(begun: Start, variant: Program, steps: int, *, watched: bool) -> list
     )
 
 
-def _scored_every(begun: Start, variant: Program) -> int:
-    """Steps between the scores that the plateau schedule decides by; 0 for other schedules, or without such scores."""
+def _validated_every(begun: Start, variant: Program) -> int:
+    """Steps between the validations that the plateau schedule and patience decide by; 0 where there are none.
+
+    Those that come by the clock are left out: what comes of them is never the same again.
+    """
     recipe, batches = begun.resolved.recipe, begun.batches
-    if recipe.schedule != "plateau" or variant.case.valid is None:
+    if variant.case.valid is None:
         return 0
     return Duration.parse(recipe.validate_every).steps(batches.batch_size, batches.examples or 1000) or 0
+
+
+def _may_stop(variant: Program) -> bool:
+    """Whether the run may stop early by scores that a descent here has too: not of averaged weights, nor of more rows.
+
+    Fewer held-out rows than the run has are noisier, and patience is lost sooner.
+    """
+    recipe, case = variant.recipe, variant.case
+    asked = recipe.patience is not None and recipe.ema is None and recipe.duration != "auto"
+    valid = case.valid
+    return asked and case.in_memory and valid is not None and _count(valid.inputs) == _count(variant.held)
+
+
+def _count(rows: Batch) -> int:
+    return len(leaves(rows)[0])
 
 
 def planned_steps(recipe: Recipe, case: Case) -> int:
     """Steps of the run that the recipe describes; the usual number where its length is a time or open."""
     if recipe.duration == "auto":
         return EXPECTED
-    rows = len(leaves(case.train.inputs)[0])
+    rows = _count(case.train.inputs)
     return Duration.parse(recipe.duration).steps(batch_of(recipe, case), rows) or EXPECTED
 
 
 def batch_of(recipe: Recipe, case: Case) -> int:
     """Rows of a step by a recipe for the case."""
-    rows, asked = len(leaves(case.train.inputs)[0]), recipe.batch_size
+    rows, asked = _count(case.train.inputs), recipe.batch_size
     if asked == "full":
         return rows
     return case.batch_size if asked == "auto" else min(int(asked) * recipe.accumulate, rows)

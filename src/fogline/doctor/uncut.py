@@ -6,7 +6,8 @@ its functions, so that the call can be left out for a trial.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from fogline.task import OnBatch
 
 _DROPPING = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
 _FLAT = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")  # whose slope is zero wherever there is one
+MASKED = -9e3
+"""Scores this low are masked out: set to -1e4, -1e9 or minus infinity before a softmax."""
 _DATA: Any = vars(torch._C.TensorBase)["data"].__get__
 
 
@@ -161,6 +164,61 @@ def _are_probabilities(found: Tensor) -> bool:
     dims = {min(1, found.ndim - 1), found.ndim - 1} if found.ndim else set()
     wholes = [found.detach().sum(k) for k in dims if found.shape[k] > 1]
     return any(torch.allclose(whole, torch.ones_like(whole), atol=1e-3) for whole in wholes)
+
+
+def _softmax_of(func: Any, args: Any, kwargs: Any) -> int | None:
+    """The dimension that a call is a softmax over; None for any other call, or where it is left to be guessed."""
+    if getattr(func, "__name__", "") != "softmax" or not args or not isinstance(args[0], Tensor):
+        return None
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    return dim if isinstance(dim, int) else None
+
+
+@dataclass(frozen=True)
+class SoftmaxCall:
+    """What a softmax was given, its own dimension last, and autograd's node of what it gave."""
+
+    scores: Tensor
+    node: Any
+
+
+class SoftmaxesSeen(TorchFunctionMode):
+    """Takes down every softmax that is called, as a module or as a function.
+
+    Attributes:
+        calls: in their order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[SoftmaxCall] = []
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given, dim = func(*args, **kwargs), _softmax_of(func, args, kwargs)
+        if dim is not None:
+            self.calls.append(SoftmaxCall(args[0].detach().movedim(dim, -1), given.grad_fn))
+        return given
+
+
+class ScoresDivided(TorchFunctionMode):
+    """Divides what a softmax is given.
+
+    Args:
+        by: what to divide by, by the number of the call in a pass; what is masked out stays far below.
+    """
+
+    def __init__(self, by: Mapping[int, float]) -> None:
+        super().__init__()
+        self._by, self._calls = by, 0
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _softmax_of(func, args, kwargs) is None:
+            return func(*args, **kwargs)
+        by, self._calls = self._by.get(self._calls, 1.0), self._calls + 1
+        scores = args[0] if by == 1.0 else torch.where(args[0] > MASKED, args[0] / by, args[0])
+        return func(scores, *args[1:], **kwargs)
 
 
 class Within(Wrapped):
