@@ -16,6 +16,7 @@ from torch import nn
 from fogline.descent.prepare import as_asked
 from fogline.descent.randomness import Surroundings
 from fogline.doctor.ablations import ablations
+from fogline.doctor.bench import ENOUGH
 from fogline.doctor.books import Kept
 from fogline.doctor.case import CPU, Case, open_case
 from fogline.doctor.causes import suspicions
@@ -248,13 +249,13 @@ class _Doctor:
         return not self.tried.is_healthy(exam) or (unknown and self.tried.level < _FAR)
 
     def _may_have_more(self, exam: Examination) -> bool:
-        """Whether a program that was mended is far from perfect, and so is a classical learner: nobody knows how far a
-        network can get.
+        """Whether a program that was mended is far from perfect, and clearly better than a classical learner: nobody
+        knows how far a network can get.
 
         One that nothing is wrong with is not searched like this: there is always something to gain.
         """
         reference = exam.reference.possible
-        if self.tried.level >= _FAR or (reference is not None and reference >= _FAR):
+        if self.tried.level >= _FAR or (reference is not None and self.tried.level < reference + ENOUGH):
             return False
         self.laboratory.budget += self.anew
         return self.laboratory.left >= self._glance
