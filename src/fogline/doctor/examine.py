@@ -33,6 +33,7 @@ FLOOR = 3000
 """Steps that may be spent on a program whose steps cost next to nothing, however short its run is."""
 _ROUNDS = 3
 _AT_ONCE = 0.125  # of the descent that is watched: as much is seen of what one batch leaves no doubt about
+_LIKELY = 0.5
 _FAR = 0.9  # from perfect is what scores less
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
 # Confidence: how often findings of each kind named a planted cause on the calibration half of benchmarks/faults.
@@ -134,6 +135,7 @@ class _Doctor:
                 self.tried.ablate(exam, list(ablations(exam)))
             rounds.append(len(self.tried.kept))
         if self.tried.remedies and self._may_have_more(exam):
+            self._renew()
             exam = self._observed()
             self.tried.verify(exam, list(suspicions(exam)))
             if exam.kept == self.tried.remedies:
@@ -170,7 +172,7 @@ class _Doctor:
                 rounds.append(len(self.tried.kept))
                 if self.tried.does_well(exam):
                     return exam, rounds
-                self.laboratory.budget += self.anew
+                self._renew()
         for _ in range(_ROUNDS):
             exam = self._observed()
             if self.tried.wait_longer(exam):
@@ -185,7 +187,7 @@ class _Doctor:
             rounds.append(len(self.tried.kept))
             if self.tried.remedies == before or self.tried.does_well(exam):
                 break
-            self.laboratory.budget += self.anew
+            self._renew()
             if self.laboratory.left < self._glance:
                 break
         return exam, rounds
@@ -249,16 +251,20 @@ class _Doctor:
         return not self.tried.is_healthy(exam) or (unknown and self.tried.level < _FAR)
 
     def _may_have_more(self, exam: Examination) -> bool:
-        """Whether a program that was mended is far from perfect, and clearly better than a classical learner: nobody
-        knows how far a network can get.
+        """Whether what was mended is far from perfect and likely has another fault that was not tried yet, or is clearly
+        better than a classical learner: nobody knows how far a network can get.
 
         One that nothing is wrong with is not searched like this: there is always something to gain.
         """
         reference = exam.reference.possible
-        if self.tried.level >= _FAR or (reference is not None and self.tried.level < reference + ENOUGH):
+        if self.tried.level >= _FAR or (reference is not None and reference >= _FAR):
             return False
-        self.laboratory.budget += self.anew
-        return self.laboratory.left >= self._glance
+        unknown = reference is None or self.tried.level >= reference + ENOUGH
+        return unknown or any(trial is None and s.strength >= _LIKELY for s, trial in self.tried.doubted)
+
+    def _renew(self) -> None:
+        """Let what was mended and falls short have as much spent on it as a program that nothing was tried on."""
+        self.laboratory.budget += max(0.0, self.anew - self.laboratory.left)
 
     def _holds_nothing(self, exam: Examination) -> bool:
         """Whether neither the program nor a classical learner gets anything from the data."""
