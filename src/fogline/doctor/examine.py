@@ -251,8 +251,8 @@ class _Doctor:
         return not self.tried.is_healthy(exam) or (unknown and self.tried.level < _FAR)
 
     def _may_have_more(self, exam: Examination) -> bool:
-        """Whether what was mended is far from perfect, and has another likely fault that was not tried yet or is clearly
-        better than a classical learner: nobody knows how far a network can get.
+        """Whether what was mended is far from perfect, and has another likely fault that was not tried yet, or is
+        clearly better than a classical learner: nobody knows how far a network can get.
 
         One that nothing is wrong with is not searched like this: there is always something to gain.
         """
