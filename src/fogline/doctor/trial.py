@@ -220,7 +220,7 @@ class Laboratory:
     ) -> Descended:
         recipe = begun.resolved.recipe
         objective = begun.objective
-        machine = machine_of(objective, recipe, optimizer_of(objective.model, recipe, lr), begun.batches.device)
+        machine = machine_of(objective, recipe, _optimizer(objective.model, recipe, lr), begun.batches.device)
         machine.summed = getattr(objective.loss, "reduction", "mean") == "sum"
         stepper = EagerStep(machine, begun.batches, deferred=False)
         length = self.planned if as_fit else steps
@@ -414,6 +414,14 @@ def planned_steps(recipe: Recipe, case: Case) -> int:
         return EXPECTED
     rows = _count(case.train.inputs)
     return Duration.parse(recipe.duration).steps(batch_of(recipe, case), rows) or EXPECTED
+
+
+def _optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+    """The fused one where there is one: of small models the update is a good part of a step."""
+    try:
+        return optimizer_of(model, recipe, lr, "fused")
+    except (ValueError, RuntimeError):  # not offered for this method, device or type
+        return optimizer_of(model, recipe, lr)
 
 
 def batch_of(recipe: Recipe, case: Case) -> int:
