@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fogline.descent.copies import copied
 from fogline.errors import unknown
 from fogline.record import example_files
 from fogline.record.store import Table, read_info, read_table
@@ -156,6 +155,7 @@ class Run:
         from torch import nn
 
         from fogline.descent.checkpoint import kept_weights
+        from fogline.descent.copies import copied
 
         if self.task is None or self.task.model is None:
             raise ValueError(
