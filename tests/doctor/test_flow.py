@@ -18,6 +18,7 @@ from fogline.doctor.causes import flow
 from fogline.doctor.causes.flow.anew import also_done
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
+from fogline.doctor.surgery import orthogonal
 from fogline.doctor.trial import Laboratory
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="30ep")
@@ -552,3 +553,21 @@ def test_what_new_layers_do_besides() -> None:
         layers[0].module.weight.mul_(20)
     layers[1].module.requires_grad_(False)
     assert [s.cause for s in also_done(layers)] == ["frozen_parameters", "bad_init"]
+
+
+@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, lambda *a, **k: nn.RNN(*a, **k, nonlinearity="relu")])
+def test_orthogonal_first_weights_of_every_gate_and_the_identity_for_relu(cell: Callable[..., nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    layer = cell(2, 6, num_layers=2, bidirectional=True)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(9.0)
+    before = torch.get_rng_state()
+    orthogonal(nn.Sequential(layer))
+    assert torch.equal(torch.get_rng_state(), before)
+    blocks = [b for n, p in layer.named_parameters() if n.startswith("weight_hh") for b in p.detach().split(6)]
+    assert len(blocks) == (12 if layer.mode == "GRU" else 4)
+    for block in blocks:
+        torch.testing.assert_close(block @ block.T, torch.eye(6))
+        assert torch.equal(block, torch.eye(6)) == (layer.mode == "RNN_RELU")
+    assert max(p.detach().abs().max() for n, p in layer.named_parameters() if "hh" not in n) < 1.0

@@ -102,11 +102,6 @@ class Affine(nn.Module):
         return inputs.to(self.scale.dtype) * self.scale + self.shift
 
 
-def standardising(mean: Tensor, deviation: Tensor) -> Affine:
-    """``(inputs - mean) / deviation``."""
-    return Affine(1 / deviation, -mean / deviation)
-
-
 def new_linear(like: nn.Linear, outputs: int) -> nn.Linear:
     """A fresh layer of another width in the place of one."""
     made = nn.Linear(like.in_features, outputs, bias=like.bias is not None)
@@ -185,17 +180,17 @@ def orthogonal(model: nn.Module) -> nn.Module:
     """The model with PyTorch's own first weights in its recurrent layers, and orthogonal ones from step to step.
 
     An orthogonal matrix keeps the length of what it multiplies, however often (Saxe et al., 2014, arXiv:1312.6120).
+    ReLU throws away what it turns below zero: there it is the identity (Le et al., 2015, arXiv:1504.00941).
     """
     with _undrawn():
         for module in model.modules():
             if isinstance(module, nn.RNNBase):
                 module.reset_parameters()
                 gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+                draw = nn.init.eye_ if module.mode == "RNN_RELU" else nn.init.orthogonal_
                 for name, parameter in module.named_parameters():
                     if name.startswith("weight_hh"):
-                        parameter.copy_(
-                            torch.cat([nn.init.orthogonal_(block.clone()) for block in parameter.chunk(gates)])
-                        )
+                        parameter.copy_(torch.cat([draw(block.clone()) for block in parameter.chunk(gates)]))
     return model
 
 

@@ -15,8 +15,8 @@ from fogline.doctor.anatomy import BENDS, Layer
 from fogline.doctor.causes.data.common import kept_at, pair_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import WRAP, Evidence, Remedy, Suspicion
-from fogline.doctor.gains import is_difference, several_for_one
 from fogline.doctor.heads import bend, reach
+from fogline.doctor.reading import is_difference, several_for_one
 from fogline.doctor.scaling import (
     NORMS,
     Scales,

@@ -206,7 +206,8 @@ def drawn_again(anatomy: Anatomy, names: list[str], loose: Mapping[str, int] = N
 def drawn_orthogonal() -> Remedy:
     return Remedy(
         "give recurrent layers orthogonal first weights",
-        "model.rnn.reset_parameters()\nnn.init.orthogonal_(model.rnn.weight_hh_l0)",
+        "model.rnn.reset_parameters()\n"
+        "nn.init.orthogonal_(model.rnn.weight_hh_l0)  # nn.init.eye_ where its units are ReLU",
         on_model=orthogonal,
         place="init",
         order=BODY,

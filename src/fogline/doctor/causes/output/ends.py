@@ -11,10 +11,11 @@ from fogline.data import losses
 from fogline.doctor.causes.output.common import LOST, MUCH, are_shares, ended_by, takes_logits
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
-from fogline.doctor.gains import profile, reads_probabilities, wants_probabilities, wants_shares
+from fogline.doctor.gains import profile
 from fogline.doctor.heads import FAR, Maker, bend, reach, value
 from fogline.doctor.matching import matching, width_of
 from fogline.doctor.questions import asked, lowest
+from fogline.doctor.reading import reads_probabilities, wants_probabilities, wants_shares
 
 _MOST_NUMBERS = 100_000  # of outputs that go their own way within a fraction of a second
 _ROUNDED = 0.01  # shares that were rounded may sum to so much more or less than 1

@@ -23,13 +23,10 @@ from fogline.doctor.causes.output.shape import too_narrow
 from fogline.doctor.causes.output.softmax import softmax_single_unit
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
-from fogline.doctor.gains import (
-    is_difference,
-    profile,
-    wants_probabilities,
-)
+from fogline.doctor.gains import profile
 from fogline.doctor.heads import bend, value
 from fogline.doctor.matching import UnitTargets, labelled, matching, width_of
+from fogline.doctor.reading import is_difference, wants_probabilities
 from fogline.doctor.standing import standing
 
 

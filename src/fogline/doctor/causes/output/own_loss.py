@@ -12,9 +12,10 @@ from fogline.data import losses
 from fogline.doctor.causes.output.common import mismatched
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
-from fogline.doctor.gains import falls_without_end, is_difference, rewards_wrong_answers, unheard
+from fogline.doctor.gains import rewards_wrong_answers
 from fogline.doctor.matching import matching
 from fogline.doctor.questions import asked, is_highest_at_targets, is_of_no_row, is_over_rows
+from fogline.doctor.reading import falls_without_end, is_difference, unheard
 from fogline.doctor.standing import LEARNS
 
 _FEW = 8  # rows of a batch, of which those that change places are others

@@ -14,9 +14,9 @@ from fogline.data import losses
 from fogline.doctor.causes.output.common import codes_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import HEAD, ROWS, Evidence, Remedy, Rows, Suspicion
-from fogline.doctor.gains import around
 from fogline.doctor.heads import Maker, bend, value, widened
 from fogline.doctor.matching import matching, width_of
+from fogline.doctor.reading import around
 
 _ONE_THING = 0.9  # correlation of columns that say the same
 
