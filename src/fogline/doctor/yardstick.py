@@ -171,8 +171,10 @@ class Yardstick:
         Args:
             outputs: (b, classes, ...) scores of labels; one or two columns for yes/no; numbers.
             targets: (b, ...).
-            loss: tells logits from probabilities and from numbers.
+            loss: tells logits from probabilities and from numbers; ``loss.turned`` gives the targets it is told where
+                those are others.
         """
+        targets = loss.turned(targets) if hasattr(loss, "turned") else targets
         if not isinstance(outputs, Tensor) or not bool(torch.isfinite(outputs).all()):
             return -1.0
         outputs = outputs.detach().float()

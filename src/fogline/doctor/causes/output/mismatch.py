@@ -21,6 +21,7 @@ from fogline.doctor.causes.output.own_loss import (
 )
 from fogline.doctor.causes.output.shape import too_narrow
 from fogline.doctor.causes.output.softmax import softmax_single_unit
+from fogline.doctor.causes.output.twins import alike_taken_for_apart, positives_taken_for_negatives
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.gains import profile
@@ -35,7 +36,15 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
     if not exam.case.supervised or not isinstance(exam.anatomy.batch[1], Tensor):
         return without_logarithm(exam)
     if exam.case.yardstick.work == "other":
-        looks = (unheard_targets, one_value_heard, bottomless, highest_at_targets, without_logarithm)
+        looks = (
+            unheard_targets,
+            one_value_heard,
+            bottomless,
+            highest_at_targets,
+            without_logarithm,
+            alike_taken_for_apart,
+            positives_taken_for_negatives,
+        )
         return next((found for look in looks if (found := look(exam)) is not None), None)
     if exam.anatomy.stage == "forward" or softmax_single_unit(exam) is not None:
         return None
@@ -52,6 +61,8 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         one_value_heard,
         _not_followed,
         percent_of_zero,
+        alike_taken_for_apart,
+        positives_taken_for_negatives,
         _competing_labels,
         _codes_as_numbers,
     ):
