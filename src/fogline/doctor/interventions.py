@@ -195,14 +195,15 @@ class Interventions(Books):
         """The remedy that gains most of those of a cause, while the program falls short.
 
         What is wrong with a step or a layer is mended wholly or not at all. Of what rows lack each remedy gives back
-        a part, and which one most depends on the rows.
+        a part, and which one most depends on the rows; so it does how quiet a term of the loss must be.
         """
         best, won = kept.remedy, kept.trial
         rest = [other for other in self.kept if other is not kept]
         taken = {other.remedy.place for other in rest if other.remedy is not None}
         others = [r for r in kept.suspicion.remedies if r is not best and r.place not in taken]
-        partial = kept.suspicion.cause in (*CAUSES["data"], *CAUSES["fit"])
-        if best is None or won is None or not won.accepted or not partial or self.does_well(exam):
+        if best is None or won is None or not won.accepted or self.does_well(exam):
+            return
+        if kept.suspicion.cause not in (*CAUSES["data"], *CAUSES["fit"]) and best.place != "term":
             return
         now, self.kept = self.kept, rest
         bench = self._bench(exam, self._horizon(exam, 1))

@@ -16,9 +16,11 @@ from fogline.descent.randomness import private_randomness
 from fogline.doctor.anatomy import Anatomy, dissect, rms
 from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.causes.step.common import began
+from fogline.doctor.causes.step.term import loud_term
 from fogline.doctor.closeup import wide_trained
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, LOSS, RECIPE, Evidence, Remedy, Suspicion
+from fogline.doctor.pulls import told_apart
 from fogline.doctor.standing import motion, resolved, standing
 from fogline.doctor.surgery import with_dropout
 from fogline.doctor.uncut import DropsLess, Within, unpenalised
@@ -37,7 +39,7 @@ def regularization_too_strong(exam: Examination) -> Suspicion | None:
     stands = standing(exam)
     if not (stands.improvable or stands.train_short):
         return None if stands.known else _penalty(exam)
-    return _dropout(exam) or _decay(exam) or _penalty(exam)
+    return _dropout(exam) or _decay(exam) or _penalty(exam) or loud_term(exam)
 
 
 def _dropout(exam: Examination) -> Suspicion | None:
@@ -140,10 +142,10 @@ def _penalty(exam: Examination) -> Suspicion | None:
     loss = exam.program.loss
     if not isinstance(loss, OnBatch):
         return None
-    found = _told_apart(exam.anatomy, loss)
-    if found is None:
+    found = told_apart(exam.anatomy, dissect(exam.anatomy.model, unpenalised(loss), exam.anatomy.batch))
+    if found is None or found.part <= 0:
         return None
-    part, pull, slope = found
+    part, pull, slope = found.part, found.pull, found.slope
     if not (pull > slope or (part > _HEAVY and pull > _HEAVY * slope)):
         return None
     return Suspicion(
@@ -165,23 +167,6 @@ def _penalty(exam: Examination) -> Suspicion | None:
             ),
         ),
     )
-
-
-def _told_apart(anatomy: Anatomy, loss: OnBatch) -> tuple[float, float, float] | None:
-    """The share of a loss that is the size of the weights, the norm of its gradient, and that of the rest of it.
-
-    Of first weights: at the last ones the two gradients cancel, however light a penalty is.
-    """
-    whole, rest = anatomy, dissect(anatomy.model, unpenalised(loss), anatomy.batch)
-    if whole.stage or rest.stage or whole.loss is None or rest.loss is None or not whole.loss > rest.loss:
-        return None
-    pull = slope = 0.0
-    for name, gradient in whole.gradients.items():
-        other = rest.gradients.get(name)
-        if gradient is not None and other is not None:
-            pull += float((gradient - other).double().square().sum())
-            slope += float(other.double().square().sum())
-    return 1 - rest.loss / whole.loss, math.sqrt(pull), math.sqrt(slope)
 
 
 def no_decay() -> Remedy:

@@ -1,0 +1,85 @@
+"""Terms of a loss: told apart as they are added, weighed, and one that is too loud found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fogline
+from fogline.doctor.terms import Summing, terms_of, weighed
+
+A, B, C = (torch.tensor(number, requires_grad=True) for number in (2.0, 3.0, 5.0))
+
+
+@pytest.mark.parametrize(
+    ("summed", "terms"),
+    [
+        (lambda: A + 2 * B, [2.0, 6.0]),
+        (lambda: A - 0.5 * B + C, [2.0, -1.5, 5.0]),
+        (lambda: sum([A, B, C]), [2.0, 3.0, 5.0]),
+        (lambda: A + (B + C), [3.0, 5.0, 2.0]),
+        (lambda: (A + 1e-6) * B, []),
+        (lambda: torch.add(A, B), [2.0, 3.0]),
+    ],
+)
+def test_terms_of_a_sum(summed: Callable[[], Tensor], terms: list[float]) -> None:
+    with Summing() as mode:
+        summed()
+    assert mode.terms == pytest.approx(terms)
+
+
+def test_a_term_is_multiplied_in_value_and_gradient() -> None:
+    with Summing({1: 0.1}):
+        found = A + B - C
+    assert float(found.detach()) == pytest.approx(2.0 + 0.3 - 5.0)
+    assert [float(g) for g in torch.autograd.grad(found, (A, B, C))] == pytest.approx([1.0, 0.1, -1.0])
+
+
+def test_rows_with_sums_of_their_own() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets).square().sum(1) + 4 * outputs.abs().sum(1)).mean()
+
+    model, batch = nn.Identity(), (torch.ones(3, 2), torch.zeros(3, 2))
+    assert terms_of(loss, model, batch) == [2.0, 8.0]
+    assert float(weighed(loss, 1, 0.5)(*batch)) == 6.0
+    assert terms_of(fogline.on_batch(lambda m, b: loss(m(b[0]), b[1])), model, batch) == []
+
+
+class Codes(nn.Module):
+    """A variational auto-encoder of 20 numbers, (b, 20)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 8))
+        self.decoder = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 20))
+        self.divergence = torch.zeros(())
+
+    def forward(self, rows: Tensor) -> Any:
+        mean, log_variance = self.encoder(rows).chunk(2, 1)
+        noise = torch.randn_like(mean) if self.training else torch.zeros_like(mean)
+        self.divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+        return self.decoder(mean + noise * (log_variance / 2).exp())
+
+
+@pytest.mark.parametrize("loud", [True, False])
+def test_a_divergence_that_outweighs_the_errors(loud: bool) -> None:
+    """Errors are averaged over the numbers of a row, the divergence is summed: twenty times too loud, and more."""
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.tanh(torch.randn(600, 3, generator=draws) @ torch.randn(3, 20, generator=draws))
+
+    def step(model: Codes, batch: Tensor) -> Tensor:
+        errors = F.mse_loss(model(batch), batch)
+        return errors + (1.0 if loud else 0.002) * model.divergence
+
+    task = fogline.Task(Codes, fogline.on_batch(step), rows[:400], rows[400:])
+    recipe = fogline.Recipe(optimizer="adam", lr=0.003, batch_size=32, duration="30ep")
+    report = fogline.diagnose(task, recipe)
+    assert [f.cause for f in report.findings] == (["regularization_too_strong"] if loud else [])
+    if loud:
+        assert report.healed is not None
+        assert report.healed > 0.4
