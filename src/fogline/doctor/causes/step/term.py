@@ -20,7 +20,7 @@ from fogline.doctor.terms import terms_of, weighed
 
 _SETTLED = 0.1
 """Of the whole loss at the end, what is left at most of a term that was descended in the place of the others."""
-_QUIETER = (0.01, 0.001)
+_QUIETER = (0.001, 0.01)
 
 
 def loud_term(exam: Examination) -> Suspicion | None:
@@ -73,9 +73,10 @@ def _terms(exam: Examination, model: torch.nn.Module) -> list[float]:
 
 
 def _quieter(exam: Examination, place: int) -> list[Remedy]:
-    """As much as a mean over the numbers of a row is less than their sum, which was mixed up with it; and by tens."""
+    """By much first, which shows most within a few steps; and as much as a mean over the numbers of a row is less than
+    their sum, which was mixed up with it."""
     numbers = max(leaf[0].numel() for leaf in leaves(exam.anatomy.batch))
-    weights = sorted({1 / numbers, *_QUIETER} - {1.0}, reverse=True)
+    weights = sorted({1 / numbers, *_QUIETER} - {1.0})
     return [
         Remedy(
             f"weigh term {place + 1} of the loss {1 / weight:.4g} times less",
