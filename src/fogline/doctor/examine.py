@@ -69,8 +69,8 @@ def diagnose(
         task, recipe, loss, valid, metrics, target, **recipe_fields: as in :func:`fogline.fit`.
         budget: at most this many times the steps of the run itself, or of what takes but a second or two where that is
             more (3,000 steps of a small model, and as many again for one last look at what a short trial has won, and
-            up to as many each time that something was mended and the program still falls short); 0 looks at one batch only and trains
-            nothing.
+            up to as many each time that something was mended and the program still falls short); 0 looks at one batch
+            only and trains nothing.
 
     Returns:
         The report: ``print(report)``, ``report.findings``, ``report.apply(task, recipe)``, ``report.to_json()``.
