@@ -66,14 +66,17 @@ class Codes(nn.Module):
         return self.decoder(mean + noise * (log_variance / 2).exp())
 
 
-@pytest.mark.parametrize("loud", [True, False])
-def test_a_divergence_that_outweighs_the_errors(loud: bool) -> None:
-    """Errors are averaged over the numbers of a row, the divergence is summed: twenty times too loud, and more."""
+@pytest.mark.parametrize(("loud", "itself"), [(True, True), (True, False), (False, True)])
+def test_a_divergence_that_outweighs_the_errors(loud: bool, itself: bool) -> None:
+    """Errors are averaged over the numbers of a row, the divergence is summed: twenty times too loud, and more.
+
+    The loss may call the model itself, or a method of its own.
+    """
     draws = torch.Generator().manual_seed(0)
     rows = torch.tanh(torch.randn(600, 3, generator=draws) @ torch.randn(3, 20, generator=draws))
 
     def step(model: Codes, batch: Tensor) -> Tensor:
-        errors = F.mse_loss(model(batch), batch)
+        errors = F.mse_loss(model(batch) if itself else model.forward(batch), batch)
         return errors + (1.0 if loud else 0.002) * model.divergence
 
     task = fogline.Task(Codes, fogline.on_batch(step), rows[:400], rows[400:])

@@ -22,7 +22,17 @@ _AT_ONCE = 512  # rows
 
 
 def loss_of(objective: Objective, batch: Batch, said: Callable[[Tensor], Tensor]) -> float | None:
-    """Mean loss of other answers than the model's, made of them; None where they are no tensors with a row each."""
+    """Mean loss of other answers than the model's, made of them; None where they are no tensors with a row each.
+
+    Where the loss never calls the model itself, but methods of its own, those of the modules that these call.
+    """
+    whole = _loss_of(objective, batch, said, [objective.model])
+    return whole if whole is not None else _loss_of(objective, batch, said, list(objective.model.children()))
+
+
+def _loss_of(
+    objective: Objective, batch: Batch, said: Callable[[Tensor], Tensor], answering: list[nn.Module]
+) -> float | None:
     seen: list[Tensor] = []
 
     def change(module: nn.Module, given: Any, found: Any) -> Any:
@@ -31,7 +41,7 @@ def loss_of(objective: Objective, batch: Batch, said: Callable[[Tensor], Tensor]
         seen.extend(changed)
         return map_tree(lambda leaf: said(leaf) if _a_row_each(leaf, rows) else leaf, found) if changed else found
 
-    handle = objective.model.register_forward_hook(change)
+    handles = [module.register_forward_hook(change) for module in answering]
     sums, total = 0.0, 0
     try:
         with private_randomness(torch.device("cpu")), objective.without_learning():
@@ -42,7 +52,8 @@ def loss_of(objective: Objective, batch: Batch, said: Callable[[Tensor], Tensor]
     except FAILURES:
         return None
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return sums / total if seen and math.isfinite(sums) else None
 
 
