@@ -268,3 +268,18 @@ def test_distances_are_told_from_probabilities_by_how_they_were_made(end: Callab
     small = 0.1 * torch.rand(30, generator=torch.Generator().manual_seed(0)).requires_grad_()
     outputs = (small * 2).sqrt() if end is None else end(small)
     assert Yardstick.of(alike, near).reads(outputs, alike, near) is (end is not None)
+
+
+def test_a_loss_of_quantiles_is_not_asked_for_the_mean() -> None:
+    """The ninth tenth of a distribution lies above its targets: what varies with them is what counts."""
+
+    def pinball(outputs: Tensor, targets: Tensor) -> Tensor:
+        missed = targets - outputs
+        return torch.maximum(0.9 * missed, -0.1 * missed).mean()
+
+    def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (targets - outputs).square().mean()
+
+    targets = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    assert Yardstick.of(targets, pinball)(targets + 1.2, targets, pinball) == pytest.approx(1.0)
+    assert Yardstick.of(targets, squared)(targets + 1.2, targets, squared) < 0.0

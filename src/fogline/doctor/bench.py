@@ -121,22 +121,27 @@ class Bench:
         self._run(remedies, 1)
         return [descended.score for descended in self.runs[_key(remedies)]]
 
-    def holds(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
+    def holds(self, trial: Trial, remedies: Sequence[Remedy], *, doubtful: bool = False) -> bool:
         """Whether a trial was won, and the remedied program beats the control's longer descent too.
 
         What merely learns faster is no remedy of a program that gets there as well. Where the control would be by then
         is told by what it still gained when it was observed, as its own seed may be a lucky one. Where the short trial
         does not reach as far, the remedied program is run for as long on that seed, while the budget lasts.
+
+        Where little speaks for the cause (``doubtful``), the control is given what it will still have gained by the
+        end of its run, like one that does well: of a program that is on its way up anything seems to help that learns
+        faster.
         """
         if not trial.accepted:
             return False
         if self._covers:
             return True
         own = level(self.exam)
-        reached = own if self.sound else min(own, self._still_to_come + fmean(trial.without))
-        if fmean(trial.with_it) >= max(self._clearly_above(reached), own + ENOUGH):
+        rising = self.sound or doubtful
+        reached = own if rising else min(own, self._still_to_come + fmean(trial.without))
+        if fmean(trial.with_it) >= max(self._clearly_above(reached, rising=rising), own + ENOUGH):
             return True
-        return self._in_full(remedies) >= self._clearly_above(own)
+        return self._in_full(remedies) >= self._clearly_above(own, rising=rising)
 
     def suffices(self, trial: Trial, remedy: Remedy) -> bool:
         """Whether the remedy of a cause that leaves no doubt is kept, although the trial was not won.
@@ -159,9 +164,9 @@ class Bench:
             return True
         return not self._covers and self._in_full(remedies) >= level(self.exam) - ENOUGH
 
-    def _clearly_above(self, score: float) -> float:
+    def _clearly_above(self, score: float, *, rising: bool) -> float:
         """What is no chance above a score that the control reached, or will have reached after all its steps."""
-        score = min(1.0, score + (still_gains(self.exam) if self.sound else 0.0))
+        score = min(1.0, score + (still_gains(self.exam) if rising else 0.0))
         return score + max(self.margin, AS_GOOD * (1 - score))
 
     @property

@@ -301,12 +301,16 @@ class Interventions(Books):
             if not bench.affords(edits(group)):
                 return False
             trial = bench.against_control(edits(group), promising=self._promising(benches, bench))
-            if self._won(benches, bench, trial) and bench.holds(trial, edits(group)):
+            if self._won(benches, bench, trial) and bench.holds(trial, edits(group), doubtful=self._doubtful(group)):
                 # In a short trial whatever learns faster seems needed: parts are left out in a long one.
                 longest = benches[-1] if len(group) > 1 and benches[-1].affords(edits(group)) else bench
                 self._minimal(longest, group, longest.against_control(edits(group), every_seed=True))
                 return True
         return False
+
+    def _doubtful(self, group: Sequence[Pair]) -> bool:
+        """Whether nothing is known to be wrong yet, and none of these causes is likelier than not before any trial."""
+        return not self.remedies and all(s.strength <= LIKELY and not s.proof for s, _ in group)
 
     def _rungs(self, exam: Examination, steps: int, *, of: int) -> list[Bench]:
         """Benches for ever longer trials: where a short one is decisive the longer ones are saved.
@@ -413,18 +417,23 @@ class Interventions(Books):
     def _alone(self, benches: list[Bench], suspicion: Suspicion) -> None:
         tried: list[Trial] = []
         for remedy in suspicion.remedies:
+            doubtful = self._doubtful([(suspicion, remedy)])
             trial = None
             for k, bench in enumerate(benches):
                 if not bench.affords([remedy]):
                     # Won, but not so that it is decided: one descent in full has to do for three longer ones.
-                    if trial is not None and trial.accepted and benches[k - 1].holds(trial, [remedy]):
+                    if (
+                        trial is not None
+                        and trial.accepted
+                        and benches[k - 1].holds(trial, [remedy], doubtful=doubtful)
+                    ):
                         self.healed, self.healed_in = fmean(trial.with_it), benches[k - 1].steps
                         self.take(suspicion, remedy, trial)
                         return
                     break
                 promising, every_seed = self._promising(benches, bench), suspicion.proof and bench is benches[-1]
                 trial = bench.against_control([remedy], promising=promising, every_seed=every_seed)
-                if self._won(benches, bench, trial) and bench.holds(trial, [remedy]):
+                if self._won(benches, bench, trial) and bench.holds(trial, [remedy], doubtful=doubtful):
                     self.healed, self.healed_in = fmean(trial.with_it), bench.steps
                     self.take(suspicion, remedy, trial)
                     return

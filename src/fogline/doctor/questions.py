@@ -16,6 +16,7 @@ MOST_NUMBERS = 8
 _FEW_STEPS, _ROWS = 6, 64
 _STEPS_OF_OUTPUTS = 50
 _ALIKE, _APART = 1e-5, 1e-3
+_LOPSIDED = 0.1  # of what errors either way cost together, what those one way cost more
 
 
 def asked(loss: Any, outputs: Tensor, targets: Tensor) -> float:
@@ -189,6 +190,13 @@ def prefers(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
     except (RuntimeError, ValueError, TypeError):
         return False
     return mine < exact
+
+
+def is_lopsided(targets: Tensor, loss: Any) -> bool:
+    """Whether a loss takes too much for worse than as much too little, or the other way round, as of quantiles."""
+    unit = float(targets.double().std(correction=0)) if targets.is_floating_point() and len(targets) > 1 else 0.0
+    over, under = (asked(loss, targets + way * unit, targets) for way in (1.0, -1.0))
+    return unit > 0 and math.isfinite(over + under) and abs(over - under) > _LOPSIDED * abs(over + under)
 
 
 def is_distance(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
