@@ -23,6 +23,7 @@ from fogline.descent.prepare import operations_of
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
 from fogline.descent.resolve import takes_all_examples, usual_batch_size
 from fogline.doctor.finding import Remedy, Rows
+from fogline.doctor.unfolded import unfolded
 from fogline.doctor.yardstick import Yardstick
 from fogline.recipe import Recipe
 from fogline.task import OnBatch, Task
@@ -154,12 +155,12 @@ def made(task: Task, facts: Facts, seed: int) -> nn.Module:
 
 
 def open_case(task: Task, recipe: Recipe) -> Case:
-    """Open a program, also one that ``fit`` would refuse.
+    """Open a program, also one that ``fit`` would refuse; as one of pairs, where it is one.
 
     Raises:
         ValueError, TypeError: data of which not even rows can be read.
     """
-    refused = ""
+    refused, task = "", unfolded(task)
     try:
         opened = open_data(task, seed=recipe.seed)
     except (ValueError, TypeError) as error:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fogline.doctor.case import apply_to
 from fogline.doctor.finding import Finding, Trial
+from fogline.doctor.unfolded import unfolded
 from fogline.recipe import Recipe
 from fogline.task import Task
 
@@ -92,6 +93,8 @@ class Report:
         Raises:
             TypeError: a remedy changes rows of a stream.
         """
+        if any(remedy.on_loss is not None or remedy.on_rows is not None for remedy in self.remedies):
+            task = unfolded(task)
         task, recipe, _ = apply_to(task, recipe, self.remedies, loss=task.loss)
         return task, recipe
 

@@ -1,0 +1,144 @@
+"""Losses of a whole batch that are losses of pairs: read as what they are, so that everything can be asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fogline.data import losses
+from fogline.descent.copies import copied
+from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
+from fogline.task import OnBatch, Task
+
+_ROWS = 8
+_CPU = torch.device("cpu")
+
+
+class Answer:
+    """Stands for a model whose outputs are known: it can be called, once, and has nothing else."""
+
+    def __init__(self, outputs: Any) -> None:
+        self.outputs = outputs
+
+    def __call__(self, *_: Any) -> Any:
+        return self.outputs
+
+
+class OfPairs:
+    """A function of (model, batch) as a loss of (outputs, targets).
+
+    Args:
+        function: is given the outputs as a model's, and a batch with the targets in their places.
+        places: of the tensors of the batch, whether it holds the targets; a single tensor is a batch of one.
+        like: the batch on a few rows, for what is not read.
+    """
+
+    def __init__(self, function: Callable[[Any, Any], Tensor], places: tuple[bool, ...], like: Any) -> None:
+        self._function, self._places, self._like = function, places, like
+
+    def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
+        if isinstance(self._like, Tensor):
+            return self._function(Answer(outputs), targets).mean()
+        parts = [
+            targets if told else part[:1].expand(len(targets), *part.shape[1:]).to(targets.device)
+            for told, part in zip(self._places, self._like, strict=True)
+        ]
+        return self._function(Answer(outputs), type(self._like)(parts)).mean()
+
+
+class _Seen(nn.Module):
+    """A model that notes what it is called with."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.noted = model
+        self.calls: list[tuple[tuple[Any, ...], Any]] = []
+
+    def forward(self, *given: Any) -> Any:
+        found = self.noted(*given)
+        self.calls.append((given, found))
+        return found
+
+
+class _Named(TorchFunctionMode):
+    """Sees which of PyTorch's losses compares two tensors, and with nothing else said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Any, tuple[Any, ...], Tensor]] = []
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        if len(args) == 2 and losses.family(func) != "unknown" and isinstance(found, Tensor):
+            usual = signature(func).parameters
+            if all(usual[name].default is value or usual[name].default == value for name, value in kwargs.items()):
+                self.found.append((func, args, found))
+        return found
+
+
+def unfolded(task: Task) -> Task:
+    """The task with a loss of (outputs, targets), where its loss of a batch is one; the task itself where it is not.
+
+    It is one where the model is called once, with a tensor of the batch as it is, and nothing else is asked of it;
+    and where of the rest of the batch one tensor is read, or the inputs themselves, as auto-encoders are told.
+    """
+    loss, batch = task.loss, task.train
+    if not isinstance(loss, OnBatch) or loss.deployment is not None or task.model is None:
+        return task
+    if isinstance(batch, Tensor):
+        parts = [batch]
+    elif type(batch) in (tuple, list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        parts = list(batch)
+    else:
+        return task
+    alike = task.valid is None or type(task.valid) is type(batch)
+    if not alike or not all(part.ndim and len(part) >= 2 for part in parts):
+        return task
+    try:
+        with private_randomness(_CPU), torch.no_grad():
+            found = _read(task, loss, parts)
+    except Exception:  # noqa: BLE001 - the program's own: then it stays as it is
+        return task
+    if found is None:
+        return task
+    of_pairs, asked, told = found
+
+    def paired(data: Any) -> Any:
+        held = [data] if isinstance(data, Tensor) else data
+        return held[asked], held[told]
+
+    if asked == told and task.metrics:
+        return task  # which are about something else than what the loss compares
+    return replace(task, loss=of_pairs, train=paired(batch), valid=None if task.valid is None else paired(task.valid))
+
+
+def _read(task: Task, loss: OnBatch, parts: list[Tensor]) -> tuple[Any, int, int] | None:
+    """The loss of pairs, and the places of inputs and targets in the batch."""
+    seed_everything(0, 0, INITIAL, _CPU)
+    given: Any = task.model
+    model = _Seen(copied(given if isinstance(given, nn.Module) else given()).eval())
+    few = [part[:_ROWS] for part in parts]
+    like: Any = few[0] if isinstance(task.train, Tensor) else type(task.train)(few)
+    named = _Named()
+    with named:
+        value = loss.function(model, like)
+    if len(model.calls) != 1 or len(model.calls[0][0]) != 1 or not isinstance(value, Tensor):
+        return None
+    (received,), outputs = model.calls[0]
+    asked = next((place for place, part in enumerate(few) if part is received), None)
+    if asked is None:
+        return None
+    for told in sorted(range(len(few)), key=lambda place: place == asked):
+        of_pairs = OfPairs(loss.function, tuple(place == told for place in range(len(few))), like)
+        again = of_pairs(outputs, few[told])
+        if torch.equal(again, value.mean()) and bool(torch.isfinite(again)):
+            known = (f for f, args, out in named.found if out is value and args[0] is outputs and args[1] is few[told])
+            return next(known, of_pairs), asked, told
+    return None

@@ -1,0 +1,92 @@
+"""Losses of a batch that are losses of pairs: read as such, and left alone where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fogline
+from fogline.doctor.unfolded import OfPairs, unfolded
+
+X = torch.randn(240, 6, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] + X[:, 1] > 0).long()
+
+
+def net(*last: nn.Module, outputs: int = 2) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, outputs), *last)
+
+
+def own(model: Any, batch: Any) -> Tensor:
+    return -model(batch[0]).log_softmax(1).gather(1, batch[1][:, None]).mean()
+
+
+def of_rows(model: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+@pytest.mark.parametrize("step", [own, of_rows])
+def test_a_loss_of_pairs_is_read_as_one(step: Callable[[Any, Any], Tensor]) -> None:
+    task = fogline.Task(net(), fogline.on_batch(step), (X, Y), (X[:50], Y[:50]))
+    read = unfolded(task)
+    assert isinstance(read.loss, OfPairs)
+    assert read.train[0] is X
+    assert read.train[1] is Y
+    assert read.valid[1].shape == (50,)
+    outputs = task.model(X)  # type: ignore[operator, misc]
+    torch.testing.assert_close(read.loss(outputs, Y), step(task.model, (X, Y)).mean())
+
+
+def test_a_loss_of_pytorch_is_taken_for_itself() -> None:
+    task = fogline.Task(net(), fogline.on_batch(lambda m, b: F.cross_entropy(m(b[0]), b[1])), (X, Y))
+    assert unfolded(task).loss is F.cross_entropy
+
+
+@pytest.mark.parametrize("train", [X, (X, Y), [X, Y]])
+def test_an_auto_encoder_has_its_inputs_for_targets(train: Any) -> None:
+    def step(model: Any, batch: Any) -> Tensor:
+        rows = batch if isinstance(batch, Tensor) else batch[0]
+        return (model(rows) - rows).square().mean()
+
+    read = unfolded(fogline.Task(net(outputs=6), fogline.on_batch(step), train))
+    assert read.train[0] is read.train[1] is X
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda m, b: own(m, b) + 1e-3 * sum(p.square().sum() for p in m.parameters()),
+        lambda m, b: own(m, b) + (m(b[0]) - m(-b[0])).square().mean(),
+        lambda m, b: own(lambda x: m(x + torch.randn_like(x)), b),
+        lambda m, b: own(m, b) * b[0].square().sum(),
+        lambda m, b: own(m[2], (m[1](m[0](b[0])), b[1])),
+    ],
+)
+def test_what_asks_for_more_than_pairs_stays(step: Callable[[Any, Any], Tensor]) -> None:
+    model = net()
+    task = fogline.Task(model, fogline.on_batch(step), (X, Y))
+    assert unfolded(task) is task
+    assert model.training
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_faults_are_found_in_a_loss_of_a_batch(tmp_path: Path, wrong: bool) -> None:
+    """A sigmoid before rows that are standardised: an auto-encoder gets no further."""
+
+    def step(model: Any, batch: Tensor) -> Tensor:
+        return (model(batch) - batch).square().mean()
+
+    rows = torch.randn(300, 3, generator=torch.Generator().manual_seed(1)) @ torch.ones(3, 6).tril(1).triu(-1)
+    model = net(*([nn.Sigmoid()] if wrong else []), outputs=6)
+    task, recipe = fogline.Task(model, fogline.on_batch(step), rows), fogline.Recipe(lr=0.01, duration="30ep")
+    report = fogline.diagnose(task, recipe)
+    assert [finding.cause for finding in report.findings] == (["output_activation"] if wrong else [])
+    run = fogline.fit(*report.apply(task, recipe), runs=tmp_path, progress=False)
+    with torch.no_grad():
+        assert float((run.model(rows) - rows).square().mean()) < 0.3 * float(rows.var())
