@@ -496,3 +496,16 @@ def test_columns_with_losses_of_their_own_may_be_shares_and_numbers() -> None:
 
     task = fogline.Task(Heads, both, (rows(), torch.cat([yes_no(), 3 * rows()[:, 1:2]], 1)))
     assert output.loss_mismatch(Examination(open_case(task, SGD))) is None
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_correlation_along_an_axis_of_one_number_hears_nothing(axis: int) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        a, b = (part - part.mean(axis, keepdim=True) for part in (outputs, targets))
+        lengths = (a.square().sum(axis) * b.square().sum(axis) + 1e-8).sqrt()
+        return 1 - ((a * b).sum(axis) / lengths).mean()
+
+    found = output.loss_mismatch(exam(net(1), loss, numbers()))
+    assert (found is not None and "same number" in found.explanation) == (axis == 1)
+    if found is not None:
+        assert output.loss_mismatch(mended(found, exam(net(1), loss, numbers()))) is None

@@ -192,6 +192,14 @@ def prefers(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
     return mine < exact
 
 
+def hears_nothing(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether a loss is one and the same number for outputs of all sizes, drawn at random and as they are."""
+    draws = torch.Generator().manual_seed(0)
+    said = [size * torch.randn(outputs.shape, generator=draws).to(outputs) for size in (0.1, 1.0, 10.0)]
+    found = [asked(loss, one, targets) for one in (outputs, *said, *(-one for one in said), said[1].abs(), said[1] + 5)]
+    return math.isfinite(sum(found)) and max(found) - min(found) <= _ALIKE * max(map(abs, found))
+
+
 def is_lopsided(targets: Tensor, loss: Any) -> bool:
     """Whether a loss takes too much for worse than as much too little, or the other way round, as of quantiles."""
     unit = float(targets.double().std(correction=0)) if targets.is_floating_point() and len(targets) > 1 else 0.0

@@ -13,6 +13,7 @@ from fogline.doctor.causes.output.hearing import one_value_heard, percent_of_zer
 from fogline.doctor.causes.output.logarithm import without_logarithm
 from fogline.doctor.causes.output.own_loss import (
     bottomless,
+    deaf,
     highest_at_targets,
     of_no_row,
     over_rows,
@@ -37,6 +38,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         return without_logarithm(exam)
     if exam.case.yardstick.work == "other":
         looks = (
+            deaf,
             unheard_targets,
             one_value_heard,
             bottomless,
@@ -51,6 +53,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
     for look in (
         _refused,
         _one_score,
+        deaf,
         over_rows,
         of_no_row,
         _beyond_unit,

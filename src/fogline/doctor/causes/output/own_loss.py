@@ -14,7 +14,7 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.gains import rewards_wrong_answers
 from fogline.doctor.matching import matching
-from fogline.doctor.questions import asked, is_highest_at_targets, is_of_no_row, is_over_rows
+from fogline.doctor.questions import asked, hears_nothing, is_highest_at_targets, is_of_no_row, is_over_rows
 from fogline.doctor.reading import falls_without_end, is_difference, unheard
 from fogline.doctor.standing import LEARNS
 
@@ -86,6 +86,24 @@ def highest_at_targets(exam: Examination) -> Suspicion | None:
             proof=True,
         ),
         advice="",
+    )
+
+
+def deaf(exam: Examination) -> Suspicion | None:
+    """A loss of one's own that is the same number whatever is put out, as a correlation along the wrong axis is."""
+    outputs, targets, loss = exam.anatomy.outputs, exam.anatomy.batch[1], exam.program.loss
+    if losses.family(loss) != "unknown" or not isinstance(outputs, Tensor) or exam.anatomy.stage:
+        return None
+    if len(targets) < _FEW or not hears_nothing(outputs.detach(), targets, loss):
+        return None
+    return mismatched(
+        exam,
+        0.95,
+        (Evidence("change of the loss where other things are put out", 0.0, "some"),),
+        "The loss is the same number whatever the model says, so there is nothing to descend: what it compares has "
+        "been averaged or subtracted away, as by a mean along an axis of one number.",
+        (matching(exam),),
+        proof=True,
     )
 
 
