@@ -571,3 +571,30 @@ def test_orthogonal_first_weights_of_every_gate_and_the_identity_for_relu(cell: 
         torch.testing.assert_close(block @ block.T, torch.eye(6))
         assert torch.equal(block, torch.eye(6)) == (layer.mode == "RNN_RELU")
     assert max(p.detach().abs().max() for n, p in layer.named_parameters() if "hh" not in n) < 1.0
+
+
+class Factors(nn.Module):
+    """Ratings as products of two tables, (b, 2) positions."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.of_users, self.of_things = nn.Embedding(20, 4), nn.Embedding(15, 4)
+        for table in (self.of_users, self.of_things):
+            nn.init.normal_(table.weight, 0.0, size) if size else nn.init.zeros_(table.weight)
+
+    def forward(self, places: Tensor) -> Tensor:
+        return (self.of_users(places[:, 0]) * self.of_things(places[:, 1])).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.3])
+def test_tables_at_zero_get_rows_of_length_one(size: float) -> None:
+    places = torch.cartesian_prod(torch.arange(20), torch.arange(15))
+    torch.manual_seed(1)
+    ratings = Factors(1.0)(places).detach()
+    case = open_case(fogline.Task(Factors(size), nn.MSELoss(), (places, ratings)), RECIPE)
+    found = flow.symmetric_init(Examination(case))
+    assert (found is not None) == (size == 0.0)
+    if found is not None:
+        again = Examination(case, found.remedies[:1]).program.new_model(0)
+        lengths = again.of_users.weight.detach().norm(dim=1)
+        assert float(lengths.mean()) == pytest.approx(1.0, rel=0.2)

@@ -271,6 +271,21 @@ def test_a_memory_of_a_hundred_steps() -> None:
 
 
 @pytest.mark.parametrize(
+    ("recipe", "usual"),
+    [
+        (ADAM.replace(lr=0.0005, duration="8ep", options={"betas": (0.999, 0.9), "eps": 1e-8}), {"eps": 1e-8}),
+        (ADAM.replace(optimizer="adagrad", options={"lr_decay": 1.0}), {}),
+    ],
+)
+def test_options_that_hardly_anybody_means(recipe: fogline.Recipe, usual: dict[str, Any]) -> None:
+    found = step.optimizer_mismatch(observed(labels(), recipe))
+    assert found is not None
+    assert new_recipe(found, recipe) == recipe.replace(options=usual)
+    again = step.optimizer_mismatch(observed(labels(), recipe.replace(options=usual)))
+    assert again is None or "options" not in again.explanation
+
+
+@pytest.mark.parametrize(
     "recipe",
     [
         ADAM.replace(optimizer="adamw", weight_decay=100.0),

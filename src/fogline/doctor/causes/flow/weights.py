@@ -38,13 +38,15 @@ def symmetric_init(exam: Examination) -> Suspicion | None:
     weights = [name for name, p in anatomy.named_parameters() if p.ndim >= 2 and _constant(p)]
     loose = dict.fromkeys(loose_matrices(anatomy), 0) | summed_over(anatomy)
     again = sorted({name if name in loose else name.rpartition(".")[0] for name in weights} | set(names))
+    ways = drawn_for_relu(again, loose), drawn_anew(again, loose)  # rows of a table of length one first
+    modules = [name for name in again if name not in loose]
     return Suspicion(
         "symmetric_init",
         0.95,
         tuple(Evidence("units with different first weights or gradients", 1, "all", layer=name) for name in names[:4]),
         "All units of a layer begin with the same weights and get the same gradient, so they take the same steps for "
         "ever: however wide the layer is, it does the work of a single unit.",
-        (drawn_anew(again, loose), drawn_for_relu(again, loose)),
+        ways if any(isinstance(anatomy.model.get_submodule(n), nn.Embedding) for n in modules) else ways[::-1],
         proof=True,
         severity="fatal",
     )

@@ -43,11 +43,53 @@ def _long_memory(name: str, memory: float, planned: int) -> Suspicion:
     )
 
 
+def _odd_options(exam: Examination) -> Suspicion | None:
+    """Options of the optimizer that hardly anybody means: decay rates that have changed places, steps that die out."""
+    options = resolved(exam).options
+    betas, fading = options.get("betas"), float(options.get("lr_decay", 0.0)) * exam.planned
+    odd = {}
+    if isinstance(betas, (tuple, list)) and len(betas) >= 2:
+        first, second = float(betas[0]), float(betas[1])
+        if second < first or 1 / max(1e-9, 1 - first) > 2 * _LONG_MEMORY:
+            odd["betas"] = f"({first:g}, {second:g})", "(0.9, 0.999)"
+    if fading > 1:
+        odd["lr_decay"] = f"{options['lr_decay']:g}", "0"
+    if not odd or not standing(exam).improvable:
+        return None
+    names = ", ".join(odd)
+    shrunk = ("bad_schedule", "The learning rate is all but gone before anything is learned.")
+    return Suspicion(
+        "optimizer_mismatch",
+        0.7,
+        tuple(Evidence(f"option {name} of the optimizer", found, usual) for name, (found, usual) in odd.items()),
+        "With these options the method is another one than its name says: "
+        + (
+            "it remembers directions for longer than it remembers how steep they are. "
+            if "betas" in odd
+            else f"its steps get 1 + {fading:.0f} times shorter over the run. "
+        ),
+        (
+            Remedy(
+                f"leave {names} as usual",
+                f"fogline.Recipe(options={{...}})  # without {names}",
+                on_recipe=lambda recipe: recipe.replace(
+                    options={name: value for name, value in recipe.options.items() if name not in odd}
+                ),
+                place="options",
+                order=RATE,
+            ),
+        ),
+        otherwise=shrunk if "lr_decay" in odd else None,
+    )
+
+
 def optimizer_mismatch(exam: Examination) -> Suspicion | None:
     """A method that does not suit the problem, or the way its batches are drawn."""
     if not began(exam):
         return None
     recipe, stands, moves, steps = resolved(exam), standing(exam), motion(exam), steps_of(exam)
+    if (odd := _odd_options(exam)) is not None:
+        return odd
     name = recipe.optimizer if isinstance(recipe.optimizer, str) else recipe.optimizer.__name__.lower()
     noisy = recipe.batch_size != "full" and exam.case.batch_size < exam.program.rows
     if name in ("rprop", "lbfgs") and noisy and stands.improvable:
