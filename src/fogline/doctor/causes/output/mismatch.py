@@ -23,6 +23,7 @@ from fogline.doctor.causes.output.own_loss import (
 from fogline.doctor.causes.output.shape import too_narrow
 from fogline.doctor.causes.output.softmax import softmax_single_unit
 from fogline.doctor.causes.output.twins import alike_taken_for_apart, positives_taken_for_negatives
+from fogline.doctor.causes.output.unshifted import told_already
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.gains import profile
@@ -52,6 +53,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         return None
     for look in (
         _refused,
+        told_already,
         _one_score,
         deaf,
         over_rows,
