@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import fogline
@@ -537,3 +538,21 @@ def test_little_skill_is_said_to_be_little(noise: float, says: str) -> None:
     report = fogline.diagnose(given, RECIPE)
     assert report.verdict == "healthy"
     assert says in report.headline
+
+
+def test_rows_that_are_learned_by_heart_because_of_something_else_are_no_finding() -> None:
+    """Units that stand at their limits know what they have seen, and nothing of others, until they are drawn anew."""
+    X, y = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+    X = X.float() / 8 - 1
+
+    def net() -> nn.Module:
+        model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        return model
+
+    task = fogline.Task(net, nn.CrossEntropyLoss(), (X[:300], y[:300]), (X[300:500], y[300:500]))
+    recipe = fogline.Recipe(optimizer="adam", lr=0.003, batch_size=32, duration="30ep")
+    report = fogline.diagnose(task, recipe)
+    assert [finding.cause for finding in report.findings] == ["saturated_units"]
+    assert any(item.cause == "overfitting" and "not seen any more" in item.why for item in report.rejected)

@@ -143,6 +143,7 @@ class _Doctor:
             rounds.append(len(self.tried.kept))
         if len({count for count in rounds if count}) > 1:
             self.tried.minimal_again(exam)
+        self._leave_out_what_is_gone(exam)
         outcome = self._outcome(exam)
         if not descends(exam):
             self.notes.append("the loss does not fall along its own gradients, as that of opponents: it cannot judge")
@@ -261,6 +262,17 @@ class _Doctor:
             return False
         unknown = reference is None or self.tried.level >= reference + ENOUGH
         return unknown or any(trial is None and s.strength >= _LIKELY for s, trial in self.tried.doubted)
+
+    def _leave_out_what_is_gone(self, exam: Examination) -> None:
+        """How a program fits its rows is of another fault's making where nothing of it is seen once that is mended."""
+        fits = [kept for kept in self.tried.kept if kept.suspicion.cause in CAUSES["fit"] and kept.remedy is None]
+        if not fits or not exam.kept or exam.kept != self.tried.remedies:
+            return
+        seen = {suspicion.cause for suspicion in suspicions(exam)}
+        for kept in fits:
+            if kept.suspicion.cause not in seen:
+                self.tried.kept.remove(kept)
+                self.tried.reject(kept.suspicion, kept.trial, "not seen any more once the others are mended")
 
     def _renew(self) -> None:
         """Let what was mended and falls short have as much spent on it as a program that nothing was tried on."""
