@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogline import on_batch
+from fogline.doctor.questions import is_over_rows
 from fogline.doctor.yardstick import Yardstick, work_of
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -283,3 +284,22 @@ def test_a_loss_of_quantiles_is_not_asked_for_the_mean() -> None:
     targets = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
     assert Yardstick.of(targets, pinball)(targets + 1.2, targets, pinball) == pytest.approx(1.0)
     assert Yardstick.of(targets, squared)(targets + 1.2, targets, squared) < 0.0
+
+
+def test_what_compares_rows_by_distance_says_no_classes() -> None:
+    """All triples of a batch: whichever column of an embedding is which, and where all of them lie, is the same."""
+
+    def triples(outputs: Tensor, labels: Tensor) -> Tensor:
+        apart = (outputs[:, None] - outputs).square().sum(2).add(1e-6).sqrt()
+        same = labels[:, None] == labels
+        wanted = same[:, :, None] & ~same[:, None]
+        return (F.relu(apart[:, :, None] - apart[:, None] + 0.5) * wanted).sum() / wanted.sum()
+
+    def entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+        return -outputs.log_softmax(1).gather(1, labels[:, None]).mean()
+
+    outputs, labels = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    assert not Yardstick.of(labels, triples).reads(outputs, labels, triples)
+    assert Yardstick.of(labels, entropy).reads(outputs, labels, entropy)
+    assert not is_over_rows(outputs, labels, triples)
+    assert is_over_rows(outputs, labels, lambda o, y: -o.log_softmax(0).gather(1, y[:, None]).mean())

@@ -309,8 +309,8 @@ class Interventions(Books):
         return False
 
     def _doubtful(self, group: Sequence[Pair]) -> bool:
-        """Whether nothing is known to be wrong yet, and none of these causes is likelier than not before any trial."""
-        return not self.remedies and all(s.strength <= LIKELY and not s.proof for s, _ in group)
+        """Whether nothing is known to be wrong yet, and none of these causes is likely before any trial."""
+        return not self.remedies and all(s.strength < LIKELY and not s.proof for s, _ in group)
 
     def _rungs(self, exam: Examination, steps: int, *, of: int) -> list[Bench]:
         """Benches for ever longer trials: where a short one is decisive the longer ones are saved.

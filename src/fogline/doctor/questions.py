@@ -126,11 +126,21 @@ def takes_a_side(outputs: Tensor, classes: int, targets: Tensor, loss: Any) -> b
     return len(sides) < 2
 
 
+def tells_columns_apart(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether it matters which number of a row stands where: to what compares rows by their distances it does not."""
+    said = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+    once, turned = asked(loss, said, targets), asked(loss, said.roll(1, -1), targets)
+    return not abs(turned - once) <= _ALIKE * abs(once)
+
+
 def is_over_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
     """Whether scores of classes, (n, classes), are shared out over the rows of the batch, and not over the classes.
 
-    Then what is added to a class in every row changes nothing, and what is added to a row in every class does.
+    Then what is added to a class in every row changes nothing, and what is added to a row in every class does. So it is
+    of distances between rows, to which all columns are alike.
     """
+    if not tells_columns_apart(outputs, targets, loss):
+        return False
     draws = torch.Generator().manual_seed(0)
     said = torch.randn(outputs.shape, generator=draws).to(outputs)
     column, row = (torch.randn(shape, generator=draws).to(outputs) for shape in ((1, said.shape[1]), (len(said), 1)))

@@ -160,8 +160,8 @@ def _dimension(inputs: Tensor, first: nn.Module | None) -> int | None:
     if inputs.ndim == 2:
         return 1
     if inputs.ndim == 3:
-        if isinstance(first, _ConvNd):
-            return 1
+        if isinstance(first, _ConvNd):  # of which the model may move the features to their place by itself
+            return 2 if first.in_channels == inputs.shape[2] != inputs.shape[1] else 1
         return (
             2
             if isinstance(first, _RECURRENT) or (isinstance(first, nn.Linear) and first.in_features == inputs.shape[2])

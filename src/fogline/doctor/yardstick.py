@@ -27,6 +27,7 @@ from fogline.doctor.questions import (
     reads_every_column,
     robust,
     takes_a_side,
+    tells_columns_apart,
     wants_more_than_targets,
 )
 
@@ -130,7 +131,8 @@ class Yardstick:
             if laid.ndim == labels.ndim or laid.shape[1] == 1:
                 return bool(laid.numel() == labels.numel())
             fit = laid.shape[1] >= self.classes and laid.shape[:1] + laid.shape[2:] == labels.shape
-            return bool(fit) and takes_a_side(outputs.detach(), laid.shape[1], targets, loss)
+            known = bool(fit) and takes_a_side(outputs.detach(), laid.shape[1], targets, loss)
+            return known and (outputs.ndim > 2 or tells_columns_apart(outputs.detach(), targets, loss))
         if self.work == "binary":
             numbers, asked = outputs[:1].numel(), targets[:1].numel()
             pairs = outputs.ndim == 2 and numbers == 2 and asked == 1
