@@ -221,6 +221,92 @@ class ScoresDivided(TorchFunctionMode):
         return func(scores, *args[1:], **kwargs)
 
 
+_RESHAPES = ("view", "reshape", "view_as", "reshape_as")
+_TURNS = ("transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "contiguous")
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """A call of ``view`` or ``reshape``: its name, the shape it was given, and the shape it gave."""
+
+    name: str
+    given: tuple[int, ...]
+    made: tuple[int, ...]
+
+    @property
+    def axes(self) -> tuple[int, ...] | None:
+        """The axes in another order, where that is all that became of the shape and the order is another one.
+
+        Of axes of one size the first comes first. Where an axis of size 1 stands does not matter.
+        """
+        if len(self.given) != len(self.made) or sorted(self.given) != sorted(self.made):
+            return None
+        left = list(enumerate(self.given))
+        axes = []
+        for size in self.made:
+            place = next(k for k, (_, other) in enumerate(left) if other == size)
+            axes.append(left.pop(place)[0])
+        long = [axis for axis in axes if self.given[axis] > 1]
+        return tuple(axes) if long != sorted(long) else None
+
+    def fits(self, axes: tuple[int, ...]) -> bool:
+        """Whether the shape that it gave is the given one in this order."""
+        return len(axes) == len(self.given) and tuple(self.given[axis] for axis in axes) == self.made
+
+
+class ReshapesSeen(TorchFunctionMode):
+    """Takes down every ``view`` and ``reshape``, but not of what was transposed right before: that may be meant.
+
+    Attributes:
+        calls: by their number in the pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[int, Reshape] = {}
+        self._count = 0
+        self._turned: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+        first = args[0] if args else None
+        if not isinstance(first, Tensor) or not isinstance(made, Tensor):
+            return made
+        was_turned = any(first is other for other in self._turned)
+        if name in _TURNS and (was_turned or name != "contiguous"):
+            self._turned.append(made)
+        if name in _RESHAPES:
+            if not was_turned:
+                self.calls[self._count] = Reshape(name, tuple(first.shape), tuple(made.shape))
+            self._count += 1
+        return made
+
+
+class Transposed(TorchFunctionMode):
+    """Moves axes where a ``view`` or ``reshape`` only gives them other names.
+
+    Args:
+        axes: in their new order, by the number of the call in a pass.
+    """
+
+    def __init__(self, axes: Mapping[int, tuple[int, ...]]) -> None:
+        super().__init__()
+        self._axes, self._count = axes, 0
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in _RESHAPES or not args:
+            return func(*args, **kwargs)
+        axes, self._count, given = self._axes.get(self._count), self._count + 1, args[0]
+        if axes is None:
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # whoever looks from further out is to see what stands in its place
+            made = func(*args, **kwargs)
+        if not Reshape("", tuple(given.shape), tuple(made.shape)).fits(axes):
+            return made
+        return given.permute(axes).contiguous()
+
+
 class Within(Wrapped):
     """A model that is run within a mode.
 
