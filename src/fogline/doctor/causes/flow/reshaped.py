@@ -8,16 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from fogline.data.source import leaves
 from fogline.descent.copies import copied
-from fogline.descent.randomness import PROBE, private_randomness, seed_step
-from fogline.doctor.anatomy import CPU
-from fogline.doctor.case import FAILURES, taken
+from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.uncut import DropsLess, Reshape, ReshapesSeen, Transposed, Within
+from fogline.doctor.uncut import DropsLess, Reshape, ReshapesSeen, Transposed, Within, answers
 
 _MANY, _FEW = 5, 3
 """Rows of two looks: what is the same axes in another order for both is so by meaning, and not by chance."""
@@ -57,24 +54,13 @@ def _turning(model: nn.Module, inputs: Any) -> Iterator[tuple[int, tuple[Axes, R
 
 def _reshapes(model: nn.Module, inputs: Any) -> dict[int, Reshape]:
     seen = ReshapesSeen()
-    return {} if _answers(model, inputs, seen) is None else seen.calls
-
-
-def _answers(model: nn.Module, inputs: Any, mode: TorchFunctionMode) -> list[Any] | None:
-    """What the model answers within a mode, nothing dropped; None where it fails."""
-    with private_randomness(CPU), torch.no_grad():
-        seed_step(0, 0, PROBE, CPU)
-        try:
-            with DropsLess(), mode:
-                return leaves(model(inputs))
-        except FAILURES:
-            return None
+    return {} if answers(model, inputs, seen) is None else seen.calls
 
 
 def _mixes_rows(model: nn.Module, inputs: Any) -> bool:
     """Whether what is said of the first row, in evaluation mode, changes with the inputs of the others."""
     others = torch.tensor([0, *range(2, _MANY), 1])
-    once, again = (_answers(model, given, DropsLess()) for given in (inputs, taken(inputs, others)))
+    once, again = (answers(model, given, DropsLess()) for given in (inputs, taken(inputs, others)))
     return any(
         isinstance(a, Tensor) and a.ndim > 0 and len(a) == _MANY and not torch.allclose(a[0], b[0], 1e-3, 1e-6)
         for a, b in zip(once or (), again or (), strict=False)
