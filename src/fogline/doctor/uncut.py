@@ -253,13 +253,55 @@ class Reshape:
         long = [axis for axis in axes if self.given[axis] > 1]
         return tuple(axes) if long != sorted(long) else None
 
-    def fits(self, axes: tuple[int, ...]) -> bool:
-        """Whether the shape that it gave is the given one in this order."""
-        return len(axes) == len(self.given) and tuple(self.given[axis] for axis in axes) == self.made
+
+@dataclass(frozen=True)
+class AxesMoved:
+    """What a reshape was meant for: the given axes in another order."""
+
+    axes: tuple[int, ...]
+
+    def fits(self, call: Reshape) -> bool:
+        """Whether a call gave the shape that this would give."""
+        return len(self.axes) == len(call.given) and tuple(call.given[axis] for axis in self.axes) == call.made
+
+    def of(self, given: Tensor, made: tuple[int, ...]) -> Tensor:
+        """What was to be made."""
+        assert len(made) == len(self.axes)
+        return given.permute(self.axes).contiguous()
+
+    def code(self, made: tuple[int, ...]) -> str:
+        """The same for people."""
+        return f"x.permute{self.axes}"
+
+
+@dataclass(frozen=True)
+class RowsMoved:
+    """What a reshape was meant for: the axis of the rows goes elsewhere, and what is within a row is reshaped."""
+
+    start: int
+    end: int
+
+    def fits(self, call: Reshape) -> bool:
+        """Whether a call gave a shape with as many rows where this puts them."""
+        there = self.start < len(call.given) and self.end < len(call.made)
+        return there and call.given[self.start] == call.made[self.end]
+
+    def of(self, given: Tensor, made: tuple[int, ...]) -> Tensor:
+        """What was to be made."""
+        within = (*made[: self.end], *made[self.end + 1 :])
+        return given.movedim(self.start, 0).reshape(made[self.end], *within).movedim(0, self.end).contiguous()
+
+    def code(self, made: tuple[int, ...]) -> str:
+        """The same for people."""
+        rows_first = (made[self.end], *made[: self.end], *made[self.end + 1 :])
+        before = f".movedim({self.start}, 0)" if self.start else ""
+        return f"x{before}.reshape{rows_first}" + (f".movedim(0, {self.end})" if self.end else "")
 
 
 class ReshapesSeen(TorchFunctionMode):
     """Takes down every ``view`` and ``reshape``, but not of what was transposed right before: that may be meant.
+
+    Nor of weights, whose order is anybody's.
 
     Attributes:
         calls: by their number in the pass.
@@ -280,7 +322,7 @@ class ReshapesSeen(TorchFunctionMode):
         if name in _TURNS and (was_turned or name != "contiguous"):
             self._turned.append(made)
         if name in _RESHAPES:
-            if not was_turned:
+            if not was_turned and not isinstance(first, nn.Parameter):
                 self.calls[self._count] = Reshape(name, tuple(first.shape), tuple(made.shape))
             self._count += 1
         return made
@@ -290,25 +332,24 @@ class Transposed(TorchFunctionMode):
     """Moves axes where a ``view`` or ``reshape`` only gives them other names.
 
     Args:
-        axes: in their new order, by the number of the call in a pass.
+        meant: what is done in their place, by the number of the call in a pass.
     """
 
-    def __init__(self, axes: Mapping[int, tuple[int, ...]]) -> None:
+    def __init__(self, meant: Mapping[int, AxesMoved | RowsMoved]) -> None:
         super().__init__()
-        self._axes, self._count = axes, 0
+        self._meant, self._count = meant, 0
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") not in _RESHAPES or not args:
             return func(*args, **kwargs)
-        axes, self._count, given = self._axes.get(self._count), self._count + 1, args[0]
-        if axes is None:
+        meant, self._count, given = self._meant.get(self._count), self._count + 1, args[0]
+        if meant is None:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():  # whoever looks from further out is to see what stands in its place
             made = func(*args, **kwargs)
-        if not Reshape("", tuple(given.shape), tuple(made.shape)).fits(axes):
-            return made
-        return given.permute(axes).contiguous()
+        call = Reshape("", tuple(given.shape), tuple(made.shape))
+        return meant.of(given, call.made) if meant.fits(call) else made
 
 
 _FILLS, _PRODUCTS = ("masked_fill", "masked_fill_"), ("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,42 +15,60 @@ from fogline.descent.copies import copied
 from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.uncut import DropsLess, Reshape, ReshapesSeen, Transposed, Within, answers
+from fogline.doctor.uncut import AxesMoved, DropsLess, Reshape, ReshapesSeen, RowsMoved, Transposed, Within, answers
 
 _MANY, _FEW = 5, 3
-"""Rows of two looks: what is the same axes in another order for both is so by meaning, and not by chance."""
+"""Rows of two looks: what is the same for both is so by meaning, and not by chance."""
 
-Axes = tuple[int, ...]
+Meant = AxesMoved | RowsMoved
+Calls = Mapping[int, tuple[Meant, Reshape]]
 
 
 def reshaped(exam: Examination) -> Suspicion | None:
     """``x.view(T, B, F)`` of a tensor of shape (B, T, F), and its like inside the model.
 
     A reshape keeps the numbers in the order of memory and only cuts them elsewhere, so that what had been one row's, or
-    one channel's, is dealt out to all. Where a tensor was transposed right before, that may be meant.
+    one channel's, is dealt out to all: so it is with ``h.view(B, -1)`` of last states of shape (2, B, H), too. Where a
+    tensor was transposed right before, that may be meant.
     """
     if not exam.case.supervised or exam.anatomy.stage == "forward" or len(leaves(exam.anatomy.batch[0])[0]) < _MANY:
         return None
     model, inputs = copied(exam.anatomy.model).eval(), taken(exam.anatomy.batch[0], torch.arange(_MANY))
     calls = dict(_turning(model, inputs))
-    if not calls:
-        return None
-    axes = {number: order for number, (order, _) in calls.items()}
-    if _mixes_rows(model, inputs) and not _mixes_rows(Within(model, partial(Transposed, axes)), inputs):
-        return _of_rows(axes, calls)
-    calls = {number: call for number, call in calls.items() if call[0][0] == 0}
-    return _of_places({number: axes[number] for number in calls}, calls) if calls else None
+    if calls and _mixes_rows(model, inputs) and not _mixes_rows(_instead(calls)(model), inputs):
+        return _of_rows(calls)
+    calls = {k: call for k, call in calls.items() if isinstance(call[0], AxesMoved) and call[0].axes[0] == 0}
+    return _of_places(calls) if calls else None
 
 
-def _turning(model: nn.Module, inputs: Any) -> Iterator[tuple[int, tuple[Axes, Reshape]]]:
-    """Reshapes that give the axes in another order, however many rows there are: by number, with that order."""
+def _turning(model: nn.Module, inputs: Any) -> Iterator[tuple[int, tuple[Meant, Reshape]]]:
+    """Reshapes that give the axes in another order, or the rows elsewhere, however many rows there are: by number."""
     many, few = _reshapes(model, inputs), _reshapes(model, taken(inputs, torch.arange(_FEW)))
-    for number in many.keys() & few.keys():
+    for number in sorted(many.keys() & few.keys()):
         pair = many[number], few[number]
-        for axes in (call.axes for call in pair):
-            if axes is not None and all(call.fits(axes) for call in pair):
-                yield number, (axes, many[number])
-                break
+        meant: list[Meant] = [AxesMoved(call.axes) for call in pair if call.axes is not None]
+        fitting = [moved for moved in (*meant, *_rows_moved(*pair)) if all(moved.fits(call) for call in pair)]
+        if fitting:
+            yield number, (fitting[0], many[number])
+
+
+def _rows_moved(many: Reshape, few: Reshape) -> Iterator[RowsMoved]:
+    """Where the rows were and where they are, if they have an axis and it does not stand where it stood in memory."""
+    start, end = (_axis_of_rows(*shapes) for shapes in ((many.given, few.given), (many.made, few.made)))
+    if start is not None and end is not None and math.prod(many.given[:start]) != math.prod(many.made[:end]):
+        yield RowsMoved(start, end)
+
+
+def _axis_of_rows(many: tuple[int, ...], few: tuple[int, ...]) -> int | None:
+    if len(many) != len(few):
+        return None
+    axes = [k for k, sizes in enumerate(zip(many, few, strict=True)) if sizes == (_MANY, _FEW)]
+    return axes[0] if len(axes) == 1 else None
+
+
+def _instead(calls: Calls) -> Callable[[nn.Module], nn.Module]:
+    meant = {number: moved for number, (moved, _) in calls.items()}
+    return lambda model: Within(model, partial(Transposed, meant))
 
 
 def _reshapes(model: nn.Module, inputs: Any) -> dict[int, Reshape]:
@@ -67,7 +86,7 @@ def _mixes_rows(model: nn.Module, inputs: Any) -> bool:
     )
 
 
-def _of_rows(axes: Mapping[int, Axes], calls: Mapping[int, tuple[Axes, Reshape]]) -> Suspicion:
+def _of_rows(calls: Calls) -> Suspicion:
     return Suspicion(
         "shuffled_labels",
         0.85,
@@ -77,42 +96,42 @@ def _of_rows(axes: Mapping[int, Axes], calls: Mapping[int, tuple[Axes, Reshape]]
         ),
         f"Inside the model {_said(calls)} stands where axes are to be moved. It leaves the numbers in their order, so "
         "that they are dealt out to other rows: what is said of a row is made of the inputs of others.",
-        (_moved(axes, calls),),
+        (_moved(calls),),
         severity="fatal",
     )
 
 
-def _of_places(axes: Mapping[int, Axes], calls: Mapping[int, tuple[Axes, Reshape]]) -> Suspicion:
+def _of_places(calls: Calls) -> Suspicion:
     return Suspicion(
         "shape_broadcast",
         0.8,
         _seen(calls),
         f"Inside the model {_said(calls)} stands where axes are to be moved. The shape is right, but the numbers are "
         "left in their order: those of one place, channel or head are dealt out to all.",
-        (_moved(axes, calls),),
+        (_moved(calls),),
     )
 
 
-def _seen(calls: Mapping[int, tuple[Axes, Reshape]]) -> tuple[Evidence, ...]:
+def _seen(calls: Calls) -> tuple[Evidence, ...]:
     return tuple(
         Evidence(f"what {call.name} makes of a tensor of shape {call.given}", str(call.made), "the axes as they were")
         for _, call in list(calls.values())[:2]
     )
 
 
-def _said(calls: Mapping[int, tuple[Axes, Reshape]]) -> str:
+def _said(calls: Calls) -> str:
     return f"a {next(iter(calls.values()))[1].name}"
 
 
-def _moved(axes: Mapping[int, Axes], calls: Mapping[int, tuple[Axes, Reshape]]) -> Remedy:
+def _moved(calls: Calls) -> Remedy:
     lines = {
-        f"x.permute{order}  # in place of x.{call.name}{call.made}, with {_MANY} rows": None
-        for order, call in calls.values()
+        f"{meant.code(call.made)}  # in place of x.{call.name}{call.made}, with {_MANY} rows": None
+        for meant, call in calls.values()
     }
     return Remedy(
         "transpose where the model reshapes",
         "\n".join(lines),
-        on_model=lambda model: Within(model, partial(Transposed, axes)),
+        on_model=_instead(calls),
         place="axes",
         order=BODY,
     )
