@@ -1,4 +1,5 @@
-"""What a program would be if it did not cut its own graph, or drop units while evaluated: tried, not guessed.
+"""What a program would be if it did not cut its own graph, drop units while evaluated, reshape where it is to transpose
+or hide what is to be seen: tried, not guessed.
 
 A detach inside somebody's ``forward`` is no module that could be replaced. But PyTorch lets a mode see every call of
 its functions, so that the call can be left out for a trial.
@@ -15,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fogline.data.source import leaves
+from fogline.descent.randomness import PROBE, private_randomness, seed_step
+from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.surgery import Wrapped
 from fogline.task import OnBatch
 
@@ -219,6 +223,251 @@ class ScoresDivided(TorchFunctionMode):
         by, self._calls = self._by.get(self._calls, 1.0), self._calls + 1
         scores = args[0] if by == 1.0 else torch.where(args[0] > MASKED, args[0] / by, args[0])
         return func(scores, *args[1:], **kwargs)
+
+
+_RESHAPES = ("view", "reshape", "view_as", "reshape_as")
+_TURNS = ("transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "contiguous")
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """A call of ``view`` or ``reshape``: its name, the shape it was given, and the shape it gave."""
+
+    name: str
+    given: tuple[int, ...]
+    made: tuple[int, ...]
+
+    @property
+    def axes(self) -> tuple[int, ...] | None:
+        """The axes in another order, where that is all that became of the shape and the order is another one.
+
+        Of axes of one size the first comes first. Where an axis of size 1 stands does not matter.
+        """
+        if len(self.given) != len(self.made) or sorted(self.given) != sorted(self.made):
+            return None
+        left = list(enumerate(self.given))
+        axes = []
+        for size in self.made:
+            place = next(k for k, (_, other) in enumerate(left) if other == size)
+            axes.append(left.pop(place)[0])
+        long = [axis for axis in axes if self.given[axis] > 1]
+        return tuple(axes) if long != sorted(long) else None
+
+
+@dataclass(frozen=True)
+class AxesMoved:
+    """What a reshape was meant for: the given axes in another order."""
+
+    axes: tuple[int, ...]
+
+    def fits(self, call: Reshape) -> bool:
+        """Whether a call gave the shape that this would give."""
+        return len(self.axes) == len(call.given) and tuple(call.given[axis] for axis in self.axes) == call.made
+
+    def of(self, given: Tensor, made: tuple[int, ...]) -> Tensor:
+        """What was to be made."""
+        assert len(made) == len(self.axes)
+        return given.permute(self.axes).contiguous()
+
+    def code(self, made: tuple[int, ...]) -> str:
+        """The same for people."""
+        return f"x.permute{self.axes}"
+
+
+@dataclass(frozen=True)
+class RowsMoved:
+    """What a reshape was meant for: the axis of the rows goes elsewhere, and what is within a row is reshaped."""
+
+    start: int
+    end: int
+
+    def fits(self, call: Reshape) -> bool:
+        """Whether a call gave a shape with as many rows where this puts them."""
+        there = self.start < len(call.given) and self.end < len(call.made)
+        return there and call.given[self.start] == call.made[self.end]
+
+    def of(self, given: Tensor, made: tuple[int, ...]) -> Tensor:
+        """What was to be made."""
+        within = (*made[: self.end], *made[self.end + 1 :])
+        return given.movedim(self.start, 0).reshape(made[self.end], *within).movedim(0, self.end).contiguous()
+
+    def code(self, made: tuple[int, ...]) -> str:
+        """The same for people."""
+        rows_first = (made[self.end], *made[: self.end], *made[self.end + 1 :])
+        before = f".movedim({self.start}, 0)" if self.start else ""
+        return f"x{before}.reshape{rows_first}" + (f".movedim(0, {self.end})" if self.end else "")
+
+
+class ReshapesSeen(TorchFunctionMode):
+    """Takes down every ``view`` and ``reshape``, but not of what was transposed right before: that may be meant.
+
+    Nor of weights, whose order is anybody's.
+
+    Attributes:
+        calls: by their number in the pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[int, Reshape] = {}
+        self._count = 0
+        self._turned: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+        first = args[0] if args else None
+        if not isinstance(first, Tensor) or not isinstance(made, Tensor):
+            return made
+        was_turned = any(first is other for other in self._turned)
+        if name in _TURNS and (was_turned or name != "contiguous"):
+            self._turned.append(made)
+        if name in _RESHAPES:
+            if not was_turned and not isinstance(first, nn.Parameter):
+                self.calls[self._count] = Reshape(name, tuple(first.shape), tuple(made.shape))
+            self._count += 1
+        return made
+
+
+class Transposed(TorchFunctionMode):
+    """Moves axes where a ``view`` or ``reshape`` only gives them other names.
+
+    Args:
+        meant: what is done in their place, by the number of the call in a pass.
+    """
+
+    def __init__(self, meant: Mapping[int, AxesMoved | RowsMoved]) -> None:
+        super().__init__()
+        self._meant, self._count = meant, 0
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in _RESHAPES or not args:
+            return func(*args, **kwargs)
+        meant, self._count, given = self._meant.get(self._count), self._count + 1, args[0]
+        if meant is None:
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # whoever looks from further out is to see what stands in its place
+            made = func(*args, **kwargs)
+        call = Reshape("", tuple(given.shape), tuple(made.shape))
+        return meant.of(given, call.made) if meant.fits(call) else made
+
+
+_FILLS, _PRODUCTS = ("masked_fill", "masked_fill_"), ("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply")
+_ATTENDS = {"multi_head_attention_forward": "key_padding_mask", "scaled_dot_product_attention": "attn_mask"}
+_MASKING = (*_FILLS, *_PRODUCTS, *_ATTENDS, "where")
+_LOW = -1e3  # added to scores, or put in their place, so that a softmax makes nothing of them
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask that a model applies.
+
+    Attributes:
+        argument: of the call, by its place or its name.
+        given: what it is there.
+        hides: whether nothing is to be seen of what it is 1 for; else of what it is 0 for.
+        of_scores: whether it says what may be attended to; else it is a factor.
+    """
+
+    argument: int | str
+    given: Tensor
+    hides: bool
+    of_scores: bool = True
+
+    @property
+    def hidden(self) -> Tensor:
+        return self.given.bool() == self.hides
+
+    def turned(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments of the call with the mask the other way round."""
+        other = self.given.logical_not().to(self.given.dtype)
+        if isinstance(self.argument, str):
+            return args, kwargs | {self.argument: other}
+        return (*args[: self.argument], other, *args[self.argument + 1 :]), kwargs
+
+
+def _mask_of(name: str, args: Any, kwargs: Any) -> Mask | None:
+    """The mask that a call applies, if it does."""
+    named = dict(enumerate(args)) | kwargs
+    if name in _FILLS:
+        at: int | str = 1 if len(args) > 1 else "mask"
+        return _mask(named, at, True) if _is_low(named.get(2, named.get("value"))) else None
+    if name == "where":
+        if _is_low(named.get(2, named.get("other"))):
+            return _mask(named, 0 if args else "condition", False)
+        return _mask(named, 0 if args else "condition", True) if _is_low(named.get(1, named.get("input"))) else None
+    if name in _ATTENDS:
+        pads = name == "multi_head_attention_forward"
+        return _mask(named, 3 if not pads and len(args) > 3 else _ATTENDS[name], pads)
+    for at, other in ((1, 0), (0, 1)):
+        factor = named.get(at)
+        if isinstance(factor, Tensor) and factor.ndim > 1 and bool(((factor == 0) | (factor == 1)).all()):
+            low = _is_low(named.get(other))
+            return Mask(at, factor.detach(), low, of_scores=low)
+    return None
+
+
+def _mask(named: Mapping[Any, Any], at: int | str, hides: bool) -> Mask | None:
+    given = named.get(at)
+    return Mask(at, given, hides) if isinstance(given, Tensor) and given.dtype == torch.bool else None
+
+
+def _is_low(value: Any) -> bool:
+    return (not isinstance(value, Tensor) or value.numel() == 1) and value is not None and float(value) <= _LOW
+
+
+class MasksSeen(TorchFunctionMode):
+    """Takes down every mask: of scores that are filled with a very low number, of attention, and as a factor.
+
+    The modules of PyTorch fill a mask with minus infinity before they call a function; that is what is seen of them.
+
+    Attributes:
+        calls: by their number in the pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[int, Mask] = {}
+        self._count = 0
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in _MASKING:
+            mask, self._count = _mask_of(name, args, kwargs), self._count + 1
+            if mask is not None:
+                self.calls[self._count] = mask
+        return func(*args, **kwargs)
+
+
+class MasksTurned(TorchFunctionMode):
+    """Hides what a mask leaves, and leaves what it hides.
+
+    Args:
+        calls: their numbers in a pass.
+    """
+
+    def __init__(self, calls: frozenset[int]) -> None:
+        super().__init__()
+        self._calls, self._count = calls, 0
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in _MASKING:
+            self._count += 1
+            mask = _mask_of(name, args, kwargs) if self._count in self._calls else None
+            args, kwargs = (args, kwargs) if mask is None else mask.turned(args, kwargs)
+        return func(*args, **kwargs)
+
+
+def answers(model: nn.Module, inputs: Any, mode: TorchFunctionMode) -> list[Any] | None:
+    """The tensors that a model answers with within a mode, nothing dropped; None where it fails."""
+    with private_randomness(CPU), torch.no_grad():
+        seed_step(0, 0, PROBE, CPU)
+        try:
+            with DropsLess(), mode:
+                return leaves(model(inputs))
+        except FAILURES:
+            return None
 
 
 class Within(Wrapped):
