@@ -51,3 +51,19 @@ def test_targets_that_the_model_has_just_been_told(shifted: bool, both_ways: boo
         torch.testing.assert_close(mended.loss(said, rows[:4]), expected)
         assert report.healed is not None
         assert report.healed > 0.7
+
+
+def test_a_loss_that_shifts_by_itself() -> None:
+    """Of the whole batch, or of outputs and targets: what comes next is what such a loss asks for."""
+    rows = tokens(300)
+
+    def next_one(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs[..., :-1], targets[:, 1:])
+
+    recipe = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="15ep")
+    for task in (
+        fogline.Task(Reader, next_one, (rows, rows)),
+        fogline.Task(Reader, fogline.on_batch(lambda model, batch: next_one(model(batch), batch)), rows),
+    ):
+        report = fogline.diagnose(task, recipe)
+        assert report.verdict == "healthy"

@@ -126,6 +126,17 @@ def takes_a_side(outputs: Tensor, classes: int, targets: Tensor, loss: Any) -> b
     return len(sides) < 2
 
 
+def asks_for_the_next(outputs: Tensor, classes: int, targets: Tensor, loss: Any) -> bool:
+    """Whether a loss of sequences, (n, t) labels, wants at each place what the targets have at the next one."""
+    if targets.ndim != 2 or outputs.ndim != 3:
+        return False
+    last, lost = outputs.shape[-1] == classes and outputs.shape[:-1] == targets.shape, []
+    for labels in (targets, targets.roll(-1, 1)):
+        hot = F.one_hot(labels.long().clamp(0) % classes, classes).to(outputs)
+        lost.append(asked(loss, 10 * (hot if last else hot.movedim(-1, 1)), targets))
+    return lost[1] < lost[0]
+
+
 def tells_columns_apart(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
     """Whether it matters which number of a row stands where: to what compares rows by their distances it does not."""
     said = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)

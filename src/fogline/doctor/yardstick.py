@@ -18,6 +18,7 @@ from fogline.data import losses
 from fogline.doctor.questions import (
     FAR_OFF,
     MOST_NUMBERS,
+    asks_for_the_next,
     compares_rows,
     does_without,
     is_distance,
@@ -131,7 +132,9 @@ class Yardstick:
             if laid.ndim == labels.ndim or laid.shape[1] == 1:
                 return bool(laid.numel() == labels.numel())
             fit = laid.shape[1] >= self.classes and laid.shape[:1] + laid.shape[2:] == labels.shape
-            known = bool(fit) and takes_a_side(outputs.detach(), laid.shape[1], targets, loss)
+            if not fit or asks_for_the_next(outputs.detach(), laid.shape[1], targets, loss):
+                return False
+            known = takes_a_side(outputs.detach(), laid.shape[1], targets, loss)
             return known and (outputs.ndim > 2 or tells_columns_apart(outputs.detach(), targets, loss))
         if self.work == "binary":
             numbers, asked = outputs[:1].numel(), targets[:1].numel()
