@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import fogline
+from fogline.doctor.axes import Reshape
 from fogline.doctor.case import open_case
 from fogline.doctor.causes.flow.reshaped import reshaped
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
-from fogline.doctor.uncut import Reshape
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.02, batch_size=32, duration="12ep")
 TIME, FEATURES = 10, 3

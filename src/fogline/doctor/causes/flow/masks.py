@@ -14,7 +14,8 @@ from fogline.descent.copies import copied
 from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.uncut import MasksSeen, MasksTurned, Within, answers
+from fogline.doctor.masking import MasksSeen, MasksTurned
+from fogline.doctor.uncut import Within, answers
 
 _ROWS = 64
 _ALIKE = 0.9

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fogline.data.source import leaves
 from fogline.descent.copies import copied
+from fogline.doctor.axes import AxesMoved, Reshape, ReshapesSeen, RowsMoved, Transposed
 from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.uncut import AxesMoved, DropsLess, Reshape, ReshapesSeen, RowsMoved, Transposed, Within, answers
+from fogline.doctor.uncut import DropsLess, Within, answers
 
 _MANY, _FEW = 5, 3
 """Rows of two looks: what is the same for both is so by meaning, and not by chance."""
