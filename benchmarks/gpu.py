@@ -452,6 +452,9 @@ def main() -> None:
         found = json.loads(asked.page.read_text())
         timing.write_evidence("gpu", page(found), found)
         return
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here, which this benchmark is about")
+        return
     device = torch.device(asked.device)
     found: dict[str, Any] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
                              "stamp": timing.stamp()}  # fmt: skip

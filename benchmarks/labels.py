@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only the cells whose name begins with this")
     parser.add_argument("--write", action="store_true", help="write docs/evidence/labels.md")
     asked = parser.parse_args()
+    missing = [name for name in ("cleanlab", "mlxtend") if find_spec(name) is None]
+    if missing:
+        print(f"{', '.join(missing)} not installed here; benchmarks/README.md says how to have an environment for it")
+        return
     torch.set_num_threads(1)
     wanted = cells(asked.seeds, asked.peer_seeds, asked.cache, with_fashion=not asked.without_fashion)
     found = run_cells(wanted, asked.cache, reuse=asked.reuse, only=asked.only, keep=asked.keep_runs)
