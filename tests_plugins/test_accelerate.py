@@ -137,7 +137,8 @@ def test_of_two_processes_the_main_one_records_what_it_sees(tmp_path: Path) -> N
     (tmp_path / "two.py").write_text(BY_TWO)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "two.py"]
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
     (run,) = [Run.open(folder) for folder in (tmp_path / "runs").iterdir()]
     assert len(run.steps) == ROWS // 16
     table = run.examples
