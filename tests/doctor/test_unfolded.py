@@ -90,3 +90,16 @@ def test_faults_are_found_in_a_loss_of_a_batch(tmp_path: Path, wrong: bool) -> N
     run = fogline.fit(*report.apply(task, recipe), runs=tmp_path, progress=False)
     with torch.no_grad():
         assert float((run.model(rows) - rows).square().mean()) < 0.3 * float(rows.var())
+
+
+def test_inputs_that_are_read_on_few_rows_only_are_seen() -> None:
+    """Rows whose first column is below zero do not count; there is none among the first twenty."""
+
+    def step(model: Any, batch: Any) -> Tensor:
+        weights = (batch[0][:, 0] >= 0).float()
+        return (F.cross_entropy(model(batch[0]), batch[1], reduction="none") * weights).sum() / weights.sum()
+
+    rows = X.clone()
+    rows[:20, 0] = rows[:20, 0].abs()
+    task = fogline.Task(net(), fogline.on_batch(step), (rows, Y))
+    assert unfolded(task) is task

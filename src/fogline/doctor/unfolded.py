@@ -16,7 +16,8 @@ from fogline.descent.copies import copied
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
 from fogline.task import OnBatch, Task
 
-_ROWS = 8
+_ROWS = 64
+"""That are asked about: what of a batch is read shows where its rows differ, as masks of a few rows need not."""
 _CPU = torch.device("cpu")
 
 

@@ -50,7 +50,7 @@ def _odd_options(exam: Examination) -> Suspicion | None:
     odd = {}
     if isinstance(betas, (tuple, list)) and len(betas) >= 2:
         first, second = float(betas[0]), float(betas[1])
-        if second < first or 1 / max(1e-9, 1 - first) > 2 * _LONG_MEMORY:
+        if second < first:
             odd["betas"] = f"({first:g}, {second:g})", "(0.9, 0.999)"
     if fading > 1:
         odd["lr_decay"] = f"{options['lr_decay']:g}", "0"
@@ -66,7 +66,7 @@ def _odd_options(exam: Examination) -> Suspicion | None:
         + (
             "it remembers directions for longer than it remembers how steep they are. "
             if "betas" in odd
-            else f"its steps get 1 + {fading:.0f} times shorter over the run. "
+            else f"its steps get {1 + fading:.0f} times shorter over the run. "
         ),
         (
             Remedy(
