@@ -125,7 +125,9 @@ def swapped(
     model: nn.Module, kinds: tuple[type[nn.Module], ...], by: Callable[[], nn.Module], keep: Sequence[str] = ()
 ) -> nn.Module:
     """The model with every module of these kinds replaced by a new one, but those named in ``keep``."""
-    for name in [name for name, module in leaves_in_order(model) if isinstance(module, kinds) and name not in keep]:
+    kept = {bare(name) for name in keep}
+    found = leaves_in_order(core(model))
+    for name in [name for name, module in found if isinstance(module, kinds) and name not in kept]:
         model = replaced(model, name, lambda _: by())
     return model
 
@@ -273,8 +275,8 @@ def _new_convolution(like: _ConvNd, inputs: int, outputs: int) -> nn.Module:
 
 
 def _grown_between(model: nn.Module, name: str, following: str, old: int, width: int) -> nn.Module:
-    order = [known for known, _ in leaves_in_order(model)]
-    for between in order[order.index(name) + 1 : order.index(following)]:
+    order = [known for known, _ in leaves_in_order(core(model))]
+    for between in order[order.index(bare(name)) + 1 : order.index(bare(following))]:
         module = model.get_submodule(between)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_features == old:
             grown = type(module)(width, module.eps, module.momentum, module.affine, module.track_running_stats)

@@ -169,7 +169,7 @@ def _are_probabilities(found: Tensor) -> bool:
     return any(torch.allclose(whole, torch.ones_like(whole), atol=1e-3) for whole in wholes)
 
 
-def _softmax_of(func: Any, args: Any, kwargs: Any) -> int | None:
+def softmax_dim(func: Any, args: Any, kwargs: Any) -> int | None:
     """The dimension that a call is a softmax over; None for any other call, or where it is left to be guessed."""
     if getattr(func, "__name__", "") != "softmax" or not args or not isinstance(args[0], Tensor):
         return None
@@ -198,7 +198,7 @@ class SoftmaxesSeen(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given, dim = func(*args, **kwargs), _softmax_of(func, args, kwargs)
+        given, dim = func(*args, **kwargs), softmax_dim(func, args, kwargs)
         if dim is not None:
             self.calls.append(SoftmaxCall(args[0].detach().movedim(dim, -1), given.grad_fn))
         return given
@@ -217,7 +217,7 @@ class ScoresDivided(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _softmax_of(func, args, kwargs) is None:
+        if softmax_dim(func, args, kwargs) is None:
             return func(*args, **kwargs)
         by, self._calls = self._by.get(self._calls, 1.0), self._calls + 1
         scores = args[0] if by == 1.0 else torch.where(args[0] > MASKED, args[0] / by, args[0])

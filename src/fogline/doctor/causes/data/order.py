@@ -21,11 +21,13 @@ from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, S
 from fogline.doctor.prior import adjusted, adjusts, code
 from fogline.doctor.sorting import between_batches
 from fogline.doctor.standing import standing
+from fogline.doctor.weighing import pulls_of_classes, weighed, weighs
 
 _MUCH = 0.3  # of the rows of rare classes
 _FEWEST_OF_A_CLASS = 5
 _MOST_OFTEN = 50
 _FEW_CLASSES = 20  # of more, as of words, some are always rare
+_LESS = 0.5  # of the pull of any common class: a row of a rare one is hushed
 _MORE_ROWS = "More rows of the rare classes, if there is a way to get them."
 
 
@@ -102,18 +104,24 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
         return None  # answers that are shared between classes have no rare ones
     present, common = counts > 0, float(counts.max())
     ratio = common / float(counts[present].min())
-    remedies = tuple(_balanced(exam, counts))
+    hushed = _hushed(exam, counts)
+    remedies = (*_by_rarity(exam, counts, hushed), *_balanced(exam, counts))
     relative = Evidence("rows of the most common class for one of the rarest", ratio, "about 1")
     found = passed_over(exam)
     if found is None or found[1] - found[0] < _MUCH:
         return _too_few(counts, relative, remedies)  # rare, but learned, as far as can be told
     recall, usual, error = found
+    seen = [relative, Evidence("share of the rare classes' rows that are recognised", recall, usual)]
+    if hushed is not None:
+        loudness = float(hushed[counts.argmax()] / hushed[present][counts[present].argmin()])
+        seen.append(Evidence("pull of a row of the most common class, of one of the rarest", loudness, "1 or less"))
     return Suspicion(
         "class_imbalance",
         min(0.9, 0.4 + 0.5 * (usual - recall)),
-        (relative, Evidence("share of the rare classes' rows that are recognised", recall, usual)),
+        tuple(seen),
         f"Some classes have up to {ratio:.0f} times fewer rows than the most common one, and the model does not find "
-        "them: ignoring a rare class costs the loss next to nothing. Drawn as often as the others it counts the same.",
+        "them: ignoring a rare class costs the loss next to nothing. Drawn as often as the others it counts the same."
+        + ("" if hushed is None else " The loss makes it worse: it weighs common classes more than rare ones."),
         remedies,
         of_data=(usual - recall > max(0.5, 3 * error) and not standing(exam).short) or _lacking(counts) > 0,
         advice=_MORE_ROWS,
@@ -241,6 +249,54 @@ def _balanced(exam: Examination, counts: Tensor) -> Iterator[Remedy]:
     )  # fmt: skip
     yield alone
     yield _repeated(exam, 1.0)
+
+
+def _hushed(exam: Examination, counts: Tensor) -> Tensor | None:
+    """How hard a row of each class pulls, (classes,), where rows of rare classes pull less than those of common ones.
+
+    Weights of classes are meant the other way round.
+    """
+    outputs, targets = exam.anatomy.outputs, exam.program.train[1]
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or exam.anatomy.stage:
+        return None
+    labels = exam.case.yardstick.labels(targets)
+    if labels is None or outputs.ndim > 2 or len(labels) != len(targets):
+        return None
+    some = torch.cat([(labels == k).nonzero().flatten()[:4] for k in range(len(counts))])
+    of_some = cast(targets[some], outputs.dtype)
+    loss = exam.program.loss
+    pulls = pulls_of_classes(loss, outputs, of_some, labels[some], len(counts))
+    if pulls is None or not bool((pulls[counts > 0] > 0).all()):
+        return None
+    few = rare(counts)
+    common = (counts > 0) & ~few
+    return pulls if float(pulls[few].max()) < _LESS * float(pulls[common].min()) else None
+
+
+def _by_rarity(exam: Examination, counts: Tensor, pulls: Tensor | None) -> Iterator[Remedy]:
+    """Each class as loud, all its rows together, as any other, where rare ones are hushed."""
+    outputs, targets = exam.anatomy.outputs, exam.anatomy.batch[1]
+    labels = exam.case.yardstick.labels(targets)
+    if pulls is None or labels is None or not weighs(exam.program.loss, outputs, targets, labels):
+        return
+    there = counts > 0
+    meant = torch.where(there, counts.max() / counts.clamp_min(1), torch.ones_like(counts)).clamp_max(_MOST_OFTEN)
+    factors = torch.where(there, meant / pulls.where(there, torch.ones_like(pulls)), torch.ones_like(counts))
+    loudness = torch.where(there, pulls, torch.zeros_like(pulls))
+    factors *= float((counts * loudness).sum() / (counts * loudness * factors).sum())
+    of_two = exam.case.yardstick.work == "binary"
+    written = (
+        "loss = nn.BCEWithLogitsLoss(pos_weight=(y == 0).sum() / (y == 1).sum())"
+        if of_two
+        else "weight = len(y) / torch.bincount(y)\nloss = nn.CrossEntropyLoss(weight=weight)"
+    )
+    yield Remedy(
+        "weigh each class by how rare it is",
+        written,
+        on_loss=lambda loss: weighed(loss, factors, exam.case.yardstick.labels),
+        place="balance",
+        order=LOSS,
+    )
 
 
 def _times(counts: Tensor, power: float) -> Tensor:

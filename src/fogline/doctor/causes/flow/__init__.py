@@ -7,11 +7,14 @@ from fogline.doctor.causes.flow.attention import saturated_attention
 from fogline.doctor.causes.flow.gradients import exploding_gradient, vanishing_gradient
 from fogline.doctor.causes.flow.masks import mask_turned
 from fogline.doctor.causes.flow.reshaped import reshaped
+from fogline.doctor.causes.flow.rows import rows_mixed
+from fogline.doctor.causes.flow.unseen import unseen_inputs
 from fogline.doctor.causes.flow.weights import bad_init, symmetric_init
 from fogline.doctor.causes.flow.width import bottleneck
 
 ON_ONE_BATCH = (
     symmetric_init, bad_init, dead_units, saturated_units, saturated_attention, missing_activation, reshaped,
-    mask_turned,
+    rows_mixed, mask_turned,
+    unseen_inputs,
 )  # fmt: skip
 IN_MOTION = (vanishing_gradient, exploding_gradient, dead_units, bottleneck)

@@ -8,18 +8,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fogline.data.source import leaves
 from fogline.descent.copies import copied
 from fogline.doctor.axes import AxesMoved, Reshape, ReshapesSeen, RowsMoved, Transposed
 from fogline.doctor.case import taken
+from fogline.doctor.causes.flow.rows import MANY, mixes_rows
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.uncut import DropsLess, Within, answers
+from fogline.doctor.uncut import Within, answers
 
-_MANY, _FEW = 5, 3
-"""Rows of two looks: what is the same for both is so by meaning, and not by chance."""
+_FEW = 3
+"""Rows of another look, beside one at ``MANY``: what is the same for both is so by meaning, and not by chance."""
 
 Meant = AxesMoved | RowsMoved
 Calls = Mapping[int, tuple[Meant, Reshape]]
@@ -32,11 +33,11 @@ def reshaped(exam: Examination) -> Suspicion | None:
     one channel's, is dealt out to all: so it is with ``h.view(B, -1)`` of last states of shape (2, B, H), too. Where a
     tensor was transposed right before, that may be meant.
     """
-    if not exam.case.supervised or exam.anatomy.stage == "forward" or len(leaves(exam.anatomy.batch[0])[0]) < _MANY:
+    if not exam.case.supervised or exam.anatomy.stage == "forward" or len(leaves(exam.anatomy.batch[0])[0]) < MANY:
         return None
-    model, inputs = copied(exam.anatomy.model).eval(), taken(exam.anatomy.batch[0], torch.arange(_MANY))
+    model, inputs = copied(exam.anatomy.model).eval(), taken(exam.anatomy.batch[0], torch.arange(MANY))
     calls = dict(_turning(model, inputs))
-    if calls and _mixes_rows(model, inputs) and not _mixes_rows(_instead(calls)(model), inputs):
+    if calls and mixes_rows(model, inputs) and not mixes_rows(_instead(calls)(model), inputs):
         return _of_rows(calls)
     calls = {k: call for k, call in calls.items() if isinstance(call[0], AxesMoved) and call[0].axes[0] == 0}
     return _of_places(calls) if calls else None
@@ -63,7 +64,7 @@ def _rows_moved(many: Reshape, few: Reshape) -> Iterator[RowsMoved]:
 def _axis_of_rows(many: tuple[int, ...], few: tuple[int, ...]) -> int | None:
     if len(many) != len(few):
         return None
-    axes = [k for k, sizes in enumerate(zip(many, few, strict=True)) if sizes == (_MANY, _FEW)]
+    axes = [k for k, sizes in enumerate(zip(many, few, strict=True)) if sizes == (MANY, _FEW)]
     return axes[0] if len(axes) == 1 else None
 
 
@@ -75,16 +76,6 @@ def _instead(calls: Calls) -> Callable[[nn.Module], nn.Module]:
 def _reshapes(model: nn.Module, inputs: Any) -> dict[int, Reshape]:
     seen = ReshapesSeen()
     return {} if answers(model, inputs, seen) is None else seen.calls
-
-
-def _mixes_rows(model: nn.Module, inputs: Any) -> bool:
-    """Whether what is said of the first row, in evaluation mode, changes with the inputs of the others."""
-    others = torch.tensor([0, *range(2, _MANY), 1])
-    once, again = (answers(model, given, DropsLess()) for given in (inputs, taken(inputs, others)))
-    return any(
-        isinstance(a, Tensor) and a.ndim > 0 and len(a) == _MANY and not torch.allclose(a[0], b[0], 1e-3, 1e-6)
-        for a, b in zip(once or (), again or (), strict=False)
-    )
 
 
 def _of_rows(calls: Calls) -> Suspicion:
@@ -126,7 +117,7 @@ def _said(calls: Calls) -> str:
 
 def _moved(calls: Calls) -> Remedy:
     lines = {
-        f"{meant.code(call.made)}  # in place of x.{call.name}{call.made}, with {_MANY} rows": None
+        f"{meant.code(call.made)}  # in place of x.{call.name}{call.made}, with {MANY} rows": None
         for meant, call in calls.values()
     }
     return Remedy(

@@ -9,6 +9,7 @@ from torch import nn
 from fogline.data.source import leaves
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
+from fogline.doctor.fleeting import keeping, made_anew
 from fogline.doctor.surgery import core, frozen_as_drawn, hidden_modules
 
 
@@ -69,7 +70,12 @@ def _unfrozen(module: nn.Module) -> nn.Module:
 
 
 def parameters_not_optimized(exam: Examination) -> Suspicion | None:
-    """Layers in a plain list or dict: they compute, and ``model.parameters()`` does not have them."""
+    """Layers that compute, and that ``model.parameters()`` does not have."""
+    return _in_plain_lists(exam) or _made_in_forward(exam)
+
+
+def _in_plain_lists(exam: Examination) -> Suspicion | None:
+    """Layers in a plain list or dict."""
     anatomy = exam.anatomy
     hidden = [(name, m) for name, m in hidden_modules(anatomy.model) if any(p.requires_grad for p in m.parameters())]
     if not hidden:
@@ -100,6 +106,37 @@ def parameters_not_optimized(exam: Examination) -> Suspicion | None:
         ),
         # One module in a list may be hidden on purpose (a frozen critic); several in one list are the model's layers.
         proof=len(reached) > 1,
+    )
+
+
+def _made_in_forward(exam: Examination) -> Suspicion | None:
+    """Layers that are made while the model runs, with new first weights in each pass."""
+    if exam.anatomy.stage == "forward":
+        return None
+    loss, batch = exam.program.loss, exam.anatomy.batch
+    made = made_anew(exam.anatomy.model, loss, batch)
+    if not made:
+        return None
+    return Suspicion(
+        "parameters_not_optimized",
+        0.95,
+        (
+            Evidence("parameters that are made anew in each pass", sum(p.numel() for p in made), 0),
+            Evidence("their shapes", ", ".join(str(tuple(p.shape)) for p in made[:4])),
+        ),
+        "Layers are made inside forward(): each pass draws new weights for them and forgets them. The optimizer never "
+        "gets them, and the same input gives another output each time.",
+        (
+            Remedy(
+                "make the layers once, where the model is made",
+                "self.layer = nn.Linear(...)  # in __init__; forward() calls self.layer(x)",
+                on_model=keeping(loss, batch),
+                place="registration",
+                order=BODY - 1,
+            ),
+        ),
+        proof=True,
+        severity="fatal",
     )
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fogline.data import losses
+from fogline.descent.copies import copied
+from fogline.descent.objective import Objective
+from fogline.descent.randomness import PROBE, private_randomness, seed_step
+from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import HEAD, Evidence, Remedy, Suspicion
 from fogline.doctor.heads import Maker, behind
+from fogline.doctor.uncut import within
 
 LOST = 0.1
 """Share of what the loss could give that must be out of reach to be worth a word: less than the noise of most data."""
@@ -87,3 +93,17 @@ def are_shares(outputs: object) -> bool:
     found = outputs.detach()
     whole = (found.sum(1), found.sum(-1), found.sum(0))
     return bool((found >= 0).all()) and any(torch.allclose(s, torch.ones_like(s), atol=1e-3) for s in whole)
+
+
+def passed_through(exam: Examination, mode: TorchFunctionMode) -> bool:
+    """Run the program on its batch, its loss within a mode; whether that went well."""
+    if exam.anatomy.stage:
+        return False
+    model = copied(exam.anatomy.model)
+    with private_randomness(CPU), torch.enable_grad():
+        seed_step(0, 0, PROBE, CPU)
+        try:
+            Objective(model, within(exam.program.loss, lambda: mode))(exam.anatomy.batch)
+        except FAILURES:
+            return False
+    return True

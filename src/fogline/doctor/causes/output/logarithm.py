@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import nn
 
-from fogline.descent.copies import copied
-from fogline.descent.objective import Objective
-from fogline.descent.randomness import PROBE, private_randomness, seed_step
-from fogline.doctor.case import CPU, FAILURES
-from fogline.doctor.causes.output.common import ended_by, mismatched
+from fogline.doctor.causes.output.common import ended_by, mismatched, passed_through
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.heads import bend
@@ -51,17 +46,9 @@ def without_logarithm(exam: Examination) -> Suspicion | None:
 
 def _given_probabilities(exam: Examination) -> list[str]:
     """The functions that are given probabilities where logarithms are wanted, as the program runs on its batch."""
-    if exam.anatomy.stage:
-        return []
-    if "without_logarithm" not in exam.anatomy.notes:
+    notes = exam.anatomy.notes
+    if "without_logarithm" not in notes:
         mode = Logarithms()
-        model = copied(exam.anatomy.model)
-        with private_randomness(CPU), torch.enable_grad():
-            seed_step(0, 0, PROBE, CPU)
-            try:
-                Objective(model, within(exam.program.loss, lambda: mode))(exam.anatomy.batch)
-            except FAILURES:
-                mode.given.clear()
-        exam.anatomy.notes["without_logarithm"] = list(mode.given)
-    found: list[str] = exam.anatomy.notes["without_logarithm"]
+        notes["without_logarithm"] = list(mode.given) if passed_through(exam, mode) else []
+    found: list[str] = notes["without_logarithm"]
     return found

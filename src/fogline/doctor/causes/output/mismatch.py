@@ -21,6 +21,7 @@ from fogline.doctor.causes.output.own_loss import (
     unheard_targets,
 )
 from fogline.doctor.causes.output.shape import too_narrow
+from fogline.doctor.causes.output.signs import zeros_for_signs
 from fogline.doctor.causes.output.softmax import softmax_single_unit
 from fogline.doctor.causes.output.twins import alike_taken_for_apart, positives_taken_for_negatives
 from fogline.doctor.causes.output.unshifted import told_already
@@ -36,7 +37,7 @@ from fogline.doctor.standing import standing
 def loss_mismatch(exam: Examination) -> Suspicion | None:
     """A loss that is not about these targets."""
     if not exam.case.supervised or not isinstance(exam.anatomy.batch[1], Tensor):
-        return without_logarithm(exam)
+        return without_logarithm(exam) or zeros_for_signs(exam)
     if exam.case.yardstick.work == "other":
         looks = (
             deaf,
@@ -45,6 +46,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
             bottomless,
             highest_at_targets,
             without_logarithm,
+            zeros_for_signs,
             alike_taken_for_apart,
             positives_taken_for_negatives,
         )
@@ -61,6 +63,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         _beyond_unit,
         rewarding_wrong_answers,
         bottomless,
+        zeros_for_signs,
         _unrewarded,
         without_logarithm,
         one_value_heard,

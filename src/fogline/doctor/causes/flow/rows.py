@@ -1,0 +1,147 @@
+"""What is said of a row depends on the rows beside it: an axis is taken for another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fogline.data.source import leaves
+from fogline.descent.copies import copied
+from fogline.doctor.case import taken
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
+from fogline.doctor.surgery import core
+from fogline.doctor.uncut import DropsLess, Within, answers, softmax_dim
+
+MANY = 5
+"""Rows that are looked at."""
+
+
+def mixes_rows(model: nn.Module, inputs: Any) -> bool:
+    """Whether what is said of the first row, or of the last, changes with the rows beside it, in evaluation mode.
+
+    Args:
+        model: in evaluation mode.
+        inputs: :data:`MANY` rows.
+    """
+    alone = answers(model, inputs, DropsLess())
+    for kept, rows in ((0, [0, 2, 3, 1, 3]), (MANY - 1, [1, 2, 0, 1, MANY - 1])):
+        beside = answers(model, taken(inputs, torch.tensor(rows)), DropsLess())
+        for first, second in zip(alone or (), beside or (), strict=False):
+            of_rows = isinstance(first, Tensor) and first.ndim > 0 and len(first) == MANY == len(second)
+            if of_rows and not torch.allclose(first[kept], second[kept], 1e-3, 1e-6):
+                return True
+    return False
+
+
+def rows_mixed(exam: Examination) -> Suspicion | None:
+    """Sequences with the rows first in layers that take them second, or a softmax over the rows.
+
+    PyTorch's recurrent layers and its attention take (time, rows, features) unless they are told ``batch_first=True``;
+    with (rows, time, features) they go from row to row. Nothing fails: the shapes are right.
+    """
+    inputs = exam.anatomy.batch[0] if exam.case.supervised else None
+    if inputs is None or exam.anatomy.stage == "forward" or len(leaves(inputs)[0]) < MANY:
+        return None
+    model, some = copied(exam.anatomy.model).eval(), taken(inputs, torch.arange(MANY))
+    if not mixes_rows(model, some):
+        return None
+    names = _given_rows_first(model, some)
+    if names and _keeps_apart(_rows_first, model, some):
+        return _of_layers(model, names)
+    return _of_softmax() if _keeps_apart(_softmax_within, model, some) else None
+
+
+def _keeps_apart(edit: Callable[[nn.Module], nn.Module], model: nn.Module, inputs: Any) -> bool:
+    mended = edit(copied(model)).eval()
+    return _shapes(mended, inputs) == _shapes(model, inputs) and not mixes_rows(mended, inputs)
+
+
+def _shapes(model: nn.Module, inputs: Any) -> list[torch.Size] | None:
+    found = answers(model, inputs, DropsLess())
+    return None if found is None else [leaf.shape for leaf in found if isinstance(leaf, Tensor)]
+
+
+def _given_rows_first(model: nn.Module, inputs: Any) -> list[str]:
+    """Layers that take the time first and are given as many places first as there are rows, and others second."""
+    seconds = {name: m for name, m in core(model).named_modules() if getattr(m, "batch_first", None) is False}
+    found: dict[str, None] = {}
+
+    def look(name: str, given: tuple[Any, ...]) -> None:
+        first = given[0] if given else None
+        if isinstance(first, Tensor) and first.ndim == 3 and first.shape[0] == MANY and first.shape[1] > 1:
+            found[name] = None
+
+    handles = [m.register_forward_pre_hook(lambda _, g, name=name: look(name, g)) for name, m in seconds.items()]
+    answers(model, inputs, DropsLess())
+    for handle in handles:
+        handle.remove()
+    return list(found)
+
+
+def _rows_first(module: nn.Module) -> nn.Module:
+    for inside in module.modules():
+        if getattr(inside, "batch_first", None) is False:
+            inside.batch_first = True  # type: ignore[assignment]
+    return module
+
+
+def _softmax_within(module: nn.Module) -> nn.Module:
+    return Within(module, SoftmaxWithinRows)
+
+
+class SoftmaxWithinRows(TorchFunctionMode):
+    """Takes a softmax over the last axis with several numbers where it is over the first, wherever it stands."""
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        dim = softmax_dim(func, args, kwargs)
+        if dim is None or dim % args[0].ndim or args[0].ndim < 2:
+            return func(*args, **kwargs)
+        several = [k for k, size in enumerate(args[0].shape) if k and size > 1]
+        return args[0].softmax(several[-1]) if several else func(*args, **kwargs)
+
+
+def _of_layers(model: nn.Module, names: list[str]) -> Suspicion:
+    whole = [name.removesuffix(".self_attn").removesuffix(".multihead_attn") for name in names]
+    kinds = dict.fromkeys(type(core(model).get_submodule(name)).__name__ for name in whole)
+    remedy = Remedy(
+        "let " + ", ".join(dict.fromkeys(name or "the model" for name in whole)) + " take the rows first",
+        "; ".join(f"nn.{kind}(..., batch_first=True)" for kind in kinds),
+        on_model=_rows_first,
+        place="axes",
+        order=BODY,
+    )
+    return _mixed(
+        "layers that take sequences with the time first are given the rows first, and go from row to row.",
+        remedy,
+        proof=True,
+    )
+
+
+def _of_softmax() -> Suspicion:
+    remedy = Remedy(
+        "take the softmax inside the model over its last axis",
+        "scores.softmax(-1)  # not softmax(0), which is over the rows",
+        on_model=_softmax_within,
+        place="axes",
+        order=BODY,
+    )
+    return _mixed("a softmax inside it is taken over the rows of the batch.", remedy)
+
+
+def _mixed(how: str, remedy: Remedy, *, proof: bool = False) -> Suspicion:
+    return Suspicion(
+        "shuffled_labels",
+        0.9,
+        (Evidence("the answer to a row, when there are other rows beside it", "changes", "does not change"),),
+        f"What the model says of a row depends on the rows beside it, in evaluation mode, too: {how}",
+        (remedy,),
+        proof=proof,
+        severity="fatal",
+        otherwise=("shape_broadcast", "Shapes are right, and an axis is taken for another."),
+    )

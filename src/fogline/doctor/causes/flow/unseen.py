@@ -1,0 +1,142 @@
+"""Inputs that no output depends on: of a sequence, all but the first step."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fogline.descent.copies import copied
+from fogline.doctor.case import taken
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
+from fogline.doctor.uncut import DropsLess, Within, answers
+
+_ROWS, _PLACES = 8, 24
+_FEWEST_PLACES = 3
+_MOST = 0.5
+"""Share of the places that must be seen: of the edges of a picture and of padding some never are."""
+
+
+def unseen_inputs(exam: Examination) -> Suspicion | None:
+    """A model that answers alike whatever stands in most places of its inputs.
+
+    Such as one that takes the first state of a recurrent layer for the last. Asked of first weights, by putting what
+    stands in a place of one row there in another: of those not a single output may change in a digit.
+    """
+    if not exam.case.supervised or exam.anatomy.stage == "forward":
+        return None
+    inputs = exam.anatomy.batch[0]
+    if not isinstance(inputs, Tensor) or inputs.ndim not in (2, 3) or len(inputs) < _ROWS:
+        return None
+    places = inputs.shape[1]
+    model, some = copied(exam.anatomy.model).eval(), taken(inputs, torch.arange(_ROWS))
+    if places < _FEWEST_PLACES:
+        return None
+    asked = torch.linspace(0, places - 1, min(places, _PLACES)).long().unique().tolist()
+    seen = _seen(model, some, asked)
+    if seen is None or not any(seen.values()) or sum(seen.values()) >= _MOST * len(seen):
+        return None
+    share = sum(not found for found in seen.values()) / len(seen)
+    where = ", ".join(str(place) for place, found in seen.items() if found)
+    remedies = _later(model, some, asked, places)
+    return Suspicion(
+        "bottleneck",
+        0.8 if remedies else 0.5,
+        (
+            Evidence("share of the places of a row that no output depends on", share, 0.0),
+            Evidence("places that are seen, of those asked for", where, "all"),
+        ),
+        f"Of what stands in a row of {places} places the outputs depend on "
+        f"{'the first' if seen[0] else 'a few'} alone: "
+        "whatever stands in the others, the answer is the same to the last digit.",
+        remedies,
+        severity="fatal",
+        advice="Look for an index in forward(): h[:, 0] is the first state of a sequence, h[:, -1] the last.",
+    )
+
+
+def _seen(model: nn.Module, inputs: Tensor, places: list[int]) -> dict[int, bool] | None:
+    """Whether any output changes with what stands in a place, of those where rows differ; None where it cannot be told.
+
+    Args:
+        inputs: (rows, places, ...).
+    """
+    as_it_is = _answer(model, inputs)
+    if as_it_is is None or not _same(as_it_is, _answer(model, inputs)):
+        return None
+    found = {}
+    for place in places:
+        other = inputs.clone()
+        other[:, place] = inputs[:, place].roll(1, 0)
+        if not torch.equal(other, inputs):
+            found[place] = not _same(as_it_is, _answer(model, other))
+    return found or None
+
+
+def _answer(model: nn.Module, inputs: Tensor, mode: TorchFunctionMode | None = None) -> list[Tensor] | None:
+    found = answers(model, inputs, DropsLess() if mode is None else mode)
+    return None if found is None else [leaf for leaf in found if isinstance(leaf, Tensor)]
+
+
+def _same(first: list[Tensor], second: list[Tensor] | None) -> bool:
+    return second is not None and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class LaterState(TorchFunctionMode):
+    """Takes the last step of a sequence, or the mean of all, where the first is taken by ``h[:, 0]``.
+
+    Args:
+        length: of the sequence.
+        mean: whether it is the mean.
+
+    Attributes:
+        calls: how often that was so.
+    """
+
+    def __init__(self, length: int, *, mean: bool = False) -> None:
+        super().__init__()
+        self.calls = 0
+        self._length, self._mean = length, mean
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = args[0] if args else None
+        if func is Tensor.__getitem__ and isinstance(given, Tensor) and given.ndim == 3 and given.is_floating_point():
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            axis = next((k for k, at in enumerate(index) if isinstance(at, int) and at == 0), None)
+            whole = all(at == slice(None) for k, at in enumerate(index) if k != axis and isinstance(at, slice))
+            if axis is not None and axis < 2 and whole and len(index) <= 3 and given.shape[axis] == self._length:
+                self.calls += 1
+                later = given.mean(axis) if self._mean else given.select(axis, -1)
+                rest = tuple(at for k, at in enumerate(index) if k != axis)
+                return later[rest] if rest else later
+        return func(*args, **(kwargs or {}))
+
+
+def _later(model: nn.Module, inputs: Tensor, asked: list[int], places: int) -> tuple[Remedy, ...]:
+    """Other steps in the place of the first, where most places are seen then."""
+    mode = LaterState(places)
+    if _answer(model, inputs, mode) is None or not mode.calls:
+        return ()
+    seen = _seen(Within(model, partial(LaterState, places)).eval(), inputs, asked)
+    if seen is None or sum(seen.values()) < _MOST * len(seen):
+        return ()
+    return (
+        Remedy(
+            "take the last state in the place of the first",
+            "h[:, -1]  # not h[:, 0]; of rows that are padded h[torch.arange(len(h)), lengths - 1]",
+            on_model=lambda module: Within(module, partial(LaterState, places)),
+            place="axes",
+            order=BODY,
+        ),
+        Remedy(
+            "take the mean of all states in the place of the first",
+            "h.mean(1)  # not h[:, 0]",
+            on_model=lambda module: Within(module, partial(LaterState, places, mean=True)),
+            place="axes",
+            order=BODY,
+        ),
+    )
