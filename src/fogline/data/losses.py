@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 
 from fogline.data.source import Facts, described
 from fogline.errors import misfit, some
@@ -57,9 +58,15 @@ def evaluated(loss: Any, outputs: Any, targets: Any) -> Any:
             return _of_probabilities(loss, outputs, targets)
         return loss(outputs, targets)
     except RuntimeError:
-        if isinstance(outputs, Tensor) and not bool(torch.isfinite(outputs.detach()).all()):
-            return outputs.sum() * torch.nan
-        raise
+        if not isinstance(outputs, Tensor):
+            raise
+        finite = torch.isfinite(outputs.detach())
+        if is_batchedtensor(outputs):  # each member of a population by itself: not all of them need be lost
+            value: Tensor = loss(outputs.where(finite, 0.5), targets)
+            return value.where(finite.all(), torch.nan)
+        if bool(finite.all()):
+            raise
+        return outputs.sum() * torch.nan
 
 
 def _of_probabilities(loss: Any, outputs: Tensor, targets: Any) -> Tensor:

@@ -184,6 +184,7 @@ def readable(case: Case) -> Case:
         inputs, targets = case.batch
         with private_randomness(CPU), suppress(*FAILURES):  # what fails here is told later
             outputs = case.new_model()(inputs)
+            case.yardstick = case.yardstick.for_outputs(outputs, targets, case.train.targets, case.loss)
             if not case.yardstick.reads(outputs, targets, case.loss):
                 case.yardstick = Yardstick("other")
     return case

@@ -15,6 +15,7 @@ from fogline.doctor.finding import Evidence, Severity
 
 _ELEMENTWISE = ("Sub", "Rsub", "Add", "Mul", "Div", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Expand")
 _RESHAPING = ("View", "UnsafeView", "ReshapeAlias", "Transpose", "Permute", "Squeeze", "Unsqueeze", "ToCopy", "Alias")
+_TURNING = ("Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias")
 _JOINING = (*_RESHAPING, "Cat", "Stack", "Select", "Slice", "Clone")
 _LOSSES: dict[str, Any] = {
     "MseLoss": nn.MSELoss, "SmoothL1Loss": nn.SmoothL1Loss, "HuberLoss": nn.HuberLoss,
@@ -57,9 +58,13 @@ def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Itera
     shape = broadcast(loss, outputs)
     if shape is not None:
         yield _broadcast(outputs, targets, shape)
-    if "NllLoss" in in_loss and any(across_rows(node, outputs) for node in (outputs.grad_fn, *way)):
-        yield _ACROSS
-        return
+    if any(name.startswith("NllLoss") for name in in_loss):
+        if any(across_rows(node, outputs) for node in (outputs.grad_fn, *way)):
+            yield _ACROSS
+            return
+        if not any(operation(node) in _TURNING for node in way) and _across_places(outputs):
+            yield _ACROSS_PLACES
+            return
     if any(over_one(node) for node in (*way, *joined(outputs))) or (
         values.numel() and last in ("softmax", "log_softmax") and bool((values == (last == "softmax")).all())
     ):
@@ -237,6 +242,14 @@ def across_rows(node: Any, outputs: Tensor) -> bool:
     return shape_of(node) == tuple(outputs.shape) and dimension_of(node) in (0, -2)
 
 
+def _across_places(outputs: Tensor) -> bool:
+    """Whether outputs (b, classes, ...) are a softmax that is taken over places, and not over classes."""
+    node = outputs.grad_fn
+    if outputs.ndim < 3 or outputs.shape[1] < 2 or operation(node) not in ("Softmax", "LogSoftmax"):
+        return False
+    return dimension_of(node) % outputs.ndim != 1
+
+
 def broadcast(loss: Tensor, outputs: Tensor) -> tuple[int, ...] | None:
     """The shape (n, n) that n outputs were blown up to by meeting n targets of another shape; None if they were not.
 
@@ -332,6 +345,16 @@ _ACROSS = Pairing(
     Evidence("dimension of the softmax", 0, 1),
     "The softmax is taken over the rows of the batch, not over the classes: what an example gets depends on the others "
     "beside it, and its scores are not compared with one another.",
+    "take the softmax over the classes",
+    "dim=1, or nn.CrossEntropyLoss() on the scores themselves",
+    operation="softmax",
+)
+_ACROSS_PLACES = Pairing(
+    "output_activation",
+    0.97,
+    Evidence("what the softmax is taken over", "places", "classes, dimension 1"),
+    "The softmax is taken over places, such as the pixels of a line, and not over the classes: the scores of a place "
+    "are not compared with one another, and the places compete.",
     "take the softmax over the classes",
     "dim=1, or nn.CrossEntropyLoss() on the scores themselves",
     operation="softmax",

@@ -157,7 +157,7 @@ def behind(anatomy: Anatomy, put: Maker = nn.Identity) -> Edit | None:
         return lambda model: Wrapped(model, after=put())
     name, end = anatomy.head[0], outputs.detach()
     known = len(anatomy.head) == 1 and (
-        _is_bent(name, layer.output, end) or _is_bent_over_rows(name, layer.output, end)
+        _is_bent(name, layer.output, end) or _is_bent_over_another(name, layer.output, end)
     )
     if not known and not _each_alike(anatomy, layer, layer.output):
         return None
@@ -208,9 +208,11 @@ def _each_alike(anatomy: Anatomy, layer: Layer, given: Tensor) -> bool:
     return torch.allclose(before.reshape(-1)[order], after.reshape(-1), rtol=1e-4, atol=1e-6)
 
 
-def _is_bent_over_rows(name: str, before: Tensor, after: Tensor) -> bool:
-    over = {"softmax": torch.softmax, "log_softmax": torch.log_softmax}
-    return name in over and torch.allclose(over[name](before, 0), after, rtol=1e-4, atol=1e-6)
+def _is_bent_over_another(name: str, before: Tensor, after: Tensor) -> bool:
+    """Whether it is a softmax over rows or places."""
+    over = {"softmax": torch.softmax, "log_softmax": torch.log_softmax}.get(name)
+    dims = [dim for dim in range(before.ndim) if dim != 1] if over is not None else []
+    return any(torch.allclose(over(before, dim), after, rtol=1e-4, atol=1e-6) for dim in dims if over is not None)
 
 
 def widened(anatomy: Anatomy, outputs: int, put: Maker | None = None) -> Edit | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
+from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RATE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import FALLING, motion
@@ -65,7 +66,10 @@ def usual(exam: Examination, laboratory: Laboratory) -> Iterator[Suspicion]:
     recipe = exam.program.recipe
     if recipe.lr == "auto" or exam.anatomy.error or not any(g is not None for g in exam.anatomy.gradients.values()):
         return
-    rate = laboratory.rate(exam.program_with(measured_rate()))
+    try:
+        rate = laboratory.rate(exam.program_with(measured_rate()))
+    except FAILURES:  # the program's own, on other rows than it was examined on
+        return
     given = float(recipe.lr)
     if given > _OFF * rate or given < rate / _OFF:
         high = given > rate

@@ -326,17 +326,42 @@ def hidden_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     >>> hidden_tensors(model)
     [('scale', tensor([1., 1.], requires_grad=True))]
     """
+    return [(name, tensor) for name, tensor in loose_tensors(model) if tensor.is_leaf and tensor.requires_grad]
+
+
+def loose_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Tensors that are neither parameters nor buffers: attributes, alone or in plain lists and dicts, once each."""
     of_every_module = set(vars(nn.Module()))
     found: dict[int, tuple[str, Tensor]] = {}
     for prefix, module in model.named_modules():
         own = [(name, value) for name, value in vars(module).items() if name not in of_every_module]
         for name, value in own:
-            inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-            for one in (value, *islice(inner, 1000)):
-                if isinstance(one, Tensor) and one.is_leaf and one.requires_grad:
-                    found.setdefault(id(one), (f"{prefix}.{name}" if prefix else name, one))
-    registered = {id(p) for p in model.parameters()}
+            for one in _tensors_in(value):
+                found.setdefault(id(one), (f"{prefix}.{name}" if prefix else name, one))
+    registered = {id(t) for t in (*model.parameters(), *model.buffers())}
     return [place for known, place in found.items() if known not in registered]
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    yield from (one for one in (value, *islice(inner, 1000)) if isinstance(one, Tensor))
+
+
+def with_parameters(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """The model with the tensors of these attributes, alone or in plain lists and dicts, as parameters."""
+    inside = core(model)
+    for name in names:
+        prefix, _, attribute = name.rpartition(".")
+        owner = inside.get_submodule(prefix)
+        value = vars(owner).get(attribute)
+        if isinstance(value, Tensor):
+            setattr(owner, attribute, nn.Parameter(value.detach().clone()))
+        elif isinstance(value, (list, tuple)):
+            setattr(owner, attribute, nn.ParameterList(nn.Parameter(t.detach().clone()) for t in _tensors_in(value)))
+        elif isinstance(value, dict):
+            held = {key: nn.Parameter(t.detach().clone()) for key, t in value.items() if isinstance(t, Tensor)}
+            setattr(owner, attribute, nn.ParameterDict(held))
+    return model
 
 
 def _modules_in(value: object, place: str, depth: int) -> Iterator[tuple[str, nn.Module]]:

@@ -111,6 +111,19 @@ class Yardstick:
             return cls(work, 2, (float(found.min()), float(found.max())))
         return cls(work, bounds=_bounds(targets, loss) if work == "regression" else ())
 
+    def for_outputs(self, outputs: Any, targets: Any, every: Any, loss: Any) -> Yardstick:
+        """As a loss of one's own must mean it: whole numbers that a single number answers are counts, not labels.
+
+        Args:
+            outputs, targets: of a batch.
+            every: the targets of all rows.
+            loss: of one's own.
+        """
+        if self.work != "classes" or not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+            return self
+        single = outputs.numel() == targets.numel() and len(torch.unique(every)) > 2
+        return Yardstick("regression", bounds=_bounds(every.double(), loss)) if single else self
+
     @property
     def name(self) -> str:
         return NAMES[self.work]

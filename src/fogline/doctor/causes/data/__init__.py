@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fogline.doctor.causes.data.gaps import constant_target, nan_in_data
+from fogline.doctor.causes.data.images import dealt_out
 from fogline.doctor.causes.data.labels import label_noise, shuffled_labels, unrelated_labels, wrong_numbers
 from fogline.doctor.causes.data.order import class_imbalance, unshuffled_data
 from fogline.doctor.causes.data.outliers import far_off_targets
@@ -11,6 +12,6 @@ from fogline.doctor.causes.data.units import unscaled_input, unscaled_target
 
 ON_ONE_BATCH = (
     nan_in_data, constant_target, unscaled_input, unscaled_target, unshuffled_data, train_valid_mismatch,
-    duplicate_leak, shuffled_labels,
+    duplicate_leak, shuffled_labels, dealt_out,
 )  # fmt: skip
 IN_MOTION = (class_imbalance, label_noise, far_off_targets, wrong_numbers, unrelated_labels)

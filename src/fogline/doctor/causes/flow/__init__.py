@@ -5,6 +5,7 @@ from __future__ import annotations
 from fogline.doctor.causes.flow.activations import dead_units, missing_activation, saturated_units
 from fogline.doctor.causes.flow.attention import saturated_attention
 from fogline.doctor.causes.flow.gradients import exploding_gradient, vanishing_gradient
+from fogline.doctor.causes.flow.invariant import invariant
 from fogline.doctor.causes.flow.masks import mask_turned
 from fogline.doctor.causes.flow.reshaped import reshaped
 from fogline.doctor.causes.flow.rows import rows_mixed
@@ -17,4 +18,4 @@ ON_ONE_BATCH = (
     rows_mixed, mask_turned,
     unseen_inputs,
 )  # fmt: skip
-IN_MOTION = (vanishing_gradient, exploding_gradient, dead_units, bottleneck)
+IN_MOTION = (vanishing_gradient, exploding_gradient, dead_units, bottleneck, invariant)

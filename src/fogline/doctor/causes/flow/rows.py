@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fogline.descent.copies import copied
 from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import core
+from fogline.doctor.surgery import Wrapped, core
 from fogline.doctor.uncut import DropsLess, Within, answers, softmax_dim
 
 MANY = 5
@@ -49,7 +50,7 @@ def rows_mixed(exam: Examination) -> Suspicion | None:
         return None
     model, some = copied(exam.anatomy.model).eval(), taken(inputs, torch.arange(MANY))
     if not mixes_rows(model, some):
-        return None
+        return _places_of_rows(model, some)
     names = _given_rows_first(model, some)
     if names and _keeps_apart(_rows_first, model, some):
         return _of_layers(model, names)
@@ -145,3 +146,83 @@ def _mixed(how: str, remedy: Remedy, *, proof: bool = False) -> Suspicion:
         severity="fatal",
         otherwise=("shape_broadcast", "Shapes are right, and an axis is taken for another."),
     )
+
+
+def _places_of_rows(model: nn.Module, inputs: Any) -> Suspicion | None:
+    """A table of positions that is cut to the number of rows, and added to them in the place of their steps."""
+    if not _tells_places(model, inputs) or not isinstance(inputs, Tensor) or inputs.ndim < 2:
+        return None
+    edit = partial(ByStep, steps=inputs.shape[1])
+    mended = edit(copied(model)).eval()
+    if _shapes(mended, inputs) != _shapes(model, inputs) or _tells_places(mended, inputs):
+        return None
+    return Suspicion(
+        "shape_broadcast",
+        0.9,
+        (Evidence("the answer to a row, in another place of the batch", "changes", "does not change"),),
+        "What the model says of a row depends on its place in the batch: a table of positions is cut to the number of "
+        "rows and added along them, so that a row gets the position it has in the batch, and its steps get none.",
+        (
+            Remedy(
+                "add positions along the steps, not along the rows",
+                "x + self.pe[: x.size(1)].transpose(0, 1)  # of x (rows, steps, features), not self.pe[: x.size(0)]",
+                on_model=edit,
+                place="positions",
+                order=BODY,
+            ),
+        ),
+        proof=True,
+        severity="fatal",
+    )
+
+
+def _tells_places(model: nn.Module, inputs: Any) -> bool:
+    """Whether rows that change places get other answers than their own, in evaluation mode."""
+    turned = torch.arange(MANY).flip(0)
+    once, again = (answers(model, given, DropsLess()) for given in (inputs, taken(inputs, turned)))
+    return any(
+        isinstance(a, Tensor)
+        and a.ndim > 0
+        and len(a) == MANY == len(b)
+        and not torch.allclose(a[turned], b, 1e-3, 1e-6)
+        for a, b in zip(once or (), again or (), strict=False)
+    )
+
+
+class ByStep(Wrapped):
+    """A model whose tables of positions are added along the steps.
+
+    Args:
+        model: is run.
+        steps: of a row.
+    """
+
+    def __init__(self, model: nn.Module, steps: int) -> None:
+        super().__init__(model)
+        self._steps = steps
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inside = self.wrapped_model
+        tables = [t for t in (*inside.buffers(), *inside.parameters()) if t.ndim == 3 and t.shape[1] == 1]
+        with PositionsOfSteps(self._steps, frozenset(map(id, tables))):
+            return inside(*args, **kwargs)
+
+
+class PositionsOfSteps(TorchFunctionMode):
+    """Takes a table's entries (1, steps, features) where entries (rows, 1, features) are cut out of it.
+
+    Args:
+        steps: of a row.
+        tables: identities of the tensors that may be such tables, (positions, 1, features).
+    """
+
+    def __init__(self, steps: int, tables: frozenset[int]) -> None:
+        super().__init__()
+        self._steps, self._tables = steps, tables
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__ and id(args[0]) in self._tables:
+            first = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+            if isinstance(first, slice) and first.start in (None, 0) and first.step in (None, 1):
+                return args[0][: self._steps].transpose(0, 1)
+        return func(*args, **(kwargs or {}))

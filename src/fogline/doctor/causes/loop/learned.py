@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from fogline.data.source import leaves
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.fleeting import keeping, made_anew
-from fogline.doctor.surgery import core, frozen_as_drawn, hidden_modules
+from fogline.doctor.surgery import core, frozen_as_drawn, hidden_modules, loose_tensors, with_parameters
+
+_FEWEST_NUMBERS, _DISTINCT = 8, 0.99
+"""Of a tensor that may be weights, and the share of them that differ: constants repeat themselves."""
 
 
 def frozen_parameters(exam: Examination) -> Suspicion | None:
@@ -71,7 +75,7 @@ def _unfrozen(module: nn.Module) -> nn.Module:
 
 def parameters_not_optimized(exam: Examination) -> Suspicion | None:
     """Layers that compute, and that ``model.parameters()`` does not have."""
-    return _in_plain_lists(exam) or _made_in_forward(exam)
+    return _in_plain_lists(exam) or _made_in_forward(exam) or loose_weights(exam)
 
 
 def _in_plain_lists(exam: Examination) -> Suspicion | None:
@@ -138,6 +142,56 @@ def _made_in_forward(exam: Examination) -> Suspicion | None:
         proof=True,
         severity="fatal",
     )
+
+
+def loose_weights(exam: Examination) -> Suspicion | None:
+    """Weights that are plain tensors among a model's attributes: no optimizer gets them.
+
+    Those that ask for a gradient are meant to learn. Of others it is likely where their numbers look drawn, and the
+    rest of the model alone does badly.
+    """
+    asking, drawn = [], []
+    for name, tensor in loose_tensors(core(exam.anatomy.model)):
+        if not tensor.is_floating_point() or tensor.numel() < _FEWEST_NUMBERS:
+            continue
+        if tensor.requires_grad:
+            asking.append((name, tensor))
+        elif len(torch.unique(tensor)) > _DISTINCT * tensor.numel() and float(tensor.mean().abs()) < float(
+            tensor.std()
+        ):
+            drawn.append((name, tensor))
+    used = _in_graph(exam.anatomy.outputs)
+    asking = [(name, tensor) for name, tensor in asking if id(tensor) in used]
+    found = asking or (drawn if _learns_badly(exam) else [])
+    if not found:
+        return None
+    names = list(dict.fromkeys(name for name, _ in found))
+    return Suspicion(
+        "parameters_not_optimized",
+        0.9 if asking else 0.6,
+        (
+            Evidence("numbers in plain tensors of the model", sum(t.numel() for _, t in found), 0),
+            Evidence("attributes that hold them", ", ".join(names[:4])),
+        ),
+        "Weights in plain tensors are no part of the model for PyTorch: the optimizer does not get them, so they stay "
+        "as they were drawn; nor are they saved, or moved to another device.",
+        (
+            Remedy(
+                "make the tensors parameters",
+                "\n".join(f"self.{name} = nn.Parameter(...)  # nn.ParameterList of a list" for name in names[:4]),
+                on_model=lambda model: with_parameters(model, names),
+                place="registration",
+                order=BODY - 1,
+            ),
+        ),
+        proof=bool(asking),
+        otherwise=None if asking else ("frozen_parameters", "They were frozen, whether or not that was meant."),
+    )
+
+
+def _looks_drawn(tensor: torch.Tensor) -> bool:
+    """Whether its numbers are about zero, and no two of them the same."""
+    return len(torch.unique(tensor)) > _DISTINCT * tensor.numel() and float(tensor.mean().abs()) < float(tensor.std())
 
 
 def _registered(module: nn.Module) -> nn.Module:

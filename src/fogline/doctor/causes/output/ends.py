@@ -27,6 +27,7 @@ def output_activation(exam: Examination) -> Suspicion | None:
         return None
     looks = (
         _over_the_batch,
+        _over_places,
         _bounded_logits,
         _no_probabilities,
         _no_shares,
@@ -63,6 +64,30 @@ def _over_the_batch(exam: Examination) -> Suspicion | None:
         (Evidence("sum of each output over the examples of a batch", 1.0, "each example sums to 1, not each batch"),),
         "The softmax at the end runs over the examples of the batch instead of over the classes: what an example gets "
         "depends on which others are in its batch.",
+        () if remedy is None else (remedy,),
+        proof=True,
+        advice="Use dim=1 in the softmax.",
+    )
+
+
+def _over_places(exam: Examination) -> Suspicion | None:
+    """Outputs (b, classes, ...) whose softmax is taken over some other dimension than that of the classes."""
+    outputs, name = exam.anatomy.outputs, bend(exam.anatomy)
+    if name not in ("softmax", "log_softmax") or not isinstance(outputs, Tensor) or outputs.ndim < 3:
+        return None
+    if losses.family(exam.program.loss) != "classes" or outputs.shape[1] < 2:
+        return None
+    shares = outputs.detach() if name == "softmax" else outputs.detach().exp()
+    wholes = [torch.allclose(shares.sum(k), torch.ones(()), atol=1e-4) for k in range(outputs.ndim)]
+    if wholes[1] or not any(wholes):
+        return None
+    remedy = ended_by(exam, _over_classes(exam), "take the softmax over the classes, not over places", "dim=1")
+    return Suspicion(
+        "output_activation",
+        0.95,
+        (Evidence("dimension of the outputs that a softmax is taken over", wholes.index(True), 1),),
+        f"The loss wants the classes in dimension 1 of the outputs {tuple(outputs.shape)}, and the softmax is taken "
+        f"over dimension {wholes.index(True)}: the scores of a place are not compared with one another.",
         () if remedy is None else (remedy,),
         proof=True,
         advice="Use dim=1 in the softmax.",

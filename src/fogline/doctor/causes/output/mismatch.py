@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fogline.data import losses
 from fogline.doctor.causes.output.common import LOST, codes_of, mismatched, takes_logits
+from fogline.doctor.causes.output.exchanged import exchanged
 from fogline.doctor.causes.output.hearing import one_value_heard, percent_of_zero
 from fogline.doctor.causes.output.logarithm import without_logarithm
 from fogline.doctor.causes.output.own_loss import (
@@ -37,7 +38,7 @@ from fogline.doctor.standing import standing
 def loss_mismatch(exam: Examination) -> Suspicion | None:
     """A loss that is not about these targets."""
     if not exam.case.supervised or not isinstance(exam.anatomy.batch[1], Tensor):
-        return without_logarithm(exam) or zeros_for_signs(exam)
+        return without_logarithm(exam) or zeros_for_signs(exam) or exchanged(exam)
     if exam.case.yardstick.work == "other":
         looks = (
             deaf,
@@ -47,6 +48,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
             highest_at_targets,
             without_logarithm,
             zeros_for_signs,
+            exchanged,
             alike_taken_for_apart,
             positives_taken_for_negatives,
         )
@@ -62,6 +64,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         of_no_row,
         _beyond_unit,
         rewarding_wrong_answers,
+        exchanged,
         bottomless,
         zeros_for_signs,
         _unrewarded,
@@ -305,7 +308,7 @@ def _competing_labels(exam: Examination) -> Suspicion | None:
         return None
     found = mismatched(
         exam,
-        0.6,
+        0.8,
         (
             Evidence("share of the rows that have several labels, or none", share, 0.0),
             Evidence("labels of a row", f"{float(counts.min()):g} to {float(counts.max()):g}", 1),
@@ -313,6 +316,7 @@ def _competing_labels(exam: Examination) -> Suspicion | None:
         "Several labels can be true of a row, or none, and the softmax in the loss makes them compete for one whole: "
         "whether a label is true is never asked, only whether it is likelier than the others.",
         (matching(exam),),
+        proof=True,
     )
     return replace(found, advice="For these targets use nn.BCEWithLogitsLoss(), a logit for each label.")
 
