@@ -254,3 +254,21 @@ def test_what_cannot_be_compiled_steps_without_and_says_why() -> None:
     assert not choice.compiled
     assert "not compiled: cannot be traced" in choice.why
     assert all(map(math.isfinite, choice.population.step(0, batches.at(0), RATES)))
+
+
+@pytest.mark.parametrize("first", ["outputs", "targets"])
+def test_a_member_whose_probabilities_are_gone_leaves_the_others_be(first: str) -> None:
+    """A loss that refuses numbers that are not finite refuses them of one member, and not of all."""
+    inputs = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+    targets = 0.1 + 0.8 * (inputs[:, :1] > 0).float()
+
+    def entropy(outputs: Tensor, wanted: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy(*((outputs, wanted) if first == "outputs" else (wanted, outputs)))
+
+    objective = Objective(nn.Sequential(nn.Linear(3, 1), nn.Sigmoid()), entropy)
+    members = Together(objective, Recipe(optimizer="sgd", lr=0.1), 2)
+    first_losses = members.step(0, (inputs, targets), [0.01, math.nan])
+    later = members.step(1, (inputs, targets), [0.01, 0.01])
+    assert all(map(math.isfinite, first_losses))
+    assert math.isfinite(later[0])
+    assert math.isnan(later[1])

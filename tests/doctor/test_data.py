@@ -294,6 +294,49 @@ def test_rare_classes_that_are_not_found() -> None:
     assert torch.allclose(told(outputs, targets), (counts.sum() / counts[1]).log())
 
 
+@pytest.mark.parametrize("loss", ["weighted", "two logits", "own", "own sum"])
+def test_rare_classes_that_the_loss_weighs_less(loss: str) -> None:
+    X = torch.randn(900, 4, generator=torch.Generator().manual_seed(0))
+    y = (torch.arange(900) % 9 == 0).long()
+    X[:, 0] += 1.5 * y
+    weights = torch.tensor([0.9, 0.1])
+
+    def own(outputs: Tensor, targets: Tensor) -> Tensor:
+        each = weights[targets] * F.cross_entropy(outputs, targets, reduction="none")
+        return each.sum() if loss == "own sum" else each.mean()
+
+    given: Any = own
+    outputs, targets = 2, y
+    if loss == "weighted":
+        given = nn.CrossEntropyLoss(weight=weights)
+    elif loss == "two logits":
+        given, outputs, targets = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(1 / 9)), 1, y.float()[:, None]
+    task = fogline.Task(net(outputs), given, (X, targets))
+    exam = in_motion(Examination(open_case(task, RECIPE.replace(lr=0.001))), 40)
+    found = data.class_imbalance(exam)
+    assert found is not None
+    titles = [remedy.title for remedy in found.remedies]
+    if loss == "own sum":  # which is no mean over rows
+        assert "weigh each class by how rare it is" not in titles
+        return
+    assert titles[0] == "weigh each class by how rare it is"
+    edit = found.remedies[0].on_loss
+    assert edit is not None
+    neutral = torch.zeros(900, outputs, requires_grad=True)
+    (slope,) = torch.autograd.grad(edit(given)(neutral, targets), neutral)
+    pulls = slope.norm(dim=1)
+    assert float(pulls[y == 1].sum() / pulls[y == 0].sum()) == pytest.approx(1, rel=0.2)  # of rows held out, too
+
+
+def test_rare_classes_that_the_loss_weighs_more_are_not_hushed() -> None:
+    X = torch.randn(900, 4, generator=torch.Generator().manual_seed(0))
+    y = (torch.arange(900) % 9 == 0).long()
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0]))
+    found = data.class_imbalance(in_motion(Examination(open_case(fogline.Task(net(2), loss, (X, y)), RECIPE)), 40))
+    assert found is not None
+    assert all("weigh each class" not in remedy.title for remedy in found.remedies)
+
+
 def test_rare_classes_that_are_known_by_heart() -> None:
     """Neither are the labels of the other rows mixed up, nor are those learned by heart as well."""
     X = torch.randn(1200, 30, generator=torch.Generator().manual_seed(0))
@@ -601,3 +644,59 @@ def test_any_program_can_be_examined(cause: Callable[[Examination], Suspicion | 
         cause(given)
         if cause in data.IN_MOTION:
             cause(in_motion(given, 3))
+
+
+# Pictures
+
+
+def _spots(count: int = 80) -> Tensor:
+    """Discs of some colour, (n, colours, height, width)."""
+    source = torch.Generator().manual_seed(0)
+    place = torch.arange(16.0)
+    centres = 4 + 8 * torch.rand(count, 2, generator=source)
+    distance = (place[None, :, None] - centres[:, :1, None]) ** 2 + (place[None, None] - centres[:, 1:, None]) ** 2
+    colour = torch.rand(count, 3, 1, 1, generator=source)
+    return (distance < 12).float()[:, None] * colour + 0.05 * torch.rand(count, 3, 16, 16, generator=source)
+
+
+def _seen_as(pictures: Tensor) -> Examination:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    task = fogline.Task(model, nn.CrossEntropyLoss(), (pictures, torch.arange(len(pictures)) % 2))
+    return Examination(open_case(task, RECIPE))
+
+
+def test_pictures_whose_colours_were_dealt_out() -> None:
+    spots = _spots()
+    scrambled = spots.permute(0, 2, 3, 1).reshape(spots.shape)
+    found = data.dealt_out(_seen_as(scrambled))
+    assert found is not None
+    edit = found.remedies[0].on_model
+    assert edit is not None
+    torch.testing.assert_close(edit(nn.Identity())(scrambled), spots)
+
+
+def test_pictures_that_are_as_they_should_be() -> None:
+    assert data.dealt_out(_seen_as(_spots())) is None
+    assert data.dealt_out(_seen_as(torch.randn(80, 3, 16, 16))) is None
+
+
+# Classes of held-out rows
+
+
+def test_held_out_rows_that_are_the_end_of_sorted_ones() -> None:
+    X, y = labels(300)
+    order = y.sort(stable=True).indices
+    X, y = X[order], y[order]
+    found = data.train_valid_mismatch(classification((X[:240], y[:240]), (X[240:], y[240:])))
+    assert found is not None
+    assert found.proof
+    assert "split" in found.remedies[0].title
+
+
+def test_held_out_rows_with_classes_as_often_as_each_other() -> None:
+    """A rare class is often held out in larger numbers, to be told at all."""
+    X, y = labels(600)
+    use = (y == 0) | (torch.arange(600) % 15 == 1)
+    X, y, Xv, yv = X[use], y[use].clamp_max(1), *labels(60, seed=1)
+    assert data.train_valid_mismatch(classification((X, y), (Xv[yv < 2], yv[yv < 2]))) is None

@@ -18,7 +18,7 @@ from fogline.doctor.causes import flow
 from fogline.doctor.causes.flow.anew import also_done
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
-from fogline.doctor.surgery import orthogonal
+from fogline.doctor.surgery import Wrapped, orthogonal, widened
 from fogline.doctor.trial import Laboratory
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="30ep")
@@ -598,3 +598,10 @@ def test_tables_at_zero_get_rows_of_length_one(size: float) -> None:
         again = Examination(case, found.remedies[:1]).program.new_model(0)
         lengths = again.of_users.weight.detach().norm(dim=1)
         assert float(lengths.mean()) == pytest.approx(1.0, rel=0.2)
+
+
+def test_layers_grow_inside_a_wrapper() -> None:
+    model = Wrapped(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)))
+    grown = widened(model, "wrapped_model.0", "wrapped_model.3", 16)
+    assert grown(torch.randn(5, 3)).shape == (5, 2)
+    assert [m.num_features for m in grown.modules() if isinstance(m, nn.BatchNorm1d)] == [16]

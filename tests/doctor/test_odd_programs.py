@@ -212,3 +212,23 @@ def test_a_transformer_that_leaves_out_what_is_padded(tmp_path: Path) -> None:
     assert run.steps["loss"][-1] < run.steps["loss"][0]
     faulty = replace(task, model=lambda: nn.Sequential(_Padded(), nn.Softmax(1)))
     assert fogline.diagnose(faulty, recipe).findings[0].cause == "double_softmax"
+
+
+def test_a_program_that_fails_on_rows_it_was_not_examined_on() -> None:
+    """It is a finding or an open question, and no error of the doctor's."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != 12:
+                raise RuntimeError("the size of tensor a must match the size of tensor b")
+            found: Tensor = self.head(x)
+            return found
+
+    x = torch.randn(150, 3, generator=torch.Generator().manual_seed(0))
+    task = fogline.Task(Fixed, nn.MSELoss(), (x[:120], x[:120, :1]), valid=(x[120:], x[120:, :1]))
+    report = fogline.diagnose(task, fogline.Recipe(optimizer="adam", lr=0.01, batch_size=12, duration="5ep"))
+    assert report.verdict in ("faulty", "undecided")

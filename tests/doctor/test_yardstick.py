@@ -303,3 +303,14 @@ def test_what_compares_rows_by_distance_says_no_classes() -> None:
     assert Yardstick.of(labels, entropy).reads(outputs, labels, entropy)
     assert not is_over_rows(outputs, labels, triples)
     assert is_over_rows(outputs, labels, lambda o, y: -o.log_softmax(0).gather(1, y[:, None]).mean())
+
+
+def _squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs[:, 0] - targets.float()).square().mean()
+
+
+@pytest.mark.parametrize(("classes", "width", "work"), [(9, 1, "regression"), (2, 1, "classes"), (9, 9, "classes")])
+def test_whole_numbers_that_a_single_number_answers(classes: int, width: int, work: str) -> None:
+    targets = torch.arange(60) % classes
+    stick = Yardstick.of(targets, _squared).for_outputs(torch.randn(60, width), targets, targets, _squared)
+    assert stick.work == work

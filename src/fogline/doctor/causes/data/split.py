@@ -18,6 +18,9 @@ from fogline.doctor.yardstick import error_of
 
 _ENOUGH_TO_SCORE = 20  # rows
 _MOST_COLUMNS = 1000
+_FEWEST_LABELS, _OTHER_CLASSES = 8, 0.6
+"""Rows whose classes are compared, and from what share of them on it is another kind: a rare class that is held out as
+often as the common one makes half."""
 
 
 def train_valid_mismatch(exam: Examination) -> Suspicion | None:
@@ -34,19 +37,22 @@ def train_valid_mismatch(exam: Examination) -> Suspicion | None:
     broken = _does_not_carry_over(exam)
     if broken:
         evidence += broken
+    other_classes = _other_classes(exam, pair[1], held.targets)
+    evidence += other_classes
     if not evidence:
         return None
     units, again = _same_units(pair, held, moved), _split_again(exam)
-    likelier = (units, again) if units is not None and _mends(exam, held, units) else (again, units)
+    same_rows = units is not None and not other_classes and _mends(exam, held, units)
+    likelier = (units, again) if same_rows else (again, units)
     remedies = [r for r in likelier if r is not None]
     return Suspicion(
         "train_valid_mismatch",
-        0.9 if broken else 0.6,
+        0.9 if broken or other_classes else 0.6,
         tuple(evidence),
         "The held-out rows are of another kind than the training rows: prepared in another way, or from elsewhere. "
         "What is learned does not hold for them, and the score on them says nothing about the training.",
         tuple(remedies),
-        proof=bool(broken) or any(word == "wholly" for word in moved.values()),
+        proof=bool(broken or other_classes) or any(word == "wholly" for word in moved.values()),
         advice="Prepare both parts by the same code with the same numbers, and split at random.",
     )
 
@@ -76,6 +82,21 @@ def _other_units(exam: Examination, pair: tuple[Tensor, Tensor], held: Rows) -> 
         )
         evidence.append(Evidence(f"ratio of the deviations of their {name}", float(ratio.median()), 1.0))
     return evidence, which
+
+
+def _other_classes(exam: Examination, targets: Tensor, others: Tensor) -> list[Evidence]:
+    """Held-out rows of other classes than the training rows, as the end of rows that are sorted by class has."""
+    found = [exam.case.yardstick.labels(tree) for tree in (targets, others)]
+    if any(labels is None or len(labels) < _FEWEST_LABELS for labels in found):
+        return []
+    classes = max(int(labels.max()) for labels in found if labels is not None) + 1
+    counts = [torch.bincount(labels, minlength=classes).double() for labels in found if labels is not None]
+    ours, theirs = (count / count.sum() for count in counts)
+    apart = 0.5 * float((ours - theirs).abs().sum())
+    by_chance = 0.5 * math.sqrt(classes * sum(1 / float(count.sum()) for count in counts))
+    if apart < max(_OTHER_CLASSES, 3 * by_chance):
+        return []
+    return [Evidence("share of the held-out rows that would need another class to be as the training rows", apart, 0.0)]
 
 
 def _continuous(inputs: Tensor) -> bool:

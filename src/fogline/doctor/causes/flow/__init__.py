@@ -9,7 +9,7 @@ from fogline.doctor.causes.flow.invariant import invariant
 from fogline.doctor.causes.flow.masks import mask_turned
 from fogline.doctor.causes.flow.reshaped import reshaped
 from fogline.doctor.causes.flow.rows import rows_mixed
-from fogline.doctor.causes.flow.unseen import unseen_inputs
+from fogline.doctor.causes.flow.unseen import missed_inputs, unseen_inputs
 from fogline.doctor.causes.flow.weights import bad_init, symmetric_init
 from fogline.doctor.causes.flow.width import bottleneck
 
@@ -18,4 +18,4 @@ ON_ONE_BATCH = (
     rows_mixed, mask_turned,
     unseen_inputs,
 )  # fmt: skip
-IN_MOTION = (vanishing_gradient, exploding_gradient, dead_units, bottleneck, invariant)
+IN_MOTION = (vanishing_gradient, exploding_gradient, dead_units, bottleneck, missed_inputs, invariant)

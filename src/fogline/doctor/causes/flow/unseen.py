@@ -14,6 +14,7 @@ from fogline.descent.copies import copied
 from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
+from fogline.doctor.standing import standing
 from fogline.doctor.uncut import DropsLess, Within, answers
 
 _ROWS, _PLACES = 8, 24
@@ -23,11 +24,21 @@ _MOST = 0.5
 
 
 def unseen_inputs(exam: Examination) -> Suspicion | None:
-    """A model that answers alike whatever stands in most places of its inputs.
+    """A model that answers alike whatever stands in most places of its inputs, and could see the others.
 
     Such as one that takes the first state of a recurrent layer for the last. Asked of first weights, by putting what
     stands in a place of one row there in another: of those not a single output may change in a digit.
     """
+    found = _looked_for(exam)
+    return found if found is not None and found.remedies else None
+
+
+def missed_inputs(exam: Examination) -> Suspicion | None:
+    """The same wherever it lies, of a model that gets less than classical learners do, which see all places."""
+    return _looked_for(exam) if standing(exam).short and standing(exam).known else None
+
+
+def _looked_for(exam: Examination) -> Suspicion | None:
     if not exam.case.supervised or exam.anatomy.stage == "forward":
         return None
     inputs = exam.anatomy.batch[0]
@@ -36,29 +47,39 @@ def unseen_inputs(exam: Examination) -> Suspicion | None:
     places = inputs.shape[1]
     if places < _FEWEST_PLACES:
         return None
-    # In double precision, so that columns of large numbers do not drown the others.
-    model, some = copied(exam.anatomy.model).eval().double(), cast(taken(inputs, torch.arange(_ROWS)), torch.float64)
-    asked = torch.linspace(0, places - 1, min(places, _PLACES)).long().unique().tolist()
+    model, some = _precisely(copied(exam.anatomy.model).eval(), taken(inputs, torch.arange(_ROWS)))
+    asked = sorted({round(place) for place in torch.linspace(0, places - 1, min(places, _PLACES)).tolist()})
     seen = _seen(model, some, asked)
     if seen is None or not any(seen.values()) or sum(seen.values()) >= _MOST * len(seen):
         return None
     share = sum(not found for found in seen.values()) / len(seen)
-    where = ", ".join(str(place) for place, found in seen.items() if found)
-    remedies = _later(model, some, asked, places)
+    where = [place for place, found in seen.items() if found]
+    alone = {0: "the first", places - 1: "the last"}.get(where[0], "one") if len(where) == 1 else "a few"
     return Suspicion(
         "bottleneck",
-        0.8 if remedies else 0.5,
+        0.85,
         (
             Evidence("share of the places of a row that no output depends on", share, 0.0),
-            Evidence("places that are seen, of those asked for", where, "all"),
+            Evidence("places that are seen, of those asked for", ", ".join(map(str, where)), "all"),
         ),
-        f"Of what stands in a row of {places} places the outputs depend on "
-        f"{'the first' if where == '0' else 'a few'} alone: "
-        "whatever stands in the others, the answer is the same to the last digit.",
-        remedies,
+        f"Of what stands in a row of {places} places the outputs depend on {alone} alone: whatever stands in the "
+        "others, the answer is the same to the last digit.",
+        _later(model, some, asked, places),
         severity="fatal",
-        advice="Look for an index in forward(): h[:, 0] is the first state of a sequence, h[:, -1] the last.",
+        advice="Look in forward() for an index, such as h[:, 0], which is the first state of a sequence and not the "
+        "last, and for a state that is made anew in each step.",
     )
+
+
+def _precisely(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
+    """Model and inputs in double precision, so that columns of large numbers do not drown the others.
+
+    Where the model makes tensors of its own in single precision, in that, and each column of size one.
+    """
+    double = cast(inputs, torch.float64)
+    if _answer(copied(model).double(), double) is not None:
+        return model.double(), double
+    return model, inputs / inputs.std(0).clamp_min(1e-30) if inputs.is_floating_point() else inputs
 
 
 def _seen(model: nn.Module, inputs: Tensor, places: list[int]) -> dict[int, bool] | None:

@@ -150,7 +150,7 @@ def _beyond_unit(exam: Examination) -> Suspicion | None:
     targets, outputs = exam.program.train[1], exam.anatomy.outputs
     if isinstance(exam.program.loss, UnitTargets):
         return None  # maps them itself
-    entropy = losses.family(exam.program.loss) == "binary"
+    entropy = losses.family(exam.program.loss) == "binary" or "target should be between 0 and 1" in exam.anatomy.error
     if isinstance(outputs, Tensor) and targets.is_floating_point() and outputs.shape[1:] == targets.shape[1:]:
         inside = {"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"} & set(exam.anatomy.in_loss)
         entropy |= bool(inside) or (exam.case.yardstick.work in ("regression", "binary") and wants_probabilities(exam))
@@ -168,7 +168,7 @@ def _beyond_unit(exam: Examination) -> Suspicion | None:
         "value: it can be made as low as one likes by pushing the output to an end, whatever the input is.",
         (labelled(exam, codes) if codes and codes > 2 else None, matching(exam)),
         proof=True,
-        blocks=losses.family(exam.program.loss) == "binary",
+        blocks=losses.family(exam.program.loss) == "binary" or exam.anatomy.stage == "loss",
     )
 
 
