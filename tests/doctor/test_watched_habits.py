@@ -66,6 +66,62 @@ def test_an_optimizer_that_has_the_rest(second: str, tmp_path: Path) -> None:
     assert told(run) == ([] if second == "takes turns" else ["parameters_not_optimized"])
 
 
+@pytest.mark.parametrize(
+    ("steps", "count", "expected"),
+    [
+        ("none", 30, ["parameters_not_optimized"]),
+        ("none", 6, []),  # broken off
+        ("of one made anew", 30, ["optimizer_mismatch"]),
+        ("of its own", 30, []),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:no step was seen")
+def test_an_optimizer_that_takes_no_step(steps: str, count: int, expected: list[str], tmp_path: Path) -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    with fogline.watch(model, optimizer, runs=tmp_path, share=0.5) as run:
+        for step in range(count):
+            x, y = batch(step)
+            model.zero_grad()
+            loss = F.mse_loss(model(x), y)
+            loss.backward()
+            if steps == "of one made anew":
+                torch.optim.Adam(model.parameters(), lr=0.01).step()
+            elif steps == "of its own":
+                optimizer.step()
+            run.log(loss)
+    assert told(run) == expected
+
+
+class Sequence(nn.Module):
+    """A recurrent layer that takes the rows first, or second."""
+
+    def __init__(self, *, rows_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gru, self.head = nn.GRU(2, 8, batch_first=rows_first), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.gru(x)[0][:, -1])
+        return found
+
+
+@pytest.mark.parametrize("rows_first", [True, False])
+def test_a_recurrent_layer_that_goes_from_row_to_row(rows_first: bool, tmp_path: Path) -> None:
+    model = Sequence(rows_first=rows_first)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    loss_fn = nn.MSELoss()
+    with fogline.watch(model, optimizer, loss_fn=loss_fn, runs=tmp_path, share=0.5) as run:
+        for step in range(20):
+            x = torch.randn(32, 6, 2, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), x[..., :1].sum(1))
+            loss.backward()
+            optimizer.step()
+            run.log(loss)
+    assert told(run) == ([] if rows_first else ["shuffled_labels"])
+
+
 @pytest.mark.parametrize("to_none", [True, False])
 def test_gradients_that_are_cleared_before_the_step(to_none: bool, tmp_path: Path) -> None:
     model = net()

@@ -19,7 +19,12 @@ from fogline.descent.prepare import Start, operations_of
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import CPU, FAILURES, Case, open_case, readable, spaced
 from fogline.doctor.causes import Cause, loop, number, output
+from fogline.doctor.causes.data.images import dealt_out
 from fogline.doctor.causes.flow.activations import saturated_units
+from fogline.doctor.causes.flow.masks import mask_turned
+from fogline.doctor.causes.flow.reshaped import reshaped
+from fogline.doctor.causes.flow.rows import rows_mixed
+from fogline.doctor.causes.flow.unseen import unseen_inputs
 from fogline.doctor.causes.flow.weights import bad_init, symmetric_init
 from fogline.doctor.causes.flow.width import narrow_middle
 from fogline.doctor.causes.loop.normalisation import tiny_batch_norm
@@ -34,11 +39,11 @@ from fogline.task import Task
 
 _LOOKS: tuple[Cause, ...] = tuple(
     cause
-    for cause in (*output.ON_ONE_BATCH, *loop.ON_ONE_BATCH, *number.ON_ONE_BATCH)
+    for cause in (*output.ON_ONE_BATCH, *loop.ON_ONE_BATCH, *number.ON_ONE_BATCH, rows_mixed, dealt_out)
     if cause is not tiny_batch_norm  # which wants to know how many rows there are in all
 )
 _ROWS = 64
-_EXPLAIN: tuple[Cause, ...] = (saturated_units, bad_init, narrow_middle)
+_EXPLAIN: tuple[Cause, ...] = (saturated_units, bad_init, narrow_middle, reshaped, mask_turned, unseen_inputs)
 _LIKELY = 0.5
 _SPACED, _FEWEST = 256, 16
 _MOST_OPERATIONS = 5e8  # of a forward pass of those rows: a look takes about ten of them, within the second

@@ -38,6 +38,31 @@ def no_gradient(step: int, parameters: int, line: str) -> Finding:
     )
 
 
+def no_step(backwards: int) -> Finding:
+    return untried(
+        "parameters_not_optimized",
+        0.95,
+        Evidence("steps of the optimizer", 0, f"one for each backward(), of which there were {backwards}"),
+        "Gradients were computed all along, and the optimizer was never asked to step: the weights are what they were "
+        "at first.",
+        Remedy("let the optimizer step", "loss.backward()\noptimizer.step()"),
+        severity="fatal",
+    )
+
+
+def another_steps(backwards: int) -> Finding:
+    return untried(
+        "optimizer_mismatch",
+        0.7,
+        Evidence("steps of the optimizer", 0, f"one for each backward(), of which there were {backwards}"),
+        "The weights move, and the optimizer that is watched took no step: another one moves them. Where it is made "
+        "anew inside the loop it forgets all it has seen, as its momentum and its estimates of how steep each weight "
+        "is, with every step.",
+        Remedy("make the optimizer once, before the loop", "optimizer = torch.optim.Adam(model.parameters())"),
+        advice="If another optimizer is meant to train this model, watch that one.",
+    )
+
+
 def cleared(step: int, parameters: int, line: str) -> Finding:
     return untried(
         "detached_graph",

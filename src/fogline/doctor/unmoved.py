@@ -102,6 +102,15 @@ class UnmovedLook:
         if starved is not None and not self.orphaned and all(p.stands() for p in self._trained):
             yield loop_findings.no_gradient(step, len(self._named), starved)
 
+    def without_a_step(self, backwards: int) -> Iterator[Finding]:
+        """The optimizer took no step at all, although backward() was called so often."""
+        if self.orphaned or not any(p.got_gradient() for p in self._trained):
+            return
+        if all(p.stands() for p in self._trained):
+            yield loop_findings.no_step(backwards)
+        else:
+            yield loop_findings.another_steps(backwards)
+
     def _nobody_moves(self, step: int, *, waits: bool) -> Iterator[Finding]:
         """``waits`` for another optimizer that has them and may take its turn later."""
         idle = [p for p in self._idle if p.got_gradient() and p.stands()]

@@ -44,6 +44,8 @@ from fogline.record.hook import Hook
 _CLOSE_LOOKS = 12
 """Steps that are looked at closely."""
 _MOST_DROPPED = 0.8
+_FEWEST_BACKWARDS = 16
+"""Calls of ``backward()`` without a step: a loop that was broken off, or accumulates, may have a few."""
 _SKIPS = 20
 """A scale that starts at 2^16 and is halved at each skip has fallen below 1 by then."""
 
@@ -86,7 +88,7 @@ class Inspector:
         self.told: set[str] = set()
         self.looking = True
         self._step_handles: list[RemovableHandle] = []  # hung anew at every step that is looked at
-        self._now = 0
+        self._now = self._backwards = 0
         self._stepped_at = ""
         self._given: tuple[Any, Any] | None = None
         self._runs = True  # the model can be run on it
@@ -157,6 +159,7 @@ class Inspector:
     def accumulated(self) -> None:
         """After a gradient was added to ``.grad`` of the sentinel."""
         self._gradients.accumulated(closely=self.looking)
+        self._backwards += 1
         self._modes.accumulated(self._now)
         if self.looking or _looks_again(self._now):
             self._say_all(self._now, self.loss_look.backward(self._now))
@@ -235,6 +238,8 @@ class Inspector:
         moved = self.loss_look.rows.moved()
         if moved is not None and _much_worse(losses, held_out):
             self.say(step - 1, task_findings.other_rows(step - 1, *moved))
+        if not step and self._backwards >= _FEWEST_BACKWARDS:
+            self._say_all(0, self._unmoved.without_a_step(self._backwards))
         self._say_found(self._modes.finish())
         self._say_all(step - 1, self._unmoved.at_the_end(step - 1, starved=self._gradients.starved))
         if len(not_finite) and not self._named_nan:
