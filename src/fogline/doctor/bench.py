@@ -121,6 +121,11 @@ class Bench:
         self._run(remedies, 1)
         return [descended.score for descended in self.runs[_key(remedies)]]
 
+    def risen(self, remedies: Sequence[Remedy]) -> bool:
+        """Whether the held-out loss of the remedied program went up, of most seeds that were run."""
+        runs = self.runs[_key(remedies)]
+        return 2 * sum(descended.risen for descended in runs) > len(runs)
+
     def holds(self, trial: Trial, remedies: Sequence[Remedy], *, doubtful: bool = False) -> bool:
         """Whether a trial was won, and the remedied program beats the control's longer descent too.
 

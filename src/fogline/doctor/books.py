@@ -36,6 +36,7 @@ class Books:
         rejected, doubted: what did not help, to be told; and as it was supposed.
         control, control_in: score of the program as it was given, and the steps of the descent that it is taken from.
         healed, healed_in: the same of the remedied program.
+        unsure: that is the score of a trial whose held-out loss went up, so that ``fit`` may keep other weights.
     """
 
     kept: list[Kept] = field(default_factory=list)
@@ -45,6 +46,7 @@ class Books:
     control_in: int = 0
     healed: float | None = None
     healed_in: int = 0
+    unsure: bool = False
 
     @property
     def remedies(self) -> tuple[Remedy, ...]:

@@ -171,7 +171,7 @@ class _Doctor:
             exam = self._observed(_AT_ONCE)
             if self.tried.at_once(exam, sure):
                 rounds.append(len(self.tried.kept))
-                if self.tried.does_well(exam):
+                if self.tried.does_well(exam) and not self.tried.unsure:
                     return exam, rounds
                 self._renew()
         for _ in range(_ROUNDS):
@@ -186,7 +186,7 @@ class _Doctor:
             on_one_batch = self._hidden() if before else first
             self.tried.verify(exam, _merged([*on_one_batch, *suspicions(exam)]))
             rounds.append(len(self.tried.kept))
-            if self.tried.remedies == before or self.tried.does_well(exam):
+            if self.tried.remedies == before or (self.tried.does_well(exam) and not self.tried.unsure):
                 break
             self._renew()
             if self.laboratory.left < self._glance:
@@ -231,6 +231,7 @@ class _Doctor:
             self.notes.append(f"the program stops with an error: {exam.observed.error.splitlines()[0]}")
         if self.tried.kept:
             self.tried.healed, self.tried.healed_in = level(exam), exam.observed.steps
+            self.tried.unsure = False
         else:
             self.tried.control, self.tried.control_in = level(exam), exam.observed.steps
         return exam

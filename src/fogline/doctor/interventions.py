@@ -409,6 +409,7 @@ class Interventions(Books):
             else:
                 self.reject(part[0], trial, f"not needed beside the others: {trial}")
         self.healed, self.healed_in = fmean(bench.scores(edits(needed))), bench.steps
+        self.unsure = bench.risen(edits(needed))
         if len(needed) == 1 < len(chosen) and shown[needed[0][0].cause] is whole:  # both were run already
             shown[needed[0][0].cause] = bench.against_control(edits(needed), every_seed=True)
         for suspicion, remedy in needed:

@@ -63,6 +63,8 @@ class Descended:
         losses, norms: of every step; NaN where it was refused.
         refused: how many steps were.
         error: the exception that ended it, or "".
+        risen: of a trial, whether no weights on the way had a lower held-out loss than the first ones, which ``fit``
+            keeps then.
         validations: of the held-out rows, as often as ``fit`` has them; empty where they were not asked for. In an
             observation they end where a patience :data:`LONGER` times that of the recipe is lost.
     """
@@ -73,6 +75,7 @@ class Descended:
     refused: int = 0
     error: str = ""
     best: float = -1.0
+    risen: bool = False
     validations: list[Validation] = field(default_factory=list)
 
 
@@ -237,6 +240,7 @@ class Laboratory:
             probe = Probe([n for n, _ in named], [p for _, p in named], Budget(1.0))
             self._look(seen, begun, variant, 0)
             seen.validated_every, seen.validations = every, validations
+        first = self.scored(begun.objective, variant, variant.held)[1] if seen is None and len(looks) > 1 else math.inf
         if waits:
             validations.append((0, *self._validate(begun, variant, machine.optimizer)))
         probing = 0
@@ -281,9 +285,10 @@ class Laboratory:
             self._finish(seen, begun, variant)
             best = max(score for _, score, _ in seen.looks)
             return Descended(seen.looks[-1][1], losses, norms, refused, best=best)
+        risen = kept[0] > first
         if not math.isfinite(kept[0]):
             kept = 0.0, self.score(machine.objective.model, variant, variant.held)
-        return Descended(kept[1], losses, norms, refused, best=kept[1], validations=validations)
+        return Descended(kept[1], losses, norms, refused, best=kept[1], risen=risen, validations=validations)
 
     def _look(self, seen: Observation, begun: Start, variant: Program, step: int) -> None:
         score, loss = self.scored(begun.objective, variant, variant.held)

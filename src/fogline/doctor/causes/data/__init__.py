@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fogline.doctor.causes.data.columns import loud_column
 from fogline.doctor.causes.data.gaps import constant_target, nan_in_data
 from fogline.doctor.causes.data.images import dealt_out
 from fogline.doctor.causes.data.labels import label_noise, shuffled_labels, unrelated_labels, wrong_numbers
@@ -11,7 +12,7 @@ from fogline.doctor.causes.data.split import duplicate_leak, train_valid_mismatc
 from fogline.doctor.causes.data.units import unscaled_input, unscaled_target
 
 ON_ONE_BATCH = (
-    nan_in_data, constant_target, unscaled_input, unscaled_target, unshuffled_data, train_valid_mismatch,
+    nan_in_data, constant_target, unscaled_input, unscaled_target, loud_column, unshuffled_data, train_valid_mismatch,
     duplicate_leak, shuffled_labels, dealt_out,
 )  # fmt: skip
 IN_MOTION = (class_imbalance, label_noise, far_off_targets, wrong_numbers, unrelated_labels)

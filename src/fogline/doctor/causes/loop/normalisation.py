@@ -15,6 +15,7 @@ from fogline.doctor.surgery import replaced
 _FEW = 4
 """Values a channel at which the estimated variance is off by its own size: the error is sqrt(2 / (n - 1)) of it."""
 _ENOUGH = 32
+_REFUSAL = "Expected more than 1 value per channel"
 
 
 def tiny_batch_norm(exam: Examination) -> Suspicion | None:
@@ -25,6 +26,8 @@ def tiny_batch_norm(exam: Examination) -> Suspicion | None:
     asked, recipe = exam.program.recipe.batch_size, exam.program.recipe
     rows = asked if isinstance(asked, int) else max(1, exam.case.batch_size // max(1, recipe.accumulate))
     size = len(leaves(exam.anatomy.batch)[0])
+    if _REFUSAL in exam.anatomy.error:
+        return _of_one(exam, rows)
     worst = min(_values_a_channel(exam, rows, size), key=lambda pair: pair[1], default=None)
     everything = len(leaves(exam.case.train.inputs)[0])
     last = everything % rows if rows <= everything else 0
@@ -51,6 +54,21 @@ def tiny_batch_norm(exam: Examination) -> Suspicion | None:
         (_larger_batches(exam, rows, alone and values > _FEW), _group_norm()),
         proof=alone and values > _FEW,
         blocks=alone and values > _FEW,
+    )  # fmt: skip
+
+
+def _of_one(exam: Examination, rows: int) -> Suspicion:
+    """PyTorch refuses to normalise what has one value a channel: nothing can be trained."""
+    return Suspicion(
+        "tiny_batch_norm",
+        0.95,
+        (Evidence("values a channel that its statistics are made of", 1, f"{_ENOUGH} or more"),
+         Evidence("rows a batch", rows, _ENOUGH)),
+        "Batch normalisation is to take a variance of a single value, and PyTorch stops with an error.",
+        (_larger_batches(exam, rows, alone=False), _group_norm()),
+        proof=True,
+        blocks=True,
+        severity="fatal",
     )  # fmt: skip
 
 
