@@ -23,6 +23,7 @@ from fogline.task import OnBatch
 
 _DROPPING = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
 _FLAT = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")  # whose slope is zero wherever there is one
+_COMPARISONS = {"gt": 1, "ge": 1, "__gt__": 1, "__ge__": 1, "lt": -1, "le": -1, "__lt__": -1, "__le__": -1}
 MASKED = -9e3
 """Scores this low are masked out: set to -1e4, -1e9 or minus infinity before a softmax."""
 _DATA: Any = vars(torch._C.TensorBase)["data"].__get__
@@ -62,6 +63,25 @@ def _cutting(func: Any) -> str:
     if name in _FLAT:
         return f"{name}()"
     return "torch.tensor(...)" if name == "tensor" else ""
+
+
+class Softened(Uncut):
+    """The same, and a smooth step in the place of a threshold: what is above it counts the more the further it is.
+
+    Of shares between 0 and 1 that is the share itself.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        sign = _COMPARISONS.get(getattr(func, "__name__", ""))
+        first, second = (*args, None, None)[:2]
+        if sign is None or not isinstance(second, (int, float)) or not isinstance(first, Tensor):
+            return super().__torch_function__(func, types, args, kwargs)
+        if not first.requires_grad or first.grad_fn is None or not first.is_floating_point():
+            return func(*args, **(kwargs or {}))
+        self.cuts["a threshold"] = None
+        shares = bool(((first >= 0) & (first <= 1)).all())
+        above = first if shares else torch.sigmoid(first - second)
+        return above if sign > 0 else 1 - above
 
 
 class DropsLess(TorchFunctionMode):

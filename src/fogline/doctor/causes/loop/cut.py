@@ -16,8 +16,9 @@ from fogline.doctor.anatomy import CPU, Anatomy
 from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, WRAP, Evidence, Remedy, Suspicion
+from fogline.doctor.matching import matching
 from fogline.doctor.surgery import as_drawn, replaced
-from fogline.doctor.uncut import Uncut, Within, within
+from fogline.doctor.uncut import Softened, Uncut, Within, within
 
 
 def detached_graph(exam: Examination) -> Suspicion | None:
@@ -50,12 +51,19 @@ def detached_graph(exam: Examination) -> Suspicion | None:
         ("No parameter gets a gradient" if whole else "Some parameters get no gradient")
         + ": something between them and the loss cuts the graph"
         + (f" ({cuts}). Without the cut the gradient reaches them." if cuts else ". Nothing there can be learned."),
-        () if cure is None else cure.remedies,
+        cure.remedies if cure is not None else _another_loss(exam),
         proof=whole or _as_drawn(anatomy, without),
         blocks=whole,
         severity="fatal" if whole else "serious",
         advice=advice,
     )
+
+
+def _another_loss(exam: Examination) -> tuple[Remedy, ...]:
+    """The loss that is usual for the targets, where outputs have a graph that this one cuts, as one of answers does."""
+    outputs = exam.anatomy.outputs
+    usual = matching(exam) if isinstance(outputs, Tensor) and outputs.requires_grad else None
+    return () if usual is None else (usual,)
 
 
 def _as_drawn(anatomy: Anatomy, without: list[str]) -> bool:
@@ -92,20 +100,21 @@ def _uncut(exam: Examination, without: int) -> _Cure | None:
             order=BODY,
         )
         return _Cure((f"module {name!r}",), (remedy,))
-    for in_model, in_loss in ((True, False), (False, True), (True, True)):
-        cuts = _reached_without_cuts(exam, in_model, in_loss, without)
-        if cuts:
-            return _Cure(cuts, (_without_cuts(cuts, in_model, in_loss),))
+    for mode in (Uncut, Softened):
+        for in_model, in_loss in ((True, False), (False, True), (True, True)):
+            cuts = _reached_without_cuts(exam, mode, in_model, in_loss, without)
+            if cuts:
+                return _Cure(cuts, (_without_cuts(mode, cuts, in_model, in_loss),))
     return None
 
 
-def _without_cuts(cuts: tuple[str, ...], in_model: bool, in_loss: bool) -> Remedy:
+def _without_cuts(mode: type[Uncut], cuts: tuple[str, ...], in_model: bool, in_loss: bool) -> Remedy:
     where = " and ".join(w for w, there in (("the model", in_model), ("the loss", in_loss)) if there)
     return Remedy(
         f"leave out {', '.join(cuts)} in {where}",
         f"remove {', '.join(cuts)} between the parameters and the loss, in {where}",
-        on_model=(lambda module: Within(module, Uncut)) if in_model else None,
-        on_loss=(lambda loss: within(loss, Uncut)) if in_loss else None,
+        on_model=(lambda module: Within(module, mode)) if in_model else None,
+        on_loss=(lambda loss: within(loss, mode)) if in_loss else None,
         place="graph",
         order=WRAP,
     )
@@ -153,10 +162,12 @@ def _unreached(loss: Tensor, model: nn.Module) -> int:
     return sum(not _comes_back(g) for g in torch.autograd.grad(loss, parameters, allow_unused=True))
 
 
-def _reached_without_cuts(exam: Examination, in_model: bool, in_loss: bool, without: int) -> tuple[str, ...]:
+def _reached_without_cuts(
+    exam: Examination, kind: type[Uncut], in_model: bool, in_loss: bool, without: int
+) -> tuple[str, ...]:
     """What was left out, where that lets gradients reach more parameters; empty where it does not."""
     model = copied(exam.anatomy.model)
-    objective, mode = Objective(model, exam.program.loss), Uncut()
+    objective, mode = Objective(model, exam.program.loss), kind()
     with private_randomness(CPU), torch.enable_grad():
         seed_step(0, 0, PROBE, CPU)
         try:
