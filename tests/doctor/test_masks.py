@@ -89,6 +89,13 @@ def summed(model: Reads, h: Tensor, ignored: Tensor) -> Tensor:
     return h.sum(1) + (h * ignored[..., None]).sum(1)
 
 
+def summed_beside(model: Reads, h: Tensor, ignored: Tensor) -> Tensor:
+    """A mask of scores, and a factor that leaves the padding out whichever way the other is."""
+    real = (~ignored if model.wrong is False else ignored)[..., None]
+    attended = model.attention(h, h, h, key_padding_mask=ignored, need_weights=False)[0]
+    return (attended * real).sum(1) / real.sum(1)
+
+
 def last_half(model: Reads, h: Tensor, ignored: Tensor) -> Tensor:
     """Another mask than that of padding."""
     return pooled(model, h, (torch.arange(h.shape[1]) < h.shape[1] // 2).expand_as(ignored))
@@ -114,7 +121,7 @@ def found_in(model: nn.Module, data: tuple[Tensor, Tensor]) -> Suspicion | None:
     return mask_turned(Examination(open_case(fogline.Task(model, nn.CrossEntropyLoss(), data), RECIPE)))
 
 
-ATTENDING = (pooled, pooled_of_rest, chosen, added, of_pytorch, by_function, encoded)
+ATTENDING = (pooled, pooled_of_rest, chosen, added, of_pytorch, by_function, encoded, summed_beside)
 
 
 @pytest.mark.parametrize("attend", ATTENDING)

@@ -210,11 +210,25 @@ class _Doctor:
             if not blocking:
                 return found
             new = [s for s in blocking if s.cause not in self.tried.kept_causes]
+            if any(not s.remedies for s in new):
+                new = [self._cured(s, found) for s in new]
             for suspicion in new:
                 self.tried.take(suspicion, next(iter(suspicion.remedies), None), None)
             if not new or not all(s.remedies for s in new):
                 return None
         return None
+
+    def _cured(self, blocking: Suspicion, found: Sequence[Suspicion]) -> Suspicion:
+        """The same with the remedy of another suspicion, where that is what lets the program be run."""
+        for other in found:
+            if blocking.remedies or other.blocks or other.strength < _LIKELY or not other.remedies:
+                continue
+            mended = Examination(self.case, (*self.tried.remedies, other.remedies[0]))
+            if not any(s.blocks for s in suspicions(mended)):
+                seen = (*blocking.evidence, *other.evidence)
+                reading = other.cause, other.explanation
+                return replace(blocking, evidence=seen, remedies=other.remedies[:1], advice="", otherwise=reading)
+        return blocking
 
     @property
     def _glance(self) -> int:

@@ -27,6 +27,8 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Remedy, Suspicion
 from fogline.doctor.standing import standing
 
+_SWOLLEN = 10
+
 
 def _slopes(layers: list[Layer]) -> list[tuple[str, float]]:
     return [(layer.name, rms(layer.gradient)) for layer in layers if layer.gradient is not None]
@@ -102,6 +104,17 @@ def _kept_by_a_step(module: nn.RNNBase) -> float:
     return min((float(torch.sigmoid(bias[size : 2 * size]).max()) for bias in kept), default=1.0)
 
 
+def _swollen(layer: Layer) -> float:
+    """Size of the last state of a recurrent layer, over that of its first one times the steps: sums grow like these."""
+    module, states = layer.module, layer.output
+    if not isinstance(module, nn.RNNBase) or states is None or states.ndim != 3:
+        return 1.0
+    if not module.batch_first:
+        states = states.transpose(0, 1)
+    first = rms(states[:, 0]) * states.shape[1]
+    return rms(states[:, -1]) / first if first > 0 else 1.0
+
+
 def exploding_gradient(exam: Examination) -> Suspicion | None:
     """The gradient grows from layer to layer, or from time step to time step, on its way back."""
     anatomy = wide(exam)
@@ -110,8 +123,10 @@ def exploding_gradient(exam: Examination) -> Suspicion | None:
     slopes = _slopes(hidden(anatomy))
     heavy = [spread for spread in spreads(anatomy) if spread.excess > 0]
     recurrent = [s for s in heavy if isinstance(anatomy.model.get_submodule(s.name), nn.RNNBase)]
+    swelling = [(layer.name, times) for layer in anatomy.layers if (times := _swollen(layer)) > _SWOLLEN]
     grown = slopes[0][1] / slopes[-1][1] if len(slopes) > 1 and slopes[-1][1] > 0 else 1.0
-    if not recurrent and (not math.isfinite(grown) or grown < 10 or grown ** (1 / (len(slopes) - 1)) < HE_GAIN):
+    steady = not math.isfinite(grown) or grown < 10 or grown ** (1 / (len(slopes) - 1)) < HE_GAIN
+    if steady and not recurrent and not swelling:
         return None
     names = [layer.name for layer in anatomy.weighted]
     clip = Remedy(
@@ -126,12 +141,18 @@ def exploding_gradient(exam: Examination) -> Suspicion | None:
     if recurrent:
         remedies = drawn_orthogonal(), drawn_anew([spread.name for spread in recurrent])
         what = Evidence("gain from one time step to the next", recurrent[0].gain, "about 1", layer=recurrent[0].name)
+    elif swelling:
+        remedies = drawn_orthogonal(), drawn_anew([name for name, _ in swelling])
+        what = Evidence(
+            "size of the last state, as a multiple of that of as many first ones together",
+            swelling[0][1], "1 or less", layer=swelling[0][0],
+        )  # fmt: skip
     return Suspicion(
         "exploding_gradient",
         0.6,
         (what,),
         "On its way back from the loss the gradient grows at every "
-        + ("time step" if recurrent else "layer")
+        + ("time step" if recurrent or swelling else "layer")
         + ", so that a step that suits the last layer throws the first ones far away.",
         (*remedies, clip),
     )

@@ -69,7 +69,7 @@ def mask_turned(exam: Examination) -> Suspicion | None:
 def _wrong(exam: Examination, inputs: Any, paddings: list[Tensor]) -> dict[int, tuple[float, float]]:
     """Calls with such masks, by number: which shares of what they hide, and of what they leave, are padding.
 
-    None where some mask of the model hides padding, and where all are factors.
+    None where some mask of scores hides padding, and where all are factors.
     """
     seen = MasksSeen()
     if answers(copied(exam.anatomy.model).eval(), inputs, seen) is None:
@@ -81,7 +81,9 @@ def _wrong(exam: Examination, inputs: Any, paddings: list[Tensor]) -> dict[int, 
             if hidden is None or not bool(hidden.any()) or bool(hidden.all()):
                 continue
             if _alike(hidden, pad) or not bool((hidden & ~pad).any()):
-                return {}
+                if mask.of_scores:
+                    return {}
+                continue
             if _alike(~hidden, pad):
                 wrong[number] = float(pad[hidden].float().mean()), float(pad[~hidden].float().mean())
     return wrong if any(seen.calls[number].of_scores for number in wrong) else {}
