@@ -16,6 +16,7 @@ from fogline.doctor.anatomy import Layer
 from fogline.doctor.causes.data.order import passed_over
 from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.causes.flow.anew import also_done
+from fogline.doctor.causes.flow.weights import bad_init
 from fogline.doctor.causes.flow.width import THROUGH, inputs_of, width_of
 from fogline.doctor.closeup import path_of
 from fogline.doctor.examination import Examination
@@ -57,6 +58,7 @@ def overfitting(exam: Examination) -> Suspicion | None:
         return None
     at = next(step for step, loss in curve if loss == lowest)
     turned = share > 0.2 and gap > 0.25 and stands.train_score > 0.9
+    drawn = bad_init(exam) is not None  # large first weights fit any rows by what is drawn, and no others
     surely = (by_heart or turned) and gap > 4 * stands.error and not _only_rare_ones(exam, stands.train_score)
     smoothed = [] if (remedy := smoothed_labels(exam)) is None else [replace(remedy, costs=True)]
     return Suspicion(
@@ -71,7 +73,8 @@ def overfitting(exam: Examination) -> Suspicion | None:
         + (f", and the held-out loss rises from step {at} on. " if share >= 0.1 else ". ")
         + f"{exam.program.rows} rows are few for what it can remember.",
         (*smoothed, *map(_decaying, _DECAYS)),
-        proof=surely,
+        proof=surely and not drawn,
+        follows=drawn,
         advice="more rows, augmentation, a smaller network or dropout; patience=5 saves steps",
     )
 
