@@ -605,3 +605,28 @@ def test_layers_grow_inside_a_wrapper() -> None:
     grown = widened(model, "wrapped_model.0", "wrapped_model.3", 16)
     assert grown(torch.randn(5, 3)).shape == (5, 2)
     assert [m.num_features for m in grown.modules() if isinstance(m, nn.BatchNorm1d)] == [16]
+
+
+class Recurrence(nn.Module):
+    """A recurrent layer of ReLU that multiplies its state at every step."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.head = nn.RNN(3, 16, batch_first=True, nonlinearity="relu"), nn.Linear(16, 2)
+        with torch.no_grad():
+            self.rnn.weight_hh_l0.copy_(factor * torch.eye(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.rnn(x)[0][:, -1])
+        return found
+
+
+@pytest.mark.parametrize(("factor", "swells"), [(1.5, True), (1.0, False)])
+def test_a_state_that_swells_from_step_to_step(factor: float, swells: bool) -> None:
+    x = torch.randn(200, 30, 3, generator=torch.Generator().manual_seed(0))
+    task = fogline.Task(Recurrence(factor), nn.CrossEntropyLoss(), (x, (x[:, :3, 0].sum(1) > 0).long()))
+    exam = Examination(open_case(task, fogline.Recipe(optimizer="adam", lr=1e-3, batch_size=32)))
+    exam.observed = Laboratory(exam.case, 1000).observe(exam.program, 10)
+    found = flow.exploding_gradient(exam)
+    assert (found is not None) == swells

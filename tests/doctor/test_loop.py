@@ -189,14 +189,10 @@ def test_a_module_that_detaches() -> None:
 
 
 def test_no_way_back_to_the_graph() -> None:
-    for model, loss in (
-        (net(fault="numpy"), None),
-        (net(), lambda o, y: F.mse_loss((o > 0).float(), y)),
-    ):
-        found = supposed(exam(model, loss=loss))["detached_graph"]
-        assert found.blocks
-        assert not found.remedies
-        assert "argmax" in found.advice
+    found = supposed(exam(net(fault="numpy")))["detached_graph"]
+    assert found.blocks
+    assert not found.remedies
+    assert "argmax" in found.advice
 
 
 def test_rounding_has_no_slope() -> None:
@@ -331,3 +327,33 @@ def test_noise_that_goes_on_in_evaluation(always: bool) -> None:
         model, X = edit(Noisy()), rows()[0]
         assert torch.equal(model.eval()(X), model(X))
         assert not torch.equal(model.train()(X), model(X))
+
+
+def test_a_threshold_in_the_loss_is_softened() -> None:
+    def overlap(outputs: Tensor, targets: Tensor) -> Tensor:
+        said = (torch.sigmoid(outputs) > 0.5).float()
+        return 1 - 2 * (said * targets).sum() / (said.sum() + targets.sum())
+
+    found = supposed(exam(nn.Linear(4, 1), loss=overlap))["detached_graph"]
+    assert "threshold" in found.remedies[0].title
+    edit = found.remedies[0].on_loss
+    assert edit is not None
+    outputs = torch.tensor([[2.0], [-2.0]], requires_grad=True)
+    (slope,) = torch.autograd.grad(edit(overlap)(outputs, torch.tensor([[1.0], [0.0]])), outputs)
+    assert slope[0] < 0 < slope[1]
+
+
+def test_a_share_of_wrong_answers_is_replaced_by_the_usual_loss() -> None:
+    def wrong(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs[:, 0] > 0).float() != targets[:, 0]).float().mean()
+
+    found = supposed(exam(nn.Linear(4, 1), loss=wrong))["detached_graph"]
+    assert "BCEWithLogits" in found.remedies[0].title
+
+
+def test_batch_normalisation_of_a_single_row() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+    found = supposed(exam(model, batch_size=1))["tiny_batch_norm"]
+    assert found.blocks
+    assert found.remedies
+    assert "tiny_batch_norm" not in supposed(exam(model, batch_size=32))
