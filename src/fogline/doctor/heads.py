@@ -13,6 +13,7 @@ from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.anatomy import Anatomy, Layer, inputs_of, own_product
 from fogline.doctor.case import FAILURES
+from fogline.doctor.ending import RANGES, end_of, without_end
 from fogline.doctor.surgery import LayerOutput, Wrapped, new_linear, replaced
 
 Edit = Callable[[nn.Module], nn.Module]
@@ -113,11 +114,13 @@ def _said(anatomy: Anatomy, layer: Layer, said: Tensor) -> Tensor | None:
 def reach(anatomy: Anatomy) -> tuple[float, float] | None:
     """The least and the greatest number the model can put out, by what its last layer is made to say.
 
-    None where the output does not hang on the last layer, or the answers are not finite.
+    Where it hangs on more than a layer, by the function that it ends in. None where that is unknown, or the answers are
+    not finite.
     """
     layer = last_layer(anatomy)
     if layer is None or layer.output is None:
-        return None
+        low, high = RANGES.get(end_of(anatomy), (None, None))
+        return None if low is None else (low, FAR if high is None else high)
     low, high = float("inf"), -float("inf")
     for said in _sweeps(layer.output):
         found = answers(anatomy, said)
@@ -149,6 +152,8 @@ def behind(anatomy: Anatomy, put: Maker = nn.Identity) -> Edit | None:
         return lambda model: replaced(model, named, lambda _: put())
     layer = last_layer(anatomy)
     outputs = anatomy.outputs
+    if layer is None and isinstance(outputs, Tensor):
+        return without_end(anatomy, put)
     if layer is None or layer.output is None or not isinstance(outputs, Tensor) or outputs.shape != layer.output.shape:
         return None
     if not anatomy.head:

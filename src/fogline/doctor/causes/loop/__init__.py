@@ -7,7 +7,7 @@ A recipe's own loop clears gradients, divides accumulated losses and counts its 
 
 from __future__ import annotations
 
-from fogline.doctor.causes.loop.cut import detached_graph
+from fogline.doctor.causes.loop.cut import cut_inside, detached_graph
 from fogline.doctor.causes.loop.learned import frozen_parameters, loose_weights, parameters_not_optimized
 from fogline.doctor.causes.loop.modes import eval_mode_training, stale_statistics, train_mode_eval
 from fogline.doctor.causes.loop.normalisation import tiny_batch_norm
@@ -22,4 +22,4 @@ ON_ONE_BATCH = (
     train_mode_eval,
     tiny_batch_norm,
 )
-IN_MOTION = (frozen_parameters, loose_weights, stale_statistics)
+IN_MOTION = (frozen_parameters, loose_weights, cut_inside, stale_statistics)

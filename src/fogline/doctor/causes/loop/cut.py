@@ -17,7 +17,8 @@ from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, WRAP, Evidence, Remedy, Suspicion
 from fogline.doctor.matching import matching
-from fogline.doctor.surgery import as_drawn, replaced
+from fogline.doctor.standing import standing
+from fogline.doctor.surgery import as_drawn, bare, replaced
 from fogline.doctor.uncut import Softened, Uncut, Within, within
 
 
@@ -57,6 +58,47 @@ def detached_graph(exam: Examination) -> Suspicion | None:
         severity="fatal" if whole else "serious",
         advice=advice,
     )
+
+
+def cut_inside(exam: Examination) -> Suspicion | None:
+    """Cuts inside a model that lets gradients reach every parameter all the same, by another way, or for a part of it.
+
+    Such as a state that is detached at every step of a sequence: the step learns, and never what the past was for. What
+    stops a gradient is often meant to; so it must win a trial.
+    """
+    if not exam.case.supervised or exam.anatomy.stage or not standing(exam).improvable:
+        return None
+    cuts = _cuts_inside(exam)
+    if not cuts:
+        return None
+    return Suspicion(
+        "detached_graph",
+        0.5,
+        (Evidence("what cuts the graph inside the model", ", ".join(cuts), "nothing"),),
+        f"Inside the model {', '.join(cuts)} stops the gradient on a part of its way: what comes before learns nothing "
+        "of what it is used for behind.",
+        (_without_cuts(Uncut, cuts, in_model=True, in_loss=False),),
+    )
+
+
+def _cuts_inside(exam: Examination) -> tuple[str, ...]:
+    """What cuts the graph in a pass of the model, where gradients are others without; empty where nothing does."""
+    anatomy, mode = exam.anatomy, Uncut()
+    model = copied(anatomy.model)
+    with private_randomness(CPU), torch.enable_grad():
+        seed_step(0, 0, PROBE, CPU)  # as the anatomy has it
+        try:
+            loss = _loss_within(Objective(model, exam.program.loss), anatomy.batch, mode, in_model=True, in_loss=False)
+            named = [(bare(name), p) for name, p in model.named_parameters() if p.requires_grad]
+            slopes = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+        except FAILURES:
+            return ()
+    changed = False
+    for (name, _), slope in zip(named, slopes, strict=True):
+        before = anatomy.gradients.get(name)
+        same = slope is before if slope is None or before is None else torch.allclose(slope, before, 1e-3, 1e-9)
+        changed |= not same
+    return tuple(mode.cuts) if changed else ()
 
 
 def _another_loss(exam: Examination) -> tuple[Remedy, ...]:

@@ -7,15 +7,18 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fogline.doctor.causes.number.hazards import broken, looked_at
+from fogline.doctor.causes.output.common import passed_through
 from fogline.doctor.closeup import some_rows
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import WRAP, Remedy
 from fogline.doctor.uncut import Within, within
 
+_LEAST, _MANY = 1e-3, 0.1
 _SMALL, _WIDER = 1e-6, 1e-2
 """Numbers are kept this far from where a logarithm, a root or a quotient has no finite slope: so that most stay as they
 are, or so that slopes stay moderate, too."""
@@ -70,6 +73,36 @@ class Guarded(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class Positive(TorchFunctionMode):
+    """Takes a smooth positive number for what goes into logarithms, roots and quotients and is often negative.
+
+    Such as a variance that is a network's own answer: cut off at zero it would have no slope.
+
+    Args:
+        calls: numbers of the calls, of those in a pass that have a graph; None takes down which were given negative
+            numbers, and changes nothing.
+
+    Attributes:
+        negative: by the number of the call, the share of negative numbers it was given.
+    """
+
+    def __init__(self, calls: frozenset[int] | None = None) -> None:
+        super().__init__()
+        self.negative: dict[int, float] = {}
+        self._calls, self._count = calls, 0
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        at = 0 if name in ("log", "log2", "log10", "sqrt", "rsqrt") else 1 if name in _SECOND else None
+        if at is not None and len(args) > at and _floating(args[at]) and (self._calls or args[at].requires_grad):
+            self._count += 1
+            if self._calls is None:
+                self.negative[self._count] = float((args[at].detach() < 0).double().mean())
+            elif self._count in self._calls:
+                args = (*args[:at], F.softplus(args[at]) + _LEAST, *args[at + 1 :])
+        return func(*args, **(kwargs or {}))
+
+
 def _variance(
     value: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
 ) -> Tensor:
@@ -89,8 +122,24 @@ def _floating(value: Any) -> bool:
 def guards(exam: Examination, *, at_once: bool) -> Iterator[Remedy]:
     """The smallest edit with which loss and gradient of the first weights are finite: of the model, the loss, both.
 
-    Where they are so at first anyway, both. Then the same with slopes that stay moderate.
+    Where they are so at first anyway, both. Then the same with slopes that stay moderate. Before them, where many of
+    the numbers are negative: what makes them positive.
     """
+    seen = Positive()
+    often = frozenset(
+        call for call, share in (seen.negative if passed_through(exam, seen) else {}).items() if share > _MANY
+    )
+    if often:
+        smooth = Remedy(
+            "take a softplus of what goes into logarithms, roots and quotients in the loss and is often negative",
+            "variance = F.softplus(outputs[:, 1:]) + 1e-3",
+            on_loss=lambda loss: within(loss, partial(Positive, often)),
+            place="domain",
+            order=WRAP,
+        )
+        if not at_once or finite_with(exam, smooth):
+            yield smooth
+            return
     places = [(True, False), (False, True)] if exam.case.supervised and at_once else []
     for in_model, in_loss in [*places, (exam.case.supervised, True)]:
         remedy = _guard(in_model, in_loss, _SMALL)

@@ -96,7 +96,7 @@ def _seen(model: nn.Module, variant: Program, batch: Batch) -> Look | None:
         except FAILURES:  # the program's own, told by other causes
             return None
     rows = len(leaves(batch)[0])
-    finite = all(g is None or bool(torch.isfinite(g).all()) for g in gradients)
+    finite = all(g is None or bool(torch.isfinite(g.square().sum())) for g in gradients)  # as steps are judged
     hazards = tuple(hazard for node in _nodes(loss.grad_fn) for hazard in _hazards(node, rows))
     targets = batch[1] if objective.supervised else None
     return Look(
@@ -145,7 +145,7 @@ def _hazards(node: Any, rows: int) -> Iterator[Hazard]:
     elif name == "Exp":
         value = _saved(node, "_saved_result")
         if value is not None:
-            yield from _hazard("exp", node, value, torch.isinf(value), rows)
+            yield from _hazard("exp", node, value, torch.isinf(value.square()), rows)  # as the norm of a slope has it
     elif name == "Pow":
         value, power = _saved(node, "_saved_self"), getattr(node, "_saved_exponent", None)
         if value is not None and isinstance(power, (int, float)) and power != int(power):

@@ -20,8 +20,10 @@ from fogline.doctor.causes.number.hazards import Hazard, Look, batch_is_fine, fi
 from fogline.doctor.closeup import some_rows, wide
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
+from fogline.doctor.matching import matching
 
-_LOUD = 1e4  # for an output, or a score
+_LOUD, _SMALL = 1e4, 10.0
+"""For an output, or a score: far beyond what is needed, and what no exponent need be afraid of."""
 
 
 def nan_source(exam: Examination) -> Suspicion | None:
@@ -35,7 +37,8 @@ def nan_source(exam: Examination) -> Suspicion | None:
         if not (at_once and not math.isfinite(look.loss) and _moderate(look.outputs)):
             return None  # what only grew beyond all numbers is told by the causes of that
         rows, taken_in = _rows_of_loss(exam), _ranges(look)
-    if not at_once and hazard is not None and (hazard.name in ("exp", "division") or _flew_off(hazard)):
+    grown = not _moderate(look.outputs, _SMALL)
+    if not at_once and hazard is not None and ((hazard.name in ("exp", "division") and grown) or _flew_off(hazard)):
         return None
     where = f"module {module!r}" if module else "the loss"
     what = f"a {hazard.name} of numbers from {hazard.low:.3g} to {hazard.high:.3g}" if hazard else "an operation"
@@ -55,7 +58,12 @@ def nan_source(exam: Examination) -> Suspicion | None:
         tuple(evidence),
         f"The rows are finite, but {where} makes something of them that is not: {what}. Every step with such a row is "
         "lost, or takes the weights with it.",
-        (*_within_domain(exam, look, module), *_nearer(exam, look, module), *guards(exam, at_once=at_once)),
+        (
+            *_within_domain(exam, look, module),
+            *_nearer(exam, look, module),
+            *guards(exam, at_once=at_once),
+            *_without_exponent(exam, hazard, module),
+        ),
         proof=True,
         blocks=at_once and not batch_is_fine(exam),
         severity="fatal" if at_once else "serious",
@@ -68,8 +76,8 @@ def _flew_off(hazard: Hazard) -> bool:
     return hazard.name == "softmax" and max(abs(hazard.low), abs(hazard.high)) > _LOUD
 
 
-def _moderate(outputs: Any) -> bool:
-    return isinstance(outputs, Tensor) and bool(torch.isfinite(outputs).all()) and float(outputs.abs().max()) < _LOUD
+def _moderate(outputs: Any, limit: float = _LOUD) -> bool:
+    return isinstance(outputs, Tensor) and bool(torch.isfinite(outputs).all()) and float(outputs.abs().max()) < limit
 
 
 def _ranges(look: Look) -> str:
@@ -103,6 +111,12 @@ def _within_domain(exam: Examination, look: Look, module: str) -> Iterator[Remed
     if getattr(look.targets, "shape", None) != look.outputs.shape:
         return
     yield Remedy("use nn.MSELoss()", "loss=nn.MSELoss()", on_loss=lambda _: nn.MSELoss(), place="loss", order=LOSS)
+
+
+def _without_exponent(exam: Examination, hazard: Hazard | None, module: str) -> Iterator[Remedy]:
+    """The usual loss for one that takes an exponent of something large: cut off, it would have no slope."""
+    if hazard is not None and hazard.name == "exp" and not module and (usual := matching(exam)) is not None:
+        yield usual
 
 
 def _nearer(exam: Examination, look: Look, module: str) -> Iterator[Remedy]:
