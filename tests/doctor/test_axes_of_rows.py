@@ -113,7 +113,7 @@ def test_layers_that_take_time_first_are_given_rows_first(kind: Kind) -> None:
     found = found_in(wrong)
     assert found is not None
     assert found.proof
-    assert found.cause == "shuffled_labels"
+    assert found.cause == "shape_broadcast"
     assert found.otherwise is not None
     assert found_in(healthy) is None
     edit = found.remedies[0].on_model
@@ -157,7 +157,7 @@ def test_the_whole_examination_mends_a_recurrent_layer_that_goes_from_row_to_row
     report = fogline.diagnose(
         fogline.Task(lambda: Sequence("lstm", first=False), nn.CrossEntropyLoss(), **data), recipe
     )
-    assert report.findings[0].cause == "shuffled_labels"
+    assert report.findings[0].cause == "shape_broadcast"
     trial = report.findings[0].trial
     assert trial is not None
     assert trial.effect > 0.2

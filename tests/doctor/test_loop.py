@@ -15,6 +15,8 @@ from fogline.doctor.case import open_case
 from fogline.doctor.causes import loop
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
+from fogline.doctor.surgery import frozen_as_drawn
+from fogline.doctor.trial import Laboratory
 from fogline.recipe import Recipe
 from fogline.task import Task
 
@@ -357,3 +359,43 @@ def test_batch_normalisation_of_a_single_row() -> None:
     assert found.blocks
     assert found.remedies
     assert "tiny_batch_norm" not in supposed(exam(model, batch_size=32))
+
+
+class Stepwise(nn.Module):
+    """A cell that is run over a sequence; its state may be detached at every step."""
+
+    def __init__(self, *, cut: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell, self.head, self.cut = nn.GRUCell(1, 8), nn.Linear(8, 1), cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(len(x), 8)
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step : step + 1], state.detach() if self.cut else state)
+        found: Tensor = self.head(state)
+        return found
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_state_that_is_detached_at_every_step(cut: bool) -> None:
+    given = exam(Stepwise(cut=cut))
+    given.observed = Laboratory(given.case, 1000).observe(given.program, 10)
+    found = loop.cut_inside(given)
+    assert (found is not None) == cut
+    if found is not None:
+        edit = found.remedies[0].on_model
+        assert edit is not None
+        x, y = rows(8)
+        slopes = []
+        for model in (edit(Stepwise(cut=True)), Stepwise(cut=False)):
+            F.mse_loss(model(x), y).backward()
+            slopes.append(next(model.parameters()).grad)
+        torch.testing.assert_close(*slopes)
+
+
+def test_a_frozen_table_of_embeddings_that_was_drawn() -> None:
+    table = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    drawn, learned = (nn.Embedding.from_pretrained(t) for t in (table, 0.4 * table))
+    assert frozen_as_drawn(nn.Sequential(drawn, nn.Linear(8, 1))) == ["0"]
+    assert frozen_as_drawn(nn.Sequential(learned, nn.Linear(8, 1))) == []

@@ -300,3 +300,34 @@ def test_weights_that_ran_away_are_left_to_the_steps() -> None:
     assert exam.observed is not None
     assert exam.observed.refused > 0
     assert causes(exam) == []
+
+
+def test_a_variance_of_any_sign_is_made_positive() -> None:
+    def likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+        variance = outputs[:, 1:]
+        return (variance.log() + (targets - outputs[:, :1]).square() / variance).mean()
+
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    task = fogline.Task(nn.Linear(4, 2), likelihood, (x, x[:, :1]))
+    given = Examination(open_case(task, fogline.Recipe(optimizer="adam", batch_size=32)))
+    found = number.nan_source(given) or number.log_of_zero(given)
+    assert found is not None
+    assert "softplus" in found.remedies[0].title
+    edit = found.remedies[0].on_loss
+    assert edit is not None
+    outputs, targets = torch.tensor([[0.0, -3.0], [1.0, 2.0]]), torch.ones(2, 1)
+    positive = torch.cat([outputs[:, :1], F.softplus(outputs[:, 1:]) + 1e-3], 1)
+    torch.testing.assert_close(edit(likelihood)(outputs, targets), likelihood(positive, targets))
+
+
+def test_an_exponent_whose_slope_has_no_norm() -> None:
+    def exponent(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (F.cross_entropy(outputs, targets) * 50).exp()
+
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    task = fogline.Task(nn.Linear(4, 5), exponent, (x, torch.arange(200) % 5))
+    found = number.nan_source(Examination(open_case(task, fogline.Recipe(optimizer="adam", batch_size=32))))
+    assert found is not None
+    assert "CrossEntropyLoss" in found.remedies[-1].title

@@ -509,3 +509,30 @@ def test_a_correlation_along_an_axis_of_one_number_hears_nothing(axis: int) -> N
     assert (found is not None and "same number" in found.explanation) == (axis == 1)
     if found is not None:
         assert output.loss_mismatch(mended(found, exam(net(1), loss, numbers()))) is None
+
+
+class Dot(nn.Module):
+    """A product of two tables and a function at the end: no layer gives the answer."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.end = nn.Embedding(9, 4), nn.Embedding(9, 4), end
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return self.end((torch.sigmoid(self.left(pairs[:, 0])) * self.right(pairs[:, 1])).sum(1, keepdim=True))
+
+
+def test_the_function_at_the_end_of_a_model_without_a_last_layer() -> None:
+    pairs = torch.randint(0, 9, (96, 2), generator=torch.Generator().manual_seed(0))
+    stars = 1 + pairs.sum(1, keepdim=True).float() / 4
+    model = Dot(torch.sigmoid)
+    given = Examination(open_case(fogline.Task(model, nn.MSELoss(), (pairs, stars)), SGD))
+    found = output.output_activation(given)
+    assert found is not None
+    edit = found.remedies[0].on_model
+    assert edit is not None
+    torch.testing.assert_close(edit(model)(pairs), Dot(lambda x: x)(pairs))
+    for end, targets in ((torch.sigmoid, stars / 10), (lambda x: x, stars), (lambda x: x.sigmoid() * 9, stars)):
+        sound = Examination(open_case(fogline.Task(Dot(end), nn.MSELoss(), (pairs, targets)), SGD))
+        assert output.output_activation(sound) is None

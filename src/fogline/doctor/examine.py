@@ -383,11 +383,12 @@ def _otherwise(kept: Kept, known: set[str]) -> Finding | None:
 def _rank(kept: Kept) -> tuple[float, ...]:
     """What keeps a program from running first, then what leaves no doubt, then what gains most.
 
-    What may follow from another fault comes after it. Of equals, a step that is too long or too short comes last:
-    something else may have made it so.
+    What may follow from another fault comes after it, as does how rows are fitted. Of equals, a step that is too long
+    or too short comes last: something else may have made it so.
     """
     suspicion, trial = kept.suspicion, kept.trial
     effect = trial.effect if trial is not None else 0.0
     of_step = suspicion.cause in CAUSES["step"]
-    likely = not suspicion.blocks, not suspicion.proof, not kept.proven, suspicion.follows
+    of_fit = suspicion.cause in ("overfitting", "underfitting") and not suspicion.blocks
+    likely = not suspicion.blocks, of_fit, not suspicion.proof, not kept.proven, suspicion.follows
     return *likely, -round(effect, 1), of_step, -suspicion.strength

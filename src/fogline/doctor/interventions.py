@@ -384,6 +384,10 @@ class Interventions(Books):
             else:
                 self.reject(suspicion, None, "not tried: another cause explains it")
 
+    def _may_be_gone(self, suspicion: Suspicion) -> bool:
+        """Whether something else was mended: how rows are fitted is worth a word then where an edit of it helps."""
+        return suspicion.cause in CAUSES["fit"] and bool(self.remedies)
+
     def _horizon(self, exam: Examination, count: int) -> int:
         """Steps of a trial: what the budget allows for the control, all together, and each left out."""
         observed = exam.observed.steps if exam.observed is not None else self.planned
@@ -404,7 +408,7 @@ class Interventions(Books):
                 shown[part[0].cause] = trial
                 continue
             needed = without
-            if part[0].proof:
+            if part[0].proof and not self._may_be_gone(part[0]):
                 self.take(part[0], None, trial)
             else:
                 self.reject(part[0], trial, f"not needed beside the others: {trial}")
@@ -445,7 +449,7 @@ class Interventions(Books):
                 self.take(suspicion, remedy, trial)
                 return
         best = max(tried, key=lambda trial: (len(trial.seeds), trial.effect), default=None)
-        if suspicion.proof:
+        if suspicion.proof and not self._may_be_gone(suspicion):
             self.take(suspicion, None, best)
             return
         why = "not tried: the budget is spent" if best is None else f"no clear gain: {best}"

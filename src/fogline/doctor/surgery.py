@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
+_FEWEST_NORMAL = 32
 NONE: Mapping[str, int] = MappingProxyType({})
 """Of no parameter."""
 
@@ -400,13 +401,26 @@ def alike(module: nn.Module) -> bool:
     return all(float((block - block[0]).abs().max()) <= slack for block in blocks)
 
 
+def _standard_normal(weight: Tensor) -> bool:
+    """Whether numbers have the first moments of a standard normal law, within four standard errors; not rows of 0."""
+    values = weight[(weight != 0).any(1)].double().flatten() if weight.ndim == 2 else weight.double().flatten()
+    count = values.numel()
+    if count < _FEWEST_NORMAL:
+        return False
+    moments = ((values.mean(), 0.0, 1.0), (values.square().mean(), 1.0, 2.0), (values.pow(4).mean(), 3.0, 96.0))
+    return all(abs(float(found) - usual) < 4 * math.sqrt(variance / count) for found, usual, variance in moments)
+
+
 def as_drawn(module: nn.Module) -> bool:
-    """Whether the weights are uniform within PyTorch's bound, as it draws those of linear, convolution and RNN layers.
+    """Whether the weights are uniform within PyTorch's bound, as it draws those of linear, convolution and RNN layers,
+    or normal with deviation 1, as those of embeddings.
 
     The bound is 1/sqrt(fan_in), and 1/sqrt(hidden_size) in an RNN. The largest of n such weights lies within a few
     n-ths of the bound and never above it; their deviation is the bound over sqrt(3), with a standard error of
     1/sqrt(5 n) of itself. A layer that learned has left the bound at some weight.
     """
+    if isinstance(module, nn.Embedding):
+        return _standard_normal(module.weight.detach())
     if isinstance(module, nn.RNNBase):
         bound, weights = 1 / math.sqrt(module.hidden_size), [p.detach() for p in module.parameters(recurse=False)]
     elif isinstance(module, (nn.Linear, _ConvNd)) and not is_parametrized(module):

@@ -118,7 +118,7 @@ def _of_layers(model: nn.Module, names: list[str]) -> Suspicion:
         order=BODY,
     )
     return _mixed(
-        "layers that take sequences with the time first are given the rows first, and go from row to row.",
+        "Layers that take sequences with the time first are given the rows first, and go from row to row.",
         remedy,
         proof=True,
     )
@@ -132,19 +132,20 @@ def _of_softmax() -> Suspicion:
         place="axes",
         order=BODY,
     )
-    return _mixed("a softmax inside it is taken over the rows of the batch.", remedy)
+    return _mixed("A softmax inside it is taken over the rows of the batch.", remedy)
 
 
 def _mixed(how: str, remedy: Remedy, *, proof: bool = False) -> Suspicion:
     return Suspicion(
-        "shuffled_labels",
+        "shape_broadcast",
         0.9,
         (Evidence("the answer to a row, when there are other rows beside it", "changes", "does not change"),),
-        f"What the model says of a row depends on the rows beside it, in evaluation mode, too: {how}",
+        "Shapes are right, and an axis is taken for another: what the model says of a row depends on the rows beside "
+        f"it, in evaluation mode, too. {how}",
         (remedy,),
         proof=proof,
         severity="fatal",
-        otherwise=("shape_broadcast", "Shapes are right, and an axis is taken for another."),
+        otherwise=("shuffled_labels", "What a row is told is made of the inputs of others."),
     )
 
 

@@ -44,6 +44,8 @@ _FIRST: dict[str, Callable[[Tensor, float], Tensor]] = {
     **dict.fromkeys(("acos", "arccos", "asin", "arcsin", "atanh", "arctanh"), _within_one),
     **dict.fromkeys(("softmax", "log_softmax"), lambda value, _: value.clamp_min(-1e9)),
 }  # fmt: skip
+_LOGS_AND_ROOTS = {"log": 0.0, "log2": 0.0, "log10": 0.0, "log1p": -1.0, "sqrt": 0.0, "rsqrt": 0.0}
+"""Functions of one number, and what it must be above."""
 _SECOND = ("div", "true_divide", "divide", "__truediv__")
 
 
@@ -93,13 +95,14 @@ class Positive(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        at = 0 if name in ("log", "log2", "log10", "sqrt", "rsqrt") else 1 if name in _SECOND else None
+        at, above = (0, _LOGS_AND_ROOTS[name]) if name in _LOGS_AND_ROOTS else (1 if name in _SECOND else None, 0.0)
         if at is not None and len(args) > at and _floating(args[at]) and (self._calls or args[at].requires_grad):
             self._count += 1
+            value = args[at] - above
             if self._calls is None:
-                self.negative[self._count] = float((args[at].detach() < 0).double().mean())
+                self.negative[self._count] = float((value.detach() < 0).double().mean())
             elif self._count in self._calls:
-                args = (*args[:at], F.softplus(args[at]) + _LEAST, *args[at + 1 :])
+                args = (*args[:at], F.softplus(value) + above + _LEAST, *args[at + 1 :])
         return func(*args, **(kwargs or {}))
 
 
@@ -119,27 +122,27 @@ def _floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+def made_positive(exam: Examination, *, at_once: bool) -> Iterator[Remedy]:
+    """What makes numbers positive that go into logarithms, roots and quotients of the loss and are often negative."""
+    seen = Positive()
+    shares = seen.negative if passed_through(exam, seen) else {}
+    often = frozenset(call for call, share in shares.items() if share > _MANY)
+    smooth = Remedy(
+        "take a softplus of what goes into logarithms, roots and quotients in the loss and is often negative",
+        "variance = F.softplus(outputs[:, 1:]) + 1e-3",
+        on_loss=lambda loss: within(loss, partial(Positive, often)),
+        place="domain",
+        order=WRAP,
+    )
+    if often and (not at_once or finite_with(exam, smooth)):
+        yield smooth
+
+
 def guards(exam: Examination, *, at_once: bool) -> Iterator[Remedy]:
     """The smallest edit with which loss and gradient of the first weights are finite: of the model, the loss, both.
 
-    Where they are so at first anyway, both. Then the same with slopes that stay moderate. Before them, where many of
-    the numbers are negative: what makes them positive.
+    Where they are so at first anyway, both. Then the same with slopes that stay moderate.
     """
-    seen = Positive()
-    often = frozenset(
-        call for call, share in (seen.negative if passed_through(exam, seen) else {}).items() if share > _MANY
-    )
-    if often:
-        smooth = Remedy(
-            "take a softplus of what goes into logarithms, roots and quotients in the loss and is often negative",
-            "variance = F.softplus(outputs[:, 1:]) + 1e-3",
-            on_loss=lambda loss: within(loss, partial(Positive, often)),
-            place="domain",
-            order=WRAP,
-        )
-        if not at_once or finite_with(exam, smooth):
-            yield smooth
-            return
     places = [(True, False), (False, True)] if exam.case.supervised and at_once else []
     for in_model, in_loss in [*places, (exam.case.supervised, True)]:
         remedy = _guard(in_model, in_loss, _SMALL)

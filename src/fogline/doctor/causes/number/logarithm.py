@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.case import CPU, FAILURES
-from fogline.doctor.causes.number.guard import finite_with, guards
+from fogline.doctor.causes.number.guard import finite_with, guards, made_positive
 from fogline.doctor.causes.number.hazards import Hazard, Look, batch_is_fine, first_hazard, when
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
@@ -42,7 +42,11 @@ def of_log(exam: Examination, cause: str, look: Look, hazard: Hazard, at_once: b
         ),
         f"A logarithm is given exactly 0 ({rows}), {why}: the loss or its gradient is then infinite or not a number, "
         "and one such row spoils the whole step.",
-        (*(r for r in _safer(exam, look) if not at_once or finite_with(exam, r)), *guards(exam, at_once=at_once)),
+        (
+            *(r for r in _safer(exam, look) if not at_once or finite_with(exam, r)),
+            *made_positive(exam, at_once=at_once),
+            *guards(exam, at_once=at_once),
+        ),
         proof=True,
         blocks=at_once and not batch_is_fine(exam),
         severity="fatal" if at_once else "serious",

@@ -15,7 +15,7 @@ from fogline.descent.randomness import private_randomness
 from fogline.descent.replay import explain_refusal
 from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.causes.data.units import target_scaled
-from fogline.doctor.causes.number.guard import finite_with, guards
+from fogline.doctor.causes.number.guard import finite_with, guards, made_positive
 from fogline.doctor.causes.number.hazards import Hazard, Look, batch_is_fine, first_hazard, when
 from fogline.doctor.closeup import some_rows, wide
 from fogline.doctor.examination import Examination
@@ -59,6 +59,7 @@ def nan_source(exam: Examination) -> Suspicion | None:
         f"The rows are finite, but {where} makes something of them that is not: {what}. Every step with such a row is "
         "lost, or takes the weights with it.",
         (
+            *made_positive(exam, at_once=at_once),
             *_within_domain(exam, look, module),
             *_nearer(exam, look, module),
             *guards(exam, at_once=at_once),
