@@ -49,12 +49,28 @@ def rows_mixed(exam: Examination) -> Suspicion | None:
     if inputs is None or exam.anatomy.stage == "forward" or len(leaves(inputs)[0]) < MANY:
         return None
     model, some = copied(exam.anatomy.model).eval(), taken(inputs, torch.arange(MANY))
+    if not _may_mix(model, some):
+        return None
     if not mixes_rows(model, some):
         return _places_of_rows(model, some)
     names = _given_rows_first(model, some)
     if names and _keeps_apart(_rows_first, model, some):
         return _of_layers(model, names)
     return _of_softmax() if _keeps_apart(_softmax_within, model, some) else None
+
+
+def _may_mix(model: nn.Module, inputs: Any) -> bool:
+    """Whether there is anything in a model that takes rows second, shares out over rows, or may hold positions."""
+    inside = core(model)
+    if any(getattr(m, "batch_first", None) is False for m in inside.modules()) or _tables(inside):
+        return True
+    seen = SoftmaxWithinRows()
+    return answers(model, inputs, seen) is not None and seen.calls > 0
+
+
+def _tables(model: nn.Module) -> list[Tensor]:
+    """What may be tables of positions, (positions, 1, features)."""
+    return [t for t in (*model.buffers(), *model.parameters()) if t.ndim == 3 and t.shape[1] == 1]
 
 
 def _keeps_apart(edit: Callable[[nn.Module], nn.Module], model: nn.Module, inputs: Any) -> bool:
@@ -96,13 +112,22 @@ def _softmax_within(module: nn.Module) -> nn.Module:
 
 
 class SoftmaxWithinRows(TorchFunctionMode):
-    """Takes a softmax over the last axis with several numbers where it is over the first, wherever it stands."""
+    """Takes a softmax over the last axis with several numbers where it is over the first, wherever it stands.
+
+    Attributes:
+        calls: how often that was so.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         dim = softmax_dim(func, args, kwargs)
         if dim is None or dim % args[0].ndim or args[0].ndim < 2:
             return func(*args, **kwargs)
+        self.calls += 1
         several = [k for k, size in enumerate(args[0].shape) if k and size > 1]
         return args[0].softmax(several[-1]) if several else func(*args, **kwargs)
 
@@ -204,8 +229,7 @@ class ByStep(Wrapped):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inside = self.wrapped_model
-        tables = [t for t in (*inside.buffers(), *inside.parameters()) if t.ndim == 3 and t.shape[1] == 1]
-        with PositionsOfSteps(self._steps, frozenset(map(id, tables))):
+        with PositionsOfSteps(self._steps, frozenset(map(id, _tables(inside)))):
             return inside(*args, **kwargs)
 
 

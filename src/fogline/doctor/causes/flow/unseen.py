@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fogline.data.source import cast
+from fogline.data.source import cast, leaves
 from fogline.descent.copies import copied
-from fogline.doctor.case import taken
+from fogline.descent.objective import mode
+from fogline.descent.randomness import private_randomness
+from fogline.doctor.case import CPU, FAILURES, taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import standing
@@ -45,7 +47,7 @@ def _looked_for(exam: Examination) -> Suspicion | None:
     if not isinstance(inputs, Tensor) or inputs.ndim not in (2, 3) or len(inputs) < _ROWS:
         return None
     places = inputs.shape[1]
-    if places < _FEWEST_PLACES:
+    if places < _FEWEST_PLACES or _slopes_reach_most(exam.anatomy.model, inputs[:_ROWS]):
         return None
     model, some = _precisely(copied(exam.anatomy.model).eval(), taken(inputs, torch.arange(_ROWS)))
     asked = sorted({round(place) for place in torch.linspace(0, places - 1, min(places, _PLACES)).tolist()})
@@ -69,6 +71,21 @@ def _looked_for(exam: Examination) -> Suspicion | None:
         advice="Look in forward() for an index, such as h[:, 0], which is the first state of a sequence and not the "
         "last, and for a state that is made anew in each step.",
     )
+
+
+def _slopes_reach_most(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether the answers have a slope in most places, in a single pass; False of inputs that have none."""
+    if not inputs.is_floating_point():
+        return False
+    given = inputs.detach().clone().requires_grad_()
+    with private_randomness(CPU), torch.enable_grad(), mode(model, training=False):
+        try:
+            said = [leaf for leaf in leaves(model(given)) if leaf.requires_grad]
+            (slope,) = torch.autograd.grad(sum(leaf.square().sum() for leaf in said), given)  # type: ignore[arg-type]
+        except FAILURES:
+            return False
+    reached = (slope != 0).reshape(len(slope), slope.shape[1], -1).any(-1).any(0)
+    return float(reached.double().mean()) >= _MOST
 
 
 def _precisely(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
@@ -105,8 +122,8 @@ def _seen(model: nn.Module, inputs: Tensor, places: list[int]) -> dict[int, bool
     return found or None
 
 
-def _answer(model: nn.Module, inputs: Tensor, mode: TorchFunctionMode | None = None) -> list[Tensor] | None:
-    found = answers(model, inputs, DropsLess() if mode is None else mode)
+def _answer(model: nn.Module, inputs: Tensor, within: TorchFunctionMode | None = None) -> list[Tensor] | None:
+    found = answers(model, inputs, DropsLess() if within is None else within)
     return None if found is None else [leaf for leaf in found if isinstance(leaf, Tensor)]
 
 
@@ -146,8 +163,8 @@ class LaterState(TorchFunctionMode):
 
 def _later(model: nn.Module, inputs: Tensor, asked: list[int], places: int) -> tuple[Remedy, ...]:
     """Other steps in the place of the first, where most places are seen then."""
-    mode = LaterState(places)
-    if _answer(model, inputs, mode) is None or not mode.calls:
+    first = LaterState(places)
+    if _answer(model, inputs, first) is None or not first.calls:
         return ()
     seen = _seen(Within(model, partial(LaterState, places)).eval(), inputs, asked)
     if seen is None or sum(seen.values()) < _MOST * len(seen):

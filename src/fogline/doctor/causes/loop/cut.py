@@ -89,6 +89,8 @@ def _cuts_inside(exam: Examination) -> tuple[str, ...]:
         seed_step(0, 0, PROBE, CPU)  # as the anatomy has it
         try:
             loss = _loss_within(Objective(model, exam.program.loss), anatomy.batch, mode, in_model=True, in_loss=False)
+            if not mode.cuts:
+                return ()
             named = [(bare(name), p) for name, p in model.named_parameters() if p.requires_grad]
             slopes = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
         except FAILURES:

@@ -115,10 +115,12 @@ def _in_plain_lists(exam: Examination) -> Suspicion | None:
 
 def _made_in_forward(exam: Examination) -> Suspicion | None:
     """Layers that are made while the model runs, with new first weights in each pass."""
-    if exam.anatomy.stage == "forward":
+    anatomy = exam.anatomy
+    known = {id(p) for p in anatomy.model.parameters()}
+    if anatomy.stage == "forward" or (anatomy.outputs is not None and _in_graph(anatomy.outputs) <= known):
         return None
-    loss, batch = exam.program.loss, exam.anatomy.batch
-    made = made_anew(exam.anatomy.model, loss, batch)
+    loss, batch = exam.program.loss, anatomy.batch
+    made = made_anew(anatomy.model, loss, batch)
     if not made:
         return None
     return Suspicion(

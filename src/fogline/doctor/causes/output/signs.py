@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from fogline.doctor.causes.output.common import mismatched, passed_through
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
+from fogline.doctor.matching import matching
 from fogline.doctor.uncut import within
 
 _SIGNS: Mapping[str, tuple[int, str]] = MappingProxyType(
@@ -73,7 +74,7 @@ def zeros_for_signs(exam: Examination) -> Suspicion | None:
         (Evidence(f"targets of {name}", "0 and 1", "-1 and 1"),),
         f"{name} wants targets of 1 and -1, and is given 1 and 0. Of those with 0 nothing, or the wrong thing, is "
         "learned.",
-        (remedy,),
+        (remedy, matching(exam) if exam.case.supervised else None),
         proof=True,
         blocks=exam.case.yardstick.work == "other",  # only the loss can judge, and it is another one afterwards
     )
