@@ -232,3 +232,42 @@ def test_a_program_that_fails_on_rows_it_was_not_examined_on() -> None:
     task = fogline.Task(Fixed, nn.MSELoss(), (x[:120], x[:120, :1]), valid=(x[120:], x[120:, :1]))
     report = fogline.diagnose(task, fogline.Recipe(optimizer="adam", lr=0.01, batch_size=12, duration="5ep"))
     assert report.verdict in ("faulty", "undecided")
+
+
+def test_a_program_that_stops_with_an_error_has_not_reached_the_limit_of_its_data() -> None:
+    words = torch.randint(0, 9, (120, 4), generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Embedding(3, 4), nn.Flatten(), nn.Linear(16, 2))
+    report = fogline.diagnose(model, (words, words[:, 0] % 2), loss=nn.CrossEntropyLoss(), duration="2ep")
+    assert report.verdict == "undecided"
+    assert "error" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("loss", "cause"),
+    [
+        (lambda outputs, targets: (outputs.argmax(1) != targets).sum(), "detached_graph"),  # whole numbers
+        (lambda outputs, targets: F.cross_entropy(outputs, targets).item(), "detached_graph"),
+        (lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none"), "loss_mismatch"),
+    ],
+)
+def test_losses_that_are_no_number_to_descend(loss: Any, cause: str) -> None:
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    recipe = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="10ep")
+    task = fogline.Task(lambda: nn.Linear(4, 2), loss, (x, (x[:, 0] > 0).long()))
+    report = fogline.diagnose(task, recipe)
+    assert report.findings[0].cause == cause
+    assert report.healed is not None
+    assert report.healed > 0.8
+
+
+def test_lazy_layers_are_refused_as_they_are_by_fit() -> None:
+    x = torch.randn(50, 4)
+    with pytest.raises(ValueError, match="lazy"):
+        fogline.diagnose(nn.Sequential(nn.LazyLinear(2)), (x, x[:, :2]), loss=nn.MSELoss())
+
+
+def test_numbers_of_people_for_labels_are_told_in_time() -> None:
+    x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    labels = 10**6 * (x[:, 0] > 0).long()
+    report = fogline.diagnose(nn.Linear(4, 2), (x, labels), loss=nn.CrossEntropyLoss(), duration="2ep")
+    assert report.findings[0].cause == "output_width"

@@ -68,10 +68,15 @@ def check_first_batch(
     return notes + _finite(value, batch)
 
 
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise a ValueError where a model has parameters whose shapes nobody knows yet."""
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise misfit("a model whose parameters have shapes", "lazy ones", "call model(inputs) once on a batch")
+
+
 def _check_parameters(model: nn.Module) -> None:
     parameters, name = list(model.parameters()), type(model).__name__
-    if any(is_lazy(parameter) for parameter in parameters):
-        raise misfit("a model whose parameters have shapes", "lazy ones", "call model(inputs) once on a batch")
+    refuse_lazy(model)
     if not parameters:
         raise misfit("a model with parameters to train", f"{name} without any", "add layers that have weights")
     if not any(parameter.requires_grad for parameter in parameters):

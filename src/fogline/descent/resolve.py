@@ -22,6 +22,10 @@ WORTH_ROUNDING = 3e9
 _SELF_PACED = ("schedule_free", "prodigy")
 
 
+OPTIMIZER = "adamw"
+"""Where none is asked for."""
+
+
 @dataclass
 class Resolved:
     """A recipe being resolved, with the reason of each choice.
@@ -48,7 +52,7 @@ def resolve_by_rule(recipe: Recipe, opened: Opened, model: nn.Module) -> Resolve
     """
     found = Resolved(recipe)
     if recipe.optimizer == "auto":
-        found.choose("optimizer", "adamw", "robust on almost everything")
+        found.choose("optimizer", OPTIMIZER, "robust on almost everything")
     if recipe.device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         found.choose("device", accelerator.type if accelerator else "cpu", "the accelerator if there is one")

@@ -39,6 +39,8 @@ BENDS = {
     "HardtanhBackward": "hardtanh", "PreluKernel": "prelu", "Hardswish": "hardswish", "Mish": "mish",
 }  # fmt: skip
 """Operations that bend, by the field's names."""
+NO_TENSOR, NO_NUMBER = "no tensor: it has no graph", "is no single number"
+"""What is said of losses that cannot be descended."""
 _MOST_NODES = 2000
 
 
@@ -176,12 +178,14 @@ def _run(found: Anatomy, objective: Objective, calls: list[tuple[str, nn.Module,
     outputs = [call[3] for call in calls if isinstance(call[3], Tensor) and call[3].requires_grad]
     found.stage = "backward"
     try:
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"the loss is a {type(loss).__name__} and {NO_TENSOR}")
         if loss.ndim:
-            raise ValueError(f"the loss has shape {tuple(loss.shape)} and is no single number")
+            raise ValueError(f"the loss has shape {tuple(loss.shape)} and {NO_NUMBER}")
         gradients = torch.autograd.grad(loss, [*(p for _, p in named), *outputs], allow_unused=True, retain_graph=True)
     except Exception as error:  # noqa: BLE001 - the program's own, whatever it is
         found.error = str(error)
-        found.loss = float(loss.detach().mean()) if isinstance(loss, Tensor) else None
+        found.loss = float(loss.detach().double().mean()) if isinstance(loss, Tensor) else None
         found.layers = [_layer(call, None) for call in calls]
         _read_head(found)
         return

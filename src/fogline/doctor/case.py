@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
+from fogline.data.check import refuse_lazy
 from fogline.data.defaults import default_loss
 from fogline.data.intake import Opened, open_data
 from fogline.data.source import Batch, Facts, InMemory, Kind, MapStyle, Source, Stream, leaves, map_tree
@@ -175,6 +176,7 @@ def open_case(task: Task, recipe: Recipe) -> Case:
     in_memory = isinstance(opened.train, InMemory)
     case = Case(task, recipe, loss, train, valid, opened.facts, yardstick, refused, in_memory=in_memory)
     case.learned, case.held = _split(case)
+    refuse_lazy(case.new_model())
     return readable(case)
 
 

@@ -295,6 +295,8 @@ class _Doctor:
 
     def _holds_nothing(self, exam: Examination) -> bool:
         """Whether neither the program nor a classical learner gets anything from the data."""
+        if exam.observed is not None and exam.observed.error:
+            return False
         reference = exam.reference.possible
         return self.tried.level < LEARNS and reference is not None and reference < LEARNS
 

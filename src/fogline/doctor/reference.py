@@ -21,6 +21,8 @@ from fogline.doctor.yardstick import Yardstick, error_of
 _MOST_ROWS, _MOST_FEATURES, _MOST_TOKENS = 4000, 2000, 2000
 _NEIGHBOURS = 5
 _MOST_TO_TRY = 1000
+MOST_CLASSES = 10_000
+"""Of labels up to so many: beyond, numbers of people or of products were taken for those of classes."""
 """Rows that one of several suppositions about them is tried on."""
 _FOLDS, _FEW_ROWS = 5, 500
 _PENALTY = 1e-2
@@ -87,7 +89,7 @@ def refer(case: Case) -> Reference:
     raw = features(case.train.inputs)
     if raw is None or case.train.targets.ndim > 2 or (yardstick.work == "classes" and case.train.targets.ndim > 1):
         return Reference()
-    if rebuilds(case):
+    if rebuilds(case) or yardstick.classes > MOST_CLASSES:
         return Reference()
     usable = torch.isfinite(raw).all(1) & torch.isfinite(case.train.targets.double().reshape(len(raw), -1)).all(1)
     usable &= yardstick.counted(case.train.targets)

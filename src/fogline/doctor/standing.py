@@ -15,6 +15,7 @@ from fogline.data.source import leaves
 from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
+from fogline.descent.resolve import OPTIMIZER
 from fogline.doctor.case import CPU, Case
 from fogline.doctor.examination import Examination
 from fogline.doctor.trial import WORTH
@@ -287,4 +288,7 @@ def steps_of(exam: Examination) -> Steps:
 def resolved(exam: Examination) -> Recipe:
     """The recipe with everything that a rule decides, where a descent was begun; else as it was asked."""
     begun = exam.observed.start if exam.observed is not None else None
-    return exam.program.recipe if begun is None else begun.resolved.recipe
+    asked = exam.program.recipe
+    if begun is not None:
+        return begun.resolved.recipe
+    return asked.replace(optimizer=OPTIMIZER) if asked.optimizer == "auto" else asked

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
-from fogline.doctor.anatomy import CPU, Anatomy
+from fogline.doctor.anatomy import CPU, NO_TENSOR, Anatomy
 from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, WRAP, Evidence, Remedy, Suspicion
@@ -121,7 +121,9 @@ def _as_drawn(anatomy: Anatomy, without: list[str]) -> bool:
 
 
 def _no_graph(error: str) -> bool:
-    return "does not require grad" in error or "grad_fn" in error or "not to have been used" in error
+    return (
+        NO_TENSOR in error or "does not require grad" in error or "grad_fn" in error or "not to have been used" in error
+    )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
+from fogline.doctor.anatomy import NO_NUMBER
 from fogline.doctor.causes.output.common import LOST, codes_of, mismatched, takes_logits
 from fogline.doctor.causes.output.exchanged import exchanged
 from fogline.doctor.causes.output.hearing import one_value_heard, percent_of_zero
@@ -41,6 +42,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         return without_logarithm(exam) or zeros_for_signs(exam) or exchanged(exam)
     if exam.case.yardstick.work == "other":
         looks = (
+            _no_single_number,
             deaf,
             unheard_targets,
             one_value_heard,
@@ -57,6 +59,7 @@ def loss_mismatch(exam: Examination) -> Suspicion | None:
         return None
     for look in (
         _refused,
+        _no_single_number,
         told_already,
         _one_score,
         deaf,
@@ -113,6 +116,28 @@ def _refused(exam: Examination) -> Suspicion | None:
         f"{losses.name(exam.program.loss)} cannot compare outputs {_described(outputs)} with targets "
         f"{_described(targets)}: it stops with an error.",
         (scores or matching(exam),),
+        proof=True,
+        blocks=True,
+    )
+
+
+def _no_single_number(exam: Examination) -> Suspicion | None:
+    """A loss that gives a number for each row, or more: nobody said what of them is to be made small."""
+    if exam.anatomy.stage != "backward" or NO_NUMBER not in exam.anatomy.error:
+        return None
+    remedy = Remedy(
+        "take the mean of the losses",
+        'loss = loss_fn(outputs, targets).mean()  # or reduction="mean"',
+        on_loss=lambda loss: lambda outputs, targets: loss(outputs, targets).mean(),
+        place="loss",
+        order=LOSS,
+    )
+    return mismatched(
+        exam,
+        0.95,
+        (Evidence("the loss", exam.anatomy.error, "a single number"),),
+        "The loss gives a number for each row and not one for all, and backward() does not know what to descend.",
+        (remedy,),
         proof=True,
         blocks=True,
     )

@@ -17,6 +17,7 @@ from fogline.doctor.finding import HEAD, ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.heads import Maker, bend, value, widened
 from fogline.doctor.matching import matching, width_of
 from fogline.doctor.reading import around
+from fogline.doctor.reference import MOST_CLASSES
 
 _ONE_THING = 0.9  # correlation of columns that say the same
 
@@ -66,7 +67,7 @@ def too_narrow(exam: Examination) -> Suspicion | None:
         put: Maker | None = {"log_softmax": lambda: nn.LogSoftmax(dim=1), "softmax": lambda: nn.Softmax(dim=1)}.get(
             ends
         )
-        edit = widened(exam.anatomy, classes, put)
+        edit = widened(exam.anatomy, classes, put) if classes <= MOST_CLASSES else None
         code = f"last = nn.Linear(last.in_features, {classes})"
         title = f"give the last layer {classes} outputs, one a class"
         remedy = None if edit is None else Remedy(title, code, on_model=edit, place="head", order=HEAD)
