@@ -23,9 +23,9 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """A network whose batch normalisation undoes the scale of its inputs, which is in the hundreds."""
     inputs = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
     targets = (inputs[:, 0] > 0).long() + (inputs[:, 1] * inputs[:, 2] > 0).long()
-    layers = [nn.Linear(6, 24, bias=False), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 24, bias=False)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
+        layers = [nn.Linear(6, 24, bias=False), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 24, bias=False)]
         model = nn.Sequential(*layers, nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 3))
     pairs = (300 * inputs[:300], targets[:300]), (300 * inputs[300:], targets[300:])
     recipe = fogline.Recipe(optimizer="adamw", lr=3e-2, batch_size=32, duration="80st", step="eager")
