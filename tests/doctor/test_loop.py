@@ -399,3 +399,17 @@ def test_a_frozen_table_of_embeddings_that_was_drawn() -> None:
     drawn, learned = (nn.Embedding.from_pretrained(t) for t in (table, 0.4 * table))
     assert frozen_as_drawn(nn.Sequential(drawn, nn.Linear(8, 1))) == ["0"]
     assert frozen_as_drawn(nn.Sequential(learned, nn.Linear(8, 1))) == []
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_batch_normalisation_that_keeps_no_statistics(keeps: bool) -> None:
+    norm = nn.BatchNorm1d(8, track_running_stats=keeps)
+    model = nn.Sequential(nn.Linear(4, 8), norm, nn.ReLU(), nn.Linear(8, 1))
+    found = supposed(exam(model)).get("train_mode_eval")
+    assert (found is not None) == (not keeps)
+    if found is not None:
+        edit = found.remedies[0].on_model
+        assert edit is not None
+        x, _ = rows(6)
+        edited = edit(model).eval()
+        torch.testing.assert_close(edited(x)[:1], edited(x[:1]))

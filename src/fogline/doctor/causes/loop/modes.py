@@ -17,7 +17,7 @@ from fogline.doctor.anatomy import CPU
 from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, WRAP, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import Wrapped
+from fogline.doctor.surgery import Wrapped, replaced
 from fogline.doctor.uncut import DropsLess, Noiseless, Within
 
 _STALE = 0.05  # share of the first statistics, 0 and 1, that is left in batch normalisation's running ones
@@ -72,7 +72,9 @@ class FollowsMode(Wrapped):
 
 
 def train_mode_eval(exam: Examination) -> Suspicion | None:
-    """``F.dropout`` with its default ``training=True``, or noise: it goes on when the model is evaluated."""
+    """What goes on when the model is evaluated: ``F.dropout`` with its default ``training=True``, noise, and batch
+    normalisation that keeps no statistics.
+    """
     model = copied(exam.anatomy.model).eval()
     inputs = exam.anatomy.batch[0] if exam.case.supervised else None
     if inputs is None:
@@ -87,7 +89,7 @@ def train_mode_eval(exam: Examination) -> Suspicion | None:
         except FAILURES:
             return None
     if not mode.highest:
-        return _noisy() if noise.drawn else None
+        return _noisy() if noise.drawn else _of_the_batch(exam)
     return Suspicion(
         "train_mode_eval",
         0.6,
@@ -125,6 +127,45 @@ def _noisy() -> Suspicion:
             ),
         ),
     )
+
+
+def _of_the_batch(exam: Examination) -> Suspicion | None:
+    """Batch normalisation whose answer to a row depends on the rows it is asked beside, for good."""
+    names = [layer.name for layer in exam.anatomy.layers if _keeps_nothing(layer.module)]
+    if not names:
+        return None
+    return Suspicion(
+        "train_mode_eval",
+        0.6,
+        (Evidence("batch normalisation without running statistics", ", ".join(names[:4]), "none"),),
+        "Batch normalisation keeps no running statistics, and takes those of the batch in evaluation mode, too: what "
+        "is said of a row depends on the rows beside it, and of a single one nothing can be said.",
+        (
+            Remedy(
+                "let batch normalisation keep its statistics",
+                "nn.BatchNorm1d(width)  # without track_running_stats=False",
+                on_model=_keeping_statistics,
+                place="mode",
+                order=BODY,
+            ),
+        ),
+        proof=True,
+        severity="minor",
+    )
+
+
+def _keeps_nothing(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is None
+
+
+def _keeping_statistics(model: nn.Module) -> nn.Module:
+    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm) and _keeps_nothing(m)]
+    for name, module in norms:
+        like = next(model.parameters())
+        made = type(module)(module.num_features, module.eps, module.momentum, module.affine).to(like.device, like.dtype)
+        made.load_state_dict(module.state_dict(), strict=False)
+        model = replaced(model, name, lambda _, made=made: made)  # type: ignore[misc]
+    return model
 
 
 def stale_statistics(exam: Examination) -> Suspicion | None:
