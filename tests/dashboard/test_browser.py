@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -180,6 +181,23 @@ def test_a_page_that_nobody_sees_rests_and_catches_up(visit: Visit, dashboard: S
     page.locator("tr[data-run='came-meanwhile']").wait_for(timeout=30_000)
     page.locator("tr[data-run='gone-meanwhile']").wait_for(state="detached", timeout=30_000)
     assert page.get_by_label("Search the runs").input_value() == "meanwhile"
+
+
+def test_a_page_that_is_left_before_its_stream_is_there_catches_up(visit: Visit, dashboard: Served) -> None:
+    gone = make_run(dashboard.runs / "gone-at-once")
+    page = visit("/")
+    page.add_init_script(
+        "Object.defineProperty(document, 'hidden', { value: true, configurable: true, writable: true })"
+    )
+    page.route(re.compile(r"/live\?"), lambda route: None)  # a stream that nobody answers
+    page.reload()
+    page.locator("tr[data-run='gone-at-once']").wait_for()
+    page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")
+    page.unroute(re.compile(r"/live\?"))
+    shutil.rmtree(gone)
+    page.wait_for_timeout(2500)
+    page.evaluate("() => { document.hidden = false; document.dispatchEvent(new Event('visibilitychange')) }")
+    page.locator("tr[data-run='gone-at-once']").wait_for(state="detached", timeout=30_000)
 
 
 def test_the_button_asks_the_run_to_stop(visit: Visit, dashboard: Served) -> None:

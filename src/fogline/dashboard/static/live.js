@@ -11,7 +11,7 @@ export function follow(address, update) {
   let everything = false;
   let busy = false;
   let stream = null;
-  let opened = 0;
+  let asked = false;
 
   async function work() {
     if (busy || document.hidden || !(everything || changed.size || gone.size)) return;
@@ -34,6 +34,10 @@ export function follow(address, update) {
   }
 
   function open() {
+    // With the first stream the page is as new as what it tells; with a later one it is not, also where the first was
+    // given up before it was there.
+    let known = !asked;
+    asked = true;
     // What was written between the asking for the page and this moment is told, too.
     stream = new EventSource(`${address}?since=${(performance.timeOrigin / 1000 - 1).toFixed(3)}`);
     stream.addEventListener("changed", (event) => {
@@ -44,7 +48,8 @@ export function follow(address, update) {
     });
     stream.addEventListener("open", () => {
       lost(false);
-      everything = opened++ > 0;
+      everything ||= !known;
+      known = false;
       work();
     });
     stream.addEventListener("error", () => lost(true));
