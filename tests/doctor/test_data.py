@@ -320,6 +320,7 @@ def test_rare_classes_that_the_loss_weighs_less(loss: str) -> None:
         assert "weigh each class by how rare it is" not in titles
         return
     assert titles[0] == "weigh each class by how rare it is"
+    assert ("loss_of_each_row" in found.remedies[0].patch) == (loss == "own")
     edit = found.remedies[0].on_loss
     assert edit is not None
     neutral = torch.zeros(900, outputs, requires_grad=True)

@@ -284,12 +284,13 @@ def _by_rarity(exam: Examination, counts: Tensor, pulls: Tensor | None) -> Itera
     factors = torch.where(there, meant / pulls.where(there, torch.ones_like(pulls)), torch.ones_like(counts))
     loudness = torch.where(there, pulls, torch.zeros_like(pulls))
     factors *= float((counts * loudness).sum() / (counts * loudness * factors).sum())
-    of_two = exam.case.yardstick.work == "binary"
-    written = (
-        "loss = nn.BCEWithLogitsLoss(pos_weight=(y == 0).sum() / (y == 1).sum())"
-        if of_two
-        else "weight = len(y) / torch.bincount(y)\nloss = nn.CrossEntropyLoss(weight=weight)"
-    )
+    written = "weight = len(y) / torch.bincount(y)\n"
+    if losses.family(exam.program.loss) == "unknown":
+        written += "loss = (weight[y] * loss_of_each_row).mean()  # in the place of the weights it has by now"
+    elif exam.case.yardstick.work == "binary":
+        written = "loss = nn.BCEWithLogitsLoss(pos_weight=(y == 0).sum() / (y == 1).sum())"
+    else:
+        written += "loss = nn.CrossEntropyLoss(weight=weight)"
     yield Remedy(
         "weigh each class by how rare it is",
         written,
