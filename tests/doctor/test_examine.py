@@ -133,7 +133,7 @@ def test_a_control_against_itself_is_no_different() -> None:
 
 def test_a_trial_is_accepted_beyond_the_noise_of_the_seeds_only() -> None:
     def descents(scores: list[float]) -> list[object]:
-        from fogline.doctor.trial import Descended
+        from fogline.doctor.descended import Descended
 
         return [Descended(score, torch.zeros(1).numpy(), torch.zeros(1).numpy()) for score in scores]
 

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fogline
+from fogline.descent.objective import Objective
 from fogline.doctor.case import open_case
 from fogline.doctor.causes import fit
 from fogline.doctor.examination import Examination
 from fogline.doctor.remedies import smoothed_labels
+from fogline.doctor.scoring import Scores
 from fogline.doctor.trial import Laboratory
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="30ep")
@@ -117,7 +119,8 @@ def test_a_trial_scores_the_weights_that_fit_keeps(tmp_path: Path) -> None:
     run = fogline.fit(case.task, RECIPE.replace(step="eager", seed=1), runs=tmp_path, progress=False)
     laboratory = Laboratory(case, 1e6)
     trial = laboratory.run(exam.program, laboratory.planned, (1,))[0]
-    assert trial.score == laboratory.score(run.model, exam.program, exam.program.held)
+    objective = Objective(run.model, exam.program.loss)
+    assert trial.score == Scores().of(objective, exam.program, exam.program.held)[0]
 
 
 def test_underfitting_for_want_of_units() -> None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from fogline.doctor.case import Case, program
+from fogline.doctor.descended import Descended
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Remedy, Suspicion, Trial
 from fogline.doctor.standing import LEARNS, level
-from fogline.doctor.trial import CLEARLY, SEEDS, Descended, Laboratory, batch_of, compared, planned_steps
+from fogline.doctor.trial import CLEARLY, SEEDS, Laboratory, batch_of, compared, planned_steps
 
 ENOUGH = 0.03
 """A score must differ by this much to be worth a word."""

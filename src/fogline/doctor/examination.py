@@ -9,9 +9,10 @@ from typing import Any
 from fogline.data.source import Batch
 from fogline.doctor.anatomy import Anatomy, dissect
 from fogline.doctor.case import Case, Program, program, some_batch, taken
+from fogline.doctor.descended import Observation
 from fogline.doctor.finding import Remedy
 from fogline.doctor.reference import Reference, refer
-from fogline.doctor.trial import Observation, planned_steps
+from fogline.doctor.trial import planned_steps
 
 
 @dataclass

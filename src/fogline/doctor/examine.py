@@ -20,13 +20,14 @@ from fogline.doctor.bench import ENOUGH
 from fogline.doctor.books import Kept
 from fogline.doctor.case import CPU, Case, open_case
 from fogline.doctor.causes import suspicions
+from fogline.doctor.descended import Observation
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Finding, Suspicion
 from fogline.doctor.interventions import DECISIVE, SHORTEST, Interventions
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.standing import LEARNS, descends, kept_of, level
-from fogline.doctor.trial import CHEAP, Laboratory, Observation, batch_of, planned_steps
+from fogline.doctor.trial import CHEAP, Laboratory, batch_of, planned_steps
 from fogline.task import Task
 
 FLOOR = 3000

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fogline.doctor.bench import AS_GOOD, ENOUGH, PLAINLY
+from fogline.doctor.descended import Descended
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion, Trial
 from fogline.doctor.standing import level, standing
-from fogline.doctor.trial import SEEDS, WORTH, Descended, Laboratory, compared
+from fogline.doctor.trial import SEEDS, WORTH, Laboratory, compared
 from fogline.doctor.validations import LONGER, kept, stopped
 
 _AS_LONG = 4  # times the steps that the stopped run has: it may well have gained by then

@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from fogline.data.intake import Opened
-from fogline.data.source import Batch, InMemory, cast, leaves
-from fogline.descent.batches import Batches
+from fogline.data.source import Batch, InMemory, leaves
 from fogline.descent.length import EXPECTED
 from fogline.descent.machine import machine_of, optimizer_of
-from fogline.descent.objective import Objective
 from fogline.descent.optimizers import to_eval, to_train
 from fogline.descent.prepare import Start, operations_of
 from fogline.descent.randomness import private_randomness
-from fogline.descent.resolve import batch_rows, resolve_by_rule
 from fogline.descent.schedules import PlateauState, curve, update
 from fogline.descent.step import EagerStep
 from fogline.doctor.case import FAILURES, Case, Program
+from fogline.doctor.descended import Descended, Observation
 from fogline.doctor.finding import Remedy, Trial
-from fogline.doctor.others import drawn, drawn_for_others, loss_of, mean_of_all, nothing, pieces_of, placed
-from fogline.doctor.validations import LONGER, Stop, Validation, stopped
+from fogline.doctor.scoring import Scores, begin
+from fogline.doctor.validations import Validation
 from fogline.rate import measure_rate
 from fogline.recipe import Duration, Recipe
 from fogline.record.probes import Budget, Probe, Probed
@@ -47,77 +43,43 @@ CHEAP = 5e6
 """Floating-point operations of a forward pass of a batch below which a step takes the same half millisecond."""
 _LOOKS = 16
 _TRAIN_ROWS = 1024
-_ROUNDED = 1e-6
-_COLLAPSED = 0.5
-"""Where one answer for all rows is so much better than the model's, such answers are what the loss is lowest for."""
 
 
 @dataclass
-class Descended:
-    """One descent.
+class _Lowest:
+    """What ``fit`` would keep of a trial: the score where the held-out loss is lowest; ``first`` is that before it."""
 
-    Attributes:
-        score: on rows that were not learned from, by the yardstick. Of a trial that of the weights ``fit`` would keep:
-            those of the lowest held-out loss, the last ones where the task has no held-out rows. Of an observation that
-            of the last weights; ``best`` is the best on the way.
-        losses, norms: of every step; NaN where it was refused.
-        refused: how many steps were.
-        error: the exception that ended it, or "".
-        risen: of a trial, whether no weights on the way had a lower held-out loss than the first ones, which ``fit``
-            keeps then.
-        validations: of the held-out rows, as often as ``fit`` has them; empty where they were not asked for. In an
-            observation they end where a patience :data:`LONGER` times that of the recipe is lost.
-    """
+    first: float = math.inf
+    loss: float = math.inf
+    score: float = -1.0
 
-    score: float
-    losses: NDArray[np.float64]
-    norms: NDArray[np.float64]
-    refused: int = 0
-    error: str = ""
-    best: float = -1.0
-    risen: bool = False
-    validations: list[Validation] = field(default_factory=list)
+    def take(self, score: float, loss: float) -> None:
+        if math.isfinite(loss):
+            self.loss, self.score = min((self.loss, self.score), (loss, score))
 
 
-@dataclass
-class Observation(Descended):
-    """A descent that was looked at on the way.
+class _Probing:
+    """Pairs of successive steps of an observation, measured where they are due."""
 
-    Attributes:
-        start: what it began from; ``start.objective.model`` is the trained model.
-        seed: of first weights and order.
-        planned: steps of the run that it stands for.
-        looks: (step, score, loss) on held-out rows on the way, the first before any step.
-        train_score, train_loss: on learned rows, at the end, in evaluation mode.
-        probes: pairs of successive steps that were measured.
-        lr: the rate at the top of the schedule.
-        cuts: steps after which the plateau schedule cut it.
-        stop: where ``fit`` would have stopped early, for lack of patience; the observation goes on.
-        validated_every: steps between the validations of the run.
-        enough: asked after each look whether no more need be seen.
-    """
+    def __init__(self, model: nn.Module) -> None:
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        self._probe = Probe([n for n, _ in named], [p for _, p in named], Budget(1.0))
+        self._measuring = False
 
-    start: Start | None = None
-    seed: int = 0
-    planned: int = 0
-    looks: list[tuple[int, float, float]] = field(default_factory=list)
-    train_score: float = -1.0
-    train_loss: float = math.nan
-    probes: list[Probed] = field(default_factory=list)
-    lr: float = 0.0
-    cuts: list[int] = field(default_factory=list)
-    stop: Stop | None = None
-    validated_every: int = 0
-    enough: Callable[[Observation], bool] = lambda seen: False
+    def before(self, *, due: bool) -> None:
+        if self._measuring or due:
+            self._probe.before()
+            self._measuring = True
 
-    @property
-    def steps(self) -> int:
-        return len(self.losses)
-
-    def still_waits(self, patience: int | None) -> bool:
-        """Note where this patience is lost; whether one :data:`LONGER` times that is not: there is more to be seen."""
-        self.stop = self.stop or stopped(self.validations, patience)
-        return self.stop is None or stopped(self.validations, LONGER * (patience or 0)) is None
+    def after(self, step: int, stepper: EagerStep, *, finite: bool) -> list[Probed]:
+        """What was measured at this step, if anything was."""
+        measured = None
+        if self._measuring and finite:
+            measured = self._probe.after(step, stepper.gradients)
+        elif self._measuring:
+            self._probe.cancel()
+        self._measuring = self._probe.open
+        return [measured] if measured is not None else []
 
 
 class Laboratory:
@@ -136,8 +98,7 @@ class Laboratory:
         self.case, self.budget, self.check, self.reserve = case, budget, check, reserve
         self.spent = 0.0
         self._rates: dict[tuple[str, ...], float] = {}
-        self._firsts: dict[tuple[str, ...], tuple[float, bool]] = {}
-        self._below_zero = False
+        self._scores = Scores()
 
     @property
     def left(self) -> float:
@@ -153,33 +114,13 @@ class Laboratory:
         operations, share = self.case.operations, batch_of(recipe, self.case) / batch_of(self.case.recipe, self.case)
         return min(1.0, max(CHEAP, operations * share) / max(CHEAP, operations))
 
-    def start(self, variant: Program, seed: int) -> Start:
-        """What a descent begins from.
-
-        Raises:
-            ValueError, TypeError: the recipe does not fit the data.
-        """
-        model = variant.new_model(seed)
-        if variant.recipe.precision == "float64":
-            model = model.double()
-        floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        train, held = cast(variant.train, floats), cast(variant.held, floats)
-        opened = Opened(InMemory(train), InMemory(held), variant.case.facts)
-        resolved = resolve_by_rule(variant.recipe.replace(seed=seed), opened, model)
-        recipe = resolved.recipe
-        device = torch.device(recipe.device)
-        objective = Objective(model.to(device), variant.loss, None, device.type)
-        rows = batch_rows(recipe, opened.train.size)
-        batches = Batches(opened.train, rows, seed, recipe.shuffle, 0, device)
-        return Start(variant.task, opened, objective, batches, resolved, [], 0, 1)
-
     def rate(self, variant: Program) -> float:
         """The learning rate at the top of the schedule; measured, once for each variant, where the recipe asks so."""
         if variant.recipe.lr != "auto":
             return float(variant.recipe.lr)
         key = tuple(remedy.title for remedy in variant.remedies)
         if key not in self._rates:
-            begun = self.start(variant, self.case.recipe.seed)
+            begun = begin(variant, self.case.recipe.seed)
             begun.operations = operations_of(begun.objective, next(begun.batches.stream(0)))
             measured = measure_rate(begun, self.check)
             self._rates[key] = measured.value
@@ -211,7 +152,7 @@ class Laboratory:
         try:
             with private_randomness(torch.device("cpu")):
                 lr = self.rate(variant)
-                begun = self.start(variant, seed)
+                begun = begin(variant, seed)
                 return self._descend(begun, variant, steps, lr, seen, as_fit=as_fit)
         except FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError):
@@ -230,25 +171,24 @@ class Laboratory:
         at = curve(recipe.schedule, length, warmup=_compressed(recipe, length, self.planned))
         losses, norms = np.full(steps, np.nan), np.full(steps, np.nan)
         looks = _looks(begun, variant, steps, watched=seen is not None)
-        probe, refused, kept, price = None, 0, (math.inf, -1.0), self.price(recipe)
+        refused, price = 0, self.price(recipe)
         plateau, every = PlateauState(), _validated_every(begun, variant)
         waits = bool(every) and (as_fit or (seen is not None and _may_stop(variant)))
         validations: list[Validation] = []
+        lowest = _Lowest() if seen is None and len(looks) > 1 else None
+        probing = None
         if seen is not None:
-            seen.start, seen.lr = begun, lr
-            named = [(n, p) for n, p in machine.objective.model.named_parameters() if p.requires_grad]
-            probe = Probe([n for n, _ in named], [p for _, p in named], Budget(1.0))
+            seen.start, seen.lr, seen.validated_every, seen.validations = begun, lr, every, validations
             self._look(seen, begun, variant, 0)
-            seen.validated_every, seen.validations = every, validations
-        first = self.scored(begun.objective, variant, variant.held)[1] if seen is None and len(looks) > 1 else math.inf
+            probing = _Probing(objective.model)
+        elif lowest is not None:
+            lowest.first = self._held_out(begun, variant)[1]
         if waits:
             validations.append((0, *self._validate(begun, variant, machine.optimizer)))
-        probing = 0
         for k, batch in zip(range(steps), begun.batches.stream(0), strict=False):
             self.check()
-            if probe is not None and (probing or k in looks or k == 1):
-                probe.before()
-                probing = 1 if not probe.open else 2
+            if probing is not None:
+                probing.before(due=k in looks or k == 1)
             outcome = stepper.take(k, batch, lr * at(k) * plateau.factor)
             losses[k], norms[k] = float(outcome.loss), float(outcome.gradient_norm)
             self.spent += price
@@ -258,11 +198,8 @@ class Laboratory:
                 if refused > 5 and refused > 0.5 * (k + 1):
                     losses, norms = losses[: k + 1], norms[: k + 1]
                     break
-            if probe is not None and probing:
-                measured = _after(probe, k, stepper, finite=outcome.finite is not False)
-                if seen is not None and measured is not None:
-                    seen.probes.append(measured)
-                probing = 1 if probe.open else 0
+            if seen is not None and probing is not None:
+                seen.probes += probing.after(k, stepper, finite=outcome.finite is not False)
             if every and (k + 1) % every == 0 and (waits or recipe.schedule == "plateau"):
                 validation = (k + 1, *self._validate(begun, variant, machine.optimizer))
                 before = plateau.factor
@@ -273,31 +210,35 @@ class Laboratory:
                 if waits:
                     validations.append(validation)
                     waits = seen is None or seen.still_waits(recipe.patience)
-            if seen is not None and k + 1 in looks:
+            if k + 1 not in looks:
+                continue
+            if seen is not None:
                 self._look(seen, begun, variant, k + 1)
                 if seen.enough(seen):
                     losses, norms = losses[: k + 1], norms[: k + 1]
                     break
-            elif k + 1 in looks and len(looks) > 1:
-                score, loss = self.scored(begun.objective, variant, variant.held)
-                kept = min(kept, (loss, score)) if math.isfinite(loss) else kept
+            elif lowest is not None:
+                lowest.take(*self._held_out(begun, variant))
         if seen is not None:
             self._finish(seen, begun, variant)
             best = max(score for _, score, _ in seen.looks)
             return Descended(seen.looks[-1][1], losses, norms, refused, best=best)
-        risen = kept[0] > first
-        if not math.isfinite(kept[0]):
-            kept = 0.0, self.score(machine.objective.model, variant, variant.held)
-        return Descended(kept[1], losses, norms, refused, best=kept[1], risen=risen, validations=validations)
+        kept = lowest is not None and math.isfinite(lowest.loss)
+        score = lowest.score if lowest is not None and kept else self._held_out(begun, variant)[0]
+        risen = lowest is not None and lowest.loss > lowest.first
+        return Descended(score, losses, norms, refused, best=score, risen=risen, validations=validations)
+
+    def _held_out(self, begun: Start, variant: Program) -> tuple[float, float]:
+        """Score and loss of held-out rows by the weights as they are."""
+        return self._scores.of(begun.objective, variant, variant.held)
 
     def _look(self, seen: Observation, begun: Start, variant: Program, step: int) -> None:
-        score, loss = self.scored(begun.objective, variant, variant.held)
-        seen.looks.append((step, score, loss))
+        seen.looks.append((step, *self._held_out(begun, variant)))
 
     def _validate(self, begun: Start, variant: Program, optimizer: Optimizer) -> tuple[float, float]:
         """Score and loss of held-out rows by the weights that ``fit`` validates."""
         to_eval(optimizer)
-        found = self.scored(begun.objective, variant, variant.held)
+        found = self._held_out(begun, variant)
         to_train(optimizer)
         return found
 
@@ -305,72 +246,7 @@ class Laboratory:
         rows = min(_TRAIN_ROWS, variant.rows)
         index = torch.arange(rows) * variant.rows // rows
         learned = InMemory(variant.train).take(index)
-        seen.train_score, seen.train_loss = self.scored(begun.objective, variant, learned)
-
-    def score(self, model: nn.Module, variant: Program, batch: Batch) -> float:
-        """The score of a model on rows, in evaluation mode."""
-        device = next(model.parameters()).device
-        return self.scored(Objective(model, variant.loss, None, device.type), variant, batch)[0]
-
-    def scored(self, objective: Objective, variant: Program, batch: Batch) -> tuple[float, float]:
-        """Score and mean loss on rows, in evaluation mode.
-
-        Where only the loss can read the outputs, the score is the share of a constant answer's loss that is gone.
-        """
-        model, yardstick = objective.model, variant.case.yardstick
-        weights = next(model.parameters())
-        batch = cast(batch, weights.dtype)
-        outputs, sums, total = [], 0.0, 0
-        with objective.without_learning():
-            for piece in pieces_of(batch):
-                on_device = placed(piece, weights.device)
-                rows = len(leaves(piece)[0])
-                found, loss = objective.with_outputs(on_device)
-                sums += float(loss.detach().double().mean()) * rows
-                total += rows
-                outputs.append(found)
-        mean = sums / max(1, total)
-        read = objective.supervised and yardstick.work != "other"
-        if not read or not all(isinstance(piece, Tensor) for piece in outputs):
-            return self._gone(objective, variant, batch, mean), mean
-        targets = batch[1]
-        return yardstick(torch.cat([piece.cpu() for piece in outputs]), targets, variant.loss), mean
-
-    def _gone(self, objective: Objective, variant: Program, batch: Batch, loss: float) -> float:
-        """The share of the loss of a constant answer that is gone: of that of first weights, of the mean of all answers
-        or of zeros, whichever is lowest.
-
-        Of a logarithm of a density, which has no least value, it is what an exponential law makes of the difference.
-        """
-        first, asks_rows = self._first(variant)
-        constants = [loss_of(objective, batch, said) for said in (mean_of_all, nothing)] if asks_rows else []
-        for constant in constants:
-            near = constant is not None and loss - constant <= _COLLAPSED * max(abs(loss), abs(constant))
-            if constant is not None and (near or objective.supervised):
-                first = min(first, constant)
-        if not math.isfinite(loss) or not math.isfinite(first):
-            return -1.0
-        self._below_zero |= min(loss, first) < 0
-        if self._below_zero:
-            return max(-1.0, -math.expm1((loss - first) / max(1.0, abs(first))))
-        scale = max(first, loss)
-        return (first - loss) / scale if scale > 0 else 0.0
-
-    def _first(self, variant: Program) -> tuple[float, bool]:
-        """Held-out loss of first weights, and whether it is another one where rows get the answers of others.
-
-        It is not where answers are compared with one another only, such as those to two views of a row.
-        """
-        key = tuple(remedy.title for remedy in variant.remedies)
-        if key not in self._firsts:
-            begun = self.start(variant, self.case.recipe.seed)
-            held = placed(variant.held, begun.batches.device)
-            with private_randomness(torch.device("cpu")), begun.objective.without_learning():
-                first = float(begun.objective(held).detach())
-            own, other = (loss_of(begun.objective, held, said) for said in (drawn, drawn_for_others))
-            asked = own is not None and other is not None and abs(other - own) > _ROUNDED * abs(own)
-            self._firsts[key] = first, asked
-        return self._firsts[key]
+        seen.train_score, seen.train_loss = self._scores.of(begun.objective, variant, learned)
 
 
 def _looks(begun: Start, variant: Program, steps: int, *, watched: bool) -> list[int]:
@@ -473,10 +349,3 @@ def _compressed(recipe: Recipe, steps: int, planned: int) -> float:
     warmup = recipe.warmup
     assert not isinstance(warmup, str)
     return warmup if warmup < 1 else warmup * min(1.0, steps / max(1, planned))
-
-
-def _after(probe: Probe, step: int, stepper: EagerStep, *, finite: bool) -> Probed | None:
-    if not finite:
-        probe.cancel()
-        return None
-    return probe.after(step, stepper.gradients)
