@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import fogline
+from fogline.descent.ahead import Slope, measure_slope
 from fogline.descent.objective import Objective
-from fogline.descent.stopping import Slope, judge, measure_slope
+from fogline.descent.stopping import judge
 from fogline.verdict import Verdict
 
 
@@ -22,6 +23,13 @@ def _regression(noise: float = 0.1) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(256, 8, generator=generator)
     return X, X @ torch.randn(8, 1, generator=generator) + noise * torch.randn(256, 1, generator=generator)
+
+
+def _valley() -> tuple[Tensor, Tensor]:
+    """Half of the columns a thirtieth as large, and as much of the targets comes of them."""
+    X, y = _regression()
+    steps = torch.randn(8, 1, generator=torch.Generator().manual_seed(1))
+    return torch.cat([X[:, :4], 0.03 * X[:, 4:]], dim=1), y + X @ steps
 
 
 def _coin(rows: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -82,6 +90,14 @@ CASES = {
     "one step": Case(Verdict.IMPROVING, {**_FULL, "lr": 0.1, "duration": "1st"}),
     "at the minimum from the start": Case(
         Verdict.CONVERGED, {**_FULL, "lr": 0.1, "duration": "20st"}, _zero, data=(torch.ones(8, 8), torch.zeros(8, 1))
+    ),
+    "annealed on the floor of a valley, far from its end": Case(
+        Verdict.IMPROVING,
+        {"optimizer": "sgd", "lr": 0.1, "batch_size": 32, "duration": "400st", "schedule": "cosine"},
+        data=_valley(),
+    ),
+    "adam annealed on the floor of a valley": Case(
+        Verdict.IMPROVING, {"optimizer": "adamw", "lr": 0.01, "batch_size": 32, "duration": "800st"}, data=_valley()
     ),
     "step too small": Case(Verdict.STALLED, {**_FULL, "lr": 1e-7, "duration": "300st"}),
     "step too small, noisy": Case(Verdict.STALLED, {**_SGD, "lr": 1e-7, "batch_size": 16, "duration": "500st"}),
@@ -168,6 +184,30 @@ def test_a_few_noisy_steps_of_a_long_way_are_no_noise_floor() -> None:
     assert found.verdict is Verdict.IMPROVING
 
 
+def test_noise_that_a_schedule_takes_away_is_no_fall() -> None:
+    rates = np.cos(np.linspace(0, np.pi / 2, 1000)) ** 2
+    losses = (
+        1 + np.exp(-np.arange(1000) / 20) + 0.3 * rates * (1 + 0.2 * np.random.default_rng(0).standard_normal(1000))
+    )
+    slope = Slope(gain=0.0, signal=0.0, dead=0.0, distance=0.0, loss=1.0)
+    found = judge(losses, rates, np.empty(0), slope=slope, refused=np.zeros(1000), path=1.0)
+    constant = judge(losses, np.ones(1000), np.empty(0), slope=slope, refused=np.zeros(1000), path=1.0)
+    # At a rate that stays nothing but descent makes it fall.
+    assert found.evidence["next_doubling_share"] < 0.01 < 0.02 < constant.evidence["next_doubling_share"]
+
+
+def test_what_two_doublings_brought_is_foreseen_of_the_next() -> None:
+    """A loss that falls as 1/sqrt(t): every doubling brings 1/sqrt(2) of what the one before did."""
+    losses = 1 / np.sqrt(1.0 + np.arange(1024))
+    slope = Slope(gain=0.0, signal=0.0, dead=0.0, distance=0.0, loss=losses[-1])
+    found = judge(losses, np.ones(1024), np.empty(0), slope=slope, refused=np.zeros(1024), path=1.0)
+    gained = found.evidence["loss_at_start"] - found.evidence["loss_at_end"]
+    half, twice = losses[512:].mean(), (1 / np.sqrt(1.0 + np.arange(1024, 2048))).mean()
+    assert found.evidence["next_doubling_share"] == pytest.approx((half - twice) / gained, rel=0.02)
+    short = judge(losses[:24], np.ones(24), np.empty(0), slope=slope, refused=np.zeros(24), path=1.0)
+    assert short.evidence["next_doubling_share"] == 0
+
+
 def test_held_out_loss_that_only_wiggles_is_no_overfit() -> None:
     rng = np.random.default_rng(0)
     losses = np.exp(-np.arange(1000) / 100) + 0.02 * rng.random(1000)
@@ -198,6 +238,30 @@ def test_slope_of_a_quadratic_is_exact() -> None:
     assert slope.gain == pytest.approx(1.0)
     assert slope.distance == pytest.approx(1.0)
     assert slope.signal == pytest.approx(1.0)
+
+
+def test_a_look_ahead_finds_the_end_of_a_valley() -> None:
+    """f(w) = (a^2 + (b / 100)^2) / 2 from (0.1, 100): along the gradient little is gained, along the floor all."""
+    model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    X = torch.diag(torch.tensor([1.0, 0.01], dtype=torch.float64))
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.1, 100.0]]))
+    before, data = model.weight.detach().clone(), (X, torch.zeros(2, 1, dtype=torch.float64))
+    found = measure_slope(Objective(model, nn.MSELoss()), [data], 1e-3, gradients=32)
+    assert found.gain < 0.1 * found.loss
+    assert found.ahead > 0.99 * found.loss
+    assert torch.equal(model.weight, before)
+
+
+def test_ahead_of_a_minimum_there_is_nothing() -> None:
+    """Least squares, solved: whoever follows the gradient of some batches learns their noise by heart."""
+    X, y = _regression(1.0)
+    model = nn.Linear(8, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(X, y).solution.T)
+    batches = [(X[k::16], y[k::16]) for k in range(16)]
+    found = measure_slope(Objective(model, nn.MSELoss()), batches, 0.01, gradients=32)
+    assert found.gain == found.ahead == 0
 
 
 def test_a_run_that_left_its_start_at_once_diverged() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fogline.descent.ahead import LEAST, MOST, Slope, measure_slope
 from fogline.descent.batches import split
 from fogline.descent.confusion import Confusion, added_up
 from fogline.descent.group import by_first, leads
@@ -14,7 +15,7 @@ from fogline.descent.guard import MOST as MOST_ROLLBACKS
 from fogline.descent.interrupts import poll
 from fogline.descent.randomness import PROBE, seed_everything
 from fogline.descent.state import Descent
-from fogline.descent.stopping import Slope, judge, measure_slope
+from fogline.descent.stopping import judge
 from fogline.descent.validation import copied_state, evaluation_weights
 from fogline.record.info import ending
 from fogline.record.store import read_table
@@ -44,8 +45,11 @@ def _slope(descent: Descent) -> Slope | None:
 
     def measured() -> Any:
         batches = _some_batches(descent)
-        found = measure_slope(descent.machine.objective, batches, _stride(descent), poll) if batches else None
-        return None if found is None else asdict(found)
+        if not batches:
+            return None
+        # As many gradients as a tenth of the run took, of each of the batches that are learned from.
+        gradients = min(max(LEAST, descent.step // (5 * len(batches))), MOST)
+        return asdict(measure_slope(descent.machine.objective, batches, _stride(descent), poll, gradients=gradients))
 
     found = by_first(descent.world, measured, "the slope at the end")
     return None if found is None else Slope(**found)

@@ -7,20 +7,17 @@ constants are shares and numbers of standard errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fogline.data.source import Batch
-from fogline.descent.objective import Objective, mode
+from fogline.descent.ahead import Slope
 from fogline.verdict import Judgement, Verdict
 
 _BLOCKS = 10
-_SIGNIFICANT = 3.0  # standard errors
+_SIGNIFICANT, _CLEARLY = 3.0, 2.0  # standard errors
 _SMALL_GAIN = 0.01  # of what the run has gained in all
 _NOTHING = 1e-8  # of what the run has gained: the rounding of float32 alone is as much
 _FAR = 3.0  # lengths of the path that was walked
@@ -28,33 +25,11 @@ _MANY = 3.0  # times what the run has gained
 _VISIBLE = 0.1  # of what the run has gained
 _AGREED = 0.5  # of the gradient is signal
 _DEAD_SHARE = 0.5
-_DEAD = 1e-6  # of the largest root mean square gradient of a layer
+_FEW = 4  # steps
+_WORTH = 0.02  # of what the run has gained: where as much more is foreseen, it has not ended
 _EXPLODED = 10.0
 
 Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Slope:
-    """What the weights that were kept would still gain, measured at the end on a few batches.
-
-    Attributes:
-        gain: largest fall of the loss along the negative gradient, by line search, on batches it does not come from; a
-            fall within two standard errors of none counts as none.
-        signal: |mean gradient|^2, without the part that is noise, over the sum of both; 1 is all signal.
-        dead: share of the parameters with a gradient of zero on every batch, or in a layer whose gradient is a
-            millionth of that of the layer with the largest.
-        cut: no weight matrix gets any gradient while some bias does: what goes in has no bearing on what comes out.
-        distance: length of the best step of the line search; 0 where none gains.
-        loss: mean loss of the batches.
-    """
-
-    gain: float
-    signal: float
-    dead: float
-    distance: float
-    loss: float
-    cut: bool = False
 
 
 def judge(
@@ -73,7 +48,7 @@ def judge(
         losses: training loss of every recorded step, in order; NaN where it was refused.
         rates: learning rate of the same steps.
         held_out: held-out losses in order, the first before training; may be empty.
-        slope: what :func:`measure_slope` found at the end, or None.
+        slope: what :func:`~fogline.descent.ahead.measure_slope` found at the end, or None.
         refused: 1 for each of those steps that was refused, else 0.
         path: length of the path of the weights, as far as it was measured; 0 where it was not.
         settled: it went on until nothing more was gained; what a cool-down gained at the end is no trend.
@@ -101,7 +76,9 @@ def judge(
         return Judgement(Verdict.OVERFIT, evidence)
     trend = _trend(finite, gained)
     evidence |= trend
-    improving = not settled and trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
+    evidence["next_doubling_share"] = doubled = _next_doubling(losses, rates) / gained if gained > 0 else 0.0
+    falling = trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
+    improving = not settled and (falling or doubled > _WORTH)
     # Of a few steps no fall is sure. Where there may be one, and batches agree on the way, or the run has come further
     # than single batches differ, it is none that has ended.
     agreed = gained > _SIGNIFICANT * noise if slope is None else slope.signal > _AGREED
@@ -110,7 +87,7 @@ def judge(
         return Judgement(Verdict.IMPROVING if moving else Verdict.NOISE_FLOOR, evidence)
     if len(finite) < 2:
         moving, path = True, 0.0  # of a single step nothing is known but what is left
-    return _by_slope(slope, evidence, improving, moving, gained, noise, rates, path)
+    return _by_slope(slope, evidence, improving, moving, gained, noise, rates, path, settled=settled)
 
 
 def _by_slope(
@@ -122,12 +99,15 @@ def _by_slope(
     noise: float,
     rates: Numbers,
     path: float,
+    *,
+    settled: bool,
 ) -> Judgement:
     scale = max(gained, _SMALL_GAIN * abs(slope.loss), 1e-300)
-    share = slope.gain / scale
+    share, ahead = slope.gain / scale, slope.ahead / scale
     far = slope.distance / path if path > 0 else 0.0
     evidence |= {
         "gain_left_share": share,
+        "gain_ahead_share": ahead,
         "gradient_signal": slope.signal,
         "dead_share": slope.dead,
         "best_step_over_path": far,
@@ -142,7 +122,8 @@ def _by_slope(
     if not annealed and share > _NOTHING and slope.gain > _SMALL_GAIN * min(scale, abs(slope.loss)):
         # There is a fall, and steps of this length do not find it.
         return Judgement(Verdict.NOISE_FLOOR, evidence)
-    return Judgement(Verdict.IMPROVING if share > _SMALL_GAIN else Verdict.CONVERGED, evidence)
+    more = share > _SMALL_GAIN or (ahead > _WORTH and not settled)
+    return Judgement(Verdict.IMPROVING if more else Verdict.CONVERGED, evidence)
 
 
 def _window(count: int, share: float) -> int:
@@ -160,12 +141,17 @@ def _start(losses: Numbers) -> float:
 
 
 def _noise(losses: Numbers) -> float:
-    """Standard deviation of the loss from batch to batch, by successive differences, which a trend does not move."""
+    """Standard deviation of the loss from batch to batch near the end."""
     if len(losses) < 3:
         return 0.0
     tail = losses[-_window(len(losses), 0.3) :]
-    differences = np.abs(np.diff(tail if len(tail) > 2 else losses))
-    return float(np.median(differences) / (0.6745 * math.sqrt(2)))
+    return _scatter(tail if len(tail) > 2 else losses)
+
+
+def _scatter(losses: Numbers) -> float:
+    """Standard deviation from one to the next, by successive differences, which a trend does not move."""
+    differences = np.abs(np.diff(losses))
+    return float(np.median(differences) / (0.6745 * math.sqrt(2))) if len(differences) else 0.0
 
 
 def _trend(losses: Numbers, gained: float) -> dict[str, float]:
@@ -184,6 +170,31 @@ def _trend(losses: Numbers, gained: float) -> dict[str, float]:
         "significance": fall / (error * len(blocks)) if error > 0 else (math.inf if fall > 0 else 0.0),
         "gain_share": fall / gained if gained > 0 else 0.0,
     }
+
+
+def _next_doubling(losses: Numbers, rates: Numbers) -> float:
+    """What a run of twice the length would gain, by what its last two doublings did; 0 where these are not sure.
+
+    The means of the last half, of the quarter before it and of the eighth before that fall by what two doublings bring.
+    The next brings as much less again: exact for a loss that falls with a power of time, and too much for one that
+    falls faster. A rate that falls takes noise away, in proportion to itself: what of the first fall may be of that, if
+    all of the second is, does not count.
+    """
+    ends = [len(losses) // part for part in (8, 4, 2, 1)]
+    means, errors, rated = [], [], []
+    for a, b in pairwise(ends):
+        finite = losses[a:b][np.isfinite(losses[a:b])]
+        if len(finite) < _FEW:
+            return 0.0
+        means.append(float(finite.mean()))
+        errors.append(_scatter(finite) / math.sqrt(len(finite)))
+        rated.append(float(rates[a:b].mean()))
+    falls = [before - after for before, after in pairwise(means)]
+    if any(fall <= _CLEARLY * math.hypot(*pair) for fall, pair in zip(falls, pairwise(errors), strict=True)):
+        return 0.0
+    first, second = (before - after for before, after in pairwise(rated))
+    quieter = max(0.0, first / second) if second > 0 else 0.0
+    return max(0.0, min(falls[0] - quieter * falls[1], falls[1])) * min(1.0, falls[1] / falls[0])
 
 
 def _most(trend: dict[str, float]) -> float:
@@ -212,106 +223,3 @@ def _overfit(held_out: Numbers, losses: Numbers) -> dict[str, float]:
     wiggle = _noise(after) if len(after) > 3 else 0.0
     significance = rise / wiggle if wiggle > 0 else (math.inf if rise > 0 else 0.0)
     return {"held_out_rise_share": rise / scale, "rise_significance": significance}
-
-
-def measure_slope(
-    objective: Objective, batches: Sequence[Batch], stride: float, check: Callable[[], None] = lambda: None
-) -> Slope:
-    """Gradient and line search at the weights as they are, on a few training batches, in evaluation mode.
-
-    Weights, buffers, ``.grad`` and random states are left bitwise as they were (the caller keeps the random states).
-
-    Args:
-        objective: model and loss.
-        batches: a few training batches; the more, the better noise is told from signal.
-        stride: length of the first step tried, such as the run's own; longer and shorter ones follow.
-        check: called between batches; may raise to stop.
-    """
-    parameters = [p for p in objective.model.parameters() if p.requires_grad]
-    kept = [p.detach().clone() for p in parameters]
-    sums = [torch.zeros_like(p) for p in parameters]
-    squares, losses = 0.0, []
-    # The line search is scored on batches its direction does not come from, or noise would pass for a gain.
-    sources = batches[: max(1, len(batches) // 2)]
-    scored = batches[len(sources) :] or batches
-    with mode(objective.model, training=False):
-        for batch in sources:
-            check()
-            loss = objective(batch)
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-            torch._foreach_add_(sums, found)
-            squares += sum(float(g.double().square().sum()) for g in found)
-            losses.append(float(loss.detach()))
-        count = len(sources)
-        torch._foreach_div_(sums, count)
-        size = sum(float(g.double().square().sum()) for g in sums)
-        gain, length = 0.0, 0.0
-        if size > 0 and math.isfinite(size):
-            # Nearer than this, the fall foretold drowns in the digits that the type of the outputs has.
-            seen = 4 * torch.finfo(objective.autocast or parameters[0].dtype).eps * abs(float(np.mean(losses))) / size
-            first = max(stride / math.sqrt(size), seen)
-            gain, length = _search(objective, scored, parameters, kept, sums, first, check)
-    noise = max(0.0, (squares / count - size) / max(1, count - 1))
-    return Slope(
-        gain=gain,
-        signal=max(0.0, size - noise) / size if size > 0 else 0.0,
-        dead=_dead_share(sums),
-        distance=length * math.sqrt(size),
-        loss=float(np.mean(losses)),
-        cut=_is_cut(sums),
-    )
-
-
-def _is_cut(gradients: Sequence[torch.Tensor]) -> bool:
-    matrices, biases = [g for g in gradients if g.ndim > 1], [g for g in gradients if g.ndim <= 1]
-    return bool(matrices) and not any(bool(g.any()) for g in matrices) and any(bool(g.any()) for g in biases)
-
-
-def _dead_share(gradients: Sequence[torch.Tensor]) -> float:
-    sizes = [float(g.double().square().mean().sqrt()) for g in gradients]
-    live = [int((g != 0).sum()) if size > _DEAD * max(sizes) else 0 for g, size in zip(gradients, sizes, strict=True)]
-    return 1 - sum(live) / max(1, sum(g.numel() for g in gradients))
-
-
-def _search(
-    objective: Objective,
-    batches: Sequence[Batch],
-    parameters: Sequence[torch.nn.Parameter],
-    kept: Sequence[torch.Tensor],
-    direction: Sequence[torch.Tensor],
-    first: float,
-    check: Callable[[], None],
-) -> tuple[float, float]:
-    """Double or halve the step along the negative gradient while that helps; (fall of the loss, step)."""
-
-    here = np.array([float(objective.value(batch)) for batch in batches])
-
-    def fall(length: float) -> float:
-        check()
-        with torch.no_grad():
-            for parameter, start, slope in zip(parameters, kept, direction, strict=True):
-                parameter.copy_(start - length * slope)
-        values = np.array([float(objective.value(batch)) for batch in batches])
-        if not np.isfinite(values).all():
-            return -math.inf
-        falls = here - values
-        error = float(falls.std(ddof=1)) / math.sqrt(len(falls)) if len(falls) > 1 else 0.0
-        return float(falls.mean()) if falls.mean() > 2 * error else min(0.0, float(falls.mean()))
-
-    best, length = 0.0, 0.0
-    try:
-        trial, gain = first, fall(first)
-        factor = 4.0 if gain > 0 else 0.25
-        for _ in range(12):
-            if gain > best:
-                best, length = gain, trial
-            elif best > 0:
-                break
-            trial *= factor
-            gain = fall(trial)
-    finally:
-        with torch.no_grad():
-            for parameter, start in zip(parameters, kept, strict=True):
-                parameter.copy_(start)
-    return best, length
