@@ -25,8 +25,8 @@ _DEAD = 1e-6  # of the largest root mean square gradient of a layer
 _CLEARLY = 2.0  # standard errors
 _HISTORY = 5  # steps that L-BFGS remembers
 _LARGEST = 1 << 22  # weights; L-BFGS remembers many times that, so larger models are seen along the gradient only
-LEAST, MOST = 8, 32
-"""Gradients of each batch that L-BFGS may ask for: at least and at most."""
+LEAST = 8
+"""Gradients of each batch that L-BFGS may ask for at least: fewer show nothing."""
 
 Check = Callable[[], None]
 
@@ -90,7 +90,7 @@ def measure_slope(
                 here = ground.scores(start.x)
                 gain, length = _line_search(ground, start, here, first)
                 if len(start.x) <= _LARGEST:
-                    ahead = _look_ahead(ground, start, here, length or first)
+                    ahead = _look_ahead(ground, start, here, first / 16)
             finally:
                 ground.put(start.x)
     count = len(ground.sources)
@@ -196,7 +196,7 @@ def _line_search(ground: _Ground, start: Point, here: NDArray[np.float64], first
 def _look_ahead(ground: _Ground, start: Point, here: NDArray[np.float64], length: float) -> float:
     """The largest fall after 1, 2, 4 ... steps of L-BFGS and where it ends: farther, it learns its batches by heart.
 
-    The first step is as long as ``length`` times the gradient; its curvature is what L-BFGS begins with.
+    What it begins with is the curvature over ``length`` times the gradient.
     """
     memory = LimitedMemory(_HISTORY)
     method, point, best, steps = LineSearch(ground, memory), start, 0.0, 0

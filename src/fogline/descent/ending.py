@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fogline.descent.ahead import LEAST, MOST, Slope, measure_slope
+from fogline.descent.ahead import LEAST, Slope, measure_slope
 from fogline.descent.batches import split
 from fogline.descent.confusion import Confusion, added_up
 from fogline.descent.group import by_first, leads
@@ -22,6 +22,7 @@ from fogline.record.store import read_table
 from fogline.verdict import Judgement, Verdict
 
 _SLOPE_BATCHES, _SLOPE_ROWS, _SLOPE_SHARE = 8, 512, 50
+_SHORT_LOOK, _LONG_LOOK = 16, 32  # gradients of a batch
 
 
 def measured_end(descent: Descent) -> Slope | None:
@@ -47,8 +48,9 @@ def _slope(descent: Descent) -> Slope | None:
         batches = _some_batches(descent)
         if not batches:
             return None
-        # As many gradients as a tenth of the run took, of each of the batches that are learned from.
-        gradients = min(max(LEAST, descent.step // (5 * len(batches))), MOST)
+        # What the run took is what a look ahead may take a part of: a quarter of a short one, a tenth of a long one.
+        each = 2 * descent.step // len(batches)  # one half of them is learned from
+        gradients = max(LEAST, min(each // 4, _SHORT_LOOK), min(each // 10, _LONG_LOOK))
         return asdict(measure_slope(descent.machine.objective, batches, _stride(descent), poll, gradients=gradients))
 
     found = by_first(descent.world, measured, "the slope at the end")

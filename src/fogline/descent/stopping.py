@@ -77,7 +77,8 @@ def judge(
     trend = _trend(finite, gained)
     evidence |= trend
     evidence["next_doubling_share"] = doubled = _next_doubling(losses, rates) / gained if gained > 0 else 0.0
-    falling = trend["significance"] > _SIGNIFICANT and trend["gain_share"] > _SMALL_GAIN
+    fell = ((_SIGNIFICANT, _SMALL_GAIN), (_CLEARLY, _VISIBLE))  # the more, the surer
+    falling = any(trend["significance"] > sure and trend["gain_share"] > share for sure, share in fell)
     improving = not settled and (falling or doubled > _WORTH)
     # Of a few steps no fall is sure. Where there may be one, and batches agree on the way, or the run has come further
     # than single batches differ, it is none that has ended.
