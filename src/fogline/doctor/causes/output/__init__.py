@@ -7,8 +7,10 @@ from fogline.doctor.causes.output.mismatch import loss_mismatch, numbers_for_lab
 from fogline.doctor.causes.output.reduction import sum_reduction, summed_and_short
 from fogline.doctor.causes.output.shape import output_width, shape_broadcast
 from fogline.doctor.causes.output.softmax import double_softmax, softmax_single_unit
+from fogline.doctor.causes.output.tables import made_into_tables
 
 ON_ONE_BATCH = (
-    double_softmax, softmax_single_unit, output_activation, loss_mismatch, output_width, shape_broadcast, sum_reduction,
+    double_softmax, softmax_single_unit, output_activation, loss_mismatch, output_width, shape_broadcast,
+    made_into_tables, sum_reduction,
 )  # fmt: skip
 IN_MOTION = (silent_output, numbers_for_labels, summed_and_short)

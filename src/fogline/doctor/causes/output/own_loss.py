@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fogline.data import losses
 from fogline.doctor.causes.output.common import mismatched
+from fogline.doctor.causes.output.tables import made_into_tables
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.gains import rewards_wrong_answers
@@ -199,6 +200,8 @@ def of_no_row(exam: Examination) -> Suspicion | None:
     possible = exam.reference.possible
     if possible is None or possible < LEARNS:
         return None  # distributions may be all there is to compare
+    if made_into_tables(exam) is not None:
+        return None  # which says why
     return mismatched(
         exam,
         0.95,
