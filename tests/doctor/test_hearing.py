@@ -74,6 +74,28 @@ def test_a_mask_that_is_the_wrong_way_round(classes_at: int) -> None:
     assert mended.anatomy.loss == pytest.approx(float(expected))
 
 
+@pytest.mark.parametrize("classes_at", [1, -1])
+def test_a_mask_of_places_that_have_no_class(classes_at: int) -> None:
+    """Places with the target -100 are filled with class 0 before they are to be left out, and they alone are not."""
+
+    def loss(outputs: Tensor, targets: Tensor, there: Loss = lambda t, _: t == -100) -> Tensor:
+        each = F.cross_entropy(outputs.movedim(classes_at, 1), targets.clamp(min=0), reduction="none")
+        mask = there(targets, targets).float()
+        return (each * mask).sum() / mask.sum().clamp(min=1)
+
+    inputs, targets = words()
+    targets = torch.where(targets > 0, targets, -100)
+    given, found = looked_at(Next(classes_at), loss, inputs, targets)
+    assert found is not None
+    assert found.proof
+    assert found.evidence[0].value == -100
+    mended = Examination(given.case, found.remedies)
+    assert loss_mismatch(mended) is None
+    outputs, (_, some) = mended.anatomy.outputs.detach(), mended.anatomy.batch
+    assert mended.anatomy.loss == pytest.approx(float(loss(outputs, some, lambda t, _: t != -100)))
+    assert looked_at(Next(classes_at), lambda o, t: loss(o, t, lambda y, _: y != -100), inputs, targets)[1] is None
+
+
 @pytest.mark.parametrize("mask", [lambda t: t > 0, lambda t: t <= 1, lambda t: torch.rand(t.shape) < 0.5])
 def test_masks_that_leave_several_letters(mask: Callable[[Tensor], Tensor]) -> None:
     assert looked_at(Next(), masked(mask), *words())[1] is None

@@ -56,7 +56,8 @@ def the_only_heard(loss: Any, outputs: Tensor, targets: Tensor) -> tuple[float, 
         alike = bool((pulled > 0).all()) or bool((pulled < 0).all())
     else:
         label = int(only[0])
-        alike = 0 <= label < pulled.shape[1] and bool((pulled[:, label] < 0).all())
+        no_class = label < 0  # it stands for no answer, wherever its places are pulled
+        alike = no_class or (label < pulled.shape[1] and bool((pulled[:, label] < 0).all()))
     return (float(only[0]), classes) if alike else None
 
 
