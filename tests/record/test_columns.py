@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import fogline
 from fogline.descent.objective import Objective
-from fogline.record.columns import Columns, plan, shown_by
+from fogline.record.columns import Columns, Shown, plan, shown_by
 
 ROWS, FEATURES = 7, 5
 
@@ -199,3 +200,57 @@ def test_the_losses_of_a_batch_function() -> None:
     torch.testing.assert_close(Objective(model, loss)(inputs).detach(), found["loss"].mean())
     one = fogline.on_batch(lambda module, batch: (module(batch) - 1).square().mean())
     assert "one loss per example" in str(plan(Objective(model, one), inputs, False))
+
+
+def steps_of_a_scale(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether the answer is above 0, 1, 2 and 3: four outputs for five labels."""
+    return F.binary_cross_entropy_with_logits(outputs, (targets[:, None] > torch.arange(4)).float())
+
+
+def those_that_count(outputs: Tensor, targets: Tensor) -> Tensor:
+    each = F.cross_entropy(outputs, targets.clamp(min=0), reduction="none")
+    return (each * (targets != -100)).sum() / (targets != -100).sum()
+
+
+def test_more_labels_than_outputs_are_no_classes(tmp_path: Path) -> None:
+    inputs, targets = drawn(ROWS, FEATURES), torch.arange(ROWS) % 5
+    columns, found = columns_of(net(4), steps_of_a_scale, (inputs, targets), labels=True)
+    assert columns.names == ("loss",)
+    expected = [steps_of_a_scale(net(4)(x[None]), y[None]).item() for x, y in zip(inputs, targets, strict=True)]
+    assert found["loss"].tolist() == pytest.approx(expected)
+    # Labels that the first batch has none of are known from the data.
+    many = torch.cat([targets.clamp(max=3), targets])
+    data = drawn(2 * ROWS, FEATURES), many
+    task = fogline.Task(lambda: net(4), steps_of_a_scale, data, (drawn(ROWS, FEATURES), targets))
+    run = fogline.fit(task, fogline.Recipe(duration="2ep", batch_size=ROWS, shuffle=False), runs=tmp_path)
+    assert sorted(run.examples.columns) == ["epochs", "example", "loss", "target"]
+    assert run.examples["target"].tolist() == many.tolist()
+
+
+def test_the_highest_of_too_few_outputs_is_no_answer(tmp_path: Path) -> None:
+    data = drawn(ROWS, FEATURES), torch.arange(ROWS) % 5
+    run = fogline.fit(
+        fogline.Task(lambda: net(4), steps_of_a_scale, data, data), fogline.Recipe(duration="1ep"), runs=tmp_path
+    )
+    assert {row["name"] for row in run.scores} == {"loss"}
+
+
+def test_labels_beyond_the_outputs_do_not_count() -> None:
+    """As of data that is read row by row, of which only the first batch was seen."""
+    columns, _ = columns_of(net(4), nn.CrossEntropyLoss(), (drawn(ROWS, FEATURES), torch.arange(ROWS) % 4))
+    outputs, targets = drawn(ROWS, 4), torch.arange(ROWS) % 5
+    shown = Shown(outputs, targets, torch.ones(ROWS), torch.ones(ROWS))
+    table = dict(zip(columns.names, columns(shown), strict=True))
+    assert table["margin"].isnan().tolist() == (targets == 4).tolist()
+
+
+def test_tokens_whose_loss_is_known_by_the_row() -> None:
+    torch.manual_seed(0)
+    model = nn.Conv1d(FEATURES, 3, 1)
+    targets = torch.arange(ROWS * 4).reshape(ROWS, 4) % 3
+    targets[:, 2:] = -100
+    inputs = drawn(ROWS, FEATURES, 4)
+    _, found = columns_of(model, those_that_count, (inputs, targets))
+    expected = [those_that_count(model(x[None]), y[None]).item() for x, y in zip(inputs, targets, strict=True)]
+    assert found["loss"].tolist() == pytest.approx(expected, rel=1e-5)
+    assert not found["margin"].isnan().any()

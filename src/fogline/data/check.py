@@ -136,11 +136,20 @@ def that_fit(metrics: Mapping[str, Metric], model: nn.Module, batch: Batch) -> d
     with _undisturbed(model), torch.no_grad(), suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # shapes that broadcast
         outputs = model.eval()(inputs)
+        if _more_labels_than_outputs(outputs, targets):
+            return {}
         for name, metric in metrics.items():
             with suppress(Exception):
                 float(metric(outputs, targets))
                 kept[name] = metric
     return kept
+
+
+def _more_labels_than_outputs(outputs: Any, targets: Any) -> bool:
+    """As of steps of a scale, which their loss tells apart by fewer outputs: the highest of those is no answer."""
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.ndim > 1 and targets.numel()):
+        return False
+    return not targets.is_floating_point() and 1 < outputs.shape[1] <= int(targets.max())
 
 
 def _check_score(score: Any, called: str) -> None:

@@ -18,7 +18,7 @@ from fogline.descent.randomness import PROBE, private_randomness, seed_everythin
 from fogline.descent.resolve import Resolved
 from fogline.descent.shared_examples import SharedExamples
 from fogline.record import example_files
-from fogline.record.columns import Columns, plan
+from fogline.record.columns import Columns, of_losses, plan
 from fogline.record.example_writer import known_targets
 from fogline.record.examples import LARGEST, ExampleRecorder
 from fogline.record.store import Store
@@ -54,6 +54,8 @@ def _possible(resolved: Resolved, opened: Opened, objective: Objective, batches:
     if isinstance(found, str):
         return None, found
     found = _fitted(found, opened.train.tensors) if isinstance(opened.train, InMemory) else found.with_targets()
+    if isinstance(found, str):
+        return None, found
     size = 4 * found.width * batches.examples
     if resolved.recipe.examples == "auto" and size > LARGEST:
         said = f"one epoch of {batches.examples:,} examples takes {size >> 20} MB, more than {LARGEST >> 20}"
@@ -61,11 +63,13 @@ def _possible(resolved: Resolved, opened: Opened, objective: Objective, batches:
     return found, "training examples have numbers to know them by, and an epoch of them fits in memory"
 
 
-def _fitted(columns: Columns, tensors: Any) -> Columns:
-    """Without looking for labels that do not count, where the data has none."""
+def _fitted(columns: Columns, tensors: Any) -> Columns | str:
+    """By all labels: no classes where there are more than outputs, no look for those that do not count without any."""
     if columns.form != "classes" or not isinstance(tensors[1], Tensor) or tensors[1].is_floating_point():
         return columns
     low, high = (int(value) for value in tensors[1].aminmax())
+    if high >= columns.classes:
+        return of_losses(columns.each)
     ignored = columns.ignored is not None and low <= columns.ignored <= high
     return columns if ignored or low < 0 else replace(columns, ignored=None)
 

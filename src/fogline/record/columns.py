@@ -184,7 +184,8 @@ class Columns:
         scores = _real(shown.outputs).movedim(1, 0).contiguous()  # (classes, rows, ...)
         counted, kept = None, labels
         if not soft and self.ignored is not None:
-            counted, kept = (labels >= 0) & (labels != self.ignored), labels.clamp(0, len(scores) - 1)
+            kept = labels.clamp(0, len(scores) - 1)
+            counted = (labels == kept) & (labels != self.ignored)
         place, logarithms = kept.unsqueeze(0), scores.log_softmax(0)
         own = logarithms.gather(0, place).squeeze(0)
         # Without the target's own class: 1 - p_y, the sum over the rest, keeps its digits where it is small.
@@ -276,14 +277,19 @@ def planned(
     """
     form = _form(loss, outputs, targets, labels)
     each = LossOfEach.of(loss, outputs, targets, value)
-    if form is None and each is None:
-        return "neither the loss of each example nor what the outputs mean is known"
     if form is None:
-        return Columns("loss", "loss", each=each)
+        return of_losses(each)
     kind: Kind = "regression" if form == "elementwise" else "classification"
     probabilities, ignored = losses.on_probabilities(loss), getattr(loss, "ignore_index", -100)
     found = Columns(kind, form, tuple(outputs.shape[1:]), each, probabilities, ignored)
     return replace(found, head=_head(form, outputs, calls))
+
+
+def of_losses(each: LossOfEach | None) -> Columns | str:
+    """The columns where nobody knows what the outputs mean; or why there are none."""
+    if each is None:
+        return "neither the loss of each example nor what the outputs mean is known"
+    return Columns("loss", "loss", each=each)
 
 
 def shown_by(forward: Any, batch: Any, hidden: Tensor | None) -> Shown:
@@ -307,7 +313,8 @@ def shown_by(forward: Any, batch: Any, hidden: Tensor | None) -> Shown:
 def _form(loss: Any, outputs: Tensor, targets: Tensor, labels: bool) -> Form | None:
     family, same = losses.family(loss), outputs.shape == targets.shape
     if outputs.ndim > 1 and outputs.shape[1] > 1 and not targets.is_floating_point():
-        return "classes" if targets.shape == (outputs.shape[0], *outputs.shape[2:]) else None
+        labelled = targets.shape == (outputs.shape[0], *outputs.shape[2:]) and int(targets.max()) < outputs.shape[1]
+        return "classes" if labelled else None  # steps of a scale may be more than the outputs that tell them apart
     if not same or not targets.is_floating_point():
         return None
     if family == "classes":
@@ -363,8 +370,8 @@ def _real(values: Tensor) -> Tensor:
 def _mean(values: Tensor, counted: Tensor | None = None) -> Tensor:
     """The mean of each row over what counts; NaN where nothing does."""
     if counted is not None:
-        if values.ndim == 1:
-            return torch.where(counted, values, torch.nan)
+        if values.ndim == 1:  # of each row already
+            return torch.where(counted if counted.ndim == 1 else counted.flatten(1).any(1), values, torch.nan)
         kept = torch.where(counted, values, 0.0).flatten(1).sum(1)
         return kept / counted.flatten(1).sum(1)
     return values if values.ndim == 1 else values.flatten(1).mean(1)
