@@ -173,7 +173,13 @@ def _diagnosed(prepared: Prepared, start: Start | None) -> None:
     if not prepared.descent.recipe.watch:
         return
     narrator = Narrator(prepared.descent.store)
-    for finding in [] if start is None else first_look(start):
+    try:
+        found = [] if start is None else first_look(start)
+    except Exception as error:  # noqa: BLE001 - whatever it may be, it is none of the run's
+        said = f"the first look at the program failed ({type(error).__name__}: {error}); the run goes on without it"
+        prepared.descent.store.event(0, "note", said)
+        found = []
+    for finding in found:
         narrator.tell(0, finding)
     prepared.descent.store.listener = narrator
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fogline
+from fogline.doctor import causes, first_look
 from fogline.doctor.case import open_case
 from fogline.doctor.causes import fit, flow, number, step
 from fogline.doctor.examination import Examination
@@ -271,3 +272,66 @@ def test_numbers_of_people_for_labels_are_told_in_time() -> None:
     labels = 10**6 * (x[:, 0] > 0).long()
     report = fogline.diagnose(nn.Linear(4, 2), (x, labels), loss=nn.CrossEntropyLoss(), duration="2ep")
     assert report.findings[0].cause == "output_width"
+
+
+def ignored(value: int) -> tuple[Tensor, Tensor]:
+    """Labels of three classes, and of some rows that have none."""
+    x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
+    return x, torch.where(torch.arange(120) % 5 == 0, value, x[:, :3].argmax(1))
+
+
+def yes_or_no() -> tuple[Tensor, Tensor]:
+    x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
+    return x, x[:, 0] > 0
+
+
+TARGETS: dict[str, Any] = {
+    "bool, one output": (1, lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t.float()), yes_or_no()),
+    "bool, two outputs": (2, lambda o, t: F.cross_entropy(o, t.long()), yes_or_no()),
+    "uint8": (3, lambda o, t: F.cross_entropy(o, t.long()), (yes_or_no()[0], yes_or_no()[1].to(torch.uint8))),
+    "255 for none": (3, nn.CrossEntropyLoss(ignore_index=255), ignored(255)),
+    "-1 for none": (3, nn.CrossEntropyLoss(ignore_index=-1), ignored(-1)),
+    "complex": (
+        2,
+        lambda o, t: (torch.view_as_complex(o) - t).abs().mean(),
+        (yes_or_no()[0], torch.view_as_complex(yes_or_no()[0][:, :2].contiguous())),
+    ),
+    "no column": (2, lambda o, t: o.square().mean(), (yes_or_no()[0], torch.zeros(120, 0))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex")
+@pytest.mark.parametrize("name", TARGETS)
+def test_targets_of_any_kind_are_fitted_and_diagnosed(name: str, tmp_path: Path) -> None:
+    outputs, loss, data = TARGETS[name]
+    task = fogline.Task(lambda: nn.Linear(4, outputs), loss, data, data)
+    run = fogline.fit(task, RECIPE, runs=tmp_path, progress=False)
+    assert len(run.steps) == 24
+    assert not [event for event in run.events if "failed" in event["message"]]
+    report = fogline.diagnose(task, RECIPE)
+    assert not [note for note in report.notes if "could not be looked at" in note]
+
+
+def test_a_cause_that_fails_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Examination) -> None:
+        raise ZeroDivisionError("of nothing")
+
+    monkeypatch.setattr(causes, "ON_ONE_BATCH", (broken, *causes.ON_ONE_BATCH))
+    x, y = yes_or_no()
+    model = lambda: nn.Sequential(nn.Linear(4, 2), nn.Softmax(1))  # noqa: E731
+    task = fogline.Task(model, nn.CrossEntropyLoss(), (x, y.long()))
+    report = fogline.diagnose(task, RECIPE)
+    assert "could not be looked at: broken (ZeroDivisionError: of nothing)" in report.notes
+    assert "double_softmax" in [found.cause for found in report.findings]
+
+
+def test_a_run_goes_on_without_a_first_look_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Any) -> None:
+        raise ZeroDivisionError("of nothing")
+
+    monkeypatch.setattr(first_look, "first_look", broken)
+    x, y = yes_or_no()
+    task = fogline.Task(lambda: nn.Linear(4, 2), nn.CrossEntropyLoss(), (x, y.long()))
+    run = fogline.fit(task, RECIPE, runs=tmp_path, progress=False)
+    assert len(run.steps) == 24
+    assert any("ZeroDivisionError: of nothing" in event["message"] for event in run.events)

@@ -53,6 +53,7 @@ class Case:
             held-out data the second is empty and that data is what is scored on.
         reference: what classical learners get from these rows, once it was asked for.
         in_memory: whether the data of the task are tensors, which remedies of rows can change.
+        failed: what could not be looked at, by name, and the error that it stopped with.
     """
 
     task: Task
@@ -67,6 +68,7 @@ class Case:
     held: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     in_memory: bool = True
     reference: Any = None
+    failed: dict[str, str] = field(default_factory=dict)
 
     @property
     def supervised(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fogline.data.source import Batch
 from fogline.doctor.anatomy import Anatomy, dissect
-from fogline.doctor.case import Case, Program, program, some_batch, taken
+from fogline.doctor.case import FAILURES, Case, Program, program, some_batch, taken
 from fogline.doctor.descended import Observation
 from fogline.doctor.finding import Remedy
 from fogline.doctor.reference import Reference, refer
@@ -61,7 +61,11 @@ class Examination:
     def reference(self) -> Reference:
         """What classical learners get from the same rows: whether there is anything to be learned."""
         if self.case.reference is None:
-            self.case.reference = refer(self.case)
+            try:
+                self.case.reference = refer(self.case)
+            except FAILURES as error:  # data of a kind that nobody thought of
+                self.case.failed["reference"] = f"{type(error).__name__}: {error}"
+                self.case.reference = Reference()
         found: Reference = self.case.reference
         return found
 

@@ -331,7 +331,7 @@ class _Doctor:
             reference=exam.reference.possible,
             cost_steps=math.ceil(self.laboratory.spent),
             planned=self.planned,
-            notes=tuple(self.notes),
+            notes=(*self.notes, *(f"could not be looked at: {name} ({why})" for name, why in self.case.failed.items())),
         )
 
 

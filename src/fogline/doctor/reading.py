@@ -79,6 +79,8 @@ def unheard(exam: Examination, loss: Any) -> tuple[float, ...]:
     if not exam.case.supervised or anatomy.stage or not isinstance(anatomy.batch[1], Tensor):
         return ()
     targets, given = anatomy.batch[1].reshape(-1), leaves(anatomy.outputs)
+    if targets.is_complex():
+        return ()
     values = torch.unique(targets)
     few = 2 <= len(values) <= _FEW_VALUES and bool((values >= 0).all())
     if not few or targets.numel() != len(anatomy.batch[1]) or any(len(leaf) != len(targets) for leaf in given):

@@ -150,6 +150,7 @@ def _on_valid(case: Case, rows: Tensor, learner: str, score: float) -> tuple[flo
     wanted = case.valid.targets[:_MOST_ROWS]
     other = other[:_MOST_ROWS]
     fine = torch.isfinite(other).all(1) & torch.isfinite(wanted.double().reshape(len(other), -1)).all(1)
+    fine &= case.yardstick.counted(wanted)
     other, wanted = other[fine], wanted[fine]
     if len(other) < 2 * _FOLDS:
         return None, None, 0.0

@@ -164,7 +164,9 @@ class Yardstick:
         return not (compares_rows(outputs.detach(), targets, loss) or (one_number and of_any_length(targets, loss)))
 
     def counted(self, targets: Tensor) -> Tensor:
-        """Which rows count, (n,) bool."""
+        """Which rows count, (n,) bool: those with labels that are none of the classes stand for no answer."""
+        if self.work == "classes":
+            return ((targets >= 0) & (targets < self.classes)).reshape(len(targets), -1).any(1)
         if not self.bounds:
             return torch.ones(len(targets), dtype=torch.bool)
         low, high = torch.tensor(self.bounds, dtype=torch.float64).unbind(1)
@@ -333,7 +335,7 @@ def _bounds(targets: Tensor, loss: Any) -> tuple[tuple[float, float], ...]:
     """Between which numbers all but a few lie, where these few have most of the variance and the loss is robust."""
     wide = targets.detach().double().reshape(len(targets), -1)
     wide = wide[torch.isfinite(wide).all(1)]
-    if len(wide) < _FEWEST_TO_BOUND:
+    if len(wide) < _FEWEST_TO_BOUND or not wide.shape[1]:
         return ()
     middle = wide.median(0).values
     usual = _TO_A_DEVIATION * (wide - middle).abs().median(0).values

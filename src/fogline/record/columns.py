@@ -179,7 +179,7 @@ class Columns:
         assert shown.outputs is not None
         assert shown.targets is not None
         soft = shown.targets.is_floating_point()
-        labels = shown.targets.argmax(1) if soft else shown.targets
+        labels = shown.targets.argmax(1) if soft else shown.targets.long()
         # Classes first: what is taken over them then runs along the rows, which is twice as fast for 10 classes.
         scores = _real(shown.outputs).movedim(1, 0).contiguous()  # (classes, rows, ...)
         counted, kept = None, labels
@@ -311,6 +311,8 @@ def shown_by(forward: Any, batch: Any, hidden: Tensor | None) -> Shown:
 
 
 def _form(loss: Any, outputs: Tensor, targets: Tensor, labels: bool) -> Form | None:
+    if outputs.is_complex() or targets.is_complex():
+        return None
     family, same = losses.family(loss), outputs.shape == targets.shape
     if outputs.ndim > 1 and outputs.shape[1] > 1 and not targets.is_floating_point():
         labelled = targets.shape == (outputs.shape[0], *outputs.shape[2:]) and int(targets.max()) < outputs.shape[1]

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
+
+from fogline.doctor.case import FAILURES
 from fogline.doctor.causes import data, fit, flow, loop, number, output, step
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
@@ -21,9 +24,18 @@ IN_MOTION: tuple[Cause, ...] = tuple(cause for group in GROUPS for cause in grou
 
 
 def suspicions(examination: Examination) -> Iterator[Suspicion]:
-    """What the causes suppose: of one batch, and of the descent where one was observed."""
+    """What the causes suppose: of one batch, and of the descent where one was observed.
+
+    One that fails on a program of a kind that nobody thought of is left out, and the others are asked all the same.
+    """
     causes = ON_ONE_BATCH if examination.observed is None else IN_MOTION
     for cause in causes:
-        found = cause(examination)
+        try:
+            found = cause(examination)
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            examination.case.failed[cause.__name__] = f"{type(error).__name__}: {error}"
+            continue
         if found is not None:
             yield found

@@ -100,7 +100,7 @@ def class_imbalance(exam: Examination) -> Suspicion | None:
     counts = rows_of_classes(exam)
     if pair is None or observed is None or observed.start is None or counts is None or kept_at(exam, "balance"):
         return None
-    if counts.sum() < 20 or not bool((pair[1] == pair[1].round()).all()) or not bool(rare(counts).any()):
+    if counts.sum() < 20 or not bool((pair[1].double() % 1 == 0).all()) or not bool(rare(counts).any()):
         return None  # answers that are shared between classes have no rare ones
     present, common = counts > 0, float(counts.max())
     ratio = common / float(counts[present].min())

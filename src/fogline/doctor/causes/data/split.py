@@ -267,7 +267,8 @@ def _few_kinds(inputs: Tensor) -> bool:
 
 def _hashes(inputs: Tensor, targets: Tensor) -> list[bytes]:
     """The bytes of each row, of spaced columns where there are very many."""
-    columns = [flat[:, :: -(-flat.shape[1] // _MOST_COLUMNS)].double() for flat in (_flat(inputs), _flat(targets))]
+    wide = [flat for flat in (_flat(inputs), _flat(targets)) if flat.shape[1]]
+    columns = [flat[:, :: -(-flat.shape[1] // _MOST_COLUMNS)].double() for flat in wide]
     return [row.tobytes() for row in torch.cat(columns, 1).cpu().numpy()]
 
 
