@@ -99,8 +99,8 @@ def scaled_one_by_one(train: Tensor, held: Tensor) -> Suspicion | None:
             "a level and a size that the others lack. What is learned does not hold for them.",
             (_scaled(done),),
             proof=True,
-            advice=f"Do the same to the {names[1]} rows and to whatever the model is used on; or to none, if the level "
-            "of a row matters.",
+            advice=f"Do the same to the {names[1]} rows and to whatever the model is used on. Or to none, where the "
+            "answers depend on the level or the size of a row: scaled rows do not have them any more.",
         )
     return None
 

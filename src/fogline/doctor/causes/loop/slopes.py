@@ -48,16 +48,16 @@ def slopes_without_graph(exam: Examination) -> Suspicion | None:
         return None
     model, in_model = copied(anatomy.model), exam.case.supervised
     with_graph, seen, again = WithGraph(), _Numbers(), _Numbers()
-    mended = _passed(exam, model, with_graph)
-    if mended is None or not with_graph.cuts or not _differs(anatomy.gradients, mended[1]):
+    mended = _loss(exam, model, with_graph)
+    if mended is None or not with_graph.cuts or not _changes(exam, mended, model):
         return None
-    bare_numbers = _passed(exam, model, seen)
-    if bare_numbers is None or len(seen.calls) != len(with_graph.graphs):
+    loss = _loss(exam, model, seen)
+    if loss is None or len(seen.calls) != len(with_graph.graphs):
         return None
-    ways = [_Way(bare_numbers[0], call.leaves) for call in seen.calls]
+    ways = [_Way(loss, call.leaves) for call in seen.calls]
     alone = any(way.is_term() for way in ways)
     if not alone:
-        if _passed(exam, _moved(model), again) is None or len(again.calls) != len(seen.calls):
+        if _loss(exam, _moved(model), again) is None or len(again.calls) != len(seen.calls):
             return None
         calls = zip(ways, seen.calls, again.calls, with_graph.graphs, strict=True)
         if not any(_is_data(call, other) and way.is_added_to_its_like(nodes) for way, call, other, nodes in calls):
@@ -113,21 +113,15 @@ class _Numbers(TorchFunctionMode):
         return tuple(None if leaf is None else leaf.clone() for leaf in leaves)
 
 
-def _passed(
-    exam: Examination, model: nn.Module, mode: TorchFunctionMode
-) -> tuple[Tensor, dict[str, Tensor | None]] | None:
-    """The loss of the batch within a mode, and its gradients by name; None where that fails."""
-    named = [(bare(name), p) for name, p in model.named_parameters() if p.requires_grad]
-    in_model = exam.case.supervised
+def _loss(exam: Examination, model: nn.Module, mode: TorchFunctionMode) -> Tensor | None:
+    """The loss of the batch within a mode; None where it fails."""
+    objective, in_model = Objective(model, exam.program.loss), exam.case.supervised
     with private_randomness(CPU), torch.enable_grad():
         seed_step(0, 0, PROBE, CPU)  # as the anatomy has it
         try:
-            objective = Objective(model, exam.program.loss)
-            loss = loss_within(objective, exam.anatomy.batch, mode, in_model=in_model, in_loss=not in_model)
-            slopes = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True, retain_graph=True)
+            return loss_within(objective, exam.anatomy.batch, mode, in_model=in_model, in_loss=not in_model)
         except FAILURES:
             return None
-    return loss, dict(zip((name for name, _ in named), slopes, strict=True))
 
 
 def _moved(model: nn.Module) -> nn.Module:
@@ -143,12 +137,19 @@ def _nonzero(gradient: Tensor | None) -> bool:
     return gradient is not None and bool((gradient != 0).any())
 
 
-def _differs(before: dict[str, Tensor | None], after: dict[str, Tensor | None]) -> bool:
-    """Whether any gradient is another one, beyond rounding."""
-    for name, slope in after.items():
-        old = before.get(name)
-        if slope is not None and not torch.allclose(slope, torch.zeros_like(slope) if old is None else old, 1e-3, 1e-9):
-            return True
+def _changes(exam: Examination, loss: Tensor, model: nn.Module) -> bool:
+    """Whether a gradient of this loss is another one than the program has, beyond rounding."""
+    named = [(bare(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    try:
+        slopes = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    except FAILURES:
+        return False
+    for (name, _), slope in zip(named, slopes, strict=True):
+        before = exam.anatomy.gradients.get(name)
+        if slope is not None:
+            before = torch.zeros_like(slope) if before is None else before
+            if not torch.allclose(slope, before, 1e-3, 1e-9):
+                return True
     return False
 
 
