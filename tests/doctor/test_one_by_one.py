@@ -96,6 +96,18 @@ ALIKE: dict[str, tuple[Tensor, Tensor]] = {
         torch.cat([standard(waves(50, 0, 24), 1), waves(10, 2, 24)]),
         waves(30, 1, 24),
     ),
+    "a larger number added to what held-out rows are divided by": (
+        standard(waves(60, 0, 24), 1),
+        standard(waves(30, 1, 24), 1, small=0.02),
+    ),
+    "another deviation of the held-out rows": (
+        standard(waves(60, 0, 24), 1),
+        standard(waves(30, 1, 24), 1, correction=0),
+    ),
+    "rows of one level and size": (
+        standard(torch.randn(60, 2000), 1),
+        torch.randn(30, 2000),
+    ),
     "ranks": (torch.rand(60, 12).argsort(1).float(), torch.rand(30, 12).argsort(1).float()),
 }
 

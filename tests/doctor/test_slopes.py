@@ -156,7 +156,35 @@ def synthetic(model: Any, batch: Any) -> Any:
     return loss + (model.own[0](batch[0]) - known).square().mean()
 
 
-SOUND = (adversarial, virtual_adversarial, logged, weighted, balanced, first_order, langevin, told, synthetic)
+def followed(model: Any, batch: Any) -> Any:
+    """Answers go where somebody who watches them likes them better: the policy gradient of a deterministic policy."""
+    action = model(batch[0])
+    anew = action.detach().requires_grad_()
+    better = slope(model.other(torch.cat([batch[0][:, :1], anew], 1)), anew)
+    return fit(model, batch) + 0.5 * (better + anew.detach() - action).square().mean()
+
+
+def weighted_equation(model: nn.Module, batch: Any) -> Any:
+    """Where it is steep an equation counts less."""
+    x = points(batch)
+    u = model(x)
+    weight = 1 / (1 + slope(u, x, retain_graph=True).norm(dim=1))
+    return (weight * (slope(u, x, create_graph=True)[:, 0] + u[:, 0]).square()).mean() + ends(model)
+
+
+SOUND = (
+    adversarial,
+    virtual_adversarial,
+    logged,
+    weighted,
+    balanced,
+    first_order,
+    langevin,
+    told,
+    synthetic,
+    followed,
+    weighted_equation,
+)
 
 
 def exam(loss: Callable[..., Tensor]) -> Examination:

@@ -19,6 +19,7 @@ _MEAN, _DEVIATION = 1e-4, 1e-3
 """How near to what it is scaled to a row is: a small number is often added to what it is divided by."""
 _NEARLY_NONE, _MOST = 0.05, 0.5
 """Shares of rows."""
+_NEARLY = 0.1
 _MOST_ROWS = 1024
 _AXES = {2: ((1,),), 3: ((1,), (2,), (1, 2)), 4: ((1,), (3,), (2, 3), (1, 2), (1, 2, 3))}
 """Over which axes of rows of so many axes in all: single ones first, since what holds of each channel holds of all."""
@@ -86,14 +87,14 @@ def scaled_one_by_one(train: Tensor, held: Tensor) -> Suspicion | None:
     for first, other, names in ((train, held, ("training", "held-out")), (held, train, ("held-out", "training"))):
         done = _done_to(first)
         also = None if done is None else _share_alike(other, done)
-        if done is None or also is None or also > _NEARLY_NONE:
+        if done is None or also is None or also[0] > _NEARLY_NONE or also[1] > _MOST:
             continue
         return Suspicion(
             "train_valid_mismatch",
             0.9,
             (
                 Evidence(f"share of the {names[0]} rows that have {done} each by itself", 1.0),
-                Evidence(f"share of the {names[1]} rows that have it", also, 1.0),
+                Evidence(f"share of the {names[1]} rows that have it", also[0], 1.0),
             ),
             f"Each of the {names[0]} rows was scaled to {done} by itself, and the {names[1]} rows were not: they have "
             "a level and a size that the others lack. What is learned does not hold for them.",
@@ -131,7 +132,7 @@ def _done_to(rows: Tensor) -> Scaling | None:
     """What was done to every row; None where nothing was."""
     for scaling in _ways(rows) if rows.is_floating_point() else ():
         sizes = _sizes(rows, scaling)
-        if sizes is not None and _share(sizes, scaling.low if scaling.kind == "range" else 0.0, 1 - scaling.low) == 1:
+        if sizes is not None and _share(sizes, *_unit(scaling)) == 1:
             return scaling
     return None
 
@@ -147,13 +148,25 @@ def _ways(rows: Tensor) -> Iterator[Scaling]:
         yield Scaling("length", axes)
 
 
-def _share_alike(rows: Tensor, scaling: Scaling) -> float | None:
-    """Share of the rows that are in one scale, be it that one or another; None where rows have none."""
+def _share_alike(rows: Tensor, scaling: Scaling) -> tuple[float, float] | None:
+    """Shares of the rows that are in one scale, that one or another, and that are nearly; None where rows have none.
+
+    Rows that are nearly in one scale lose next to nothing by being brought to it, or were, with another small number
+    added to what they were divided by.
+    """
     sizes = _sizes(rows, scaling)
     if sizes is None:
         return None
-    middle = (float(part.nanmedian()) for part in sizes)
-    return max(_share(sizes, *middle), _share(sizes, scaling.low if scaling.kind == "range" else 0.0, 1 - scaling.low))
+    wanted, found = _unit(scaling), (float(sizes[0].nanmedian()), float(sizes[1].nanmedian()))
+    return (
+        max(_share(sizes, *wanted), _share(sizes, *found)),
+        max(_share(sizes, *wanted, nearly=_NEARLY), _share(sizes, *found, nearly=_NEARLY)),
+    )
+
+
+def _unit(scaling: Scaling) -> tuple[float, float]:
+    """Where rows begin and how far they go once they are scaled."""
+    return (scaling.low, 1 - scaling.low) if scaling.kind == "range" else (0.0, 1.0)
 
 
 def _sizes(rows: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor] | None:
@@ -179,9 +192,10 @@ def _sizes(rows: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor] | None:
     return start.masked_fill(same, math.nan).flatten(1), size.masked_fill(same, math.nan).flatten(1)
 
 
-def _share(sizes: tuple[Tensor, Tensor], start: float, size: float) -> float:
+def _share(sizes: tuple[Tensor, Tensor], start: float, size: float, *, nearly: float = 0.0) -> float:
     """Share of the rows, of those that are not all one number, that begin and go as far as told."""
-    near = ((sizes[0] - start).abs() <= _MEAN * size) & ((sizes[1] - size).abs() <= _DEVIATION * size)
+    begins = (sizes[0] - start).abs() <= max(_MEAN, nearly) * size
+    reaches = (sizes[1] - size).abs() <= max(_DEVIATION, nearly) * size
     same = sizes[0].isnan()
     counted = ~same.all(1)
-    return float((near | same).all(1)[counted].double().mean())
+    return float(((begins & reaches) | same).all(1)[counted].double().mean())
