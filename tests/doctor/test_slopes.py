@@ -221,6 +221,35 @@ def test_derivatives_that_are_meant_to_be_numbers(loss: Callable[..., Tensor]) -
     assert slopes_without_graph(given) is None
 
 
+def test_a_graph_that_is_freed() -> None:
+    """Without ``create_graph`` and ``retain_graph`` the rest of the equation has no graph any more."""
+
+    def equation(model: nn.Module, batch: Any, **how: bool) -> Any:
+        x = points(batch)
+        first = slope(model(x), x, create_graph=True)
+        return (first[:, 1] - 0.1 * slope(first[:, 0], x, **how)[:, 0]).square().mean() + ends(model)
+
+    given = exam(equation)
+    assert given.anatomy.stage
+    found = slopes_without_graph(given)
+    assert found is not None
+    assert found.proof
+    assert found.blocks
+    assert Examination(given.case, found.remedies).anatomy.stage == ""
+    assert slopes_without_graph(exam(partial(equation, create_graph=True))) is None
+
+
+def test_a_graph_that_is_freed_by_something_else() -> None:
+    def twice(model: nn.Module, batch: Any) -> Any:
+        loss = fit(model, batch)
+        model.steps = torch.autograd.grad(loss, list(model.own.parameters()))  # type: ignore[assignment, union-attr]
+        return loss
+
+    given = exam(twice)
+    assert given.anatomy.stage
+    assert slopes_without_graph(given) is None
+
+
 class Forces(nn.Module):
     """Gives an energy and its slope."""
 

@@ -33,6 +33,7 @@ _SCALING = (
 )  # fmt: skip
 """Operations that leave a sum of terms one: behind anything else terms are no longer apart."""
 _MOST_NODES = 20_000
+_FREED = "backward through the graph a second time"
 
 
 def slopes_without_graph(exam: Examination) -> Suspicion | None:
@@ -44,7 +45,8 @@ def slopes_without_graph(exam: Examination) -> Suspicion | None:
     where a part of an equation is given its graph, the rest of it is meant to have one.
     """
     anatomy = exam.anatomy
-    if anatomy.stage or not any(_nonzero(gradient) for gradient in anatomy.gradients.values()):
+    freed = _FREED in anatomy.error  # such derivatives free the graph behind them, which the loss may need as well
+    if (anatomy.stage and not freed) or not (freed or any(map(_nonzero, anatomy.gradients.values()))):
         return None
     model, in_model = copied(anatomy.model), exam.case.supervised
     with_graph, seen, again = WithGraph(), _Numbers(), _Numbers()
@@ -69,9 +71,11 @@ def slopes_without_graph(exam: Examination) -> Suspicion | None:
         (Evidence(f"derivatives in the {where} that have no graph", len(seen.calls), 0),),
         f"Derivatives inside the {where} are taken by torch.autograd.grad without create_graph=True: they are numbers "
         "without a graph, and what the loss asks of them has no gradient. The weights are trained by the rest of the "
-        "loss alone.",
+        "loss alone." + (" Besides, they free the graph that it needs, so that it fails." if freed else ""),
         (without_cuts(WithGraph, tuple(with_graph.cuts), in_model=in_model, in_loss=not in_model),),
         proof=alone or seen.keeps,
+        blocks=freed,
+        severity="fatal" if freed else "serious",
     )
 
 
@@ -103,9 +107,10 @@ class _Numbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = func(*args, **kwargs)
+        forgets = forgets_graph(func, kwargs)
+        found = func(*args, **kwargs | ({"retain_graph": True} if forgets else {}))
         self.keeps |= func is torch.autograd.grad and bool(kwargs.get("create_graph"))
-        if not forgets_graph(func, kwargs):
+        if not forgets:
             return found
         leaves = [None if slope is None else slope.detach().requires_grad_() for slope in found]
         inputs = tuple(given for given in args[1] if isinstance(given, Tensor))
