@@ -70,8 +70,12 @@ def slopes_without_graph(exam: Examination) -> Suspicion | None:
         0.9 if alone or seen.keeps else 0.5,
         (Evidence(f"derivatives in the {where} that have no graph", len(seen.calls), 0),),
         f"Derivatives inside the {where} are taken by torch.autograd.grad without create_graph=True: they are numbers "
-        "without a graph, and what the loss asks of them has no gradient. The weights are trained by the rest of the "
-        "loss alone." + (" Besides, they free the graph that it needs, so that it fails." if freed else ""),
+        "without a graph, and what the loss asks of them has no gradient. "
+        + (
+            "They also free the graph that the rest of the loss needs."
+            if freed
+            else "The weights are trained by the rest of the loss alone."
+        ),
         (without_cuts(WithGraph, tuple(with_graph.cuts), in_model=in_model, in_loss=not in_model),),
         proof=alone or seen.keeps,
         blocks=freed,
