@@ -93,3 +93,18 @@ def test_a_model_that_refuses_the_doctors_questions_is_trained(tmp_path: Path) -
     run = fogline.fit(task, recipe, runs=tmp_path)
     assert run.steps["loss"][-1] < run.steps["loss"][0]
     assert fogline.diagnose(task, recipe).verdict == "healthy"
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_penalty_without_a_graph_is_told(graph: bool, tmp_path: Path) -> None:
+    def penalised(model: nn.Module, batch: Any) -> Tensor:
+        x = batch[0].clone().requires_grad_()
+        outputs = model(x)
+        slope = torch.autograd.grad(outputs.sum(), x, create_graph=graph, retain_graph=True)[0]
+        loss: Tensor = nn.functional.cross_entropy(outputs, batch[1]) + (slope.norm(dim=1) - 1).square().mean()
+        return loss
+
+    task = fogline.Task(lambda: net(False), fogline.on_batch(penalised), rows())
+    recipe = fogline.Recipe(optimizer="adam", lr=0.01, duration="8st", batch_size=32)
+    run = fogline.fit(task, recipe, runs=tmp_path, progress=False)
+    assert run.findings["cause"].tolist() == ([] if graph else ["detached_graph"])

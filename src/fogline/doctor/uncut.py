@@ -84,6 +84,32 @@ class Softened(Uncut):
         return above if sign > 0 else 1 - above
 
 
+class WithGraph(Uncut):
+    """Takes derivatives inside a program by ``torch.autograd.grad(..., create_graph=True)``, wherever it forgets to.
+
+    Attributes:
+        graphs: autograd's nodes of the derivatives, for each call that had no graph.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graphs: list[list[Any]] = []
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not forgets_graph(func, kwargs):
+            return func(*args, **kwargs)
+        self.cuts["torch.autograd.grad(...) without create_graph=True"] = None
+        found = func(*args, **kwargs | {"create_graph": True})
+        self.graphs.append([slope.grad_fn for slope in found if slope is not None])
+        return found
+
+
+def forgets_graph(func: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call takes derivatives that have no graph themselves, where one could be kept."""
+    return func is torch.autograd.grad and torch.is_grad_enabled() and not kwargs.get("create_graph")
+
+
 class DropsLess(TorchFunctionMode):
     """Makes ``F.dropout`` drop a share of what it is told, wherever it is called with ``training=True``.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fogline.data.source import leaves
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
+from fogline.doctor.causes.data.one_by_one import scaled_one_by_one
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import features, refer
@@ -26,13 +27,16 @@ often as the common one makes half."""
 def train_valid_mismatch(exam: Examination) -> Suspicion | None:
     """Held-out rows of another kind than the training rows.
 
-    Told by their units (mean and deviation of columns, far beyond the noise of samples), or by classical learners: what
-    they learn from training rows holds for other training rows and not for the held-out ones, which can be learned
-    within themselves.
+    Told by what was done to each row by itself, by their units (mean and deviation of columns, far beyond the noise of
+    samples), or by classical learners: what they learn from training rows holds for other training rows and not for the
+    held-out ones, which can be learned within themselves.
     """
     held, pair = exam.case.valid, pair_of(exam)
     if held is None or pair is None or kept_at(exam, "split") or not isinstance(held.targets, Tensor):
         return None
+    by_itself = scaled_one_by_one(pair[0], held.inputs) if isinstance(held.inputs, Tensor) else None
+    if by_itself is not None:
+        return by_itself
     evidence, moved = _other_units(exam, pair, held)
     broken = _does_not_carry_over(exam)
     if broken:

@@ -12,12 +12,14 @@ from fogline.doctor.causes.loop.learned import frozen_parameters, loose_weights,
 from fogline.doctor.causes.loop.modes import eval_mode_training, stale_statistics, train_mode_eval
 from fogline.doctor.causes.loop.normalisation import tiny_batch_norm
 from fogline.doctor.causes.loop.scale import amp_scale_collapse
+from fogline.doctor.causes.loop.slopes import slopes_without_graph
 
 ON_ONE_BATCH = (
     amp_scale_collapse,
     frozen_parameters,
     parameters_not_optimized,
     detached_graph,
+    slopes_without_graph,
     eval_mode_training,
     train_mode_eval,
     tiny_batch_norm,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
@@ -19,7 +20,7 @@ from fogline.doctor.finding import BODY, WRAP, Evidence, Remedy, Suspicion
 from fogline.doctor.matching import matching
 from fogline.doctor.standing import standing
 from fogline.doctor.surgery import as_drawn, bare, replaced
-from fogline.doctor.uncut import Softened, Uncut, Within, within
+from fogline.doctor.uncut import Softened, Uncut, WithGraph, Within, within
 
 
 def detached_graph(exam: Examination) -> Suspicion | None:
@@ -77,7 +78,7 @@ def cut_inside(exam: Examination) -> Suspicion | None:
         (Evidence("what cuts the graph inside the model", ", ".join(cuts), "nothing"),),
         f"Inside the model {', '.join(cuts)} stops the gradient on a part of its way: what comes before learns nothing "
         "of what it is used for behind.",
-        (_without_cuts(Uncut, cuts, in_model=True, in_loss=False),),
+        (without_cuts(Uncut, cuts, in_model=True, in_loss=False),),
     )
 
 
@@ -88,7 +89,7 @@ def _cuts_inside(exam: Examination) -> tuple[str, ...]:
     with private_randomness(CPU), torch.enable_grad():
         seed_step(0, 0, PROBE, CPU)  # as the anatomy has it
         try:
-            loss = _loss_within(Objective(model, exam.program.loss), anatomy.batch, mode, in_model=True, in_loss=False)
+            loss = loss_within(Objective(model, exam.program.loss), anatomy.batch, mode, in_model=True, in_loss=False)
             if not mode.cuts:
                 return ()
             named = [(bare(name), p) for name, p in model.named_parameters() if p.requires_grad]
@@ -146,19 +147,25 @@ def _uncut(exam: Examination, without: int) -> _Cure | None:
             order=BODY,
         )
         return _Cure((f"module {name!r}",), (remedy,))
-    for mode in (Uncut, Softened):
+    for mode in (Uncut, WithGraph, Softened):
         for in_model, in_loss in ((True, False), (False, True), (True, True)):
             cuts = _reached_without_cuts(exam, mode, in_model, in_loss, without)
             if cuts:
-                return _Cure(cuts, (_without_cuts(mode, cuts, in_model, in_loss),))
+                return _Cure(cuts, (without_cuts(mode, cuts, in_model, in_loss),))
     return None
 
 
-def _without_cuts(mode: type[Uncut], cuts: tuple[str, ...], in_model: bool, in_loss: bool) -> Remedy:
+def without_cuts(mode: type[Uncut], cuts: tuple[str, ...], in_model: bool, in_loss: bool) -> Remedy:
+    """Model and loss without what cuts the graph in them."""
     where = " and ".join(w for w, there in (("the model", in_model), ("the loss", in_loss)) if there)
+    title = f"leave out {', '.join(cuts)} in {where}"
+    patch = f"remove {', '.join(cuts)} between the parameters and the loss, in {where}"
+    if mode is WithGraph:
+        title = f"keep the graph of the derivatives that {where} takes"
+        patch = f"torch.autograd.grad(..., create_graph=True)  # in {where}"
     return Remedy(
-        f"leave out {', '.join(cuts)} in {where}",
-        f"remove {', '.join(cuts)} between the parameters and the loss, in {where}",
+        title,
+        patch,
         on_model=(lambda module: Within(module, mode)) if in_model else None,
         on_loss=(lambda loss: within(loss, mode)) if in_loss else None,
         place="graph",
@@ -217,14 +224,15 @@ def _reached_without_cuts(
     with private_randomness(CPU), torch.enable_grad():
         seed_step(0, 0, PROBE, CPU)
         try:
-            loss = _loss_within(objective, exam.anatomy.batch, mode, in_model, in_loss)
+            loss = loss_within(objective, exam.anatomy.batch, mode, in_model, in_loss)
             left = _unreached(loss, model)
         except FAILURES:
             return ()
     return tuple(mode.cuts) if left < without else ()
 
 
-def _loss_within(objective: Objective, batch: Any, mode: Uncut, in_model: bool, in_loss: bool) -> Tensor:
+def loss_within(objective: Objective, batch: Any, mode: TorchFunctionMode, in_model: bool, in_loss: bool) -> Tensor:
+    """The loss of a batch, where its model, its function or both are run within a mode."""
     if not objective.supervised or (in_model and in_loss):
         with mode:
             return objective(batch)

@@ -47,7 +47,7 @@ def loud_term(exam: Examination) -> Suspicion | None:
             continue
         rest = dissect(exam.anatomy.model, weighed(exam.program.loss, place, 0.0), exam.anatomy.batch)
         found = told_apart(exam.anatomy, rest)
-        if found is None or not found.pull > found.slope:
+        if found is None or not found.pull > found.slope > 0:  # what has no slope is learned at no weight
             continue
         return Suspicion(
             "regularization_too_strong",
