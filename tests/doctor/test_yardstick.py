@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fogline
 from fogline import on_batch
 from fogline.doctor.questions import is_over_rows
 from fogline.doctor.yardstick import Yardstick, work_of
@@ -314,3 +315,33 @@ def test_whole_numbers_that_a_single_number_answers(classes: int, width: int, wo
     targets = torch.arange(60) % classes
     stick = Yardstick.of(targets, _squared).for_outputs(torch.randn(60, width), targets, targets, _squared)
     assert stick.work == work
+
+
+def two_branches(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """As often far above zero as below, and how far is what the inputs say: no single number is an answer."""
+    source = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 4, generator=source)
+    side = torch.where(torch.rand(count, 1, generator=source) < 0.5, -1.0, 1.0)
+    return x, side * (2 + torch.tanh(x[:, :1])) + 0.1 * torch.randn(count, 1, generator=source)
+
+
+def of_two_normal_laws(outputs: Tensor, targets: Tensor) -> Tensor:
+    weights, means, log_scale = outputs[:, :2], outputs[:, 2:4], outputs[:, 4:].clamp(-4, 4)
+    squares = ((targets - means) / log_scale.exp()).square()
+    return -(weights.log_softmax(1) - squares / 2 - log_scale).logsumexp(1).mean()
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_answers_that_a_loss_alone_can_read(shuffled: bool) -> None:
+    x, y = two_branches(600, 0)
+    held = two_branches(200, 1)
+    if shuffled:
+        y, held = y.roll(100, 0), (held[0], held[1].roll(100, 0))
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 6))
+
+    recipe = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="30ep")
+    report = fogline.diagnose(fogline.Task(model, of_two_normal_laws, (x, y), held), recipe)
+    assert ("constant answer" in report.metric) is not shuffled
+    assert ("shuffled_labels" in [found.cause for found in report.findings]) is shuffled

@@ -24,10 +24,12 @@ from fogline.doctor.descended import Observation
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Finding, Suspicion
 from fogline.doctor.interventions import DECISIVE, SHORTEST, Interventions
+from fogline.doctor.reading import answers_are_of_their_rows
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.standing import LEARNS, descends, kept_of, level
 from fogline.doctor.trial import CHEAP, Laboratory, batch_of, planned_steps
+from fogline.doctor.yardstick import Yardstick
 from fogline.task import Task
 
 FLOOR = 3000
@@ -242,6 +244,10 @@ class _Doctor:
         rows = batch_of(self.case.recipe, self.case) / batch_of(exam.program.recipe, self.case)
         steps = round(max(min(SHORTEST, self._glance), part * self._glance) * max(1.0, rows))
         exam.observed = self.laboratory.observe(exam.program, steps, partial(self._enough, exam))
+        if exam.observed.score < LEARNS and self.case.yardstick.work != "other" and answers_are_of_their_rows(exam):
+            # What the yardstick sees nothing of, the loss does: it alone can read these answers.
+            self.case.yardstick, self.case.reference = Yardstick("other"), None
+            return self._observed(part)
         if exam.observed.error:
             self.notes.append(f"the program stops with an error: {exam.observed.error.splitlines()[0]}")
         if self.tried.kept:
@@ -299,7 +305,8 @@ class _Doctor:
         if exam.observed is not None and exam.observed.error:
             return False
         reference = exam.reference.possible
-        return self.tried.level < LEARNS and reference is not None and reference < LEARNS
+        nothing = self.tried.level < LEARNS and reference is not None and reference < LEARNS
+        return nothing and not answers_are_of_their_rows(exam)
 
     @property
     def _shown(self) -> bool:

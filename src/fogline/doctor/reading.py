@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from fogline.data.source import leaves, map_tree
 from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.heads import answers, bend, last_layer, value
+from fogline.doctor.others import loss_of
 
 _FEW_VALUES = 8
 _ROWS = 16
+_TURNS, _APART = 9, 4.0
+"""Rows that answers are given to in the place of their own, in turn; and how many deviations of these tell."""
 
 
 def falls_without_end(exam: Examination, loss: Any) -> tuple[float, float] | None:
@@ -240,3 +244,20 @@ def _slope(loss: Any, like: Tensor, targets: Any, size: float) -> float | None:
     rounding = 1e-6 * float(found.detach().abs()) / max(1, slope.numel())
     steepest = float(slope.abs().max())
     return steepest if steepest > rounding else 0.0
+
+
+def answers_are_of_their_rows(exam: Examination) -> bool:
+    """Whether a loss of several numbers for one, which no yardstick can read, likes answers better for their own rows.
+
+    Such as a mixture, whose mean says nothing. Were answers as good for other rows, those would be as likely to have
+    the lowest loss.
+    """
+    outputs, targets, observed = exam.anatomy.outputs, exam.program.train[1], exam.observed
+    if observed is None or observed.start is None or losses.family(exam.program.loss) != "unknown":
+        return False
+    if not isinstance(outputs, Tensor) or outputs[:1].numel() <= targets[:1].numel():
+        return False
+    objective, held = observed.start.objective, exam.program.held
+    own, *others = (loss_of(objective, held, partial(torch.roll, shifts=turn, dims=0)) for turn in range(_TURNS))
+    known = [other for other in others if other is not None]
+    return own is not None and len(known) > 1 and fmean(known) - own > _APART * stdev(known)

@@ -17,6 +17,7 @@ from fogline.doctor.causes.data.places import moved_targets
 from fogline.doctor.causes.data.split import train_valid_mismatch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
+from fogline.doctor.reading import answers_are_of_their_rows
 from fogline.doctor.reference import out_of_fold
 from fogline.doctor.remedies import smoothed_labels
 from fogline.doctor.robust import robust
@@ -117,7 +118,7 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
     # Squared correlations by chance are 1 / n, and learners that know nothing mostly explain less: more is a signal.
     rows = min(seen.scored, len(leaves(exam.program.held)[0]))
     chance = 2 * error_of(rows, classes) if classes else 4 / max(1, rows)
-    if moved is None and got > chance:
+    if moved is None and (got > chance or answers_are_of_their_rows(exam)):
         return None
     return Suspicion(
         "shuffled_labels",
