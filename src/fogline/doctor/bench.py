@@ -106,6 +106,10 @@ class Bench:
             needed += [[other for other in remedies if other is not remedy] for remedy in remedies]
         return sum(self._cost(part) for part in needed) <= self.laboratory.left
 
+    def ran(self, remedies: Sequence[Remedy]) -> bool:
+        """Whether a trial of these remedies over every seed was run, and costs nothing to look at again."""
+        return all(len(self.runs.get(_key(part), ())) >= len(self.seeds) for part in ((), remedies))
+
     def _cost(self, remedies: Sequence[Remedy]) -> float:
         """Of the descents that are missing for a trial of these remedies."""
         missing = max(0, len(self.seeds) - len(self.runs.get(_key(remedies), ())))

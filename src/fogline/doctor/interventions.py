@@ -448,6 +448,15 @@ class Interventions(Books):
             if suspicion.proof and benches[-1].suffices(trial, remedy):
                 self.take(suspicion, remedy, trial)
                 return
+        if not tried and suspicion.proof:  # the budget went into trials of all together, which were of this one alone
+            for remedy in suspicion.remedies:
+                ran = [b for b in self._benches.values() if b.exam is benches[0].exam and b.ran([remedy])]
+                ran = [bench for bench in ran if bench.kept == benches[0].kept]
+                for bench in sorted(ran, key=lambda bench: -bench.steps)[:1]:
+                    tried.append(bench.against_control([remedy], every_seed=True))
+                    if tried[-1].effect >= 0 and bench.suffices(tried[-1], remedy):
+                        self.take(suspicion, remedy, tried[-1])
+                        return
         best = max(tried, key=lambda trial: (len(trial.seeds), trial.effect), default=None)
         if suspicion.proof and not self._may_be_gone(suspicion):
             self.take(suspicion, None, best)
