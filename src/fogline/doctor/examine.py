@@ -18,7 +18,7 @@ from fogline.descent.randomness import Surroundings
 from fogline.doctor.ablations import ablations
 from fogline.doctor.bench import ENOUGH
 from fogline.doctor.books import Kept
-from fogline.doctor.case import CPU, Case, open_case
+from fogline.doctor.case import CPU, Case, open_case, program
 from fogline.doctor.causes import suspicions
 from fogline.doctor.descended import Observation
 from fogline.doctor.examination import Examination
@@ -27,6 +27,7 @@ from fogline.doctor.interventions import DECISIVE, SHORTEST, Interventions
 from fogline.doctor.reading import answers_are_of_their_rows
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
+from fogline.doctor.scoring import Scores
 from fogline.doctor.standing import LEARNS, descends, kept_of, level
 from fogline.doctor.trial import CHEAP, Laboratory, batch_of, planned_steps
 from fogline.doctor.yardstick import Yardstick
@@ -38,6 +39,7 @@ _ROUNDS = 3
 _AT_ONCE = 0.125  # of the descent that is watched: as much is seen of what one batch leaves no doubt about
 _LIKELY = 0.5
 _FAR = 0.9  # from perfect is what scores less
+_MOSTLY = 0.5  # of a constant answer's loss is gone
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
 # Confidence: how often findings of each kind named a planted cause on the calibration half of benchmarks/faults.
 _SURE, _PROVEN = 0.97, 0.95
@@ -244,8 +246,7 @@ class _Doctor:
         rows = batch_of(self.case.recipe, self.case) / batch_of(exam.program.recipe, self.case)
         steps = round(max(min(SHORTEST, self._glance), part * self._glance) * max(1.0, rows))
         exam.observed = self.laboratory.observe(exam.program, steps, partial(self._enough, exam))
-        if exam.observed.score < LEARNS and self.case.yardstick.work != "other" and answers_are_of_their_rows(exam):
-            # What the yardstick sees nothing of, the loss does: it alone can read these answers.
+        if self._is_misread(exam):
             self.case.yardstick, self.case.reference = Yardstick("other"), None
             return self._observed(part)
         if exam.observed.error:
@@ -256,6 +257,16 @@ class _Doctor:
         else:
             self.tried.control, self.tried.control_in = level(exam), exam.observed.steps
         return exam
+
+    def _is_misread(self, exam: Examination) -> bool:
+        """Whether a program whose answers the yardstick sees nothing in has learned most of what its loss asks for."""
+        seen = exam.observed
+        if seen is None or seen.start is None or seen.score >= LEARNS or self.case.yardstick.work == "other":
+            return False
+        if not answers_are_of_their_rows(exam):
+            return False
+        variant = program(replace(self.case, yardstick=Yardstick("other")), self.tried.remedies)
+        return Scores().of(seen.start.objective, variant, variant.held)[0] >= _MOSTLY
 
     def _enough(self, exam: Examination, seen: Observation) -> bool:
         """Whether a program does so well that no more need be seen of it: as given, from half of its run on.
