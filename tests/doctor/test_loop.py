@@ -197,6 +197,27 @@ def test_no_way_back_to_the_graph() -> None:
     assert "argmax" in found.advice
 
 
+class ByNumbers(nn.Module):
+    """What comes of the inputs is made into numbers, and a tensor of these; or it is made and not used."""
+
+    def __init__(self, *, used: bool) -> None:
+        super().__init__()
+        self.before, self.after, self.used = nn.Linear(4, 4), nn.Linear(4, 1), used
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers = torch.tensor(self.before(x).tolist())
+        found: Tensor = self.after(numbers if self.used else x)
+        return found
+
+
+def test_a_part_that_gradients_do_not_come_back_to() -> None:
+    found = supposed(exam(lambda: ByNumbers(used=True)))["detached_graph"]
+    assert "before.weight" in str(found.evidence[0].value)
+    assert found.proof
+    assert not found.blocks  # the rest learns
+    assert not supposed(exam(lambda: ByNumbers(used=False)))
+
+
 def test_rounding_has_no_slope() -> None:
     found = supposed(exam(net(), loss=lambda o, y: F.mse_loss(o.round(), y)))["detached_graph"]
     assert found.blocks

@@ -219,8 +219,8 @@ def _look_ahead(ground: _Ground, start: Point, here: NDArray[np.float64], length
             point, steps = move.point, steps + 1
             if steps & (steps - 1) == 0:
                 best = max(best, fall())
-    except _SpentError:
-        pass
+    except (_SpentError, torch.OutOfMemoryError):
+        pass  # what was seen by then is enough
     return max(best, fall()) if steps else best
 
 

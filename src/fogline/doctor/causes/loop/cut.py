@@ -22,6 +22,8 @@ from fogline.doctor.standing import standing
 from fogline.doctor.surgery import as_drawn, bare, replaced
 from fogline.doctor.uncut import Softened, Uncut, WithGraph, Within, within
 
+_CHANGED = 1e-4  # of the loss
+
 
 def detached_graph(exam: Examination) -> Suspicion | None:
     """Parameters that no gradient reaches, and that one reaches once the program's own cuts are left out."""
@@ -34,7 +36,8 @@ def detached_graph(exam: Examination) -> Suspicion | None:
         return None
     whole = len(without) == len(trainable)
     cure = _uncut(exam, len(without))
-    if cure is None and not (whole and all(anatomy.gradients.get(name) is None for name in without)):
+    apart = all(anatomy.gradients.get(name) is None for name in without)
+    if cure is None and not (apart and (whole or (_as_drawn(anatomy, without) and _matter(exam, without)))):
         return None  # layers whose output nobody uses are harmless, and what else makes gradients zero has its causes
     names = ", ".join(without[:4]) + (", ..." if len(without) > 4 else "")
     cuts = ", ".join(cure.cuts) if cure is not None else ""
@@ -119,6 +122,23 @@ def _as_drawn(anatomy: Anatomy, without: list[str]) -> bool:
     owners = [anatomy.model.get_submodule(name) for name in {name.rpartition(".")[0] for name in without}]
     telling = [owner for owner in owners if isinstance(owner, (nn.Linear, _ConvNd, nn.RNNBase))]
     return bool(telling) and all(as_drawn(owner) for owner in telling)
+
+
+def _matter(exam: Examination, without: list[str]) -> bool:
+    """Whether the loss is another one where these weights are: what they say is used, by a way that has no graph."""
+    losses = []
+    for moved in (False, True):
+        model = copied(exam.anatomy.model)
+        with private_randomness(CPU), torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if moved and bare(name) in without:
+                    parameter.mul_(1.5)
+            seed_step(0, 0, PROBE, CPU)
+            try:
+                losses.append(float(Objective(model, exam.program.loss).value(exam.anatomy.batch)))
+            except FAILURES:
+                return False
+    return abs(losses[1] - losses[0]) > _CHANGED * abs(losses[0])
 
 
 def _no_graph(error: str) -> bool:
