@@ -274,6 +274,7 @@ def test_a_memory_of_a_hundred_steps() -> None:
     ("recipe", "usual"),
     [
         (ADAM.replace(lr=0.0005, duration="8ep", options={"betas": (0.999, 0.9), "eps": 1e-8}), {"eps": 1e-8}),
+        (ADAM.replace(lr=0.0005, duration="8ep", options={"betas": (0.999, 0.999)}), {}),
         (ADAM.replace(optimizer="adagrad", options={"lr_decay": 1.0}), {}),
     ],
 )

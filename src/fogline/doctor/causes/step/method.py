@@ -10,6 +10,7 @@ from fogline.doctor.standing import motion, resolved, standing, steps_of
 
 PLAIN = ("gd", "sgd", "momentum", "nesterov", "asgd")
 _LONG_MEMORY = 20.5  # steps: a momentum of 0.95 has 20, the usual 0.9 has 10
+_VERY_LONG_MEMORY, _OF_ALL = 50.5, 0.1  # steps, and of those of the run: Adam's first decay rate may be 0.98
 
 
 def with_adamw() -> Remedy:
@@ -47,11 +48,15 @@ def _odd_options(exam: Examination) -> Suspicion | None:
     """Options of the optimizer that hardly anybody means: decay rates that have changed places, steps that die out."""
     options = resolved(exam).options
     betas, fading = options.get("betas"), float(options.get("lr_decay", 0.0)) * exam.planned
-    odd = {}
+    odd, why = {}, f"its steps get {1 + fading:.0f} times shorter over the run. "
     if isinstance(betas, (tuple, list)) and len(betas) >= 2:
         first, second = float(betas[0]), float(betas[1])
-        if second < first:
+        memory = 1 / max(1e-9, 1 - first)
+        if second < first or memory > max(_VERY_LONG_MEMORY, _OF_ALL * exam.planned):
             odd["betas"] = f"({first:g}, {second:g})", "(0.9, 0.999)"
+            why = f"it remembers directions for {memory:.0f} steps of {exam.planned}. "
+        if second < first:
+            why = "it remembers directions for longer than it remembers how steep they are. "
     if fading > 1:
         odd["lr_decay"] = f"{options['lr_decay']:g}", "0"
     if not odd or not standing(exam).improvable:
@@ -62,12 +67,7 @@ def _odd_options(exam: Examination) -> Suspicion | None:
         "optimizer_mismatch",
         0.7,
         tuple(Evidence(f"option {name} of the optimizer", found, usual) for name, (found, usual) in odd.items()),
-        "With these options the method is another one than its name says: "
-        + (
-            "it remembers directions for longer than it remembers how steep they are. "
-            if "betas" in odd
-            else f"its steps get {1 + fading:.0f} times shorter over the run. "
-        ),
+        f"With these options the method is another one than its name says: {why}",
         (
             Remedy(
                 f"leave {names} as usual",
