@@ -479,6 +479,19 @@ def test_rewards_of_either_sign_leave_a_loss_its_bottom() -> None:
     assert output.loss_mismatch(Examination(open_case(task, SGD))) is None
 
 
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_columns_are_told_apart_from_a_single_row(batch: int) -> None:
+    """Near the target of the one row there is, all quantiles cost the same, and so do all answers to it."""
+
+    def quantiles(found: Tensor, wanted: Tensor) -> Tensor:
+        shares, off = torch.tensor([0.1, 0.5, 0.9]), wanted - found
+        return torch.maximum(shares * off, (shares - 1) * off).mean()
+
+    given = exam(net(3), quantiles, rows()[:, :1], SGD.replace(batch_size=batch))
+    assert output.output_width(given) is None
+    assert output.output_width(exam(net(3), squares, rows()[:, :1], SGD.replace(batch_size=batch))) is not None
+
+
 def test_columns_with_losses_of_their_own_may_be_shares_and_numbers() -> None:
     def both(found: Tensor, wanted: Tensor) -> Tensor:
         shares = F.binary_cross_entropy(found[:, 0], wanted[:, 0])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
+from fogline.doctor.case import spaced
 from fogline.doctor.causes.output.common import codes_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import HEAD, ROWS, Evidence, Remedy, Rows, Suspicion
@@ -20,6 +21,7 @@ from fogline.doctor.reading import around
 from fogline.doctor.reference import MOST_CLASSES
 
 _ONE_THING = 0.9  # correlation of columns that say the same
+_SEVERAL = 8  # rows that a loss is asked about
 
 
 def output_width(exam: Examination) -> Suspicion | None:
@@ -128,11 +130,15 @@ def _other_columns(exam: Examination) -> Suspicion | None:
     if exam.anatomy.stage == "loss" and width > 2 and codes_of(exam) == width:
         return None  # an output a class: it is the loss that does not fit
     known = losses.family(exam.program.loss) in ("elementwise", "binary")
+    asked, told = outputs.detach(), targets
+    if len(told) < _SEVERAL:  # among a few rows targets may be alike, and so are then all answers near them
+        told = exam.program.train[1][spaced(len(exam.program.train[1]), _SEVERAL)]
+        asked = torch.linspace(-1, 1, len(told)).to(asked)[:, None].expand(-1, width)
     if width == 1:
-        if not _all_from_one(exam.program.loss, outputs.detach(), targets):
+        if not _all_from_one(exam.program.loss, asked, told):
             return None
         known = False  # a loss that broadcasts goes through, with a warning at most
-    elif not known and not (columns == 1 and _each_alike(exam.program.loss, outputs.detach(), targets)):
+    elif not known and not (columns == 1 and _each_alike(exam.program.loss, asked, told)):
         return None
     keeps = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus}
     edit = widened(exam.anatomy, columns, keeps.get(bend(exam.anatomy)))
