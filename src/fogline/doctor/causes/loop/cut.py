@@ -132,7 +132,7 @@ def _matter(exam: Examination, without: list[str]) -> bool:
         with private_randomness(CPU), torch.no_grad():
             for name, parameter in model.named_parameters():
                 if moved and bare(name) in without:
-                    parameter.mul_(1.5)
+                    parameter.mul_(-1.5)  # which also turns round what is chosen by them
             seed_step(0, 0, PROBE, CPU)
             try:
                 losses.append(float(Objective(model, exam.program.loss).value(exam.anatomy.batch)))
