@@ -448,21 +448,31 @@ class Interventions(Books):
             if suspicion.proof and benches[-1].suffices(trial, remedy):
                 self.take(suspicion, remedy, trial)
                 return
-        if not tried and suspicion.proof:  # the budget went into trials of all together, which were of this one alone
-            for remedy in suspicion.remedies:
-                ran = [b for b in self._benches.values() if b.exam is benches[0].exam and b.ran([remedy])]
-                ran = [bench for bench in ran if bench.kept == benches[0].kept]
-                for bench in sorted(ran, key=lambda bench: -bench.steps)[:1]:
-                    tried.append(bench.against_control([remedy], every_seed=True))
-                    if tried[-1].effect >= 0 and bench.suffices(tried[-1], remedy):
-                        self.take(suspicion, remedy, tried[-1])
-                        return
+        if not tried and suspicion.proof:
+            before = len(self.kept)
+            tried += self._judged_by_what_was_run(benches[0], suspicion)
+            if len(self.kept) > before:
+                return
         best = max(tried, key=lambda trial: (len(trial.seeds), trial.effect), default=None)
         if suspicion.proof and not self._may_be_gone(suspicion):
             self.take(suspicion, None, best)
             return
         why = "not tried: the budget is spent" if best is None else f"no clear gain: {best}"
         self.reject(suspicion, best, why)
+
+    def _judged_by_what_was_run(self, like: Bench, suspicion: Suspicion) -> list[Trial]:
+        """The longest trial of each remedy alone, where the budget went into such before; one that suffices is kept."""
+        trials = []
+        for remedy in suspicion.remedies:
+            here = (b for b in self._benches.values() if b.exam is like.exam and b.kept == like.kept)
+            alike = [bench for bench in here if bench.ran([remedy])]
+            if alike:
+                bench = max(alike, key=lambda bench: bench.steps)
+                trials.append(bench.against_control([remedy], every_seed=True))
+                if trials[-1].effect >= 0 and bench.suffices(trials[-1], remedy):
+                    self.take(suspicion, remedy, trials[-1])
+                    break
+        return trials
 
 
 def _missed_least(part: Pair) -> tuple[float, ...]:
