@@ -226,9 +226,9 @@ def _looped(
             descent.examples.finish(descent.step)
         descent.save()
         complete = True
-        finish(descent, info, slope)
         if leads(descent.world):
             _keep_looks(run.folder, prepared)
+        finish(descent, info, slope)  # last: killed before, the run is not over, and what is missing is written again
         if descent.world is not None:
             descent.world.together("the end of the run")
     except StopRequested:
@@ -257,7 +257,7 @@ def _keep_looks(folder: Path, prepared: Prepared) -> None:
 
     if prepared.descent.examples is None or not isinstance(prepared.opened.train, InMemory):
         return
-    with suppress(OSError):  # the run is over and kept: pictures are no reason to fail
+    with suppress(OSError):  # the last checkpoint is kept: pictures are no reason to fail
         keep_looks(folder, prepared.opened, hardest(folder))
 
 

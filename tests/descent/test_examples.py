@@ -139,6 +139,27 @@ def test_a_resumed_run_writes_the_same_bytes(changes: dict[str, Any], quick_path
         assert bytes_of(fogline.resume(cut, task).folder) == wanted, step
 
 
+def test_a_run_killed_once_all_its_steps_are_kept(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not over before everything of it is written: resumed, it writes what is missing."""
+    task, chosen = classification(), recipe(keep=1000, duration="15st")
+    wanted = bytes_of(fogline.fit(task, chosen, runs=quick_path, name="whole").folder)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fogline._examples.looks.keep_looks", die)
+        with pytest.raises(Killed):
+            fogline.fit(task, chosen, runs=quick_path, name="cut")
+    cut = fogline.Run(quick_path / "cut")
+    assert cut.info["verdict"] is None
+    assert bytes_of(cut.folder) != wanted
+    assert bytes_of(fogline.resume(cut.folder, task).folder) == wanted
+
+
 def test_outputs_set_aside_are_the_same_bytes(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a step takes large blocks of memory."""
     task, chosen = classification(), recipe(keep=1000, duration="15st")
