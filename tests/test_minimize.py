@@ -592,6 +592,15 @@ def test_the_norm_neither_overflows_nor_underflows() -> None:
     assert not math.isfinite(norm(vector(math.nan, 1.0)))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_slope_whose_square_is_zero(method: str) -> None:
+    """In single precision (1e-25)^2 is 0, and what a slope is divided by must not be."""
+    found = minimize(
+        lambda w: 1e30 + 1e-25 * (w - 2).square().sum(), torch.tensor([5.0, 1.0]), method=method, max_steps=20
+    )
+    assert torch.isfinite(found.x).all()
+
+
 def test_the_examples_in_the_docstring_run() -> None:
     module = sys.modules["fogline._minimize"]
     assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0

@@ -270,3 +270,10 @@ def test_a_run_that_left_its_start_at_once_diverged() -> None:
     found = judge(losses, np.ones(405), np.empty(0), slope=None, refused=np.zeros(405))
     assert found.verdict is Verdict.DIVERGED
     assert found.evidence["loss_at_start"] == 2.3
+
+
+def test_a_slope_too_gentle_for_its_loss_is_measured() -> None:
+    """A loss of 1e30 whose gradient is 1e-25: the first step to try would be longer than any number."""
+    X, y = _regression()
+    found = measure_slope(Objective(_linear(), lambda o, t: 1e30 + 1e-25 * (o - t).square().mean()), [(X, y)], 0.1)
+    assert found.gain == found.ahead == 0

@@ -52,8 +52,8 @@ def first_length(problem: Problem, point: Point, direction: Tensor) -> float:
     length = slope / bend if bend > 0 else math.inf
     if math.isfinite(length) and length > 0:
         return length
-    reach = norm(direction)
-    for guess in (abs(point.fun) / slope, 0.1 * norm(point.x) / reach, 1 / reach):
+    reach, to_zero = norm(direction), abs(point.fun) / slope if slope > 0 else math.inf  # the square of 1e-25 is 0
+    for guess in (to_zero, 0.1 * norm(point.x) / reach, 1 / reach):
         if math.isfinite(guess) and guess > 0:
             return guess
     return 1.0

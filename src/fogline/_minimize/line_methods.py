@@ -108,7 +108,7 @@ class Dense:
         if product <= torch.finfo(step.dtype).eps * norm(step) * norm(change):
             return
         if self.inverse is None:
-            scale = product / float(change.dot(change).item())
+            scale = product / norm(change) / norm(change)  # the square of 1e-25 is 0
             self.inverse = torch.eye(step.numel(), dtype=step.dtype, device=step.device) * scale
         image = self.inverse.mv(change)
         bend = (1 + float(change.dot(image).item()) / product) / product

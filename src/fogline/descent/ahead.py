@@ -171,11 +171,16 @@ def _flat(pieces: Sequence[Tensor]) -> Tensor:
     return joined if joined.dtype == torch.float64 else joined.float()
 
 
+def _downhill(start: Point, length: float) -> Tensor:
+    """Where ``length`` times the negative gradient leads; of a loss of 1e30 the length may be beyond all numbers."""
+    return start.x.sub(start.grad, alpha=min(length, torch.finfo(start.x.dtype).max))
+
+
 def _line_search(ground: _Ground, start: Point, here: NDArray[np.float64], first: float) -> tuple[float, float]:
     """Double or halve the step along the negative gradient while that helps; (fall of the loss, step)."""
 
     def fall(length: float) -> float:
-        falls = here - ground.scores(start.x.sub(start.grad, alpha=length))
+        falls = here - ground.scores(_downhill(start, length))
         if not np.isfinite(falls).all():
             return -math.inf
         return float(falls.mean()) if falls.mean() > _CLEARLY * _error(falls) else min(0.0, float(falls.mean()))
@@ -208,7 +213,7 @@ def _look_ahead(ground: _Ground, start: Point, here: NDArray[np.float64], length
         return float(falls.mean()) if np.isfinite(falls).all() and falls.mean() > clearly else 0.0
 
     try:
-        near = ground.evaluate(start.x.sub(start.grad, alpha=length))
+        near = ground.evaluate(_downhill(start, length))
         if near.finite:
             memory.learn(near.x - start.x, near.grad - start.grad)
             point = near if near.fun < start.fun else start
