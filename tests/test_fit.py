@@ -255,3 +255,73 @@ def test_an_optimizer_keeps_what_is_its_own_where_steps_are_tried(tmp_path: Path
     run = fogline.fit(nn.Linear(4, 1), rows, loss=nn.MSELoss(), optimizer=Kept, lr=0.01, duration="40st", **kept)
     assert run.info["steps"] == 40
     assert made[-1].seen[0] == 40  # trials count on copies
+
+
+class Detector(nn.Module):
+    """Gives its losses in training mode and a list of boxes else, as torchvision's detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Any:
+        found = self.body(x)
+        if self.training:
+            return {"boxes": F.mse_loss(found, targets), "size": 0.01 * found.square().mean()}
+        return [{"boxes": row} for row in found]
+
+
+def _detected(model: nn.Module, batch: Any) -> Tensor:
+    return torch.stack(list(model(*batch).values())).sum()
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_model_that_gives_its_loss_in_training_mode_only(held_out: bool, tmp_path: Path) -> None:
+    """It is scored so: dropout is off and batch normalisation keeps its statistics all the same."""
+    X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    data = X, X[:, :2]
+    task = Task(Detector, fogline.on_batch(_detected), data, data if held_out else None)
+    run = fogline.fit(task, recipe(duration="5ep"), runs=tmp_path)
+    assert any("in training mode only" in event["message"] for event in run.events)
+    assert not run.model.training
+    if held_out:
+        found = run.model.body(X)  # in evaluation mode
+        expected = F.mse_loss(found, X[:, :2]) + 0.01 * found.square().mean()
+        assert run.info["scores"]["loss"] == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+class TwoHeads(nn.Module):
+    """Gives what its second head says in training mode as well, as Inception does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.main, self.other = mlp(), nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.body(x)
+        return (self.main(hidden), self.other(hidden)) if self.training else self.main(hidden)
+
+
+def _of_both(outputs: Any, targets: Tensor) -> Tensor:
+    main, other = outputs
+    return F.cross_entropy(main, targets) + 0.3 * F.cross_entropy(other, targets)
+
+
+def test_metrics_are_asked_of_what_is_answered_in_evaluation_mode(tmp_path: Path) -> None:
+    def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) == targets).float().mean()
+
+    X, y = points(60, 1)
+    task = Task(TwoHeads, _of_both, points(), (X, y), metrics={"accuracy": accuracy})
+    run = fogline.fit(task, recipe(duration="3ep"), runs=tmp_path)
+    assert run.info["scores"]["accuracy"] == pytest.approx(float(accuracy(run.model(X), y)))
+
+
+def test_a_loss_that_fails_in_evaluation_mode_says_why(tmp_path: Path) -> None:
+    def of_all(model: nn.Module, batch: Any) -> Tensor:
+        if not all(module.training for module in model.modules()):
+            raise KeyError("boxes")
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    with pytest.raises(KeyError, match="boxes"):
+        fogline.fit(Task(mlp(), fogline.on_batch(of_all), points()), recipe(), runs=tmp_path)

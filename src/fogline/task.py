@@ -34,7 +34,9 @@ def on_batch(function: Callable[[nn.Module, Any], Tensor]) -> OnBatch:
     Args:
         function: ``function(model, batch)`` returns the mean loss of the batch, a scalar tensor, or the loss of each
             example, shape (batch,), whose mean is then the loss and which are recorded. ``batch`` has the structure of
-            the training data: a tensor, or a tuple or dict of tensors with the same first dimension.
+            the training data: a tensor, or a tuple or dict of tensors with the same first dimension. Where it only
+            works in training mode, as with torchvision's detectors, held-out rows are scored with the model's own
+            modules in that mode, and PyTorch's layers (dropout, batch normalisation) in evaluation mode.
 
     Raises:
         TypeError: if it is not callable.

@@ -63,7 +63,10 @@ def check_first_batch(
             inputs, targets = losses.pair(batch)
             what = f"the model {type(model).__name__}"
             outputs = _run(model, copies, lambda module, given: module(given), inputs, what)
-            value = _try_loss(loss, metrics, outputs, targets, facts)
+            value = _try_loss(loss, outputs, targets, facts)
+            if metrics and not isinstance(outputs, Tensor):  # training may give more than what is answered
+                outputs = _run(model.eval(), copies, lambda module, given: module(given), inputs, what)
+            _try_metrics(metrics, outputs, targets)
         notes = _check_gradient(value, {name: copy for name, copy in copies.items() if copy.requires_grad})
     return notes + _finite(value, batch)
 
@@ -112,18 +115,25 @@ def _run(model: nn.Module, copies: dict[str, Tensor], function: Callable[..., An
         return functional_call(_Inside(model, function), renamed, (given,))
 
 
-def _try_loss(loss: Loss, metrics: Mapping[str, Metric], outputs: Any, targets: Any, facts: Facts) -> Tensor:
+def _try_loss(loss: Loss, outputs: Any, targets: Any, facts: Facts) -> Tensor:
     losses.check_pairing(loss, outputs, targets, facts)
-    both, name = f"outputs {described(outputs)} and targets {described(targets)}", losses.name(loss)
-    with _explained(f"expected a loss that takes (outputs, targets), but {name}", both):
+    name = losses.name(loss)
+    with _explained(f"expected a loss that takes (outputs, targets), but {name}", _both(outputs, targets)):
         value = losses.evaluated(loss, outputs, targets)
-    value = _scalar(value, f"the loss {name}")
+    return _scalar(value, f"the loss {name}")
+
+
+def _both(outputs: Any, targets: Any) -> str:
+    return f"outputs {described(outputs)} and targets {described(targets)}"
+
+
+def _try_metrics(metrics: Mapping[str, Metric], outputs: Any, targets: Any) -> None:
+    both = _both(outputs, targets)
     for metric_name, metric in metrics.items():
         called = f"metric {metric_name!r}"
         with torch.no_grad(), _explained(f"expected {called} to take (outputs, targets), but it", both):
             score = metric(map_tree(Tensor.detach, outputs), targets)
         _check_score(score, called)
-    return value
 
 
 def that_fit(metrics: Mapping[str, Metric], model: nn.Module, batch: Batch) -> dict[str, Metric]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -38,12 +38,16 @@ class Objective:
         model: the module that is trained.
         loss: ``loss(outputs, targets)`` or :class:`~fogline.task.OnBatch`.
         autocast: type of the matrix products under mixed precision; None computes in the type of the weights.
+        only_trained: whether the model was seen to give its loss in training mode only, as detectors do that return
+            losses there and boxes else. It is then evaluated with PyTorch's own layers in evaluation mode, and with
+            those of its own in training mode.
     """
 
     model: nn.Module
     loss: Loss | OnBatch
     autocast: torch.dtype | None = None
     device_type: str = "cpu"
+    only_trained: bool = False
 
     def __call__(self, batch: Batch) -> Tensor:
         return self.forward(batch).loss
@@ -63,18 +67,45 @@ class Objective:
         Under mixed precision the loss of (outputs, targets) is computed in full: it costs next to nothing, no digit of
         it gets lost, and some losses (``nn.BCELoss``) refuse anything else.
         """
-        if isinstance(self.loss, OnBatch):
-            with self._mixed():
-                value = self.loss.function(self.model, batch)
-            return Forward(None, value) if value.ndim == 0 else Forward(None, value.mean(), value)
-        inputs, targets = batch
+        if self.model.training:
+            return self._of(batch)
+        if not self.only_trained:
+            try:
+                return self._of(batch)
+            except torch.OutOfMemoryError:
+                raise
+            except _NO_LOSS:
+                if not self._has_one_in_training(batch):
+                    raise
+            self.only_trained = True
+        with _own_modules_training(self.model):
+            found = self._of(batch)
+        return found._replace(outputs=self._outputs(batch[0])) if self.supervised else found
+
+    def _of(self, batch: Batch) -> Forward:
+        if not isinstance(self.loss, OnBatch):
+            inputs, targets = batch
+            outputs = self._outputs(inputs)
+            if self.autocast is not None and not _is_tree(outputs):
+                with self._mixed():
+                    return Forward(outputs, losses.evaluated(self.loss, outputs, targets))
+            return Forward(outputs, losses.evaluated(self.loss, outputs, targets))
+        with self._mixed():
+            value = self.loss.function(self.model, batch)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"on_batch: expected the loss as a tensor, received {type(value).__name__}")
+        return Forward(None, value) if value.ndim == 0 else Forward(None, value.mean(), value)
+
+    def _outputs(self, inputs: Any) -> Any:
         with self._mixed():
             outputs = self.model(inputs)
-            if self.autocast is not None and not _is_tree(outputs):
-                return Forward(outputs, losses.evaluated(self.loss, outputs, targets))
-        if self.autocast is not None:
-            outputs = map_tree(_in_full, outputs)
-        return Forward(outputs, losses.evaluated(self.loss, outputs, targets))
+        return map_tree(_in_full, outputs) if self.autocast is not None and _is_tree(outputs) else outputs
+
+    def _has_one_in_training(self, batch: Batch) -> bool:
+        with suppress(*_NO_LOSS), _own_modules_training(self.model):
+            self._of(batch)
+            return True
+        return False
 
     def copied(self) -> Objective:
         """The same on a copy of the model: what is done to it leaves this one alone."""
@@ -94,6 +125,10 @@ class Objective:
         return not isinstance(self.loss, OnBatch)
 
 
+_NO_LOSS = (TypeError, AttributeError, LookupError, ValueError, RuntimeError, AssertionError)
+"""What a function of a loss may raise that is given something else than losses."""
+
+
 def _is_tree(outputs: Any) -> bool:
     """Whether its tensors can be exchanged: an object of a class of its own keeps those it has."""
     return isinstance(outputs, Tensor) or type(outputs) in (tuple, list, dict)
@@ -106,6 +141,19 @@ def _in_full(leaf: Tensor) -> Tensor:
 def mode(model: nn.Module, training: bool) -> AbstractContextManager[None]:
     """Put the whole model in training or evaluation mode and each module back afterwards."""
     return _Mode(model, training) if any(m.training != training for m in model.modules()) else nullcontext()
+
+
+@contextmanager
+def _own_modules_training(model: nn.Module) -> Iterator[None]:
+    """Layers of PyTorch stay as they are: dropout stays off, and batch normalisation keeps its statistics."""
+    own = [m for m in model.modules() if not m.training and not type(m).__module__.startswith("torch.nn.")]
+    for module in own:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module in own:
+            module.training = False
 
 
 class _Mode(AbstractContextManager[None]):

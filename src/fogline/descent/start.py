@@ -100,7 +100,14 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
     resolve_precision(resolved, math.inf if spread else operations)
     objective.autocast = TYPES.get(resolved.recipe.precision)
     threads = 1 if device.type == "cpu" and operations < _SMALL_STEP else torch.get_num_threads()
-    return Start(named, opened, objective, batches, resolved, [*opened.facts.notes, *odd], operations, threads)
+    notes = [*opened.facts.notes, *odd, *([_ONLY_TRAINED] if objective.only_trained else [])]
+    return Start(named, opened, objective, batches, resolved, notes, operations, threads)
+
+
+_ONLY_TRAINED = (
+    "the model gives its loss in training mode only: where it is evaluated its own modules stay in training mode, and "
+    "dropout and batch normalisation are in evaluation mode"
+)
 
 
 def keep_start(start: Start, folder: Path, world: World | None = None) -> None:
