@@ -15,6 +15,7 @@ import fogline
 from fogline.doctor.bench import Bench
 from fogline.doctor.case import open_case
 from fogline.doctor.causes import data, fit
+from fogline.doctor.causes.data.dense import pairing
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion, Trial
 from fogline.doctor.standing import standing
@@ -701,3 +702,66 @@ def test_held_out_rows_with_classes_as_often_as_each_other() -> None:
     use = (y == 0) | (torch.arange(600) % 15 == 1)
     X, y, Xv, yv = X[use], y[use].clamp_max(1), *labels(60, seed=1)
     assert data.train_valid_mismatch(classification((X, y), (Xv[yv < 2], yv[yv < 2]))) is None
+
+
+def _discs(count: int, seed: int) -> Pair:
+    """Pictures of a disc on noise, in any brightness, and where it is."""
+    source = torch.Generator().manual_seed(seed)
+    down, right = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    centres = 4 + 8 * torch.rand(count, 2, 1, 1, generator=source)
+    inside = (down - centres[:, 0]).square() + (right - centres[:, 1]).square() < 12
+    brightness = 0.5 + 0.5 * torch.rand(count, 1, 1, generator=source)
+    pictures = inside * brightness + 0.3 * torch.randn(count, 16, 16, generator=source)
+    return pictures[:, None], inside.long()
+
+
+def _words(count: int, seed: int) -> Pair:
+    source = torch.Generator().manual_seed(seed)
+    words = torch.randint(0, 12, (count, 9), generator=source)
+    return words, words % 3
+
+
+def _series(count: int, seed: int) -> Pair:
+    values = torch.randn(count, 20, 2, generator=torch.Generator().manual_seed(seed))
+    return values, (values[..., 0] - values[..., 1])[..., None]
+
+
+def _segmented(train: Pair, valid: Pair | None) -> Examination:
+    torch.manual_seed(0)
+    tokens = not train[0].is_floating_point()
+    if train[0].ndim == 4:
+        model, loss = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)), nn.CrossEntropyLoss()
+    else:
+        first = nn.Embedding(12, 16) if tokens else nn.Linear(2, 16)
+        model = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 3 if tokens else 1))
+        loss = nn.MSELoss() if not tokens else _of_words
+    return Examination(open_case(fogline.Task(model, loss, train, valid=valid), RECIPE))
+
+
+def _of_words(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+def _mixed(pair: Pair) -> Pair:
+    order = torch.randperm(len(pair[1]), generator=torch.Generator().manual_seed(1))
+    return pair[0], pair[1][order]
+
+
+@pytest.mark.parametrize("made", [_discs, _words, _series])
+@pytest.mark.parametrize("mixed", ["nothing", "training rows", "all"])
+def test_targets_of_places_that_are_those_of_other_rows(made: Callable[[int, int], Pair], mixed: str) -> None:
+    train, valid = made(160, 0), made(60, 1)
+    train = train if mixed == "nothing" else _mixed(train)
+    exam = in_motion(_segmented(train, _mixed(valid) if mixed == "all" else valid), 100)
+    found = data.targets_of_other_rows(exam)
+    assert (found is None) is (mixed == "nothing")
+    assert found is None or found.proof is (mixed == "training rows")
+
+
+def test_pairs_of_rows_and_targets_of_places_are_told() -> None:
+    assert pairing(*labels()) is None  # a label a row
+    assert pairing(torch.randn(60, 5), torch.randn(60, 5)) is None  # columns are no places
+    found, chance = pairing(*_discs(60, 0)), pairing(*_mixed(_discs(60, 0)))
+    assert found is not None
+    assert chance is not None
+    assert found.errors > 10 > 3 > abs(chance.errors)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fogline
 from fogline.descent.objective import Objective
 from fogline.doctor.case import open_case
-from fogline.doctor.causes import fit
+from fogline.doctor.causes import fit, step
 from fogline.doctor.examination import Examination
 from fogline.doctor.remedies import smoothed_labels
 from fogline.doctor.scoring import Scores
@@ -97,6 +97,37 @@ def test_overfitting(kind: str) -> None:
     assert found.proof
     places = [remedy.place for remedy in found.remedies]
     assert places == (["smoothing", "rate", "rate"] if kind == "labels" else ["rate", "rate"])
+
+
+def _quantiles(outputs: Tensor, targets: Tensor) -> Tensor:
+    beyond = targets - outputs
+    return torch.maximum(0.9 * beyond, -0.1 * beyond).mean()
+
+
+def _ranked(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of all pairs of rows the wrong order costs: only this loss knows what the outputs mean."""
+    behind = targets - targets.mT > 0
+    return F.softplus(outputs.mT - outputs)[behind].mean()
+
+
+@pytest.mark.parametrize("loss", [_quantiles, _ranked])
+@pytest.mark.parametrize("rows", [70, 1500])
+def test_overfitting_by_a_loss_of_ones_own(loss: Any, rows: int) -> None:
+    source = torch.Generator().manual_seed(0)
+    X = torch.randn(2000, 30, generator=source)
+    y = X[:, :1] + 1.5 * torch.randn(2000, 1, generator=source)
+    few = rows == 70
+    recipe = RECIPE.replace(batch_size="full" if few else 64)
+    exam = observed((X[:rows], y[:rows]), net(30, 1, 128 if few else 4), loss, recipe, 300, valid=(X[1500:], y[1500:]))
+    found = fit.overfitting(exam)
+    assert (found is not None) is few
+    assert found is None or found.proof
+
+
+def test_more_steps_are_no_help_to_a_network_that_learns_by_heart() -> None:
+    exam = by_heart("labels")
+    assert step.too_few_steps(exam) is None
+    assert exam.observed is not None
 
 
 def test_smoothed_labels_keep_what_else_the_loss_does() -> None:

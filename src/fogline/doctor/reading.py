@@ -257,7 +257,18 @@ def answers_are_of_their_rows(exam: Examination) -> bool:
         return False
     if not isinstance(outputs, Tensor) or outputs[:1].numel() <= targets[:1].numel():
         return False
+    return answers_suit_their_rows(exam) is True
+
+
+def answers_suit_their_rows(exam: Examination) -> bool | None:
+    """Whether the observed descent's answers to held-out rows have a lower loss there than those to other rows.
+
+    None where the loss cannot be asked that.
+    """
+    observed = exam.observed
+    if observed is None or observed.start is None:
+        return None
     objective, held = observed.start.objective, exam.program.held
     own, *others = (loss_of(objective, held, partial(torch.roll, shifts=turn, dims=0)) for turn in range(_TURNS))
     known = [other for other in others if other is not None]
-    return own is not None and len(known) > 1 and fmean(known) - own > _APART * stdev(known)
+    return None if own is None or len(known) < 2 else fmean(known) - own > _APART * stdev(known)

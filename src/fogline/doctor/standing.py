@@ -177,6 +177,15 @@ def kept_of(looks: Sequence[tuple[int, float, float]], case: Case, last: float) 
     return min(finite)[1] if finite and case.valid is not None else last
 
 
+def risen(looks: Sequence[tuple[int, float, float]]) -> float:
+    """What the held-out loss rose by since it was lowest, as a share of all it moved: near 0 where it only falls."""
+    losses = [loss for _, _, loss in looks if math.isfinite(loss)]
+    if not losses:
+        return 0.0
+    fell, rose = losses[0] - min(losses), losses[-1] - min(losses)
+    return rose / (fell + rose) if fell + rose > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class Motion:
     """How the loss moved.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fogline.doctor.causes.data.columns import loud_column
+from fogline.doctor.causes.data.dense import targets_of_other_rows
 from fogline.doctor.causes.data.gaps import constant_target, nan_in_data
 from fogline.doctor.causes.data.images import dealt_out
 from fogline.doctor.causes.data.labels import label_noise, shuffled_labels, unrelated_labels, wrong_numbers
@@ -15,4 +16,6 @@ ON_ONE_BATCH = (
     nan_in_data, constant_target, unscaled_input, unscaled_target, loud_column, unshuffled_data, train_valid_mismatch,
     duplicate_leak, shuffled_labels, dealt_out,
 )  # fmt: skip
-IN_MOTION = (class_imbalance, label_noise, far_off_targets, wrong_numbers, unrelated_labels)
+IN_MOTION = (
+    class_imbalance, label_noise, far_off_targets, wrong_numbers, unrelated_labels, targets_of_other_rows,
+)  # fmt: skip

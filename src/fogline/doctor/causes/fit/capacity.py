@@ -22,12 +22,13 @@ from fogline.doctor.closeup import path_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RATE, Evidence, Remedy, Suspicion
 from fogline.doctor.remedies import smoothed_labels
-from fogline.doctor.standing import motion, standing, steps_of
+from fogline.doctor.standing import motion, risen, standing, steps_of
 from fogline.doctor.surgery import directions, has, replaced, widened
 
 _WIDE, _CHANNELS = 64, 32
 _KERNEL = 3
 _SETTLED = 0.25
+_MOSTLY = 0.5  # of all that the held-out loss moved
 _FEW_ROWS = 40
 _HANDFUL = 4
 _DECAYS = (2.0, 0.1)
@@ -39,27 +40,31 @@ def overfitting(exam: Examination) -> Suspicion | None:
     seen = exam.observed
     if seen is None or seen.error or not math.isfinite(seen.train_loss) or not exam.case.supervised:
         return None
-    if exam.case.yardstick.work == "other" or (exam.case.valid is None and not len(exam.case.held)):
+    if exam.case.valid is None and not len(exam.case.held):
         return None
     stands = standing(exam)
     curve = [(step, loss) for step, _, loss in seen.looks if math.isfinite(loss)]
     if len(curve) < 4 or train_valid_mismatch(exam) is not None:
         return None  # held-out rows of another kind say nothing of what was learned by heart
-    lowest = min(loss for _, loss in curve)
-    fell, rise = curve[0][1] - lowest, curve[-1][1] - lowest
-    gap = stands.train_score - stands.score
+    gap, share = stands.train_score - stands.score, risen(seen.looks)
     # On rows that were not learned from the score is a sample; on learned ones it is what was asked for.
-    if gap < max(0.1, 4 * stands.error) or stands.train_score < 0.5 or seen.train_loss > curve[-1][1]:
+    least = (2 if share > _MOSTLY else 4) * stands.error
+    if gap < max(0.1, least) or stands.train_score < 0.5 or seen.train_loss > curve[-1][1]:
         return None
-    share = max(0.0, rise) / (fell + rise) if fell + rise > 0 else 0.0
     # Where nothing can be learned of other rows, these being known by heart is what is left.
-    by_heart = gap > 0.25 and stands.train_score > 0.9 and max(stands.score, exam.reference.score or 0.0) > 0.1
+    something = max(stands.score, exam.reference.score or 0.0) > 0.1
+    by_heart = gap > (0.25 if stands.scaled else 0.4) and stands.train_score > 0.9 and something
     if share < 0.1 and not by_heart:
         return None
+    lowest = min(loss for _, loss in curve)
     at = next(step for step, loss in curve if loss == lowest)
-    turned = share > 0.2 and gap > 0.25 and stands.train_score > 0.9
+    # Of a loss nobody knows what is perfect: there other rows have to be answered no better than by a constant.
+    well = stands.train_score > 0.9 if stands.scaled else seen.score < 0.1
+    turned = share > 0.2 and gap > 0.25 and well
+    if not (stands.scaled or turned or by_heart):
+        return None
     drawn = bad_init(exam) is not None  # large first weights fit any rows by what is drawn, and no others
-    surely = (by_heart or turned) and gap > 4 * stands.error and not _only_rare_ones(exam, stands.train_score)
+    surely = (turned or (by_heart and stands.scaled)) and gap > least and not _only_rare_ones(exam, stands.train_score)
     smoothed = [] if (remedy := smoothed_labels(exam)) is None else [replace(remedy, costs=True)]
     return Suspicion(
         "overfitting",

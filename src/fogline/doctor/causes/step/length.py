@@ -16,10 +16,11 @@ from fogline.doctor.causes.step.common import (
 )
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion
-from fogline.doctor.standing import FALLING, motion, resolved, standing, steps_of
+from fogline.doctor.standing import BEHIND, FALLING, motion, resolved, risen, standing, steps_of
 from fogline.recipe import Duration, Recipe
 
 _ACCEPTABLE_WARMUP = 0.3  # of the run
+_TURNED = 0.5  # of all that the held-out loss moved
 
 
 def bad_schedule(exam: Examination) -> Suspicion | None:
@@ -101,6 +102,7 @@ def too_few_steps(exam: Examination) -> Suspicion | None:
         or moves.refused
         or is_large_batch(exam)
         or moves.highest > 1.25 * abs(moves.start)
+        or (risen(seen.looks) > _TURNED and stands.train_score - stands.score > BEHIND)  # what follows is by heart
     ):
         return None
     few = seen.steps < FEWEST_STEPS and not steps.path > 1

@@ -1,0 +1,178 @@
+"""Targets of every place of a row, such as masks of images and tags of words, that are those of other rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fogline.doctor.causes.data.common import pair_of
+from fogline.doctor.examination import Examination
+from fogline.doctor.finding import Evidence, Suspicion
+from fogline.doctor.reading import answers_suit_their_rows
+from fogline.doctor.reference import standardised
+
+_FEWEST, _MOST_ROWS, _MOST_PLACES = 40, 400, 20
+"""Rows to tell anything from; rows that are looked at, and places of each."""
+_FOLDS, _TURNS = 5, 7
+_WINDOW, _AROUND = 3, 7
+"""Sides of what is seen of a place: all of the near one, mean and deviation of the wide one."""
+_MOST_TOKENS, _MOST_CLASSES = 150, 50
+_PENALTY = 1e-2
+_TELLS, _NOTHING = 5.0, 2.0
+"""Standard errors by which answers suit their own rows better than others: beyond doubt, and no more than by chance."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How much better answers learned from the surroundings of each place suit their own rows than others.
+
+    Attributes:
+        errors: the difference of the squared errors, in its standard errors over the rows.
+        rows: that were answered.
+    """
+
+    errors: float
+    rows: int
+
+
+def targets_of_other_rows(exam: Examination) -> Suspicion | None:
+    """Targets of places that suit their own rows no better than others, as far as any learner can tell.
+
+    What they are at a place whatever the row, as where things mostly lie in the middle, is the same for all rows, so
+    nothing of that counts.
+    """
+    pair, held, seen = pair_of(exam), exam.case.valid, exam.observed
+    ours = None if pair is None else pairing(*pair)
+    if ours is None or ours.errors > _NOTHING:
+        return None
+    theirs = None if held is None else pairing(held.inputs, held.targets)
+    said = (Evidence("answers suit their own rows better, in standard errors", ours.errors, f"above {_TELLS:g}"),)
+    if theirs is not None and theirs.errors > _TELLS:
+        return Suspicion(
+            "shuffled_labels",
+            0.9,
+            (*said, Evidence("the same of the held-out rows", theirs.errors)),
+            "What surrounds a place tells its target in the held-out rows, and not in the training rows: most training "
+            "targets are those of other rows. Usually two lists of files were put in different orders.",
+            proof=True,
+            severity="fatal",
+            advice=_ADVICE,
+        )
+    if seen is None or seen.error or answers_suit_their_rows(exam) is not False:
+        return None
+    return Suspicion(
+        "shuffled_labels",
+        0.6,
+        said,
+        "Neither the network nor a learner that sees what surrounds each place answers a row better than other rows. "
+        "Either the inputs do not determine the targets, or they are those of other rows: usually two lists of files "
+        "were put in different orders.",
+        severity="fatal",
+        advice=_ADVICE,
+    )
+
+
+_ADVICE = "Match inputs and targets by their names, not by their places in two lists; look at a few pairs by eye."
+
+
+def pairing(inputs: Any, targets: Any) -> Pairing | None:
+    """Learn targets of places from what surrounds them, and ask whose rows the answers suit.
+
+    Args:
+        inputs: (n, c, \\*places), (n, t, c) or tokens (n, t).
+        targets: labels (n, \\*places) or numbers (n, \\*places) or (n, 1, \\*places).
+
+    Returns:
+        None where there are no targets of places, or too few rows.
+    """
+    laid = _laid_out(inputs, targets)
+    if laid is None or len(laid[0]) < _FEWEST:
+        return None
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(laid[0]), generator=draws)[:_MOST_ROWS]
+    seen, wanted = _surroundings(laid[0][rows]), laid[1][rows]
+    places = torch.randint(seen.shape[2], (len(rows), _MOST_PLACES), generator=draws)
+    seen = seen.gather(2, places[:, None].expand(-1, seen.shape[1], -1)).transpose(1, 2)  # (n, places, k)
+    fold, gains = torch.arange(len(rows)) % _FOLDS, torch.zeros(len(rows), dtype=torch.float64)
+    every = torch.arange(len(rows))
+    own = _at(wanted, every, places)
+    others = [_at(wanted, every.roll(turn), places) for turn in range(1, _TURNS + 1)]
+    for k in range(_FOLDS):
+        left_out = fold == k
+        answers = _ridge(seen[~left_out].flatten(0, 1), own[~left_out].flatten(0, 1), seen[left_out].flatten(0, 1))
+        answers = answers.reshape(*own[left_out].shape)
+        errors = [(answers - targets[left_out]).square().sum(2).mean(1) for targets in (own, *others)]
+        gains[left_out] = torch.stack(errors[1:]).mean(0) - errors[0]
+    deviation = float(gains.std()) / math.sqrt(len(gains))
+    if not math.isfinite(deviation) or not deviation > 0:
+        return None
+    return Pairing(float(gains.mean()) / deviation, len(gains))
+
+
+def _laid_out(inputs: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
+    """Inputs as (n, c, *places) and targets as (n, k, *places), in numbers; None where they are not of the same places.
+
+    A batch of answers to whole rows has none, nor have several numbers for a row of columns.
+    """
+    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor) or inputs.is_complex() or inputs.ndim < 2:
+        return None
+    places = tuple(targets.shape[1:])
+    if len(places) > 1 and places[0] == 1:
+        places, targets = places[1:], targets[:, 0]
+    elif len(places) > 1 and places[-1] == 1:
+        places, targets = places[:-1], targets[..., 0]
+    tokens = not inputs.is_floating_point() and inputs.dtype not in (torch.uint8, torch.bool)
+    if not places or math.prod(places) < _FOLDS or not bool(torch.isfinite(targets.double()).all()):
+        return None
+    if tokens and tuple(inputs.shape[1:]) == places and _counted(inputs, _MOST_TOKENS):
+        inputs = F.one_hot(inputs.long()).movedim(-1, 1)
+    elif tokens or inputs.ndim != 2 + len(places):
+        return None
+    elif tuple(inputs.shape[2:]) != places:
+        if tuple(inputs.shape[1:-1]) != places:
+            return None
+        inputs = inputs.movedim(-1, 1)
+    if len(places) > 2 or not bool(torch.isfinite(inputs).all()):
+        return None
+    if targets.is_floating_point():
+        return inputs.double(), targets.double()[:, None]
+    labels = targets.clamp(0)
+    if int(labels.max()) >= _MOST_CLASSES:
+        return None
+    return inputs.double(), F.one_hot(labels.long()).double().movedim(-1, 1)
+
+
+def _counted(tokens: Tensor, most: int) -> bool:
+    return int(tokens.min()) >= 0 and int(tokens.max()) < most
+
+
+def _surroundings(inputs: Tensor) -> Tensor:
+    """What is seen of each place, (n, k, places), of (n, c, *places)."""
+    images = inputs if inputs.ndim == 4 else inputs[:, :, None]
+    sides = (1 if images.shape[2] == 1 else _WINDOW, _WINDOW)
+    wide = (1 if images.shape[2] == 1 else _AROUND, _AROUND)
+    near = F.unfold(images, sides, padding=(sides[0] // 2, sides[1] // 2))
+    pad = (wide[0] // 2, wide[1] // 2)
+    mean = F.avg_pool2d(images, wide, 1, pad, count_include_pad=False)
+    squares = F.avg_pool2d(images.square(), wide, 1, pad, count_include_pad=False)
+    spread = (squares - mean.square()).clamp_min(0).sqrt()
+    return torch.cat([near, mean.flatten(2), spread.flatten(2)], 1)
+
+
+def _at(targets: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """Targets of these rows at the places given for each, (n, places, k)."""
+    flat = targets[rows].flatten(2)
+    return flat.gather(2, places[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
+
+
+def _ridge(inputs: Tensor, targets: Tensor, other: Tensor) -> Tensor:
+    inputs, other = standardised(inputs, other)
+    gram = inputs.mT @ inputs + _PENALTY * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+    centre = targets.mean(0)
+    weights: Tensor = torch.linalg.solve(gram, inputs.mT @ (targets - centre))
+    return torch.addmm(centre, other, weights)
