@@ -25,7 +25,8 @@ from torch.utils.data import (
 
 from fogline.data import InMemory, MapStyle, Stream, open_data
 from fogline.data.privacy import PrivateRandom, derived_seed
-from fogline.data.source import cast, fingerprint, leaves, map_tree
+from fogline.data.source import Collated, cast, fingerprint, leaves, map_tree, part, rows_of, taken, whole
+from fogline.descent.batches import split
 from fogline.task import Task, on_batch
 
 
@@ -343,3 +344,45 @@ def test_a_dataset_is_told_which_pass_it_is_read_for(workers: int) -> None:
     for epoch in (3, 0):
         (batch,) = source.loader([[1, 2]], workers, epoch=epoch)
         assert batch.tolist() == [[epoch, 1], [epoch, 2]]
+
+
+class Pictures(Dataset):
+    """Pictures of their own sizes with any number of boxes, as detectors are trained on."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        source = torch.Generator().manual_seed(index)
+        boxes = torch.rand(1 + index % 3, 4, generator=source)
+        return torch.rand(3, 8 + index % 2, 8, generator=source), {"boxes": boxes}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_that_are_no_rows_are_parted_by_their_examples(workers):
+    loader = DataLoader(
+        Pictures(),
+        batch_size=5,
+        num_workers=workers,
+        collate_fn=lambda examples: tuple(map(list, zip(*examples, strict=True))),
+    )
+    task = Task(lambda: nn.Linear(3, 2), on_batch(lambda model, batch: model(batch)), loader)
+    batch, rest = list(open_data(task).train.loader([[0, 1, 2, 3, 4], [5, 6]]))
+    assert isinstance(batch, Collated)
+    assert (rows_of(batch), rows_of(rest)) == (5, 2)
+    pictures, targets = whole(part(batch, 1, 3))
+    assert torch.equal(pictures[0], Pictures()[1][0])
+    assert torch.equal(targets[1]["boxes"], Pictures()[2][1]["boxes"])
+    pictures, targets = whole(taken(cast(batch, torch.float64), torch.tensor([4, 0])))
+    assert torch.equal(pictures[0], Pictures()[4][0].double())
+    assert torch.equal(targets[1]["boxes"], Pictures()[0][1]["boxes"].double())
+    assert [rows_of(piece) for piece in split(batch, 2)] == [2, 2, 1]
+    assert part(batch, 0, 9) is batch
+
+
+def test_texts_are_no_rows_and_tensors_are():
+    texts = DataLoader([("a film", 1), ("a plot", 0), ("a cast", 1)], batch_size=2)
+    rows = DataLoader([(torch.ones(4), 1), (torch.zeros(4), 0)], batch_size=2)
+    for loader, collated in ((texts, True), (rows, False)):
+        task = Task(lambda: nn.Linear(4, 2), on_batch(lambda model, batch: model(batch)), loader)
+        assert isinstance(open_data(task).train.take(torch.tensor([1, 0])), Collated) is collated

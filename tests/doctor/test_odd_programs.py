@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -335,3 +335,101 @@ def test_a_run_goes_on_without_a_first_look_that_fails(tmp_path: Path, monkeypat
     run = fogline.fit(task, RECIPE, runs=tmp_path, progress=False)
     assert len(run.steps) == 24
     assert any("ZeroDivisionError: of nothing" in event["message"] for event in run.events)
+
+
+class _Texts(torch.utils.data.Dataset[Any]):
+    """Words of good and of bad reviews: the model itself makes numbers of them."""
+
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return ("dull", "fine", "flat", "rich")[index % 4], index % 2
+
+
+class _OfTexts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters, self.head = nn.EmbeddingBag(128, 8), nn.Linear(8, 2)
+
+    def forward(self, words: Sequence[str]) -> Tensor:
+        numbers = [torch.tensor([ord(letter) for letter in word]) for word in words]
+        return self.head(self.letters(torch.stack(numbers)))
+
+
+class _Lengths(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        source = torch.Generator().manual_seed(index)
+        return torch.randn(3 + index % 5, 4, generator=source) + index % 2, index % 2
+
+
+def _padded(examples: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    rows, labels = zip(*examples, strict=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return nn.utils.rnn.pad_sequence(list(rows)), lengths, torch.tensor(labels)  # positions first
+
+
+class _Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads, self.head = nn.GRU(4, 8), nn.Linear(8, 2)
+
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(rows, lengths, enforce_sorted=False)
+        said: Tensor = self.head(self.reads(packed)[1][-1])
+        return said
+
+
+def _of_texts(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def _of_lengths(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0], batch[1]), batch[2])
+
+
+@pytest.mark.parametrize("kind", ["texts", "lengths"])
+def test_batches_that_are_no_rows_are_fitted_and_diagnosed(kind: str, tmp_path: Path) -> None:
+    loader: Any
+    if kind == "texts":
+        loader = torch.utils.data.DataLoader(_Texts(), batch_size=12, shuffle=True)
+        task = fogline.Task(_OfTexts, fogline.on_batch(_of_texts), loader)
+    else:
+        loader = torch.utils.data.DataLoader(_Lengths(), batch_size=12, shuffle=True, collate_fn=_padded)
+        task = fogline.Task(_Packed, fogline.on_batch(_of_lengths), loader)
+    recipe = fogline.Recipe(optimizer="adam", lr=0.03, duration="6ep")
+    run = fogline.fit(task, recipe.replace(accumulate=3), runs=tmp_path)
+    assert run.steps["loss"][-1] < 0.3
+    report = fogline.diagnose(task, recipe.replace(lr=1e-6))
+    assert not report.notes
+    assert "lr_too_low" in [finding.cause for finding in report.findings]
+
+
+class _Filter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bands, self.head = nn.Parameter(torch.ones(4, dtype=torch.complex64)), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        said: Tensor = self.head(torch.fft.irfft(torch.fft.rfft(x) * self.bands, n=6))
+        return said
+
+
+@pytest.mark.parametrize("changes", [{"clip": 1.0}, {"optimizer": "rmsprop"}, {"optimizer": "sgd"}])
+def test_weights_that_are_complex_numbers(changes: dict[str, Any], tmp_path: Path) -> None:
+    X = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    recipe = fogline.Recipe(optimizer="adam", duration="20ep", batch_size=20).replace(**changes)
+    task = fogline.Task(_Filter, nn.MSELoss(), (X, X.roll(1, 1)[:, :1]))
+    run = fogline.fit(task, recipe, runs=tmp_path)
+    assert run.steps["loss"][-1] < 0.01
+    assert fogline.diagnose(task, recipe.replace(lr=0.02)).notes == ()
+
+
+def test_a_last_batch_of_one_row_is_refused_before_it_is_reached(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    X = torch.randn(33, 4)
+    with pytest.raises(ValueError, match=r"last batch of one row.*take batch_size=9"):
+        fogline.fit(model, (X, X[:, :1]), loss=nn.MSELoss(), runs=tmp_path, batch_size=8)

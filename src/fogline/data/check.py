@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from fogline.data import losses
 from fogline.data.privacy import PrivateRandom
-from fogline.data.source import Batch, Facts, cast, described, leaves, map_tree
+from fogline.data.source import Batch, Collated, Facts, cast, described, leaves, map_tree, rows_of, whole
 from fogline.errors import misfit, some
 from fogline.task import Loss, Metric, OnBatch
 
@@ -57,7 +57,7 @@ def check_first_batch(
     with _undisturbed(model):
         if isinstance(loss, OnBatch):
             what = "the on_batch function"
-            value = _run(model, copies, loss.function, batch, what)
+            value = _run(model, copies, loss.function, whole(batch), what)
             value = _scalar(value.mean() if _one_an_example(value, batch) else value, what)
         else:
             inputs, targets = losses.pair(batch)
@@ -172,7 +172,7 @@ def _check_score(score: Any, called: str) -> None:
 
 def _one_an_example(value: Any, batch: Batch) -> bool:
     """Whether a function of the batch returned the loss of each example."""
-    rows = {leaf.shape[0] for leaf in leaves(batch) if leaf.ndim}
+    rows = {rows_of(batch)} if isinstance(batch, Collated) else {leaf.shape[0] for leaf in leaves(batch) if leaf.ndim}
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 1 and rows == {len(value)}
 
 

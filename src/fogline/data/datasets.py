@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from fogline.data import losses
 from fogline.data.frames import is_series
-from fogline.data.source import Batch, Facts, InMemory, Kind, MapStyle, Source, Stream, leaves, map_tree
+from fogline.data.source import Batch, Facts, InMemory, Kind, MapStyle, Source, Stream, are_rows, leaves, map_tree
 from fogline.errors import misfit, some
 from fogline.task import Task
 
@@ -42,7 +42,8 @@ def open_source(value: Any, task: Task, what: str) -> tuple[Source, Facts]:
     elif tensors is not None or _is_arrays(dataset):
         source, facts = _in_memory(dataset if tensors is None else tensors, task, what)
     elif hasattr(dataset, "__getitem__") and isinstance(dataset, Sized):
-        source, facts = parts, _map_style(parts, task, what)
+        source = replace(parts, whole=losses.family(task.loss) == "on_batch" and not _gives_rows(parts))
+        facts = _map_style(source, task, what)
     else:
         raise TypeError(f"{what}: expected {_FORMS}; received {type(value).__name__}")
     return source, replace(facts, notes=said.notes + facts.notes, batch_size=said.batch_size, shuffle=said.shuffle)
@@ -107,6 +108,12 @@ def _stream(parts: MapStyle, task: Task, what: str) -> tuple[Stream, Facts]:
         raise ValueError(f"{what}: expected at least one example, received an empty stream")
     note = f"the {what} stream is read by one process, not in {parts.num_workers} workers, to keep its order"
     return source, replace(_facts(batch, task, what), notes=(note,) if parts.num_workers else ())
+
+
+def _gives_rows(source: MapStyle) -> bool:
+    """Whether batches of two and of three examples are tensors of as many rows."""
+    counts = {min(count, source.size) for count in (2, 3)}
+    return all(are_rows(source.take(torch.arange(count)), count) for count in counts)
 
 
 def _map_style(source: MapStyle, task: Task, what: str) -> Facts:

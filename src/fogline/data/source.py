@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from fogline.data.privacy import PrivateRandom, derived_seed
@@ -35,18 +36,95 @@ def map_tree(function: Callable[[Tensor], Any], tree: Any) -> Any:
         return function(tree)
     if isinstance(tree, dict):
         return {key: map_tree(function, value) for key, value in tree.items()}
+    if isinstance(tree, PackedSequence):  # made from what it is, it would be checked for being one
+        return tree._replace(data=function(tree.data))
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_tree(function, value) for value in tree))
     if isinstance(tree, (tuple, list)):
         return type(tree)(map_tree(function, value) for value in tree)
+    if isinstance(tree, Collated):
+        return replace(tree, tree=map_tree(function, tree.tree), after=(*tree.after, function))
     return tree
+
+
+@dataclass(frozen=True)
+class Collated:
+    """A batch whose tensors are no rows, as a collate function makes of pictures of many sizes, of graphs or of texts.
+
+    A part of it is made anew from its examples.
+
+    Attributes:
+        tree: the batch, as the function of ``on_batch`` is given it.
+        examples: that it was made of.
+        collate: made it.
+        after: what was done to every tensor since, in this order.
+    """
+
+    tree: Any
+    examples: list[Any]
+    collate: Callable[[list[Any]], Any] = default_collate
+    after: tuple[Callable[[Tensor], Any], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def at(self, places: Iterable[int]) -> Collated:
+        """The batch of these examples."""
+        examples = [self.examples[place] for place in places]
+        with PrivateRandom() as random:
+            random.seed(derived_seed(0, len(examples)))
+            tree = self.collate(examples)
+        for function in self.after:
+            tree = map_tree(function, tree)
+        return replace(self, tree=tree, examples=examples)
+
+    def pin_memory(self) -> Collated:
+        """For a DataLoader that pins what it reads."""
+        pinned: Collated = map_tree(Tensor.pin_memory, self)
+        return pinned
+
+
+def whole(batch: Batch) -> Any:
+    """The batch as the user's own code is given it."""
+    return batch.tree if isinstance(batch, Collated) else batch
+
+
+def rows_of(batch: Batch) -> int:
+    """The number of examples in a batch: the first dimension of its first tensor that has one."""
+    if type(batch) is tuple and type(batch[0]) is Tensor:
+        return int(batch[0].shape[0])
+    if isinstance(batch, Collated):
+        return len(batch)
+    return next((int(leaf.shape[0]) for leaf in leaves(batch) if leaf.ndim), 1)
 
 
 def part(batch: Batch, start: int, stop: int) -> Batch:
     """Rows ``start`` to ``stop`` of every tensor in a batch."""
     if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is Tensor and type(batch[1]) is Tensor:
         return batch[0][start:stop], batch[1][start:stop]
+    if isinstance(batch, Collated):
+        places = range(len(batch))[start:stop]
+        return batch if len(places) == len(batch) else batch.at(places)
     return map_tree(lambda leaf: leaf[start:stop] if leaf.ndim else leaf, batch)
+
+
+def taken(batch: Batch, index: Tensor) -> Batch:
+    """These rows of every tensor: (b,) positions, or a bool for every row."""
+    if isinstance(batch, Collated):
+        return batch.at((index.nonzero().flatten() if index.dtype == torch.bool else index).tolist())
+    return map_tree(lambda leaf: leaf[index], batch)
+
+
+def are_rows(tree: Any, count: int) -> bool:
+    """Whether all there is are tensors of so many rows, in nested tuples, lists and dicts.
+
+    >>> are_rows({"x": torch.ones(2, 3)}, 2), are_rows([torch.ones(3, 8, 8), torch.ones(3, 9, 9)], 2)
+    (True, False)
+    """
+    if isinstance(tree, Tensor):
+        return tree.ndim > 0 and tree.shape[0] == count
+    parts = list(tree.values()) if isinstance(tree, dict) else tree
+    return isinstance(parts, (tuple, list)) and all(are_rows(item, count) for item in parts)
 
 
 def leaves(tree: Any) -> list[Tensor]:
@@ -60,7 +138,16 @@ def cast(tree: Batch, dtype: torch.dtype | None) -> Batch:
     """The batch with floating-point tensors of this type; tensors that have it already are not copied."""
     if dtype is None:
         return tree
-    return map_tree(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
+    return map_tree(partial(_of_type, dtype), tree)
+
+
+def _of_type(dtype: torch.dtype, leaf: Tensor) -> Tensor:
+    return leaf.to(dtype) if leaf.is_floating_point() else leaf
+
+
+def float_type(model: nn.Module) -> torch.dtype:
+    """Of the first weights that are real numbers: what numbers that the model is given have to be."""
+    return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
 
 
 def described(batch: Any) -> str:
@@ -73,6 +160,8 @@ def described(batch: Any) -> str:
         return f"one tensor of shape {tuple(batch.shape)}"
     if isinstance(batch, dict):
         return f"a dict with keys {list(batch)}"
+    if isinstance(batch, Collated):
+        return described(batch.tree)
     if isinstance(batch, (tuple, list)):
         return f"a {type(batch).__name__} of {len(batch)} ({', '.join(type(item).__name__ for item in batch)})"
     return f"a {type(batch).__name__}"
@@ -164,6 +253,7 @@ class MapStyle:
     dtype: torch.dtype | None = None  # floating-point leaves are cast to it
     seed: int = 0
     epoch: int = 0
+    whole: bool = False  # batches are Collated
 
     @property
     def size(self) -> int:
@@ -179,7 +269,7 @@ class MapStyle:
             workers: processes that read; None takes the number the DataLoader had.
             seed, epoch: with an example's position they decide its random numbers.
         """
-        yield from DataLoader(
+        loader: Any = DataLoader(
             replace(self, seed=seed, epoch=epoch),  # type: ignore[arg-type]  # it has what a DataLoader asks for
             batch_sampler=index_batches,
             collate_fn=_as_it_is,
@@ -187,6 +277,11 @@ class MapStyle:
             pin_memory=self.pin and torch.accelerator.is_available(),
             generator=torch.Generator().manual_seed(seed),  # else it would draw from the caller's
         )
+        return map(self._with_collate, loader) if self.whole else iter(loader)
+
+    def _with_collate(self, batch: Collated) -> Collated:
+        """It stays in this process: the function of a user need not be one that can be sent."""
+        return replace(batch, collate=self.collate)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """A batch, with a random state of its own around every example and around the collation."""
@@ -222,6 +317,8 @@ def _as_it_is(batch: Any) -> Batch:
 def _collated(source: MapStyle | Stream, examples: list[Any]) -> Batch:
     """A batch: a tuple where the collate function made a list, in the float type asked for."""
     batch = source.collate(examples)
+    if isinstance(source, MapStyle) and source.whole:
+        return cast(Collated(batch, examples), source.dtype)
     return cast(tuple(batch) if type(batch) is list else batch, source.dtype)
 
 
@@ -261,6 +358,13 @@ class Stream:
     def astype(self, dtype: torch.dtype) -> Stream:
         """The same examples with floating-point tensors of another type."""
         return replace(self, dtype=dtype)
+
+
+def source_of(batch: Batch, dtype: torch.dtype | None = None) -> InMemory | MapStyle:
+    """A batch as a source of batches, floating-point numbers in this type."""
+    if isinstance(batch, Collated):
+        return MapStyle(batch.examples, batch.collate, dtype=dtype, whole=True)
+    return InMemory(cast(batch, dtype))
 
 
 Source = Union[InMemory, MapStyle, Stream, "Streamed"]

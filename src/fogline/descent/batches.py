@@ -14,6 +14,7 @@ from torch import Tensor
 from fogline.data.reading import Mark
 from fogline.data.source import Batch, InMemory, MapStyle, Source, Stream, leaves, map_tree
 from fogline.data.source import part as part
+from fogline.data.source import rows_of as rows_of
 from fogline.data.streamed import Streamed
 from fogline.descent.order import permuted_range
 from fogline.descent.window import Windows
@@ -251,15 +252,7 @@ def split(batch: Batch, size: int) -> Iterator[Batch]:
         return zip(torch.split(batch[0], size), torch.split(batch[1], size), strict=True)
     if type(batch) is Tensor:
         return iter(torch.split(batch, size))
-    rows = leaves(batch)[0].shape[0]
-    return (part(batch, start, start + size) for start in range(0, rows, size))
-
-
-def rows_of(batch: Batch) -> int:
-    """The number of examples in a batch: the first dimension of its first tensor that has one."""
-    if type(batch) is tuple and type(batch[0]) is Tensor:
-        return int(batch[0].shape[0])
-    return next((int(leaf.shape[0]) for leaf in leaves(batch) if leaf.ndim), 1)
+    return (part(batch, start, start + size) for start in range(0, rows_of(batch), size))
 
 
 def same_shape(a: Batch, b: Batch) -> bool:

@@ -33,7 +33,7 @@ class Clipping:
 
     def __call__(self, gradients: Sequence[Tensor], norm: Tensor) -> None:
         """Scale gradients in place; the caller has seen to it that they are finite."""
-        torch._foreach_mul_(list(gradients), self.scale(norm).to(gradients[0].dtype))
+        torch._foreach_mul_(list(gradients), self.scale(norm).to(gradients[0].dtype.to_real()))
 
     def scale(self, norm: Tensor) -> Tensor:
         """What gradients of this norm are multiplied by; the memory moves on."""
@@ -78,4 +78,4 @@ def along(values: Tensor, like: Tensor) -> Tensor:
     >>> along(torch.ones(3), torch.ones(3, 4, 5)).shape
     torch.Size([3, 1, 1])
     """
-    return values.to(like.dtype).view(*values.shape, *[1] * (like.ndim - values.ndim))
+    return values.to(like.dtype.to_real()).view(*values.shape, *[1] * (like.ndim - values.ndim))

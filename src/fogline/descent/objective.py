@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.data.source import Batch, map_tree
+from fogline.data.source import Batch, map_tree, whole
 from fogline.descent.copies import copied
 from fogline.task import Loss, OnBatch
 
@@ -91,7 +91,7 @@ class Objective:
                     return Forward(outputs, losses.evaluated(self.loss, outputs, targets))
             return Forward(outputs, losses.evaluated(self.loss, outputs, targets))
         with self._mixed():
-            value = self.loss.function(self.model, batch)
+            value = self.loss.function(self.model, whole(batch))
         if not isinstance(value, Tensor):
             raise TypeError(f"on_batch: expected the loss as a tensor, received {type(value).__name__}")
         return Forward(None, value) if value.ndim == 0 else Forward(None, value.mean(), value)

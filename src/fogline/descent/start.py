@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fogline.data import losses
 from fogline.data.check import check_first_batch, that_fit
 from fogline.data.defaults import default_loss, default_metrics, default_model
 from fogline.data.intake import Opened, open_data
-from fogline.data.source import Batch, Facts, Stream, map_tree
+from fogline.data.source import Batch, Facts, Stream, float_type, map_tree
 from fogline.data.streamed import Streamed
 from fogline.descent import checkpoint
 from fogline.descent.batches import Batches, part, rows_of
@@ -29,6 +28,8 @@ from fogline.descent.machine import optimizer_of
 from fogline.descent.objective import Objective, mode
 from fogline.descent.randomness import INITIAL, PROBE, private_randomness, seed_everything
 from fogline.descent.resolve import Resolved, batch_rows, resolve_by_rule, resolve_precision
+from fogline.descent.shared_norm import normalises_batches
+from fogline.errors import misfit
 from fogline.recipe import Recipe
 from fogline.task import Loss, Metric, OnBatch, Task
 
@@ -89,10 +90,11 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
             first = part(first, 0, max(2, -(-rows_of(first) // world.size)))
         if spread:
             first = map_tree(lambda leaf: leaf.cpu(), first)
-        if not task.metrics and losses.family(loss) == "unknown" and not spread:
+        if metrics and not task.metrics and not spread:
             metrics = that_fit(metrics, model, first)
         if not _only_parts(recipe, world):
             first, odd = _tried(model, loss, first, metrics, opened.facts)
+            _refuse_a_batch_of_one(model, loss, first, opened.facts, batches)
     if not spread:  # options of the optimizer are refused here, before there is a folder
         optimizer_of(model, recipe, 1.0 if isinstance(recipe.lr, str) else recipe.lr)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
@@ -193,9 +195,27 @@ def _tried(
         batch = part(batch, 0, rows_of(batch) // 2)
 
 
+def _refuse_a_batch_of_one(
+    model: nn.Module, loss: Loss | OnBatch, batch: Batch, facts: Facts, batches: Batches
+) -> None:
+    """Batch normalisation takes no statistics of one number: told now, and not at the end of the first epoch."""
+    rows, size = batches.examples, batches.batch_size
+    if not rows or rows % size != 1 or not normalises_batches(model):
+        return
+    try:
+        check_first_batch(model, loss, part(batch, 0, 1), {}, facts)
+    except ValueError as error:
+        if "value per channel" not in str(error):
+            raise
+        other = next(other for other in range(size + 1, size + 3) if rows % other != 1)
+        received = f"a last batch of one row ({rows} rows in batches of {size})"
+        remedy = f"take batch_size={other}, or leave a row out"
+        raise misfit("at least two rows in every batch, because of batch normalisation", received, remedy) from error
+
+
 def _cast(opened: Opened, model: nn.Module) -> Opened:
     """Numbers in the type of the weights: data is mostly made in float64, models in float32."""
-    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    wanted = float_type(model)
     valid = None if opened.valid is None else opened.valid.astype(wanted)
     return replace(opened, train=opened.train.astype(wanted), valid=valid)
 

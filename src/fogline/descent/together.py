@@ -128,7 +128,7 @@ class Together:
             losses = self._mapped(self._trained, self._held, batch)
             gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
         with torch.no_grad():
-            self._move(weights, gradients, torch.tensor(rates, dtype=weights[0].dtype, device=self._device))
+            self._move(weights, gradients, torch.tensor(rates, dtype=weights[0].dtype.to_real(), device=self._device))
         values: list[float] = losses.detach().tolist()
         return values
 

@@ -18,7 +18,6 @@ from fogline.doctor.causes.flow.anew import also_done
 from fogline.doctor.causes.flow.weights import drawn_again, drawn_orthogonal
 from fogline.doctor.causes.flow.width import THROUGH, width_of
 from fogline.doctor.causes.step.batch import of_fewer
-from fogline.doctor.causes.step.common import rows_of
 from fogline.doctor.causes.step.length import lowered
 from fogline.doctor.causes.step.method import PLAIN, with_adamw
 from fogline.doctor.causes.step.regularization import dropped, less_dropout, no_decay
@@ -64,7 +63,7 @@ def _of_batches(exam: Examination) -> Iterator[Suspicion]:
             "batch_too_large",
             Evidence("rows a step, steps in all", f"{size}, {exam.planned}"),
             f"{size} rows a step make {exam.planned} steps in all; smaller batches take more for the same work.",
-            of_fewer(exam.program.recipe, size, min(_USUAL, max(8, rows_of(exam) // 16))),
+            of_fewer(exam.program.recipe, size, min(_USUAL, max(8, exam.program.rows // 16))),
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from fogline.data.source import Batch, cast, leaves
+from fogline.data.source import Batch, cast, float_type, leaves
 from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
@@ -138,7 +138,7 @@ def dissect(model: nn.Module, loss: Any, batch: Batch, seed: int = 0) -> Anatomy
     Exceptions of the program become ``stage`` and ``error``.
     """
     model = copied(getattr(model, "_orig_mod", model)).train()
-    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    floats = float_type(model)
     found = Anatomy(model, cast(batch, floats))
     found.frozen = [bare(name) for name, p in model.named_parameters() if not p.requires_grad]
     calls: list[tuple[str, nn.Module, Any, Any]] = []

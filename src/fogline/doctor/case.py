@@ -15,9 +15,19 @@ from fogline.data import losses
 from fogline.data.check import refuse_lazy
 from fogline.data.defaults import default_loss
 from fogline.data.intake import Opened, open_data
-from fogline.data.source import Batch, Facts, InMemory, Kind, MapStyle, Source, Stream, leaves, map_tree
+from fogline.data.source import (
+    Batch,
+    Facts,
+    InMemory,
+    Kind,
+    MapStyle,
+    Source,
+    Stream,
+    part,
+    rows_of,
+    taken,
+)
 from fogline.data.streamed import Streamed
-from fogline.descent.batches import rows_of
 from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.prepare import operations_of
@@ -82,7 +92,7 @@ class Case:
     def batch_size(self) -> int:
         """Examples a step, as far as the recipe says it; the rule of ``fit`` where it is "auto"."""
         asked = self.recipe.batch_size
-        rows = len(leaves(self.train.inputs)[0])
+        rows = rows_of(self.train.inputs)
         optimizer = "adamw" if self.recipe.optimizer == "auto" else self.recipe.optimizer
         if asked == "full" or (asked == "auto" and takes_all_examples(optimizer)):
             return rows
@@ -120,7 +130,7 @@ def some_batch(inputs: Any, targets: Any, size: int, yardstick: Yardstick) -> Te
     Where their labels are all the same and others are not, the last row is the first of those: by one class alone
     nobody can tell what a loss wants.
     """
-    order = torch.randperm(len(leaves(inputs)[0]), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(rows_of(inputs), generator=torch.Generator().manual_seed(0))
     index = order[: min(size, 512)].clone()
     labels = yardstick.labels(targets)
     if labels is not None and len(index) > 1:
@@ -138,11 +148,6 @@ def spaced(size: int, most: int) -> Tensor:
     """
     count = min(size, most)
     return torch.arange(count) * size // count
-
-
-def taken(tree: Batch, index: Tensor) -> Batch:
-    """These rows of every tensor."""
-    return map_tree(lambda leaf: leaf[index], tree)
 
 
 def made(task: Task, facts: Facts, seed: int) -> nn.Module:
@@ -225,7 +230,7 @@ def _rows(source: Source, loss: Any) -> Rows:
         tensors = source.take(spaced(source.size, MOST_ROWS))
     else:
         tensors = source.spread(MOST_ROWS) if isinstance(source, Streamed) else next(iter(source.batches(MOST_ROWS)))
-    ids = torch.arange(len(leaves(tensors)[0]))
+    ids = torch.arange(rows_of(tensors))
     if isinstance(loss, OnBatch):
         return Rows(tensors, torch.empty(0), ids)
     inputs, targets = losses.pair(tensors)
@@ -234,7 +239,7 @@ def _rows(source: Source, loss: Any) -> Rows:
 
 def _split(case: Case) -> tuple[Tensor, Tensor]:
     """Rows to learn from and rows to score on; the same ones where there are too few to hold some out."""
-    size = len(leaves(case.train.inputs)[0])
+    size = rows_of(case.train.inputs)
     every = torch.arange(size)
     if case.valid is not None:
         return every, every[:0]
@@ -359,9 +364,9 @@ def _those(rows: Rows, ids: Tensor) -> Rows:
 
 
 def _spaced_rows(rows: Rows) -> Rows:
-    index = spaced(len(leaves(rows.inputs)[0]), _MOST_HELD)
+    index = spaced(rows_of(rows.inputs), _MOST_HELD)
     return Rows(taken(rows.inputs, index), taken(rows.targets, index))
 
 
 def _head(tree: Batch) -> Batch:
-    return map_tree(lambda leaf: leaf[:_MOST_HELD], tree)
+    return part(tree, 0, _MOST_HELD)

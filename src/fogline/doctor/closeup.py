@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fogline.data.source import Batch, leaves
+from fogline.data.source import Batch, leaves, taken
 from fogline.descent.copies import copied
 from fogline.doctor.anatomy import (
     BENDS,
@@ -25,7 +25,6 @@ from fogline.doctor.anatomy import (
     own_product,
     rms,
 )
-from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.scaling import NORMS
 

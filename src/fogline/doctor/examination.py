@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fogline.data.source import Batch
+from fogline.data.source import Batch, taken
 from fogline.doctor.anatomy import Anatomy, dissect
-from fogline.doctor.case import FAILURES, Case, Program, program, some_batch, taken
+from fogline.doctor.case import FAILURES, Case, Program, program, some_batch
 from fogline.doctor.descended import Observation
 from fogline.doctor.finding import Remedy
 from fogline.doctor.reference import Reference, refer

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.data.source import Batch, InMemory, leaves, map_tree
+from fogline.data.source import Batch, InMemory, leaves, map_tree, part, rows_of
 from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.prepare import Start, operations_of
@@ -117,7 +117,7 @@ def _case_of(start: Start) -> Case | None:
         twin = copied(model).to(CPU)
     except (RuntimeError, TypeError):  # a model that cannot be copied
         return None
-    count, loss, on_batch = len(leaves(data)[0]), start.objective.loss, not start.objective.supervised
+    count, loss, on_batch = rows_of(data), start.objective.loss, not start.objective.supervised
     ids = torch.arange(count)
     train = Rows(data, torch.empty(0), ids) if on_batch else Rows(data[0], data[1], ids)
     task = replace(start.task, model=twin, train=data, valid=None)
@@ -132,8 +132,8 @@ def _some_rows(start: Start) -> Batch | None:
     if isinstance(source, InMemory):
         data = source.take(spaced(source.size, _SPACED).to(leaves(source.tensors)[0].device))
         return map_tree(lambda leaf: leaf.detach().cpu(), data)
-    data = map_tree(lambda leaf: leaf[:_ROWS].detach().cpu(), start.batches.at(0))
-    return data if len(leaves(data)[0]) >= min(_FEWEST, source.size or 0) else None
+    data = map_tree(lambda leaf: leaf.detach().cpu(), part(start.batches.at(0), 0, _ROWS))
+    return data if rows_of(data) >= min(_FEWEST, source.size or 0) else None
 
 
 def _finding(suspicion: Suspicion) -> Finding:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.data.source import Batch, leaves, map_tree
+from fogline.data.source import Batch, leaves, map_tree, rows_of
 from fogline.descent.batches import split
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import private_randomness
@@ -36,7 +36,7 @@ def _loss_of(
     seen: list[Tensor] = []
 
     def change(module: nn.Module, given: Any, found: Any) -> Any:
-        rows = len(leaves(given)[0]) if leaves(given) and leaves(given)[0].ndim else 0
+        rows = rows_of(given) if leaves(given) and leaves(given)[0].ndim else 0
         changed = [leaf for leaf in leaves(found) if _a_row_each(leaf, rows)]
         seen.extend(changed)
         return map_tree(lambda leaf: said(leaf) if _a_row_each(leaf, rows) else leaf, found) if changed else found
@@ -46,7 +46,7 @@ def _loss_of(
     try:
         with private_randomness(torch.device("cpu")), objective.without_learning():
             for piece in pieces_of(batch):
-                rows = len(leaves(piece)[0])
+                rows = rows_of(piece)
                 sums += float(objective(placed(piece, next(objective.model.parameters()).device)).detach()) * rows
                 total += rows
     except FAILURES:

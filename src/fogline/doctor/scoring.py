@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fogline.data.intake import Opened
-from fogline.data.source import Batch, InMemory, cast, leaves
+from fogline.data.source import Batch, cast, float_type, rows_of, source_of
 from fogline.descent.batches import Batches
 from fogline.descent.objective import Objective
 from fogline.descent.prepare import Start
@@ -31,9 +31,8 @@ def begin(variant: Program, seed: int) -> Start:
     model = variant.new_model(seed)
     if variant.recipe.precision == "float64":
         model = model.double()
-    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    train, held = cast(variant.train, floats), cast(variant.held, floats)
-    opened = Opened(InMemory(train), InMemory(held), variant.case.facts)
+    floats = float_type(model)
+    opened = Opened(source_of(variant.train, floats), source_of(variant.held, floats), variant.case.facts)
     resolved = resolve_by_rule(variant.recipe.replace(seed=seed), opened, model)
     recipe = resolved.recipe
     device = torch.device(recipe.device)
@@ -57,12 +56,12 @@ class Scores:
         """
         model, yardstick = objective.model, variant.case.yardstick
         weights = next(model.parameters())
-        batch = cast(batch, weights.dtype)
+        batch = cast(batch, float_type(model))
         outputs, sums, total = [], 0.0, 0
         with objective.without_learning():
             for piece in pieces_of(batch):
                 on_device = placed(piece, weights.device)
-                rows = len(leaves(piece)[0])
+                rows = rows_of(piece)
                 found, loss = objective.with_outputs(on_device)
                 sums += float(loss.detach().double().mean()) * rows
                 total += rows

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fogline.data.source import leaves
+from fogline.data.source import rows_of
 from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
@@ -152,7 +152,7 @@ def _rows_that_count(exam: Examination) -> float:
     """
     targets = exam.program.held[1] if exam.case.supervised else None
     if not isinstance(targets, Tensor) or exam.case.yardstick.work == "other":
-        return float(len(leaves(exam.program.held)[0]))
+        return float(rows_of(exam.program.held))
     labels = exam.case.yardstick.labels(targets)
     if labels is None:
         return float(len(targets))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fogline.data.source import Batch, InMemory, leaves
+from fogline.data.source import Batch, rows_of, taken
 from fogline.descent.length import EXPECTED
 from fogline.descent.machine import machine_of, optimizer_of
 from fogline.descent.optimizers import to_eval, to_train
@@ -245,7 +246,7 @@ class Laboratory:
     def _finish(self, seen: Observation, begun: Start, variant: Program) -> None:
         rows = min(_TRAIN_ROWS, variant.rows)
         index = torch.arange(rows) * variant.rows // rows
-        learned = InMemory(variant.train).take(index)
+        learned = taken(variant.train, index)
         seen.train_score, seen.train_loss = self._scores.of(begun.objective, variant, learned)
 
 
@@ -286,7 +287,7 @@ def _may_stop(variant: Program) -> bool:
 
 
 def _count(rows: Batch) -> int:
-    return len(leaves(rows)[0])
+    return rows_of(rows)
 
 
 def planned_steps(recipe: Recipe, case: Case) -> int:
@@ -299,10 +300,10 @@ def planned_steps(recipe: Recipe, case: Case) -> int:
 
 def _optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
     """The fused one where there is one: of small models the update is a good part of a step."""
-    try:
-        return optimizer_of(model, recipe, lr, "fused")
-    except (ValueError, RuntimeError):  # not offered for this method, device or type
-        return optimizer_of(model, recipe, lr)
+    if not any(parameter.is_complex() for parameter in model.parameters()):  # which is told no sooner than at a step
+        with suppress(ValueError, RuntimeError):  # not offered for this method, device or type
+            return optimizer_of(model, recipe, lr, "fused")
+    return optimizer_of(model, recipe, lr)
 
 
 def batch_of(recipe: Recipe, case: Case) -> int:

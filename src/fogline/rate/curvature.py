@@ -59,28 +59,33 @@ def _largest(
 ) -> float:
     """Largest eigenvalue of ``P^-1/2 H P^-1/2`` on one batch; ``scales`` is ``P^-1/2``, None the identity."""
     parameters = [p for p in objective.model.parameters() if p.requires_grad]
-    scales = [torch.ones_like(p) for p in parameters] if scales is None else scales
+    scales = [torch.ones_like(_in_reals(p)) for p in parameters] if scales is None else scales
     gradients = torch.autograd.grad(objective(batch), parameters, create_graph=True, allow_unused=True)
-    used = [(p, g, s) for p, g, s in zip(parameters, gradients, scales, strict=True) if g is not None]
+    used = [(p, _in_reals(g), s) for p, g, s in zip(parameters, gradients, scales, strict=True) if g is not None]
     generator = torch.Generator().manual_seed(draw)
-    start = torch.cat([torch.randn(p.numel(), generator=generator, dtype=torch.float64) for p, _, _ in used])
+    start = torch.cat([torch.randn(s.numel(), generator=generator, dtype=torch.float64) for _, _, s in used])
 
     def curvature(vector: Tensor) -> Tensor:
         check()
-        pieces = torch.split(vector, [p.numel() for p, _, _ in used])
-        scaled = [v.to(p).view_as(p) * s for v, (p, _, s) in zip(pieces, used, strict=True)]
+        pieces = torch.split(vector, [s.numel() for _, _, s in used])
+        scaled = [v.to(s).view_as(s) * s for v, (_, _, s) in zip(pieces, used, strict=True)]
         found = torch.autograd.grad(
             [g for _, g, _ in used], [p for p, _, _ in used], scaled, retain_graph=True, allow_unused=True
         )
         return torch.cat(
             [
-                (torch.zeros_like(p) if h is None else h * s).flatten().double().cpu()
-                for h, (p, _, s) in zip(found, used, strict=True)
+                (torch.zeros_like(s) if h is None else _in_reals(h) * s).flatten().double().cpu()
+                for h, (_, _, s) in zip(found, used, strict=True)
             ]
         )
 
     _, values, _ = lanczos(curvature, start, products)
     return float(values[-1]) if len(values) else 0.0
+
+
+def _in_reals(values: Tensor) -> Tensor:
+    """Complex numbers as two real ones each: the gradient of those is the gradient that PyTorch has of these."""
+    return torch.view_as_real(values) if values.is_complex() else values
 
 
 def _scales(objective: Objective, batches: Sequence[Batch]) -> list[Tensor]:
@@ -89,11 +94,11 @@ def _scales(objective: Objective, batches: Sequence[Batch]) -> list[Tensor]:
     A floor of a thousandth of the mean keeps parameters that never had a gradient from deciding alone.
     """
     parameters = [p for p in objective.model.parameters() if p.requires_grad]
-    moments = [torch.zeros_like(p) for p in parameters]
+    moments = [torch.zeros_like(_in_reals(p)) for p in parameters]
     for batch in batches:
         gradients = torch.autograd.grad(objective(batch), parameters, allow_unused=True)
         for moment, gradient in zip(moments, gradients, strict=True):
             if gradient is not None:
-                moment += gradient.square() / len(batches)
+                moment += _in_reals(gradient).square() / len(batches)
     floor = sum(float(m.sqrt().sum()) for m in moments) / max(1, sum(m.numel() for m in moments))
     return [(m.sqrt() + _EPSILON_SHARE * floor + torch.finfo(m.dtype).tiny).rsqrt() for m in moments]

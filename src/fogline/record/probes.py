@@ -197,6 +197,8 @@ def products(
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
+    if x.is_complex():  # as two real numbers each
+        x, y = torch.view_as_real(x.detach().resolve_conj()), torch.view_as_real(y.detach().resolve_conj())
     return torch.sum(x.detach() * y.detach(), dtype=torch.float64)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fogline.doctor.case import taken
+from fogline.data.source import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Rows
 

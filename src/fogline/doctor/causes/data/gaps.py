@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fogline.data import losses
-from fogline.data.source import cast, leaves
+from fogline.data.source import cast, float_type, leaves, taken
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.case import FAILURES, changed_rows, taken
+from fogline.doctor.case import FAILURES, changed_rows
 from fogline.doctor.causes.data.common import kept_at, only
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
@@ -74,7 +74,7 @@ def _is_prepared(exam: Examination, given: Rows, wrong: Tensor) -> bool:
     rows = wrong.nonzero().flatten()[:32]
     inputs, targets = taken((given.inputs, given.targets), rows)
     model, loss = exam.anatomy.model, exam.program.loss
-    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    floats = float_type(model)
     inputs, targets = cast(inputs, floats), cast(targets, floats)
     try:
         with torch.no_grad(), mode(model, training=False), private_randomness(torch.device("cpu")):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fogline.data.source import leaves
+from fogline.data.source import rows_of
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.causes.data.order import rare, rows_of_classes
 from fogline.doctor.causes.data.outliers import has_far_off_targets
@@ -73,7 +73,7 @@ def _taught_by_held_out_rows(exam: Examination) -> float | None:
     if counts is not None and bool(rare(counts).any()):
         return None  # what a learner of few rows of a class gets of it is little, whatever their labels
     classes = exam.case.yardstick.classes
-    rows, others = seen.scored, min(4000, len(leaves(held.inputs)[0]))
+    rows, others = seen.scored, min(4000, rows_of(held.inputs))
     if rows < 20 or others < 20:
         return None
     possible = max(seen.within_valid, seen.valid_score)
@@ -116,7 +116,7 @@ def unrelated_labels(exam: Examination) -> Suspicion | None:
         return None
     moved, classes = moved_targets(exam), exam.case.yardstick.classes
     # Squared correlations by chance are 1 / n, and learners that know nothing mostly explain less: more is a signal.
-    rows = min(seen.scored, len(leaves(exam.program.held)[0]))
+    rows = min(seen.scored, rows_of(exam.program.held))
     chance = 2 * error_of(rows, classes) if classes else 4 / max(1, rows)
     if moved is None and (got > chance or answers_are_of_their_rows(exam)):
         return None

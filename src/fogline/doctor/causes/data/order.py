@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.data.source import cast, leaves, map_tree
+from fogline.data.source import cast, float_type, map_tree, rows_of, taken
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.case import FAILURES, taken
+from fogline.doctor.case import FAILURES
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, RECIPE, ROWS, Evidence, Remedy, Rows, Suspicion
@@ -78,7 +78,7 @@ def _shuffled_always() -> Remedy:
 
 def _shuffled_once() -> Remedy:
     def edit(rows: Rows) -> Rows:
-        size = len(leaves(rows.inputs)[0])
+        size = rows_of(rows.inputs)
         return only(rows, torch.randperm(size, generator=torch.Generator().manual_seed(0)))
 
     return Remedy(
@@ -206,7 +206,7 @@ def _guessed(exam: Examination, inputs: Any) -> Tensor | None:
     assert exam.observed.start is not None
     model = exam.observed.start.objective.model
     weights = next(model.parameters())
-    given = map_tree(lambda leaf: leaf.to(weights.device), cast(inputs, weights.dtype))
+    given = map_tree(lambda leaf: leaf.to(weights.device), cast(inputs, float_type(model)))
     try:
         with torch.no_grad(), mode(model, training=False), private_randomness(torch.device("cpu")):
             outputs = model(given)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fogline.doctor.case import taken
+from fogline.data.source import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows
 from fogline.doctor.reference import features, score_of

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fogline.data.source import leaves
+from fogline.data.source import rows_of
 from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.causes.data.one_by_one import scaled_one_by_one
 from fogline.doctor.examination import Examination
@@ -129,7 +129,7 @@ def _does_not_carry_over(exam: Examination) -> list[Evidence]:
         return []
     classes = exam.case.yardstick.classes
     first = error_of(seen.scored, classes)
-    second = error_of(min(len(leaves(held.inputs)[0]), 4000), classes)
+    second = error_of(min(rows_of(held.inputs), 4000), classes)
     if seen.score - seen.valid_score < max(3 * math.hypot(first, second), 0.3 * seen.score):
         return []
     if seen.within_valid - seen.valid_score < max(2 * 1.5 * second, 0.2):

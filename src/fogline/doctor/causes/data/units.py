@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.data.source import leaves, map_tree
+from fogline.data.source import Collated, leaves, map_tree
 from fogline.doctor.anatomy import BENDS, Layer
 from fogline.doctor.causes.data.common import kept_at, pair_of
 from fogline.doctor.examination import Examination
@@ -86,6 +86,8 @@ def inputs_of(exam: Examination) -> list[Part]:
         fits = not inputs.is_complex() and inputs.ndim > 0 and isinstance(given, Tensor)
         first = first_layer(exam.anatomy)
         return _part(0, None, inputs, first) if fits and as_received(given, first) else []
+    if isinstance(inputs, Collated):
+        return []
     keys = list(inputs) if isinstance(inputs, dict) else list(range(len(leaves(inputs))))
     found: list[Part] = []
     for place, (values, some) in enumerate(zip(leaves(inputs), leaves(given), strict=True)):

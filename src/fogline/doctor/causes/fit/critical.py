@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fogline.data.source import cast
+from fogline.data.source import cast, float_type
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.closeup import path_of, some_rows, spreads, wide
@@ -70,7 +70,7 @@ def _curvatures(exam: Examination) -> tuple[float, float] | None:
     from fogline.descent.objective import Objective
 
     model = exam.program.new_model(exam.case.recipe.seed)
-    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    floats = float_type(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     with private_randomness(CPU), torch.enable_grad():
         try:

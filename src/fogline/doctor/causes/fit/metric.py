@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.data.source import cast
+from fogline.data.source import cast, float_type
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import CPU, FAILURES, Case
 from fogline.doctor.examination import Examination
@@ -27,7 +27,7 @@ def metric_mismatch(exam: Examination) -> Suspicion | None:
         return None
     model = seen.start.objective.model
     weights = next(model.parameters())
-    inputs, targets = cast(exam.program.held, weights.dtype)
+    inputs, targets = cast(exam.program.held, float_type(model))
     if not isinstance(targets, Tensor) or len(targets) < _FEWEST_ROWS or not isinstance(inputs, Tensor):
         return None
     with private_randomness(CPU), seen.start.objective.without_learning():

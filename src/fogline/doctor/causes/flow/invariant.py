@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from fogline.data.source import taken
 from fogline.descent.copies import copied
 from fogline.doctor.anatomy import Layer, rms
-from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import standing

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fogline.data.source import leaves
+from fogline.data.source import leaves, rows_of, taken
 from fogline.descent.copies import copied
-from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.masking import MasksSeen, MasksTurned
@@ -34,7 +33,7 @@ def mask_turned(exam: Examination) -> Suspicion | None:
         return None
     inputs = exam.anatomy.batch[0]
     for count in (_ROWS, _ROWS - 1):  # rows as many as places would leave open which is which
-        some = taken(inputs, torch.arange(min(count, len(leaves(inputs)[0]))))
+        some = taken(inputs, torch.arange(min(count, rows_of(inputs))))
         paddings = [pad for leaf in leaves(some) for pad in _paddings(leaf)]
         if paddings and all(len(set(pad.shape)) > 1 for pad in paddings):
             break

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fogline.data.source import leaves
+from fogline.data.source import rows_of, taken
 from fogline.descent.copies import copied
 from fogline.doctor.axes import AxesMoved, Reshape, ReshapesSeen, RowsMoved, Transposed
-from fogline.doctor.case import taken
 from fogline.doctor.causes.flow.rows import MANY, mixes_rows
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
@@ -33,7 +32,7 @@ def reshaped(exam: Examination) -> Suspicion | None:
     one channel's, is dealt out to all: so it is with ``h.view(B, -1)`` of last states of shape (2, B, H), too. Where a
     tensor was transposed right before, that may be meant.
     """
-    if not exam.case.supervised or exam.anatomy.stage == "forward" or len(leaves(exam.anatomy.batch[0])[0]) < MANY:
+    if not exam.case.supervised or exam.anatomy.stage == "forward" or rows_of(exam.anatomy.batch[0]) < MANY:
         return None
     model, inputs = copied(exam.anatomy.model).eval(), taken(exam.anatomy.batch[0], torch.arange(MANY))
     calls = dict(_turning(model, inputs))

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fogline.data.source import leaves
+from fogline.data.source import rows_of, taken
 from fogline.descent.copies import copied
-from fogline.doctor.case import taken
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.surgery import Wrapped, core
@@ -46,7 +45,7 @@ def rows_mixed(exam: Examination) -> Suspicion | None:
     with (rows, time, features) they go from row to row. Nothing fails: the shapes are right.
     """
     inputs = exam.anatomy.batch[0] if exam.case.supervised else None
-    if inputs is None or exam.anatomy.stage == "forward" or len(leaves(inputs)[0]) < MANY:
+    if inputs is None or exam.anatomy.stage == "forward" or rows_of(inputs) < MANY:
         return None
     model, some = copied(exam.anatomy.model).eval(), taken(inputs, torch.arange(MANY))
     if not _may_mix(model, some):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fogline.data.source import cast, leaves
+from fogline.data.source import cast, leaves, taken
 from fogline.descent.copies import copied
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.case import CPU, FAILURES, taken
+from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import standing

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fogline.data.source import cast
+from fogline.data.source import cast, float_type
 from fogline.descent.copies import copied
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import CPU
@@ -80,7 +80,7 @@ def train_mode_eval(exam: Examination) -> Suspicion | None:
     if inputs is None:
         return None
     mode, noise = DropsLess(), Noiseless()
-    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    floats = float_type(model)
     with private_randomness(CPU), torch.no_grad():
         seed_step(0, 0, PROBE, CPU)
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fogline.data.source import leaves
+from fogline.data.source import rows_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.surgery import replaced
@@ -25,11 +25,11 @@ def tiny_batch_norm(exam: Examination) -> Suspicion | None:
     """
     asked, recipe = exam.program.recipe.batch_size, exam.program.recipe
     rows = asked if isinstance(asked, int) else max(1, exam.case.batch_size // max(1, recipe.accumulate))
-    size = len(leaves(exam.anatomy.batch)[0])
+    size = rows_of(exam.anatomy.batch)
     if _REFUSAL in exam.anatomy.error:
         return _of_one(exam, rows)
     worst = min(_values_a_channel(exam, rows, size), key=lambda pair: pair[1], default=None)
-    everything = len(leaves(exam.case.train.inputs)[0])
+    everything = rows_of(exam.case.train.inputs)
     last = everything % rows if rows <= everything else 0
     if worst is None or (worst[1] > _FEW and rows > _FEW and last != 1):
         return None
@@ -81,7 +81,7 @@ def _values_a_channel(exam: Examination, rows: int, size: int) -> Iterator[tuple
 
 
 def _larger_batches(exam: Examination, rows: int, alone: bool) -> Remedy:
-    size = len(leaves(exam.case.train.inputs)[0])
+    size = rows_of(exam.case.train.inputs)
     wanted, planned = min(size, rows + 1 if alone else _ENOUGH), exam.planned
     while wanted < size and size % wanted == 1:
         wanted += 1

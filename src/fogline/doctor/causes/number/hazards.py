@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.data.source import Batch, cast, leaves
+from fogline.data.source import Batch, cast, float_type, leaves, rows_of
 from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
@@ -82,7 +82,7 @@ def looked_at(variant: Program, batch: Batch) -> Look | None:
 def _seen(model: nn.Module, variant: Program, batch: Batch) -> Look | None:
     if not _finite(batch):
         return None
-    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    floats = float_type(model)
     objective = Objective(model, variant.loss)
     with private_randomness(CPU), torch.enable_grad():
         seed_step(0, 0, PROBE, CPU)
@@ -95,7 +95,7 @@ def _seen(model: nn.Module, variant: Program, batch: Batch) -> Look | None:
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
         except FAILURES:  # the program's own, told by other causes
             return None
-    rows = len(leaves(batch)[0])
+    rows = rows_of(batch)
     finite = all(g is None or bool(torch.isfinite(g.square().sum())) for g in gradients)  # as steps are judged
     hazards = tuple(hazard for node in _nodes(loss.grad_fn) for hazard in _hazards(node, rows))
     targets = batch[1] if objective.supervised else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.data.source import cast
+from fogline.data.source import cast, float_type
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import private_randomness
 from fogline.descent.replay import explain_refusal
@@ -93,7 +93,7 @@ def _ranges(look: Look) -> str:
 def _rows_of_loss(exam: Examination) -> tuple[int, ...]:
     """Rows whose loss is not finite on its own, by replaying them one by one."""
     model = exam.program.new_model(exam.case.recipe.seed)
-    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    floats = float_type(model)
     batch = cast(some_rows(exam, 64), floats)
     with private_randomness(CPU):
         try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.data.source import leaves
+from fogline.data.source import rows_of
 from fogline.descent.copies import copied
 from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
@@ -108,7 +108,7 @@ def _fall(exam: Examination, rows: int) -> tuple[float, float] | None:
     before = anatomy.loss
     if rate == "auto" or before is None or before == 0 or not isinstance(anatomy.batch, tuple):
         return None
-    seen = len(leaves(anatomy.batch)[0])
+    seen = rows_of(anatomy.batch)
     found = []
     for length in (float(rate) * rows / seen, float(rate) / seen):
         model = copied(anatomy.model).eval()
@@ -159,4 +159,4 @@ class Averaged(nn.Module):
         self.loss = loss
 
     def forward(self, outputs: Any, targets: Any) -> Tensor:
-        return self.loss(outputs, targets) / len(leaves(outputs)[0])
+        return self.loss(outputs, targets) / rows_of(outputs)

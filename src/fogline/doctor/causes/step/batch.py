@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fogline.doctor.causes.step.common import BOLD, STRAIGHT, SURELY, began, is_large_batch, rows_of
+from fogline.doctor.causes.step.common import BOLD, STRAIGHT, SURELY, began, is_large_batch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion
 from fogline.doctor.standing import motion, standing, steps_of
@@ -13,7 +13,7 @@ _LARGE, _FEW_STEPS, _MOST_STEPS = 128, 100, 1000
 
 def batch_too_small(exam: Examination) -> Suspicion | None:
     """Steps that follow the chance of which few rows were drawn."""
-    size, rows = exam.case.batch_size, rows_of(exam)
+    size, rows = exam.case.batch_size, exam.program.rows
     if not began(exam) or size > 8 or size * 16 > rows or exam.program.recipe.batch_size == "full":
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)
@@ -44,7 +44,7 @@ def batch_too_small(exam: Examination) -> Suspicion | None:
 
 def batch_too_large(exam: Examination) -> Suspicion | None:
     """Every row is read many times, but only a few steps are taken, and the loss still falls at the end of them."""
-    size, rows = exam.case.batch_size, rows_of(exam)
+    size, rows = exam.case.batch_size, exam.program.rows
     if not began(exam) or exam.planned > _MOST_STEPS or exam.program.recipe.duration == "auto":
         return None
     stands, moves, steps = standing(exam), motion(exam), steps_of(exam)

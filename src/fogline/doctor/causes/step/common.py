@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from fogline.data.source import leaves
 from fogline.doctor.examination import Examination
 from fogline.doctor.standing import Motion, Steps, motion
 
@@ -51,13 +50,8 @@ def cut_early(exam: Examination) -> bool:
     return seen is not None and bool(seen.cuts) and seen.cuts[0] < _EARLY * exam.planned
 
 
-def rows_of(exam: Examination) -> int:
-    """How many rows there are to learn from."""
-    return len(leaves(exam.program.train)[0])
-
-
 def is_large_batch(exam: Examination) -> bool:
     """Whether an epoch is a handful of steps, although there are rows for many."""
-    size, rows = exam.case.batch_size, rows_of(exam)
+    size, rows = exam.case.batch_size, exam.program.rows
     large = size > 64 and (size * 4 >= rows or size >= _MANY)
     return rows >= 4 * FEWEST_STEPS and large and exam.planned * size >= 3 * rows

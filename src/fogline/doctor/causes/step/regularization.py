@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from fogline.data.source import cast
+from fogline.data.source import cast, float_type
 from fogline.descent.copies import copied
 from fogline.descent.optimizers import spec_of
 from fogline.descent.randomness import private_randomness
@@ -103,7 +103,7 @@ def dropped(exam: Examination) -> float:
 def _dropped_by_functions(exam: Examination) -> float:
     """The largest share that ``F.dropout`` is called with in training mode."""
     model, mode = copied(exam.anatomy.model).train(), DropsLess()
-    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    floats = float_type(model)
     if exam.case.supervised:
         with private_randomness(CPU), torch.no_grad(), suppress(*FAILURES), mode:
             model(cast(exam.anatomy.batch[0], floats))

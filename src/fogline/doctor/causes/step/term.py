@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from fogline.data.source import cast, leaves
+from fogline.data.source import cast, float_type, leaves
 from fogline.descent.copies import copied
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import dissect
@@ -66,7 +66,7 @@ def loud_term(exam: Examination) -> Suspicion | None:
 
 def _terms(exam: Examination, model: torch.nn.Module) -> list[float]:
     model = copied(model).eval()
-    batch = cast(exam.anatomy.batch, next(model.parameters()).dtype)
+    batch = cast(exam.anatomy.batch, float_type(model))
     with private_randomness(CPU):
         seed_step(0, 0, PROBE, CPU)
         return terms_of(exam.program.loss, model, batch)
