@@ -28,6 +28,9 @@ _SORTED = 0.3
 _FEWEST_LABELS = 100
 _CLOSE = 16
 _SAME = 0.01
+_SOLVED = 0.1
+"""Of the first losses: what is left where one and the same answer is right for all rows."""
+_FAR_OFF, _OF_A_NORMAL = 5.0, 0.6745  # deviations; the median distance from the middle, in them
 _FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 8, 512, 64
 
 
@@ -82,13 +85,16 @@ class FirstBatch:
         """Whether the loss compares number with number."""
         return losses.family(self.loss_fn) == "elementwise"
 
-    def explains(self, step: int, recorded: NDArray[np.float64], *, chooses: bool) -> Iterator[Finding]:
+    def explains(
+        self, step: int, recorded: NDArray[np.float64], *, chooses: bool, carries: bool = False
+    ) -> Iterator[Finding]:
         """Findings for a loop that ended with these losses; but for the order of the rows, none where it learned.
 
         Args:
             step: its last one.
             recorded: the losses.
             chooses: the model answers rows, each by itself, and could tell them apart.
+            carries: it is given what it said of the batch before, so that batches have to follow one another.
         """
         batches = self._batches
         kind = losses.family(self.loss_fn)
@@ -96,12 +102,16 @@ class FirstBatch:
             labels = torch.cat(batches)
             first = labels.flatten()[0]
             whole = not labels.is_floating_point() or (kind == "binary" and float(first) in (0.0, 1.0))
-            if whole and bool((labels == first).all()):
+            known = finite(recorded)
+            # Who always wants the first of several candidates, or to be taken for real, has more than that to learn.
+            solved = len(known) > 0 and ends(known)[1] < _SOLVED * ends(known)[0]
+            if whole and solved and bool((labels == first).all()):
                 yield task_findings.constant_targets(step, len(labels))
         close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self.numbers]
         batches = [batches[k] for k in close] if batches else []  # numbers that a network makes itself drift
         sorted_by = between_batches([_columns(targets) for targets in batches]) if batches else None
-        if sorted_by is not None and sorted_by.share > _SORTED and not self._learns_within(batches, recorded):
+        in_order = sorted_by is not None and sorted_by.share > _SORTED and not carries
+        if sorted_by is not None and in_order and not self._learns_within(batches, recorded):
             yield task_findings.unshuffled(step, sorted_by)
         yield from self._outweighed(step, recorded)
         left = self.share_left(recorded)
@@ -189,7 +199,7 @@ def look(
         targets: what they are compared with; None where that is unknown.
     """
     numbers = targets is not None and losses.family(loss_fn) == "elementwise"
-    excess = _targets(outputs, targets) if numbers and targets is not None else None
+    excess = _targets(outputs, targets, loss_fn) if numbers and targets is not None else None
     inputs = _inputs(model, given[0]) if given and isinstance(given[0], Tensor) else None
     found = FirstBatch(loss_fn, inputs, excess)
     return found if targets is None else found.and_also(step, targets)
@@ -203,7 +213,7 @@ def _inputs(model: nn.Module, inputs: Tensor) -> InputExcess | None:
     return excess if excess.times > 1 else None
 
 
-def _targets(outputs: Tensor, targets: Tensor) -> TargetExcess | None:
+def _targets(outputs: Tensor, targets: Tensor, loss_fn: Any) -> TargetExcess | None:
     if outputs.shape != targets.shape or len(targets) < _FEWEST_ROWS or not targets.is_floating_point():
         return None
     found, wanted = (
@@ -211,6 +221,11 @@ def _targets(outputs: Tensor, targets: Tensor) -> TargetExcess | None:
     )
     if wanted.shape[1] > _MOST_COLUMNS or not bool(torch.isfinite(found).all() & torch.isfinite(wanted).all()):
         return None
+    if isinstance(loss_fn, (nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)):  # which hears the few far off no louder
+        middle = wanted.median(0).values
+        spread = (wanted - middle).abs().median(0).values / _OF_A_NORMAL
+        reach = torch.where(spread > 0, _FAR_OFF * spread, torch.inf)
+        wanted = wanted.clamp(middle - reach, middle + reach)
     excess = target_excess(wanted, found)
     return excess if excess is not None and excess.times > 1 else None
 

@@ -283,6 +283,19 @@ class LossLook:
         """Whether it is this model that answers rows, each by itself: an opponent or a pair may have but one answer."""
         return self._whole and len(self._given) == 1
 
+    @property
+    def carries(self) -> bool:
+        """Whether the model is given, beside the rows of a batch, a state that is none of theirs, as of the last one.
+
+        A recurrent model may keep it as well.
+        """
+        rows = len(self._given[0]) if self._given and isinstance(self._given[0], Tensor) and self._given[0].ndim else 0
+        states = [t for one in self._given[1:] for t in leaves(one) if t.is_floating_point()]
+        given = any(t.ndim > 1 and t.shape[1] == rows and t.shape[0] != rows for t in states)
+        own = [module for module in self.model.modules() if isinstance(module, (nn.RNNBase, nn.RNNCellBase))]
+        kept = [t for module in self.model.modules() for t in leaves(list(vars(module).values()))] if own else []
+        return given or any(t.ndim > 1 and rows in t.shape[:2] for t in kept if not isinstance(t, nn.Parameter))
+
     def compared(self) -> FirstBatch | None:
         """What was seen of the batches, beside losses as they were logged."""
         if self.first is None or not self._ratios:

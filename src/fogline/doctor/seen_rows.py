@@ -124,6 +124,7 @@ class SeenRows:
                 return None  # an auto-encoder, which a linear map copies
             first = _without_copies(read)
             yardstick = Yardstick.of(targets, loss_fn)
+            first = first[yardstick.counted(targets[first])]
             if len(first) >= _FEWEST and yardstick.work in ("classes", "binary", "regression"):
                 score = score_of(read[first], targets[first], yardstick)
                 error = error_of(len(first) // 5, yardstick.classes)

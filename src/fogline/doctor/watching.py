@@ -228,7 +228,9 @@ class Inspector:
         first = self.loss_look.compared()
         self._say_all(
             step - 1,
-            first.explains(step - 1, losses, chooses=self.loss_look.chooses) if first is not None and step else (),
+            first.explains(step - 1, losses, chooses=self.loss_look.chooses, carries=self.loss_look.carries)
+            if first is not None and step
+            else (),
         )
         left = None if first is None else first.share_left(losses)
         if left is not None and left > LEARNS:
