@@ -464,7 +464,7 @@ class Interventions(Books):
         """The longest trial of each remedy alone, where the budget went into such before; one that suffices is kept."""
         trials = []
         for remedy in suspicion.remedies:
-            here = (b for b in self._benches.values() if b.exam is like.exam and b.kept == like.kept)
+            here = (b for b in self._benches.values() if b.exam.kept == like.exam.kept and b.kept == like.kept)
             alike = [bench for bench in here if bench.ran([remedy])]
             if alike:
                 bench = max(alike, key=lambda bench: bench.steps)

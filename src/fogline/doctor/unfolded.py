@@ -18,6 +18,7 @@ from fogline.task import OnBatch, Task
 
 _ROWS = 64
 """That are asked about: what of a batch is read shows where its rows differ, as masks of a few rows need not."""
+_MOST_PARTS = 4
 _CPU = torch.device("cpu")
 
 
@@ -48,9 +49,26 @@ class OfPairs:
             return self._function(Answer(outputs), targets).mean()
         parts = [
             targets if told else part[:1].expand(len(targets), *part.shape[1:]).to(targets.device)
-            for told, part in zip(self._places, self._like, strict=True)
+            for told, part in zip(self._places, _parts_of(self._like), strict=True)
         ]
-        return self._function(Answer(outputs), type(self._like)(parts)).mean()
+        return self._function(Answer(outputs), _made_of(parts, self._like)).mean()
+
+
+def _parts_of(batch: Any) -> list[Any]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    return list(batch.values() if isinstance(batch, dict) else batch)
+
+
+def _keys(batch: Any) -> list[Any]:
+    return list(batch) if isinstance(batch, dict) else []
+
+
+def _made_of(parts: list[Tensor], like: Any) -> Any:
+    """A batch of the form of another one."""
+    if isinstance(like, Tensor):
+        return parts[0]
+    return dict(zip(like, parts, strict=True)) if isinstance(like, dict) else type(like)(parts)
 
 
 class _Seen(nn.Module):
@@ -93,14 +111,12 @@ def unfolded(task: Task) -> Task:
     loss, batch = task.loss, task.train
     if not isinstance(loss, OnBatch) or loss.deployment is not None or task.model is None:
         return task
-    if isinstance(batch, Tensor):
-        parts = [batch]
-    elif type(batch) in (tuple, list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
-        parts = list(batch)
-    else:
+    if type(batch) not in (tuple, list, dict) and not isinstance(batch, Tensor):
         return task
-    alike = task.valid is None or type(task.valid) is type(batch)
-    if not alike or not all(part.ndim and len(part) >= 2 for part in parts):
+    parts, held_out = _parts_of(batch), task.valid
+    if len(parts) > _MOST_PARTS or not all(isinstance(part, Tensor) and part.ndim and len(part) >= 2 for part in parts):
+        return task
+    if held_out is not None and (type(held_out) is not type(batch) or _keys(held_out) != _keys(batch)):
         return task
     try:
         with private_randomness(_CPU), torch.no_grad():
@@ -112,7 +128,7 @@ def unfolded(task: Task) -> Task:
     of_pairs, asked, told = found
 
     def paired(data: Any) -> Any:
-        held = [data] if isinstance(data, Tensor) else data
+        held = _parts_of(data)
         return held[asked], held[told]
 
     if asked == told and task.metrics:
@@ -126,7 +142,7 @@ def _read(task: Task, loss: OnBatch, parts: list[Tensor]) -> tuple[Any, int, int
     given: Any = task.model
     model = _Seen(copied(given if isinstance(given, nn.Module) else given()).eval())
     few = [part[:_ROWS] for part in parts]
-    like: Any = few[0] if isinstance(task.train, Tensor) else type(task.train)(few)
+    like: Any = _made_of(few, task.train)
     named = _Named()
     with named:
         value = loss.function(model, like)

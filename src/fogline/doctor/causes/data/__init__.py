@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fogline.doctor.causes.data.columns import loud_column
-from fogline.doctor.causes.data.dense import targets_of_other_rows
+from fogline.doctor.causes.data.dense import rare_at_places, targets_of_other_rows
 from fogline.doctor.causes.data.gaps import constant_target, nan_in_data
 from fogline.doctor.causes.data.images import dealt_out
 from fogline.doctor.causes.data.labels import label_noise, shuffled_labels, unrelated_labels, wrong_numbers
@@ -18,4 +18,5 @@ ON_ONE_BATCH = (
 )  # fmt: skip
 IN_MOTION = (
     class_imbalance, label_noise, far_off_targets, wrong_numbers, unrelated_labels, targets_of_other_rows,
+    rare_at_places,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Targets of every place of a row, such as masks of images and tags of words, that are those of other rows."""
+"""Targets of every place of a row, such as masks of images and tags of words: of other rows, or hardly ever there."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fogline.doctor.causes.data.common import pair_of
+from fogline.data.source import cast, float_type, taken
+from fogline.descent.copies import copied
+from fogline.descent.objective import mode
+from fogline.descent.randomness import private_randomness
+from fogline.doctor.case import CPU, FAILURES
+from fogline.doctor.causes.data.common import kept_at, pair_of
+from fogline.doctor.causes.data.order import FEW_CLASSES, rare
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import Evidence, Suspicion
+from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
+from fogline.doctor.others import placed
 from fogline.doctor.reading import answers_suit_their_rows
 from fogline.doctor.reference import standardised
 
@@ -23,6 +30,8 @@ _WINDOW, _AROUND = 3, 7
 """Sides of what is seen of a place: all of the near one, mean and deviation of the wide one."""
 _MOST_TOKENS, _MOST_CLASSES = 150, 50
 _PENALTY = 1e-2
+_MUCH, _MOST_TIMES = 0.3, 50.0
+"""What rare places are found less by; and the loudest that one of them is made."""
 _TELLS, _NOTHING = 5.0, 2.0
 """Standard errors by which answers suit their own rows better than others: beyond doubt, and no more than by chance."""
 
@@ -74,6 +83,76 @@ def targets_of_other_rows(exam: Examination) -> Suspicion | None:
         "were put in different orders.",
         severity="fatal",
         advice=_ADVICE,
+    )
+
+
+def rare_at_places(exam: Examination) -> Suspicion | None:
+    """Classes of few places, such as those of names among words, that the trained model finds nowhere."""
+    pair, observed, loss = pair_of(exam), exam.observed, exam.program.loss
+    if pair is None or observed is None or observed.start is None or kept_at(exam, "balance"):
+        return None
+    targets = pair[1]
+    if exam.case.yardstick.work != "classes" or targets.ndim < 2 or type(loss) is not nn.CrossEntropyLoss:
+        return None
+    counts = torch.bincount(targets[(targets >= 0) & (targets != loss.ignore_index)].flatten()).double()
+    few = rare(counts)
+    if loss.weight is not None or not bool(few.any()) or int((counts > 0).sum()) > FEW_CLASSES:
+        return None
+    rows = torch.arange(min(len(targets), _MOST_ROWS)) * len(targets) // min(len(targets), _MOST_ROWS)
+    guessed, wanted = _guessed(exam, taken(pair[0], rows)), targets[rows]
+    if guessed is None or guessed.shape != wanted.shape:
+        return None
+    counted = (wanted >= 0) & (wanted != loss.ignore_index)
+    is_rare, right = few[wanted.clamp(0, len(few) - 1)] & counted, guessed == wanted
+    if int(is_rare.sum()) < _FEWEST:
+        return None
+    recall, usual = float(right[is_rare].double().mean()), float(right[counted & ~is_rare].double().mean())
+    if usual - recall < _MUCH:
+        return None
+    ratio = float(counts.max() / counts[counts > 0].min())
+    return Suspicion(
+        "class_imbalance",
+        min(0.9, 0.4 + 0.5 * (usual - recall)),
+        (
+            Evidence("places of the most common class for one of the rarest", ratio, "about 1"),
+            Evidence("share of the places of rare classes that are recognised", recall, usual),
+        ),
+        f"Some classes have up to {ratio:.0f} times fewer places than the most common one, and the model does not find "
+        "them: to name the common one everywhere costs the loss next to nothing.",
+        tuple(_weighing(counts, power) for power in (1.0, 0.5)),
+        advice="Look at the recall of each class, or at its intersection over union, not at the accuracy of all places.",
+    )
+
+
+def _guessed(exam: Examination, inputs: Any) -> Tensor | None:
+    """The class that the observed model gives each place."""
+    assert exam.observed is not None
+    assert exam.observed.start is not None
+    model = exam.observed.start.objective.model
+    given = placed(cast(inputs, float_type(model)), next(model.parameters()).device)
+    try:
+        with torch.no_grad(), mode(model, training=False), private_randomness(CPU):
+            outputs = model(given)
+    except FAILURES:
+        return None
+    return outputs.argmax(1).cpu() if isinstance(outputs, Tensor) and outputs.ndim > 2 else None
+
+
+def _weighing(counts: Tensor, power: float) -> Remedy:
+    weight = (counts.max() / counts.clamp_min(1)).pow(power).clamp_max(_MOST_TIMES).float()
+
+    def edit(loss: Any) -> Any:
+        again = copied(loss)
+        again.weight = weight.clone()
+        return again
+
+    root = "" if power == 1 else ".sqrt()"
+    return Remedy(
+        "weigh each class by how rare it is" + ("" if power == 1 else ", by the half"),
+        f"counts = torch.bincount(y.flatten())\nloss = nn.CrossEntropyLoss(weight=(counts.max() / counts){root})",
+        on_loss=edit,
+        place="balance",
+        order=LOSS,
     )
 
 

@@ -26,7 +26,7 @@ from fogline.doctor.weighing import pulls_of_classes, weighed, weighs
 _MUCH = 0.3  # of the rows of rare classes
 _FEWEST_OF_A_CLASS = 5
 _MOST_OFTEN = 50
-_FEW_CLASSES = 20  # of more, as of words, some are always rare
+FEW_CLASSES = 20  # of more, as of words, some are always rare
 _LESS = 0.5  # of the pull of any common class: a row of a rare one is hushed
 _MORE_ROWS = "More rows of the rare classes, if there is a way to get them."
 
@@ -155,7 +155,7 @@ def passed_over(exam: Examination) -> tuple[float, float, float] | None:
 def _lacking(counts: Tensor) -> int:
     """How many classes have fewer rows than a cross-validation has parts; of many classes some always do."""
     present = counts[counts > 0]
-    if len(present) > _FEW_CLASSES or float(present.max()) < _FEW_CLASSES * float(present.min()):
+    if len(present) > FEW_CLASSES or float(present.max()) < FEW_CLASSES * float(present.min()):
         return 0
     return int((present < _FEWEST_OF_A_CLASS).sum())
 

@@ -19,6 +19,7 @@ from fogline.doctor.yardstick import error_of
 
 _ENOUGH_TO_SCORE = 20  # rows
 _MOST_COLUMNS = 1000
+_ROWS_LOOKED_AT, _FEW_MEASURES = 5000, 3
 _FEWEST_LABELS, _OTHER_CLASSES = 8, 0.6
 """Rows whose classes are compared, and from what share of them on it is another kind: a rare class that is held out as
 often as the common one makes half."""
@@ -221,7 +222,8 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
     """Held-out rows that are copies of training rows: the score on them shows what was memorised.
 
     Values that repeat by themselves (few columns with few values) do so within the training rows too: the share of
-    training rows that have a twin among the others is the share of copies that chance gives.
+    training rows that have a twin among the others is the share of copies that chance gives. Several measured numbers
+    do not: where rows were repeated on purpose, as those of rare classes are, they were before the split.
     """
     held, pair = exam.case.valid, pair_of(exam)
     if held is None or pair is None or kept_at(exam, "copies") or kept_at(exam, "split"):
@@ -237,7 +239,8 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
     for row in own:
         counts[row] = counts.get(row, 0) + 1
     copies = sum(row in counts for row in other)
-    share, by_chance = copies / len(other), sum(c for c in counts.values() if c > 1) / len(own)
+    twins = sum(c for c in counts.values() if c > 1) / len(own)
+    share, by_chance = copies / len(other), 0.0 if _measured(pair[0]) else twins
     error = math.sqrt((by_chance * (1 - by_chance) + 1 / len(own)) / len(other))
     if share < by_chance + 5 * error or share < max(0.02, 2 * by_chance):
         return None
@@ -246,7 +249,7 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
         0.9,
         (
             Evidence("held-out rows that are copies of training rows", f"{copies} of {len(other)}", 0),
-            Evidence("share of training rows that have a twin among themselves", by_chance),
+            Evidence("share of training rows that have a twin among themselves", twins),
         ),
         f"{copies} of {len(other)} held-out rows are in the training data too. The score on them says how well rows "
         "are "
@@ -256,6 +259,15 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
         severity="serious" if share > 0.2 else "minor",
         advice="Split before rows are repeated or augmented, and by the thing they come from (a patient, a picture).",
     )
+
+
+def _measured(inputs: Tensor) -> bool:
+    """Whether the columns are of numbers that hardly ever repeat, but in copies of whole rows: those have been made."""
+    if not inputs.is_floating_point():
+        return False
+    rows = torch.unique(_flat(inputs)[:_ROWS_LOOKED_AT], dim=0)
+    fine = [column for column in rows.unbind(1) if len(torch.unique(column)) > 0.9 * len(rows)]
+    return len(fine) >= _FEW_MEASURES and len(rows) >= _ENOUGH_TO_SCORE
 
 
 def _few_kinds(inputs: Tensor) -> bool:

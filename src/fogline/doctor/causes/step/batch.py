@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
+from fogline.data.source import cast, float_type
+from fogline.descent.copies import copied
+from fogline.descent.objective import Objective
+from fogline.descent.randomness import private_randomness
+from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.causes.step.common import BOLD, STRAIGHT, SURELY, began, is_large_batch
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RECIPE, Evidence, Remedy, Suspicion
@@ -9,6 +16,7 @@ from fogline.doctor.standing import motion, standing, steps_of
 from fogline.recipe import Duration, Recipe
 
 _LARGE, _FEW_STEPS, _MOST_STEPS = 128, 100, 1000
+_A_PAIR, _COMPARED = 2, 16
 
 
 def batch_too_small(exam: Examination) -> Suspicion | None:
@@ -39,6 +47,55 @@ def batch_too_small(exam: Examination) -> Suspicion | None:
         f"{size} row{'s' if size > 1 else ''} a step say little of all {rows}: at this learning rate each step undoes "
         "what the last one did.",
         (remedy,),
+    )
+
+
+def nothing_to_compare(exam: Examination) -> Suspicion | None:
+    """Batches of a row or two under a loss that compares rows with one another: it has no slope, whatever is answered.
+
+    Such are losses of survival, of ranking and of contrasts; of more rows they have one.
+    """
+    size, rows, anatomy = exam.case.batch_size, exam.program.rows, exam.anatomy
+    if size > _A_PAIR or rows < 2 * _COMPARED or anatomy.stage or not anatomy.gradients:
+        return None
+    if any(slope is not None and bool(slope.any()) for slope in anatomy.gradients.values()):
+        return None
+    model = copied(anatomy.model)
+    batch = exam.case.rows(torch.arange(_COMPARED) * rows // _COMPARED)
+    try:
+        with private_randomness(CPU), torch.enable_grad():
+            loss = Objective(model, exam.program.loss)(cast(batch, float_type(model)))
+            weights = [weight for weight in model.parameters() if weight.requires_grad]
+            slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+    except FAILURES:
+        return None
+    if not any(slope is not None and bool(slope.any()) for slope in slopes):
+        return None
+    return Suspicion(
+        "batch_too_small",
+        0.9,
+        (
+            Evidence("rows a step", size, f"{_COMPARED}"),
+            Evidence("gradient of a step", 0, "any other, as that of more rows is"),
+        ),
+        f"The loss compares the rows of a batch with one another, and of {size} there is nothing to compare: whatever "
+        "is answered, the loss is the same, and no step leads anywhere.",
+        tuple(of_more(exam.program.recipe, size, more) for more in (_COMPARED, 2 * _COMPARED)),
+        proof=True,
+        severity="fatal",
+    )
+
+
+def of_more(recipe: Recipe, size: int, more: int) -> Remedy:
+    """Larger batches for the same passes over the rows."""
+    now = Duration.parse(recipe.duration)
+    changes = {"duration": f"{max(1, round(now.value * size / more))}st"} if now.unit == "st" else {}
+    return Remedy(
+        f"take {more} rows a step instead of {size}",
+        f"fogline.Recipe(batch_size={more}{''.join(f', {name}={value!r}' for name, value in changes.items())})",
+        on_recipe=lambda recipe: recipe.replace(batch_size=more, accumulate=1, **changes),
+        place="batch",
+        order=RECIPE,
     )
 
 
