@@ -120,7 +120,7 @@ def rare_at_places(exam: Examination) -> Suspicion | None:
         f"Some classes have up to {ratio:.0f} times fewer places than the most common one, and the model does not find "
         "them: to name the common one everywhere costs the loss next to nothing.",
         tuple(_weighing(counts, power) for power in (1.0, 0.5)),
-        advice="Look at the recall of each class, or at its intersection over union, not at the accuracy of all places.",
+        advice="Look at the recall of each class, or its intersection over union, not at the accuracy of all places.",
     )
 
 
