@@ -28,8 +28,6 @@ _SORTED = 0.3
 _FEWEST_LABELS = 100
 _CLOSE = 16
 _SAME = 0.01
-_SOLVED = 0.1
-"""Of the first losses: what is left where one and the same answer is right for all rows."""
 _FAR_OFF, _OF_A_NORMAL = 5.0, 0.6745  # deviations; the median distance from the middle, in them
 _FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 8, 512, 64
 
@@ -98,14 +96,11 @@ class FirstBatch:
         """
         batches = self._batches
         kind = losses.family(self.loss_fn)
-        if (kind == "classes" or (kind == "binary" and chooses)) and sum(map(len, batches)) >= _FEWEST_LABELS:
+        if kind in ("classes", "binary") and chooses and sum(map(len, batches)) >= _FEWEST_LABELS:
             labels = torch.cat(batches)
             first = labels.flatten()[0]
             whole = not labels.is_floating_point() or (kind == "binary" and float(first) in (0.0, 1.0))
-            known = finite(recorded)
-            # Who always wants the first of several candidates, or to be taken for real, has more than that to learn.
-            solved = len(known) > 0 and ends(known)[1] < _SOLVED * ends(known)[0]
-            if whole and solved and bool((labels == first).all()):
+            if whole and bool((labels == first).all()):
                 yield task_findings.constant_targets(step, len(labels))
         close = [k for k, at in enumerate(self.seen) if at < _CLOSE or not self.numbers]
         batches = [batches[k] for k in close] if batches else []  # numbers that a network makes itself drift

@@ -73,6 +73,7 @@ class LossLook:
         self._given: tuple[Any, ...] = ()
         self._all_given: Any = ()  # with what was given by name
         self._before_loss: Tensor | None = None  # what the layer called last gave
+        self._judged = False  # it is what another model says that is compared with targets
         self._inside = False  # it is within the model that outputs are compared with targets
         self._output: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -168,7 +169,9 @@ class LossLook:
             self._compare(plain=float(output.detach()))
         if len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
             return
-        if self.direct is None and self._output is not None and _same_numbers(args[0], self._output):
+        as_said = self._output is not None and _same_numbers(args[0], self._output)
+        self._judged |= self._output is None or not (as_said or _made_of(args[0], self._output))
+        if self.direct is None and as_said:
             self.direct = Compared(self._given, args[0].shape[1:], args[1], self.loss_fn)
         self.rows.add(self._given, args[1])
         if not self._paired:
@@ -281,7 +284,7 @@ class LossLook:
     @property
     def chooses(self) -> bool:
         """Whether it is this model that answers rows, each by itself: an opponent or a pair may have but one answer."""
-        return self._whole and len(self._given) == 1
+        return self._whole and len(self._given) == 1 and not self._judged
 
     @property
     def carries(self) -> bool:
