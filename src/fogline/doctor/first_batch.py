@@ -28,6 +28,7 @@ _SORTED = 0.3
 _FEWEST_LABELS = 100
 _CLOSE = 16
 _SAME = 0.01
+_OUTWEIGHS = 3.0  # times the loss that terms are added to
 _FAR_OFF, _OF_A_NORMAL = 5.0, 0.6745  # deviations; the median distance from the middle, in them
 _FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 8, 512, 64
 
@@ -140,7 +141,8 @@ class FirstBatch:
         if added is None or left is None or not len(known):
             return
         terms = ends(known)[1] - added.late
-        if left > NOTHING and added.terms > added.alone and terms < added.terms / 2:
+        much = LEARNS if added.terms > _OUTWEIGHS * added.alone else NOTHING
+        if left > much and added.terms > added.alone and terms < added.terms / 2:
             yield task_findings.outweighed(step, added.terms / added.alone, left)
 
     def _share_alone(self) -> float | None:
@@ -176,6 +178,15 @@ class FirstBatch:
         if constant is None or not constant * self.ratio > 0 or not len(known):
             return None
         return _share(ends(known)[1] / self.ratio, constant, _floor(self.loss_fn, batches))
+
+    @property
+    def bounds_errors(self) -> bool:
+        """Whether a mean loss of ln 2 is the least of answers that are all wrong: one label a row, none weighed."""
+        loss_fn, shapes = self.loss_fn, {targets.shape[1:].numel() for step in self.seen.values() for targets in step}
+        plain = getattr(loss_fn, "weight", None) is None and getattr(loss_fn, "pos_weight", None) is None
+        smooth = bool(getattr(loss_fn, "label_smoothing", 0.0)) or _reduction(loss_fn) != "mean"
+        labels = losses.family(loss_fn) in ("classes", "binary") and shapes == {1}
+        return labels and plain and not smooth and self.ratio == 1.0
 
     @property
     def known(self) -> bool:

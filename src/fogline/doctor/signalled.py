@@ -39,6 +39,7 @@ _RARE, _ENOUGH = 0.2, 20  # of an equal share; rows
 _WALKED = 0.3  # lengths of the weights
 _SOME_SKILL, _MUCH_SKILL = 0.1, 0.3  # of classical learners
 _HALF = 0.5
+_LOOKS = 3
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _VANISHED = 1e-6
 _OF_ALL_ROWS = {
@@ -64,6 +65,7 @@ def from_signals(run: Run) -> Iterator[Finding]:
         yield from _left_again(run)
     if verdict in (Verdict.IMPROVING, Verdict.NOISE_FLOOR) and _has_much_left(run, evidence):
         yield from _too_few_steps(verdict, evidence)
+    yield from reported(run)
     if verdict is Verdict.OVERFIT and not (run.info.get("loss_over_constant") or 0.0) > LITTLE_LEARNED:
         yield _overfitting(run, evidence)
 
@@ -169,6 +171,55 @@ def _left_again(run: Run) -> Iterator[Finding]:
             "the inputs. The steps are too long to stay where it is low.",
             remedy=Remedy("a tenth of the learning rate, or let it be measured", 'lr a tenth of it, or "auto"'),
         )  # fmt: skip
+
+
+def reported(run: Run) -> Iterator[Finding]:
+    """What the loop logs beside its held-out loss: an accuracy that this loss rules out, or rare rows never found.
+
+    Whoever is wrong gives the right class at most one half, and so has a loss of at least ln 2: of a mean loss L no
+    more than L / ln 2 of the answers are wrong.
+    """
+    values: dict[str, list[float]] = {}
+    for row in run.scores:
+        values.setdefault(str(row["name"]).lower(), []).append(float(row["value"]))
+    losses = values.get("loss", [])
+    for name, seen in values.items():
+        late = np.array(seen[-_LOOKS:])
+        if not len(losses) or len(late) != len(losses[-_LOOKS:]) or not bool(np.isfinite(late).all()):
+            continue
+        least = 1 - np.array(losses[-_LOOKS:]) / math.log(2)
+        share = late / 100 if float(np.max(seen)) > 1.5 else late
+        if run.info.get("bounds_errors") and "acc" in name and "bal" not in name and bool((share < least - 0.1).all()):
+            yield _ruled_out(name, float(share[-1]), float(least[-1]))
+        rarest = run.info.get("rarest_class")
+        if rarest is not None and rarest[0] < _RARE and rarest[1] >= _ENOUGH and _of_the_rare(name) and not late.any():
+            yield _never_named(name, rarest[0])
+
+
+def _of_the_rare(name: str) -> bool:
+    return any(word in name for word in ("recall", "sensitivity", "f1", "tpr"))
+
+
+def _ruled_out(name: str, share: float, least: float) -> Finding:
+    return Finding(
+        "metric_mismatch", "serious", 0.75,
+        (Evidence(f"{name} at the end", share, f"at least {least:.3g}"),),
+        f"The {name} that is logged does not measure the answers: with a held-out loss as low as this one at least "
+        f"{least:.0%} of them are right.",
+        advice="look at the axis that the highest score is taken along, at the threshold, and at what it is divided by",
+    )  # fmt: skip
+
+
+def _never_named(name: str, rarest: float) -> Finding:
+    return Finding(
+        "class_imbalance", "serious", 0.65,
+        (Evidence(f"{name} at the end", 0.0, "above 0"),
+         Evidence("how often the rarest class was seen, against equally often", rarest, "above 0.2")),
+        "Hardly any example is of the rarest class, and it is never named: always to name the other costs the loss "
+        "next to nothing.",
+        remedy=Remedy("draw the classes equally often, or weigh them",
+                      "sampler = WeightedRandomSampler(1 / torch.bincount(y)[y], len(y))"),
+    )  # fmt: skip
 
 
 def unrelated(run: Run) -> Finding | None:

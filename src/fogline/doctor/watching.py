@@ -282,7 +282,7 @@ class Inspector:
         if first is None:
             return known
         left = first.share_left(losses)
-        known |= {"loss_over_constant": left, "rarest_class": first.rarest()}
+        known |= {"loss_over_constant": left, "rarest_class": first.rarest(), "bounds_errors": first.bounds_errors}
         if left is None:
             return known
         constant = float(np.mean(losses[np.isfinite(losses)][-max(1, len(losses) // 10) :])) / left if left else 0.0
