@@ -60,7 +60,7 @@ def recover(outputs: Tensor, gradient: Tensor, loss: float | None) -> Recovered 
     (CrossEntropyLoss(), tensor([1, 0, 2, 2]), 1.0)
 
     Args:
-        outputs: of the model, (b, ...), classes along the last dimension.
+        outputs: of the model, (b, ...), classes along the last dimension, or (b, classes, ...).
         gradient: of the loss, by the outputs.
         loss: its value, if it is known.
     """
@@ -71,11 +71,11 @@ def recover(outputs: Tensor, gradient: Tensor, loss: float | None) -> Recovered 
     given, slope = (t.detach()[:most].double().cpu() for t in (outputs, gradient))
     if len(given) < _FEWEST or not bool(torch.isfinite(given).all() & torch.isfinite(slope).all()):
         return None
-    for found, targets, each in _candidates(given, slope):
-        count = size * targets.numel() / len(targets)
+    for found, answers, targets, each in _candidates(given, slope):
+        count = size * targets.numel() / len(given)
         reduced = found(reduction="sum" if abs(each - 1) < _SLACK < abs(each * count - 1) else "mean")
         factor = each * (1 if reduced.reduction == "sum" else count)
-        plain = float(reduced(_shaped(given, targets), targets))
+        plain = float(reduced(answers, targets))
         if loss is None or size > most or abs(plain * factor - loss) <= _SLACK * abs(loss):
             return Recovered(reduced, targets, plain, 1.0 if abs(factor - 1) < _SLACK else factor)
     return None if loss is None or size > most else _squares(given, slope, loss)
@@ -156,12 +156,23 @@ def _gives(loss_fn: nn.Module, outputs: Tensor, targets: Tensor, slope: Tensor, 
     return alike and (loss is None or abs(float(value.detach()) - loss) <= _SLACK * abs(loss))
 
 
-def _shaped(outputs: Tensor, targets: Tensor) -> Tensor:
-    return outputs if targets.is_floating_point() else outputs.reshape(-1, outputs.shape[-1])
+def _candidates(outputs: Tensor, slope: Tensor) -> Iterator[tuple[type[nn.Module], Tensor, Tensor, float]]:
+    """Losses that the gradient may be of, with what is answered, their targets and c."""
+    yield from _of_classes(outputs, slope)
+    if outputs.ndim > 2:
+        yield from _of_classes(outputs.movedim(1, -1), slope.movedim(1, -1))
+    yes = (slope < 0).double()
+    each = _common(slope, outputs.sigmoid() - yes)
+    if each is not None:
+        yield nn.BCEWithLogitsLoss, outputs, yes, each
+    if bool(((outputs > 0) & (outputs < 1)).all()):
+        each = _common(slope, (outputs - yes) / (outputs * (1 - outputs)))
+        if each is not None:
+            yield nn.BCELoss, outputs, yes, each
 
 
-def _candidates(outputs: Tensor, slope: Tensor) -> Iterator[tuple[type[nn.Module], Tensor, float]]:
-    """Losses that the gradient may be of, with their targets and c."""
+def _of_classes(outputs: Tensor, slope: Tensor) -> Iterator[tuple[type[nn.Module], Tensor, Tensor, float]]:
+    """Of outputs with the classes along the last dimension."""
     rows, slopes = (t.reshape(-1, t.shape[-1]) for t in (outputs, slope))
     sloped = slopes.amin(1) < 0  # a row that is answered without doubt has next to no slope
     if outputs.ndim > 1 and rows.shape[1] > 1 and bool(sloped.any()):
@@ -169,18 +180,10 @@ def _candidates(outputs: Tensor, slope: Tensor) -> Iterator[tuple[type[nn.Module
         hot = nn.functional.one_hot(labels, rows.shape[1]).double()
         each = _common(slopes, rows.softmax(1) - hot)
         if each is not None:
-            yield nn.CrossEntropyLoss, labels, each
+            yield nn.CrossEntropyLoss, rows, labels, each
         each = _common(slopes, -hot)
         if each is not None and float(rows.logsumexp(1).abs().max()) < _SLACK:
-            yield nn.NLLLoss, labels, each
-    yes = (slope < 0).double()
-    each = _common(slope, outputs.sigmoid() - yes)
-    if each is not None:
-        yield nn.BCEWithLogitsLoss, yes, each
-    if bool(((outputs > 0) & (outputs < 1)).all()):
-        each = _common(slope, (outputs - yes) / (outputs * (1 - outputs)))
-        if each is not None:
-            yield nn.BCELoss, yes, each
+            yield nn.NLLLoss, rows, labels, each
 
 
 def _common(slope: Tensor, shape: Tensor) -> float | None:

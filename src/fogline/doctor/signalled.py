@@ -41,8 +41,6 @@ _SOME_SKILL, _MUCH_SKILL = 0.1, 0.3  # of classical learners
 _HALF = 0.5
 _LOOKS = 3
 _GONE_EARLY = 0.33  # of the steps; and of the largest rate, on average
-_RISES, _FAR = (-2.0, -0.1), 0.1
-"""Significance and share of a loss that climbs again at the end; and of the weights, what a long step moves."""
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _VANISHED = 1e-6
 _OF_ALL_ROWS = {
@@ -98,16 +96,6 @@ def _rate(run: Run, verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Find
             "The loss ran away: steps land on the far wall of the valley, higher than they started.",
             remedy=Remedy("a tenth of the learning rate", f"lr={rate / 10:.3g}"),
         )
-    far_steps = finite(steps["update_ratio"])
-    climbs = number(evidence.get("significance")) < _RISES[0] and number(evidence.get("gain_share")) < _RISES[1]
-    if verdict is Verdict.NOISE_FLOOR and climbs and len(far_steps) and float(np.median(far_steps)) > _FAR:
-        yield Finding(
-            "lr_too_high", "serious", 0.6,
-            (Evidence("rise of the loss at the end, as a share of all it fell", -number(evidence["gain_share"]), 0.0),
-             Evidence("length of a step, relative to the weights", float(np.median(far_steps)), "0.001 to 0.03")),
-            "The steps are long against the weights, and the loss, which had come down, climbs again.",
-            remedy=Remedy("a tenth of the learning rate", f"lr={rate / 10:.3g}"),
-        )  # fmt: skip
     short = len(alpha) >= 3 and abs(float(np.median(alpha)) + 1) < _UNCHANGED
     far = number(evidence.get("best_step_over_path"))
     slow = (verdict is Verdict.STALLED and far > 3) or (verdict is Verdict.IMPROVING and short)
