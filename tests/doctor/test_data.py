@@ -419,6 +419,17 @@ def test_copies_across_the_split() -> None:
     assert data.duplicate_leak(regression((X, y), (Xv, yv))) is None
 
 
+def test_rows_that_were_repeated_before_the_split() -> None:
+    """As rare ones are, so that there are as many of them as of others: twins within the training rows as well."""
+    X, y = labels(300)
+    again = torch.cat([torch.arange(300), *[torch.arange(0, 300, 3)] * 3])
+    again = again[torch.randperm(len(again), generator=torch.Generator().manual_seed(0))]
+    X, y = X[again], y[again]
+    found = data.duplicate_leak(classification((X[:450], y[:450]), (X[450:], y[450:])))
+    assert found is not None
+    assert found.proof
+
+
 def test_rows_that_repeat_by_themselves() -> None:
     X = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     y = X.sum(1, keepdim=True) % 2
@@ -765,3 +776,49 @@ def test_pairs_of_rows_and_targets_of_places_are_told() -> None:
     assert found is not None
     assert chance is not None
     assert found.errors > 10 > 3 > abs(chance.errors)
+
+
+def _names(count: int, seed: int) -> Pair:
+    """Words of which few are names: those of the first numbers, which nothing tells apart from others in one of two."""
+    source = torch.Generator().manual_seed(seed)
+    words = torch.randint(3, 60, (count, 12), generator=source)
+    names = torch.rand(count, 12, generator=source) < 0.06
+    words[names] = torch.randint(0, 3, (int(names.sum()),), generator=source)
+    named = names & (torch.rand(count, 12, generator=source) < 0.4)
+    return words, torch.where(named, 1 + words, 0)
+
+
+class _Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Embedding(60, 16), nn.Linear(16, 4))
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.layers(words).transpose(1, 2)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_classes_of_few_places(weighed: bool) -> None:
+    loss = nn.CrossEntropyLoss(torch.tensor([1.0, 40.0, 40.0, 40.0]) if weighed else None)
+    exam = in_motion(Examination(open_case(fogline.Task(_Tagger(), loss, _names(400, 0)), RECIPE)), 200)
+    found = data.rare_at_places(exam)
+    assert (found is None) is weighed
+    if found is not None:
+        weight = mended(exam, found).program.loss.weight
+        assert weight[0] == 1
+        assert weight[1] > 10
+        report = fogline.diagnose(fogline.Task(_Tagger(), loss, _names(400, 0)), RECIPE)
+        assert "class_imbalance" in [finding.cause for finding in report.findings]
+
+
+def test_words_of_which_some_are_always_rare() -> None:
+    words = torch.randint(0, 60, (400, 12), generator=torch.Generator().manual_seed(0)).float().pow(2).div(60).long()
+    model = nn.Sequential(nn.Embedding(60, 8), nn.Linear(8, 60), _Last())
+    task = fogline.Task(model, nn.CrossEntropyLoss(), (words[:, :-1], words[:, 1:]))
+    assert data.rare_at_places(in_motion(Examination(open_case(task, RECIPE)), 60)) is None
+
+
+class _Last(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)

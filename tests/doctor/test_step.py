@@ -386,3 +386,25 @@ def test_regularization_too_strong_in_the_loss(
         batch = given.anatomy.batch
         expected = F.cross_entropy(given.anatomy.model(batch[0]), batch[1])
         assert torch.allclose(remedied.loss.function(given.anatomy.model, batch), expected)
+
+
+def _ranked_within(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The logarithm of a partial likelihood: of a single row it is 0."""
+    order = targets.reshape(-1).argsort(descending=True)
+    risks = outputs.reshape(-1)[order]
+    return (risks.logcumsumexp(0) - risks).mean()
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_batches_of_which_there_is_nothing_to_compare(size: int) -> None:
+    case = open_case(fogline.Task(net(3, 1), _ranked_within, numbers()), ADAM.replace(batch_size=size))
+    found = step.nothing_to_compare(Examination(case))
+    assert (found is not None) is (size == 1)
+    if found is not None:
+        assert found.proof
+        assert Examination(case, (found.remedies[0],)).program.recipe.batch_size == 16
+
+
+def test_a_batch_of_one_that_has_a_slope_is_left_alone() -> None:
+    case = open_case(fogline.Task(net(3, 1), nn.MSELoss(), numbers()), ADAM.replace(batch_size=1))
+    assert step.nothing_to_compare(Examination(case)) is None

@@ -103,3 +103,19 @@ def test_inputs_that_are_read_on_few_rows_only_are_seen() -> None:
     rows[:20, 0] = rows[:20, 0].abs()
     task = fogline.Task(net(), fogline.on_batch(step), (rows, Y))
     assert unfolded(task) is task
+
+
+def of_names(model: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch["rows"]), batch["labels"])
+
+
+def test_a_batch_may_be_a_dict() -> None:
+    data = {"labels": Y, "rows": X, "ids": torch.arange(240)}
+    read = unfolded(fogline.Task(net(), fogline.on_batch(of_names), data, {k: v[:50] for k, v in data.items()}))
+    assert read.train[0] is X
+    assert read.train[1] is Y
+    assert len(read.valid[1]) == 50
+    value = read.loss(net()(X), Y) if read.loss is not F.cross_entropy else F.cross_entropy(net()(X), Y)
+    assert torch.allclose(value, F.cross_entropy(net()(X), Y))
+    others = fogline.Task(net(), fogline.on_batch(of_names), data, {"rows": X[:50], "labels": Y[:50]})
+    assert unfolded(others) is others  # held out is something else
