@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fogline.doctor.causes.flow.activations import dead_units, missing_activation, saturated_units
 from fogline.doctor.causes.flow.attention import saturated_attention
+from fogline.doctor.causes.flow.drowned import drowned
 from fogline.doctor.causes.flow.gradients import exploding_gradient, vanishing_gradient
 from fogline.doctor.causes.flow.invariant import invariant
 from fogline.doctor.causes.flow.masks import mask_turned
@@ -15,7 +16,6 @@ from fogline.doctor.causes.flow.width import bottleneck
 
 ON_ONE_BATCH = (
     symmetric_init, bad_init, dead_units, saturated_units, saturated_attention, missing_activation, reshaped,
-    rows_mixed, mask_turned,
-    unseen_inputs,
+    rows_mixed, mask_turned, unseen_inputs, drowned,
 )  # fmt: skip
 IN_MOTION = (vanishing_gradient, exploding_gradient, dead_units, bottleneck, missed_inputs, invariant)
