@@ -116,3 +116,16 @@ def test_mixed_up_targets_do_not_lower_what_is_possible() -> None:
     assert abs(found.score) < 0.2
     assert found.possible is not None
     assert found.possible > 0.4
+
+
+def test_copies_of_a_row_are_no_other_rows() -> None:
+    """Whoever learned from one of them knows the others: of noise nothing is to be got, repeated or not."""
+    source = torch.Generator().manual_seed(0)
+    X, y = torch.randn(100, 5, generator=source), torch.randint(0, 2, (100,), generator=source)
+    again = torch.randint(0, 100, (400,), generator=source)
+    case = open_case(fogline.Task(nn.Linear(5, 2), nn.CrossEntropyLoss(), (X[again], y[again])), fogline.Recipe())
+    found = refer(case)
+    assert found.score is not None
+    assert found.score < 0.3
+    assert found.rows is not None
+    assert len(found.rows) < 101

@@ -21,9 +21,11 @@ from fogline.doctor.yardstick import Yardstick, error_of
 _MOST_ROWS, _MOST_FEATURES, _MOST_TOKENS = 4000, 2000, 2000
 _NEIGHBOURS = 5
 _MOST_TO_TRY = 1000
+"""Rows that one of several suppositions about them is tried on."""
+_FEW_COLUMNS, _FEW_MEASURES, _DIFFERENT, _FEWEST_MEASURED = 64, 3, 0.9, 20
+"""Columns that copies are told by; and of how many of them how many numbers differ, where they are measured."""
 MOST_CLASSES = 10_000
 """Of labels up to so many: beyond, numbers of people or of products were taken for those of classes."""
-"""Rows that one of several suppositions about them is tried on."""
 _FOLDS, _FEW_ROWS = 5, 500
 _PENALTY = 1e-2
 _WELL, _AS_WELL = 0.75, 0.1
@@ -97,6 +99,8 @@ def refer(case: Case) -> Reference:
     if len(rows) < 10:
         return Reference()
     order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))][:_MOST_ROWS]
+    if measured(raw):  # who learned from a copy of a row has not to answer it
+        order = order[without_copies(raw[order][:, :_FEW_COLUMNS])]
     targets = case.train.targets[order]
     folds = _FOLDS if len(order) <= _FEW_ROWS else 1
     scores: dict[str, float] = {}
@@ -110,6 +114,22 @@ def refer(case: Case) -> Reference:
     scored = len(order) // _FOLDS * folds
     of_valid = _on_valid(case, order, learner, scores[learner])
     return Reference(scores[learner], *of_valid, scored, learner, order, yardstick.classes)
+
+
+def measured(inputs: Tensor) -> bool:
+    """Whether the columns are of numbers that hardly ever repeat, but in copies of whole rows: those have been made."""
+    if not inputs.is_floating_point():
+        return False
+    rows = torch.unique(inputs[:_MOST_ROWS].reshape(min(len(inputs), _MOST_ROWS), -1)[:, :_FEW_COLUMNS], dim=0)
+    fine = [column for column in rows.unbind(1) if len(torch.unique(column)) > _DIFFERENT * len(rows)]
+    return len(fine) >= _FEW_MEASURES and len(rows) >= _FEWEST_MEASURED
+
+
+def without_copies(rows: Tensor) -> Tensor:
+    """Positions of the first of rows that are alike, in order: (n, d) to (k,)."""
+    _, which = torch.unique(rows, dim=0, return_inverse=True)
+    first = torch.full((int(which.max()) + 1,), len(rows)).scatter_reduce(0, which, torch.arange(len(rows)), "amin")
+    return first.sort().values
 
 
 def score_of(inputs: Tensor, targets: Tensor, yardstick: Yardstick) -> float:

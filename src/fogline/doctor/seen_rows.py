@@ -82,6 +82,7 @@ class SeenRows:
             the means as well. None where there is an order, or where that is not to be seen.
         """
         from fogline.doctor.case import FAILURES
+        from fogline.doctor.reference import without_copies
 
         with suppress(*FAILURES):
             inputs, targets = self._together()
@@ -91,7 +92,7 @@ class SeenRows:
             read = _finite_features(inputs)
             if read is None:
                 return None
-            first = _without_copies(read)
+            first = without_copies(read)
             values, classes = torch.unique(numbers.reshape(-1)[first], return_inverse=True)
             counted = values[0] + torch.arange(len(values), dtype=values.dtype)
             rows = torch.bincount(classes)
@@ -112,7 +113,7 @@ class SeenRows:
             None where there are too few, or none that such learners read.
         """
         from fogline.doctor.case import FAILURES
-        from fogline.doctor.reference import score_of
+        from fogline.doctor.reference import score_of, without_copies
         from fogline.doctor.yardstick import Yardstick, error_of
 
         with suppress(*FAILURES):
@@ -122,7 +123,7 @@ class SeenRows:
                 return None
             if read.shape == targets.shape and torch.allclose(read, targets.double()):
                 return None  # an auto-encoder, which a linear map copies
-            first = _without_copies(read)
+            first = without_copies(read)
             yardstick = Yardstick.of(targets, loss_fn)
             first = first[yardstick.counted(targets[first])]
             if len(first) >= _FEWEST and yardstick.work in ("classes", "binary", "regression"):
@@ -171,10 +172,3 @@ def _orders_as_good(apart: Tensor) -> float:
     others = [torch.randperm(count, generator=generator) for _ in range(_ORDERS)]
     suits = float((apart * steps).sum())
     return sum(float((apart[o][:, o] * steps).sum()) >= suits * (1 - 1e-9) for o in others) / _ORDERS
-
-
-def _without_copies(rows: Tensor) -> Tensor:
-    """Positions of rows that differ: a copy of a row that was learned from is answered by heart."""
-    _, of = torch.unique(rows, dim=0, return_inverse=True)
-    first = torch.full((int(of.max()) + 1,), len(rows))
-    return first.scatter_reduce(0, of, torch.arange(len(rows)), "amin").sort().values

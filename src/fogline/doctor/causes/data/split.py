@@ -14,12 +14,11 @@ from fogline.doctor.causes.data.common import kept_at, only, pair_of
 from fogline.doctor.causes.data.one_by_one import scaled_one_by_one
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
-from fogline.doctor.reference import features, refer
+from fogline.doctor.reference import features, measured, refer
 from fogline.doctor.yardstick import error_of
 
 _ENOUGH_TO_SCORE = 20  # rows
 _MOST_COLUMNS = 1000
-_ROWS_LOOKED_AT, _FEW_MEASURES = 5000, 3
 _FEWEST_LABELS, _OTHER_CLASSES = 8, 0.6
 """Rows whose classes are compared, and from what share of them on it is another kind: a rare class that is held out as
 often as the common one makes half."""
@@ -240,7 +239,7 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
         counts[row] = counts.get(row, 0) + 1
     copies = sum(row in counts for row in other)
     twins = sum(c for c in counts.values() if c > 1) / len(own)
-    share, by_chance = copies / len(other), 0.0 if _measured(pair[0]) else twins
+    share, by_chance = copies / len(other), 0.0 if measured(pair[0]) else twins
     error = math.sqrt((by_chance * (1 - by_chance) + 1 / len(own)) / len(other))
     if share < by_chance + 5 * error or share < max(0.02, 2 * by_chance):
         return None
@@ -259,15 +258,6 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
         severity="serious" if share > 0.2 else "minor",
         advice="Split before rows are repeated or augmented, and by the thing they come from (a patient, a picture).",
     )
-
-
-def _measured(inputs: Tensor) -> bool:
-    """Whether the columns are of numbers that hardly ever repeat, but in copies of whole rows: those have been made."""
-    if not inputs.is_floating_point():
-        return False
-    rows = torch.unique(_flat(inputs)[:_ROWS_LOOKED_AT], dim=0)
-    fine = [column for column in rows.unbind(1) if len(torch.unique(column)) > 0.9 * len(rows)]
-    return len(fine) >= _FEW_MEASURES and len(rows) >= _ENOUGH_TO_SCORE
 
 
 def _few_kinds(inputs: Tensor) -> bool:
