@@ -42,8 +42,7 @@ def open_source(value: Any, task: Task, what: str) -> tuple[Source, Facts]:
     elif tensors is not None or _is_arrays(dataset):
         source, facts = _in_memory(dataset if tensors is None else tensors, task, what)
     elif hasattr(dataset, "__getitem__") and isinstance(dataset, Sized):
-        source = replace(parts, whole=losses.family(task.loss) == "on_batch" and not _gives_rows(parts))
-        facts = _map_style(source, task, what)
+        source, facts = _map_style(parts, task, what)
     else:
         raise TypeError(f"{what}: expected {_FORMS}; received {type(value).__name__}")
     return source, replace(facts, notes=said.notes + facts.notes, batch_size=said.batch_size, shuffle=said.shuffle)
@@ -110,19 +109,24 @@ def _stream(parts: MapStyle, task: Task, what: str) -> tuple[Stream, Facts]:
     return source, replace(_facts(batch, task, what), notes=(note,) if parts.num_workers else ())
 
 
-def _gives_rows(source: MapStyle) -> bool:
-    """Whether batches of two and of three examples are tensors of as many rows."""
-    counts = {min(count, source.size) for count in (2, 3)}
-    return all(are_rows(source.take(torch.arange(count)), count) for count in counts)
+def _are_parted(source: MapStyle, two: Batch) -> bool:
+    """Whether batches are tensors of as many rows as examples, by one of two; of lists also by one of three."""
+    lists = isinstance(two, tuple) and any(isinstance(part, (tuple, list)) for part in two)
+    counts = {min(2, source.size): two}
+    if lists and source.size > 2:
+        counts[3] = source.take(torch.arange(3))
+    return all(are_rows(batch, count) for count, batch in counts.items())
 
 
-def _map_style(source: MapStyle, task: Task, what: str) -> Facts:
+def _map_style(source: MapStyle, task: Task, what: str) -> tuple[MapStyle, Facts]:
     """A dataset with ``__getitem__`` and ``__len__``; its first two examples are looked at."""
     if source.size == 0:
         raise ValueError(f"{what}: expected at least one example, received a dataset of length 0")
-    facts = _facts(source.take(torch.arange(min(2, source.size))), task, what)
+    batch = source.take(torch.arange(min(2, source.size)))
+    facts = _facts(batch, task, what)
     if facts.kind != "classification":
-        return facts
+        parted = losses.family(task.loss) != "on_batch" or _are_parted(source, batch)
+        return source if parted else replace(source, whole=True), facts
     classes, outputs = _class_names(source.dataset), facts.outputs
     if outputs == 0 and classes is not None:
         outputs = len(classes)
@@ -132,7 +136,7 @@ def _map_style(source: MapStyle, task: Task, what: str) -> Facts:
             raise misfit("a model, or a dataset that names its `classes`", received, "pass model=", what)
         labels = [source.take(part)[1] for part in torch.split(torch.arange(source.size), 64)]
         outputs = _count_classes(torch.cat(labels), task.loss, what)
-    return replace(facts, classes=classes, outputs=outputs)
+    return source, replace(facts, classes=classes, outputs=outputs)
 
 
 def _class_names(dataset: Any) -> tuple[str, ...] | None:
