@@ -331,3 +331,39 @@ def test_an_exponent_whose_slope_has_no_norm() -> None:
     found = number.nan_source(Examination(open_case(task, fogline.Recipe(optimizer="adam", batch_size=32))))
     assert found is not None
     assert "CrossEntropyLoss" in found.remedies[-1].title
+
+
+class MeanAndDeviation(nn.Module):
+    """A network that answers with a mean, and with a deviation that only a rectifier keeps from being negative."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(1, 32), nn.ReLU())
+        self.mean, self.deviation, self.last = nn.Linear(32, 1), nn.Linear(32, 1), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        return torch.cat([self.mean(hidden), self.last(self.deviation(hidden))], 1)
+
+
+def likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+    mean, deviation = outputs[:, :1], outputs[:, 1:]
+    return (deviation.log() + 0.5 * ((targets - mean) / deviation).square()).mean()
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.Softplus()])
+def test_a_deviation_that_is_cut_off_at_zero(last: nn.Module) -> None:
+    X = torch.linspace(-2, 2, 200)[torch.randperm(200, generator=torch.Generator().manual_seed(0))][:, None]
+    task = fogline.Task(MeanAndDeviation(last), likelihood, (X, X.sin()))
+    exam = Examination(open_case(task, fogline.Recipe(optimizer="adam", lr=0.01, batch_size=20, duration="20ep")))
+    found = number.log_of_zero(exam)
+    assert (found is not None) is isinstance(last, nn.ReLU)
+    if found is not None:
+        edit = found.remedies[0].on_model
+        assert edit is not None
+        model = MeanAndDeviation(last)
+        given, body = model(X), model.body(X)
+        mended = edit(model)(X)
+        assert torch.equal(mended[:, 0], given[:, 0])  # the rectifier inside stays one
+        assert torch.equal(mended[:, 1:], F.softplus(model.deviation(body)) + 1e-3)

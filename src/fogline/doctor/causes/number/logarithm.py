@@ -14,6 +14,7 @@ from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.causes.number.guard import finite_with, guards, made_positive
 from fogline.doctor.causes.number.hazards import Hazard, Look, batch_is_fine, first_hazard, when
+from fogline.doctor.causes.number.softened import softened
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 
@@ -44,6 +45,7 @@ def of_log(exam: Examination, cause: str, look: Look, hazard: Hazard, at_once: b
         "and one such row spoils the whole step.",
         (
             *(r for r in _safer(exam, look) if not at_once or finite_with(exam, r)),
+            *softened(exam, at_once=at_once),
             *made_positive(exam, at_once=at_once),
             *guards(exam, at_once=at_once),
         ),
