@@ -428,8 +428,11 @@ def test_weights_that_are_complex_numbers(changes: dict[str, Any], tmp_path: Pat
     assert fogline.diagnose(task, recipe.replace(lr=0.02)).notes == ()
 
 
-def test_a_last_batch_of_one_row_is_refused_before_it_is_reached(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rows", "size", "other"), [(33, 8, 9), (13, 2, 5), (3, 2, 3)])
+def test_a_last_batch_of_one_row_is_refused_before_it_is_reached(
+    rows: int, size: int, other: int, tmp_path: Path
+) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
-    X = torch.randn(33, 4)
-    with pytest.raises(ValueError, match=r"last batch of one row.*take batch_size=9"):
-        fogline.fit(model, (X, X[:, :1]), loss=nn.MSELoss(), runs=tmp_path, batch_size=8)
+    X = torch.randn(rows, 4)
+    with pytest.raises(ValueError, match=rf"last batch of one row.*take batch_size={other},"):
+        fogline.fit(model, (X, X[:, :1]), loss=nn.MSELoss(), runs=tmp_path, batch_size=size)

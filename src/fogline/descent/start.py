@@ -207,7 +207,7 @@ def _refuse_a_batch_of_one(
     except ValueError as error:
         if "value per channel" not in str(error):
             raise
-        other = next(other for other in range(size + 1, size + 3) if rows % other != 1)
+        other = next(other for other in range(size + 1, rows + 1) if rows % other != 1)
         received = f"a last batch of one row ({rows} rows in batches of {size})"
         remedy = f"take batch_size={other}, or leave a row out"
         raise misfit("at least two rows in every batch, because of batch normalisation", received, remedy) from error
