@@ -200,6 +200,12 @@ def test_an_accuracy_that_the_loss_rules_out(wrong: bool, percent: bool, tmp_pat
     assert ("metric_mismatch" in found) is wrong
 
 
+@pytest.mark.parametrize("name", ["train_acc", "balanced_accuracy", "vaccinated"])
+def test_what_is_no_accuracy_of_held_out_rows_is_not_held_to_their_loss(name: str, tmp_path: Path) -> None:
+    found = causes(trained(tmp_path, 0.1, lambda *_: {name: 0.2}, steps=400))
+    assert "metric_mismatch" not in found
+
+
 @pytest.mark.parametrize("penalty", [0.0, 1e-4, 0.2])
 def test_a_penalty_beside_a_loss_that_is_a_module(penalty: float, tmp_path: Path) -> None:
     found = causes(trained(tmp_path, 0.5, lambda *_: {}, penalty=penalty))

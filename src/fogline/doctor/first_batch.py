@@ -186,7 +186,7 @@ class FirstBatch:
         plain = getattr(loss_fn, "weight", None) is None and getattr(loss_fn, "pos_weight", None) is None
         smooth = bool(getattr(loss_fn, "label_smoothing", 0.0)) or _reduction(loss_fn) != "mean"
         labels = losses.family(loss_fn) in ("classes", "binary") and shapes == {1}
-        return labels and plain and not smooth and self.ratio == 1.0
+        return labels and plain and not smooth and abs(self.ratio - 1) < _SAME
 
     @property
     def known(self) -> bool:
