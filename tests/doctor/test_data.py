@@ -769,6 +769,14 @@ def test_targets_of_places_that_are_those_of_other_rows(made: Callable[[int, int
     assert found is None or found.proof is (mixed == "training rows")
 
 
+def test_large_pictures_are_looked_at_coarsely() -> None:
+    pictures, inside = (t.repeat_interleave(9, -1).repeat_interleave(9, -2) for t in _discs(60, 0))
+    found, chance = pairing(pictures, inside), pairing(*_mixed((pictures, inside)))
+    assert found is not None
+    assert chance is not None
+    assert found.errors > 10 > 3 > abs(chance.errors)
+
+
 def test_pairs_of_rows_and_targets_of_places_are_told() -> None:
     assert pairing(*labels()) is None  # a label a row
     assert pairing(torch.randn(60, 5), torch.randn(60, 5)) is None  # columns are no places

@@ -23,8 +23,10 @@ from fogline.doctor.others import placed
 from fogline.doctor.reading import answers_suit_their_rows
 from fogline.doctor.reference import standardised
 
-_FEWEST, _MOST_ROWS, _MOST_PLACES = 40, 400, 20
+_FEWEST, _MOST_ROWS, _MOST_PLACES = 40, 200, 20
 """Rows to tell anything from; rows that are looked at, and places of each."""
+_OF_A_PICTURE, _OF_A_SERIES, _NUMBERS = 2048, 64, 4_000_000
+"""Places that are told apart, or looked at; and numbers of the inputs that go forward at once."""
 _FOLDS, _TURNS = 5, 7
 _WINDOW, _AROUND = 3, 7
 """Sides of what is seen of a place: all of the near one, mean and deviation of the wide one."""
@@ -98,7 +100,8 @@ def rare_at_places(exam: Examination) -> Suspicion | None:
     few = rare(counts)
     if loss.weight is not None or not bool(few.any()) or int((counts > 0).sum()) > FEW_CLASSES:
         return None
-    rows = torch.arange(min(len(targets), _MOST_ROWS)) * len(targets) // min(len(targets), _MOST_ROWS)
+    most = max(1, min(len(targets), _MOST_ROWS, _NUMBERS // max(1, pair[0][:1].numel())))
+    rows = torch.arange(most) * len(targets) // most
     guessed, wanted = _guessed(exam, taken(pair[0], rows)), targets[rows]
     if guessed is None or guessed.shape != wanted.shape:
         return None
@@ -169,16 +172,18 @@ def pairing(inputs: Any, targets: Any) -> Pairing | None:
     Returns:
         None where there are no targets of places, or too few rows.
     """
-    laid = _laid_out(inputs, targets)
-    if laid is None or len(laid[0]) < _FEWEST:
+    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor) or min(inputs.ndim, targets.ndim) < 2:
         return None
     draws = torch.Generator().manual_seed(0)
-    rows = torch.randperm(len(laid[0]), generator=draws)[:_MOST_ROWS]
-    seen, wanted = _surroundings(laid[0][rows]), laid[1][rows]
+    rows = torch.randperm(len(inputs), generator=draws)[:_MOST_ROWS]
+    laid = _laid_out(inputs[rows], targets[rows])
+    if laid is None or len(rows) < _FEWEST:
+        return None
+    seen, wanted = _surroundings(laid[0]), laid[1]
     places = torch.randint(seen.shape[2], (len(rows), _MOST_PLACES), generator=draws)
     seen = seen.gather(2, places[:, None].expand(-1, seen.shape[1], -1)).transpose(1, 2)  # (n, places, k)
-    fold, gains = torch.arange(len(rows)) % _FOLDS, torch.zeros(len(rows), dtype=torch.float64)
     every = torch.arange(len(rows))
+    fold, gains = every % _FOLDS, torch.zeros(len(rows), dtype=torch.float64)
     own = _at(wanted, every, places)
     others = [_at(wanted, every.roll(turn), places) for turn in range(1, _TURNS + 1)]
     for k in range(_FOLDS):
@@ -193,18 +198,26 @@ def pairing(inputs: Any, targets: Any) -> Pairing | None:
     return Pairing(float(gains.mean()) / deviation, len(gains))
 
 
-def _laid_out(inputs: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
+def _laid_out(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
     """Inputs as (n, c, *places) and targets as (n, k, *places), in numbers; None where they are not of the same places.
 
-    A batch of answers to whole rows has none, nor have several numbers for a row of columns.
+    A batch of answers to whole rows has none, nor have several numbers for a row of columns. Large pictures are looked
+    at coarsely.
     """
-    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor) or inputs.is_complex() or inputs.ndim < 2:
+    if inputs.is_complex() or targets.is_complex():
         return None
     places = tuple(targets.shape[1:])
     if len(places) > 1 and places[0] == 1:
         places, targets = places[1:], targets[:, 0]
     elif len(places) > 1 and places[-1] == 1:
         places, targets = places[:-1], targets[..., 0]
+    if len(places) == 1 and places[0] > _OF_A_SERIES:  # a piece of it, from the middle
+        along = next((dim for dim in range(1, inputs.ndim) if inputs.shape[dim] == places[0]), None)
+        if along is None:
+            return None
+        first = (places[0] - _OF_A_SERIES) // 2
+        inputs, targets = (t.narrow(d, first, _OF_A_SERIES) for t, d in ((inputs, along), (targets, 1)))
+        places = (_OF_A_SERIES,)
     tokens = not inputs.is_floating_point() and inputs.dtype not in (torch.uint8, torch.bool)
     if not places or math.prod(places) < _FOLDS or not bool(torch.isfinite(targets.double()).all()):
         return None
@@ -218,6 +231,10 @@ def _laid_out(inputs: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
         inputs = inputs.movedim(-1, 1)
     if len(places) > 2 or not bool(torch.isfinite(inputs).all()):
         return None
+    coarse = math.ceil(math.sqrt(math.prod(places) / _OF_A_PICTURE)) if len(places) == 2 else 1
+    if coarse > 1:
+        inputs = F.avg_pool2d(inputs.float(), coarse)
+        targets = targets[:, ::coarse, ::coarse][:, : inputs.shape[2], : inputs.shape[3]]
     if targets.is_floating_point():
         return inputs.double(), targets.double()[:, None]
     labels = targets.clamp(0)
