@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogline.data.source import cast, float_type, taken
-from fogline.descent.copies import copied
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import CPU, FAILURES
@@ -141,13 +140,23 @@ def _guessed(exam: Examination, inputs: Any) -> Tensor | None:
     return outputs.argmax(1).cpu() if isinstance(outputs, Tensor) and outputs.ndim > 2 else None
 
 
+class Weighing(nn.CrossEntropyLoss):
+    """Weighs classes on whatever device the outputs are."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        assert self.weight is not None
+        return F.cross_entropy(
+            outputs, targets, self.weight.to(outputs), ignore_index=self.ignore_index, reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+
+
 def _weighing(counts: Tensor, power: float) -> Remedy:
     weight = (counts.max() / counts.clamp_min(1)).pow(power).clamp_max(_MOST_TIMES).float()
 
-    def edit(loss: Any) -> Any:
-        again = copied(loss)
-        again.weight = weight.clone()
-        return again
+    def edit(loss: nn.CrossEntropyLoss) -> nn.CrossEntropyLoss:
+        smoothing, ignored = loss.label_smoothing, loss.ignore_index
+        return Weighing(weight, ignore_index=ignored, reduction=loss.reduction, label_smoothing=smoothing)
 
     root = "" if power == 1 else ".sqrt()"
     return Remedy(
