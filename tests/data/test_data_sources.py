@@ -380,6 +380,20 @@ def test_batches_that_are_no_rows_are_parted_by_their_examples(workers):
     assert part(batch, 0, 9) is batch
 
 
+class Told(IterableDataset):
+    def __iter__(self):
+        return ((f"row {index}", index) for index in range(7))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_of_texts(workers):
+    loader = DataLoader(Told(), batch_size=3, collate_fn=lambda examples: tuple(map(list, zip(*examples, strict=True))))
+    source = open_data(Task(lambda: nn.Linear(4, 2), on_batch(lambda model, batch: model(batch)), loader)).train
+    batches = [batch for batch, _ in source.marked(3, 0, 0, 0, workers=workers)]
+    assert [rows_of(batch) for batch in batches] == [3, 3, 1]
+    assert whole(part(batches[1], 1, 3)) == (["row 4", "row 5"], [4, 5])
+
+
 def test_texts_are_no_rows_and_tensors_are():
     texts = DataLoader([("a film", 1), ("a plot", 0), ("a cast", 1)], batch_size=2)
     rows = DataLoader([(torch.ones(4), 1), (torch.zeros(4), 0)], batch_size=2)

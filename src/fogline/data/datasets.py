@@ -105,6 +105,8 @@ def _stream(parts: MapStyle, task: Task, what: str) -> tuple[Stream, Facts]:
     batch = next(source.batches(2), None)
     if batch is None:
         raise ValueError(f"{what}: expected at least one example, received an empty stream")
+    if losses.family(task.loss) == "on_batch" and not are_rows(batch, 2):
+        source = replace(source, whole=True)
     note = f"the {what} stream is read by one process, not in {parts.num_workers} workers, to keep its order"
     return source, replace(_facts(batch, task, what), notes=(note,) if parts.num_workers else ())
 

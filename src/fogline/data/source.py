@@ -277,11 +277,7 @@ class MapStyle:
             pin_memory=self.pin and torch.accelerator.is_available(),
             generator=torch.Generator().manual_seed(seed),  # else it would draw from the caller's
         )
-        return map(self._with_collate, loader) if self.whole else iter(loader)
-
-    def _with_collate(self, batch: Collated) -> Collated:
-        """It stays in this process: the function of a user need not be one that can be sent."""
-        return replace(batch, collate=self.collate)
+        return (replace(batch, collate=self.collate) for batch in loader) if self.whole else iter(loader)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """A batch, with a random state of its own around every example and around the collation."""
@@ -317,7 +313,7 @@ def _as_it_is(batch: Any) -> Batch:
 def _collated(source: MapStyle | Stream, examples: list[Any]) -> Batch:
     """A batch: a tuple where the collate function made a list, in the float type asked for."""
     batch = source.collate(examples)
-    if isinstance(source, MapStyle) and source.whole:
+    if source.whole:  # the user's function stays in its process: it need not be one that can be sent
         return cast(Collated(batch, examples), source.dtype)
     return cast(tuple(batch) if type(batch) is list else batch, source.dtype)
 
@@ -333,6 +329,7 @@ class Stream:
     collate: Callable[[list[Any]], Any] = default_collate
     dtype: torch.dtype | None = None
     window: int = 0
+    whole: bool = False  # batches are Collated
 
     @property
     def size(self) -> int | None:
@@ -353,7 +350,8 @@ class Stream:
     ) -> Iterator[tuple[Batch, Mark]]:
         """The same with the mark behind each batch, from which a later pass goes on without reading all before."""
         one = Pass(self.dataset, partial(_collated, self), batch_size, start, seed, epoch, self.window, mark or Mark())
-        return one.in_a_process() if workers else iter(one)
+        found = one.in_a_process() if workers else iter(one)
+        return ((replace(batch, collate=self.collate), at) for batch, at in found) if self.whole else found
 
     def astype(self, dtype: torch.dtype) -> Stream:
         """The same examples with floating-point tensors of another type."""
