@@ -17,7 +17,7 @@ from torch import Tensor
 from fogline.data.decoded import decoded
 from fogline.data.images import ImageEncoder
 from fogline.data.intake import Opened, open_data
-from fogline.data.source import InMemory, MapStyle
+from fogline.data.source import InMemory, MapStyle, whole
 from fogline.data.tables import TableEncoder
 from fogline.record import example_files
 from fogline.record.previews import (
@@ -118,7 +118,7 @@ def _chosen(count: int, most: int, first: Iterable[int]) -> list[int]:
 
 def _inputs(source: InMemory | MapStyle, ids: Sequence[int]) -> Any:
     """The inputs of examples: a tensor, or a list of texts; None where there is neither."""
-    batch = source.take(torch.tensor(ids, dtype=torch.int64, device=_device(source)))
+    batch = whole(source.take(torch.tensor(ids, dtype=torch.int64, device=_device(source))))
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if isinstance(inputs, dict):
         inputs = next(iter(sorted(filter(_has_looks, inputs.values()), key=_is_texts, reverse=True)), None)

@@ -20,7 +20,7 @@ from fogline._examples.dynamics import Record
 from fogline._examples.fingerprints import fingerprints
 from fogline._examples.neighbours import unit
 from fogline.data.intake import Opened, open_data
-from fogline.data.source import InMemory, Source, Stream, leaves, map_tree
+from fogline.data.source import InMemory, Source, Stream, leaves, map_tree, whole
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
 from fogline.record.store import Table
@@ -145,9 +145,11 @@ class Spaces:
         if isinstance(source, Stream) or self.record.kind != "classification":
             return None
         parts = [batch[1] for batch in _batches(source)]
-        whole = torch.cat(parts)
-        whole = whole.argmax(1) if whole.ndim == 2 and whole.shape[1] > 1 else whole.reshape(len(whole), -1)[:, 0]
-        return whole.long().cpu().numpy()
+        targets = torch.cat(parts)
+        targets = (
+            targets.argmax(1) if targets.ndim == 2 and targets.shape[1] > 1 else targets.reshape(len(targets), -1)[:, 0]
+        )
+        return targets.long().cpu().numpy()
 
 
 def _read(path: Path) -> Split:
@@ -235,7 +237,7 @@ def _batches(source: Source) -> Iterator[Any]:
             "expected data that can be read by position, received a stream; give it as a map-style dataset"
         )
     for start in range(0, source.size, _AT_ONCE):
-        yield source.take(torch.arange(start, min(start + _AT_ONCE, source.size)))
+        yield whole(source.take(torch.arange(start, min(start + _AT_ONCE, source.size))))
 
 
 def _in_parts(source: Source) -> Iterator[Any]:

@@ -73,7 +73,7 @@ class Collated:
         examples = [self.examples[place] for place in places]
         with PrivateRandom() as random:
             random.seed(derived_seed(0, len(examples)))
-            tree = self.collate(examples)
+            tree = _as_tuple(self.collate(examples))
         for function in self.after:
             tree = map_tree(function, tree)
         return replace(self, tree=tree, examples=examples)
@@ -312,10 +312,14 @@ def _as_it_is(batch: Any) -> Batch:
 
 def _collated(source: MapStyle | Stream, examples: list[Any]) -> Batch:
     """A batch: a tuple where the collate function made a list, in the float type asked for."""
-    batch = source.collate(examples)
+    batch = _as_tuple(source.collate(examples))
     if source.whole:  # the user's function stays in its process: it need not be one that can be sent
         return cast(Collated(batch, examples), source.dtype)
-    return cast(tuple(batch) if type(batch) is list else batch, source.dtype)
+    return cast(batch, source.dtype)
+
+
+def _as_tuple(batch: Any) -> Any:
+    return tuple(batch) if type(batch) is list else batch
 
 
 @dataclass(frozen=True)

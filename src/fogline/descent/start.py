@@ -94,7 +94,8 @@ def begin(task: Task, asked: Recipe, decided: Mapping[str, Any] | None = None, w
             metrics = that_fit(metrics, model, first)
         if not _only_parts(recipe, world):
             first, odd = _tried(model, loss, first, metrics, opened.facts)
-            _refuse_a_batch_of_one(model, loss, first, opened.facts, batches)
+            if world is None:  # of several processes each is to have a row, which is told elsewhere
+                _refuse_a_batch_of_one(model, loss, first, opened.facts, batches)
     if not spread:  # options of the optimizer are refused here, before there is a folder
         optimizer_of(model, recipe, 1.0 if isinstance(recipe.lr, str) else recipe.lr)
     named = replace(task, model=task.model or (lambda: _made(task, opened)), loss=loss, metrics=metrics)
