@@ -28,6 +28,7 @@ _SORTED = 0.3
 _FEWEST_LABELS = 100
 _CLOSE = 16
 _SAME = 0.01
+_FEW_CLASSES = 20
 _OUTWEIGHS = 3.0  # times the loss that terms are added to
 _FAR_OFF, _OF_A_NORMAL = 5.0, 0.6745  # deviations; the median distance from the middle, in them
 _FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 8, 512, 64
@@ -164,7 +165,8 @@ class FirstBatch:
         values, counts = torch.unique(together, return_counts=True)
         whole = bool((values == values.round()).all())
         rows = int(counts.min())
-        return (rows * len(values) / len(together), rows) if whole and len(values) > 1 else None
+        few = 1 < len(values) <= _FEW_CLASSES  # of more, as of words and letters, some are always rare
+        return (rows * len(values) / len(together), rows) if whole and few else None
 
     def share_left(self, recorded: NDArray[np.float64]) -> float | None:
         """The last losses as a share of that of the best constant answer; None where one of them is unknown."""

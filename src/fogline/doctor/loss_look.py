@@ -73,6 +73,7 @@ class LossLook:
         self._given: tuple[Any, ...] = ()
         self._all_given: Any = ()  # with what was given by name
         self._before_loss: Tensor | None = None  # what the layer called last gave
+        self.opposed = False  # there are further weights between what the model says and the loss
         self._judged = False  # it is what another model says that is compared with targets
         self._inside = False  # it is within the model that outputs are compared with targets
         self._output: Tensor | None = None
@@ -267,6 +268,7 @@ class LossLook:
 
     def _pair(self, step: int, loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Iterator[Finding]:
         self._paired = True
+        self.opposed = outputs is not loss and not _made_of(loss, outputs)
         if self.first is None:
             self.first = look(self.model, self.loss_fn, self._given, outputs, targets, step)
         self.line, self.operations = line_of(loss), operations_between(loss, outputs)

@@ -134,6 +134,8 @@ def _is_watched(run: Run) -> bool:
 
 def _ran_away(run: Run, evidence: dict[str, Any]) -> bool:
     """Whether a loss of somebody else's loop grew beyond what an opponent or moving targets make of a sound one."""
+    if run.info.get("opposed") and not run.info.get("not_finite"):
+        return False  # what a critic without bounds says has no scale, and drifts
     start, end = number(evidence.get("loss_at_start")), number(evidence.get("loss_at_end"))
     left = run.info.get("loss_over_constant") or 0.0
     return bool(left > _WORSE or end - start > _EXPLODED * abs(start) or run.info.get("not_finite"))

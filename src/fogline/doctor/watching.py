@@ -276,7 +276,7 @@ class Inspector:
         """
         known: dict[str, Any] = {"strides": [astuple(stride) for stride in self.strides.measured()]}
         withdrawn = self._unmoved.thawed()
-        known["batches_differ"] = self.loss_look.rows.differ()
+        known |= {"batches_differ": self.loss_look.rows.differ(), "opposed": self.loss_look.opposed}
         known |= {"withdrawn": ["frozen_parameters"]} if withdrawn and "frozen_parameters" in self.told else {}
         first = self.loss_look.compared()
         if first is None:
