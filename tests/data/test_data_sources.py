@@ -21,6 +21,7 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from fogline.data import InMemory, MapStyle, Stream, open_data
@@ -400,3 +401,24 @@ def test_texts_are_no_rows_and_tensors_are():
     for loader, collated in ((texts, True), (rows, False)):
         task = Task(lambda: nn.Linear(4, 2), on_batch(lambda model, batch: model(batch)), loader)
         assert isinstance(open_data(task).train.take(torch.tensor([1, 0])), Collated) is collated
+
+
+@pytest.mark.parametrize("kind", ["on_batch", "tokens", "padded", "columns"])
+def test_rows_of_any_length_held_out(kind):
+    short, long = torch.ones(6, 4), torch.ones(6, 7)
+    train, valid, loss = (short, torch.zeros(6, 1)), (long, torch.zeros(6, 1)), nn.MSELoss()
+    if kind == "on_batch":
+        train, valid, loss = {"x": short}, {"x": long}, on_batch(lambda model, batch: model(batch["x"]))
+    elif kind == "tokens":
+        train, valid = (short.long(), train[1]), (long.long(), valid[1])
+    elif kind == "padded":
+        train, valid = (
+            DataLoader(TensorDataset(*rows), batch_size=2, collate_fn=lambda examples: default_collate(examples))
+            for rows in (train, valid)
+        )
+    task = Task(lambda: nn.Linear(4, 1), loss, train, valid)
+    if kind == "columns":
+        with pytest.raises(ValueError, match="expected inputs with 4 columns"):
+            open_data(task)
+    else:
+        assert open_data(task).valid.size == 6

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from fogline.data import frames, losses
 from fogline.data.chunks import Chunks, is_streamed, open_chunks
@@ -203,13 +205,23 @@ def _is_text(targets: Any) -> bool:
     return sequence and len(targets) > 0 and all(isinstance(item, str) for item in targets)
 
 
+def _in_columns(train: Source, task: Task) -> bool:
+    """Whether rows have columns, and are no series or texts of any length, padded for each batch as they come."""
+    if losses.family(task.loss) == "on_batch":
+        return False
+    if isinstance(train, InMemory):
+        inputs = train.tensors[0]
+        return isinstance(inputs, Tensor) and inputs.is_floating_point()
+    return getattr(train, "collate", default_collate) is default_collate
+
+
 def _open_pairs(train_value: Any, valid_value: Any, encoder: TableEncoder, task: Task, notes: list[str]) -> Opened:
     """Tensors, datasets and loaders, with what is known of them."""
     train, facts = open_source(train_value, task, "train")
     valid, held = None, facts
     if valid_value is not None:
         valid, held = open_source(valid_value, task, "valid")
-        if len(facts.inputs) == len(held.inputs) == 1 and facts.inputs != held.inputs:
+        if len(facts.inputs) == len(held.inputs) == 1 and facts.inputs != held.inputs and _in_columns(train, task):
             expected = f"inputs with {facts.inputs[0]} columns as in the training data"
             raise misfit(expected, held.inputs[0], "give both the same columns", "valid")
         notes += [f"held-out data: {note}" for note in held.notes]
