@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import fogline
 from fogline.doctor.unfolded import OfPairs, unfolded
@@ -119,3 +120,43 @@ def test_a_batch_may_be_a_dict() -> None:
     assert torch.allclose(value, F.cross_entropy(net()(X), Y))
     others = fogline.Task(net(), fogline.on_batch(of_names), data, {"rows": X[:50], "labels": Y[:50]})
     assert unfolded(others) is others  # held out is something else
+
+
+class Named(torch.utils.data.Dataset[Any]):
+    """Rows by name, some of them with a gap."""
+
+    def __init__(self, first: int, size: int, gaps: int = 0) -> None:
+        self.first, self.size, self.gaps = first, size, gaps
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = X[self.first + index]
+        return {"labels": Y[self.first + index], "rows": torch.full_like(row, torch.nan) if index < self.gaps else row}
+
+
+@pytest.mark.parametrize("held", ["loader", "tensors", "none"])
+def test_a_loader_may_give_the_batches(held: str) -> None:
+    loader: Any = DataLoader(Named(60, 180, 12), batch_size=12, shuffle=True)
+    valid: Any = {
+        "loader": DataLoader(Named(0, 60), batch_size=30),
+        "tensors": {"labels": Y[:60], "rows": X[:60]},
+        "none": None,
+    }[held]
+    task = fogline.Task(net(), fogline.on_batch(of_names), loader, valid)
+    read = unfolded(task)
+    assert read is not task
+    rows, labels = next(iter(read.train))
+    assert rows.shape == (12, 6)
+    assert labels.shape == (12,)
+    assert read.train.batch_sampler is loader.batch_sampler
+    recipe = fogline.Recipe(optimizer="adam", lr=0.01, duration="10ep")
+    report = fogline.diagnose(task, recipe)
+    assert report.findings[0].cause == "nan_in_data"  # which is asked of pairs alone
+
+
+def test_loaders_whose_batches_are_no_rows_are_left_alone() -> None:
+    loader: Any = DataLoader([("a film", 1), ("a plot", 0)] * 20, batch_size=4)
+    task = fogline.Task(net(), fogline.on_batch(own), loader)
+    assert unfolded(task) is task

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, IterableDataset
 
 from fogline.data import losses
+from fogline.data.source import MapStyle, are_rows
 from fogline.descent.copies import copied
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
 from fogline.task import OnBatch, Task
@@ -108,19 +110,23 @@ def unfolded(task: Task) -> Task:
     It is one where the model is called once, with a tensor of the batch as it is, and nothing else is asked of it;
     and where of the rest of the batch one tensor is read, or the inputs themselves, as auto-encoders are told.
     """
-    loss, batch = task.loss, task.train
+    loss, held_out = task.loss, task.valid
     if not isinstance(loss, OnBatch) or loss.deployment is not None or task.model is None:
         return task
+    batch: Any = task.train
+    if isinstance(batch, DataLoader):
+        batch = _first_rows(batch)
+        held_out = _first_rows(held_out) if isinstance(held_out, DataLoader) else held_out
     if type(batch) not in (tuple, list, dict) and not isinstance(batch, Tensor):
         return task
-    parts, held_out = _parts_of(batch), task.valid
+    parts = _parts_of(batch)
     if len(parts) > _MOST_PARTS or not all(isinstance(part, Tensor) and part.ndim and len(part) >= 2 for part in parts):
         return task
     if held_out is not None and (type(held_out) is not type(batch) or _keys(held_out) != _keys(batch)):
         return task
     try:
         with private_randomness(_CPU), torch.no_grad():
-            found = _read(task, loss, parts)
+            found = _read(task, loss, parts, batch)
     except Exception:  # noqa: BLE001 - the program's own: then it stays as it is
         return task
     if found is None:
@@ -128,21 +134,54 @@ def unfolded(task: Task) -> Task:
     of_pairs, asked, told = found
 
     def paired(data: Any) -> Any:
+        if isinstance(data, DataLoader):
+            return _loader_of(data, lambda examples: paired(data.collate_fn(examples)))
         held = _parts_of(data)
         return held[asked], held[told]
 
     if asked == told and task.metrics:
         return task  # which are about something else than what the loss compares
-    return replace(task, loss=of_pairs, train=paired(batch), valid=None if task.valid is None else paired(task.valid))
+    valid = None if task.valid is None else paired(task.valid)
+    return replace(task, loss=of_pairs, train=paired(task.train), valid=valid)
 
 
-def _read(task: Task, loss: OnBatch, parts: list[Tensor]) -> tuple[Any, int, int] | None:
-    """The loss of pairs, and the places of inputs and targets in the batch."""
+def _first_rows(loader: DataLoader[Any]) -> Any:
+    """A batch of the first examples of a loader; None where it is read in another way, or gives no rows."""
+    data: Any = loader.dataset
+    if isinstance(data, IterableDataset) or loader.batch_sampler is None:
+        return None
+    count = min(_ROWS, len(data))
+    try:
+        batch = MapStyle(data, loader.collate_fn).take(torch.arange(count))
+    except Exception:  # noqa: BLE001 - the program's own: it is told when the data is opened
+        return None
+    return batch if count > 1 and are_rows(batch, count) else None
+
+
+def _loader_of(loader: DataLoader[Any], collate: Callable[[list[Any]], Any]) -> DataLoader[Any]:
+    """The same loader with another function that makes batches of examples."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=loader.batch_sampler,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        collate_fn=collate,
+    )
+
+
+def _without_gaps(parts: list[Tensor]) -> list[Tensor]:
+    """The rows of which all is finite, where there are some: a loss of others is equal to nothing."""
+    finite = torch.stack([torch.isfinite(part).reshape(len(part), -1).all(1) for part in parts]).all(0)
+    return [part[finite] for part in parts] if int(finite.sum()) > 1 else parts
+
+
+def _read(task: Task, loss: OnBatch, parts: list[Tensor], form: Any) -> tuple[Any, int, int] | None:
+    """The loss of pairs, and the places of inputs and targets in a batch of this form."""
     seed_everything(0, 0, INITIAL, _CPU)
     given: Any = task.model
     model = _Seen(copied(given if isinstance(given, nn.Module) else given()).eval())
-    few = [part[:_ROWS] for part in parts]
-    like: Any = _made_of(few, task.train)
+    few = _without_gaps([part[:_ROWS] for part in parts])
+    like: Any = _made_of(few, form)
     named = _Named()
     with named:
         value = loss.function(model, like)
