@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fogline
 from fogline.doctor.case import open_case
 from fogline.doctor.causes.output import compared_with_other_rows
+from fogline.doctor.causes.output.dealt import _pulled
 from fogline.doctor.examination import Examination
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=20, duration="12ep")
@@ -74,3 +75,17 @@ def test_axes_that_are_laid_out_in_another_order() -> None:
 @pytest.mark.parametrize("loss", [as_they_lie, of_the_last, of_all_pairs])
 def test_losses_that_compare_a_row_with_its_own_target(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     assert seen(loss) is None
+
+
+def test_how_many_places_count_changes_all_slopes_alike() -> None:
+    """The mean is over the places that count: where a row has fewer of them, those of others weigh more."""
+    outputs = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets = torch.arange(24).reshape(6, 4) % 3
+    fewer = targets.clone()
+    fewer[0, 1:] = -100
+    slopes = [
+        torch.autograd.grad(F.cross_entropy(outputs.reshape(-1, 3), wanted.reshape(-1)), outputs)[0]
+        for wanted in (targets, fewer)
+    ]
+    assert (slopes[0] != slopes[1]).all()
+    assert _pulled(*slopes).nonzero()[:, 0].unique().tolist() == [0]

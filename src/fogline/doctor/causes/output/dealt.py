@@ -16,7 +16,7 @@ from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 
-_ROWS = 6
+_ROWS, _SAME = 6, 1e-5
 _FEW = 0.5
 """Of what is said of a row, less is pulled at by its target; and of what that pulls at, less is said of the row."""
 
@@ -106,16 +106,23 @@ def _shares(seen: _Seen, loss: Any) -> tuple[float, float]:
         differs = (seen.targets != seen.targets[row]).reshape(_ROWS, -1).double().mean(1)
         targets = seen.targets.clone()
         targets[row] = seen.targets[int(differs.argmax())]
-        slopes = [_slope(loss, seen.outputs, wanted) for wanted in (seen.targets, targets)]
-        if slopes[0] is None or slopes[1] is None:
+        before, after = (_slope(loss, seen.outputs, wanted) for wanted in (seen.targets, targets))
+        if before is None or after is None:
             return 1.0, 1.0
-        pulled = slopes[0] != slopes[1]
+        pulled = _pulled(before, after)
         if bool(pulled.any()):
             both = float((said & pulled).sum())
             found.append((both / float(said.sum()), both / float(pulled.sum())))
     if not found:
         return 1.0, 1.0
     return max(own for own, _ in found), max(pulled for _, pulled in found)
+
+
+def _pulled(before: Tensor, after: Tensor) -> Tensor:
+    """Where a slope has changed by more than a factor that all have in common, as that of how many places count."""
+    there = before != 0
+    factor = (after[there] / before[there]).median() if bool(there.any()) else before.new_ones(())
+    return (after - factor * before).abs() > _SAME * torch.maximum(before.abs().max(), after.abs().max())
 
 
 def _slope(loss: Any, outputs: Tensor, targets: Tensor) -> Tensor | None:
