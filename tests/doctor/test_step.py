@@ -396,13 +396,16 @@ def _ranked_within(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 16])
-def test_batches_of_which_there_is_nothing_to_compare(size: int) -> None:
-    case = open_case(fogline.Task(net(3, 1), _ranked_within, numbers()), ADAM.replace(batch_size=size))
+@pytest.mark.parametrize("duration", ["25ep", "auto", "800st"])
+def test_batches_of_which_there_is_nothing_to_compare(size: int, duration: str) -> None:
+    recipe = ADAM.replace(batch_size=size, duration=duration)
+    case = open_case(fogline.Task(net(3, 1), _ranked_within, numbers()), recipe)
     found = step.nothing_to_compare(Examination(case))
     assert (found is not None) is (size == 1)
     if found is not None:
         assert found.proof
-        assert Examination(case, (found.remedies[0],)).program.recipe.batch_size == 16
+        mended = Examination(case, (found.remedies[0],)).program.recipe
+        assert (mended.batch_size, mended.duration) == (16, "50st" if duration == "800st" else duration)
 
 
 def test_a_batch_of_one_that_has_a_slope_is_left_alone() -> None:

@@ -160,3 +160,16 @@ def test_loaders_whose_batches_are_no_rows_are_left_alone() -> None:
     loader: Any = DataLoader([("a film", 1), ("a plot", 0)] * 20, batch_size=4)
     task = fogline.Task(net(), fogline.on_batch(own), loader)
     assert unfolded(task) is task
+
+
+class Endless(torch.utils.data.Dataset[Any]):
+    """Has no length: only its sampler knows which rows there are."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"labels": Y[index], "rows": X[index]}
+
+
+def test_a_data_set_without_a_length_is_left_alone() -> None:
+    loader: Any = DataLoader(Endless(), batch_size=4, sampler=range(40))
+    task = fogline.Task(net(), fogline.on_batch(of_names), loader)
+    assert unfolded(task) is task

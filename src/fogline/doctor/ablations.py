@@ -17,7 +17,7 @@ from fogline.doctor.causes.flow.activations import relu_instead
 from fogline.doctor.causes.flow.anew import also_done
 from fogline.doctor.causes.flow.weights import drawn_again, drawn_orthogonal
 from fogline.doctor.causes.flow.width import THROUGH, width_of
-from fogline.doctor.causes.step.batch import of_fewer
+from fogline.doctor.causes.step.batch import of_rows
 from fogline.doctor.causes.step.length import lowered
 from fogline.doctor.causes.step.method import PLAIN, with_adamw
 from fogline.doctor.causes.step.regularization import dropped, less_dropout, no_decay
@@ -63,7 +63,7 @@ def _of_batches(exam: Examination) -> Iterator[Suspicion]:
             "batch_too_large",
             Evidence("rows a step, steps in all", f"{size}, {exam.planned}"),
             f"{size} rows a step make {exam.planned} steps in all; smaller batches take more for the same work.",
-            of_fewer(exam.program.recipe, size, min(_USUAL, max(8, exam.program.rows // 16))),
+            of_rows(exam.program.recipe, size, min(_USUAL, max(8, exam.program.rows // 16))),
         )
 
 

@@ -150,8 +150,8 @@ def _first_rows(loader: DataLoader[Any]) -> Any:
     data: Any = loader.dataset
     if isinstance(data, IterableDataset) or loader.batch_sampler is None:
         return None
-    count = min(_ROWS, len(data))
     try:
+        count = min(_ROWS, len(data))
         batch = MapStyle(data, loader.collate_fn).take(torch.arange(count))
     except Exception:  # noqa: BLE001 - the program's own: it is told when the data is opened
         return None

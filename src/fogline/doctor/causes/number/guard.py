@@ -46,7 +46,7 @@ _FIRST: dict[str, Callable[[Tensor, float], Tensor]] = {
 }  # fmt: skip
 _LOGS_AND_ROOTS = {"log": 0.0, "log2": 0.0, "log10": 0.0, "log1p": -1.0, "sqrt": 0.0, "rsqrt": 0.0}
 """Functions of one number, and what it must be above."""
-_SECOND = ("div", "true_divide", "divide", "__truediv__")
+QUOTIENTS = ("div", "true_divide", "divide", "__truediv__")
 
 
 class Guarded(TorchFunctionMode):
@@ -65,7 +65,7 @@ class Guarded(TorchFunctionMode):
         first, second = (*args, None, None)[:2]
         if name in _FIRST and _floating(first):
             args = (_FIRST[name](first, self._by), *args[1:])
-        elif name in _SECOND and _floating(second):
+        elif name in QUOTIENTS and _floating(second):
             args = (first, _kept_from_zero(second, self._by), *args[2:])
         elif name in ("pow", "__pow__") and _floating(first) and isinstance(second, float) and second % 1:
             args = (_above_zero(first, self._by), *args[1:])
@@ -95,7 +95,7 @@ class Positive(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        at, above = (0, _LOGS_AND_ROOTS[name]) if name in _LOGS_AND_ROOTS else (1 if name in _SECOND else None, 0.0)
+        at, above = (0, _LOGS_AND_ROOTS[name]) if name in _LOGS_AND_ROOTS else (1 if name in QUOTIENTS else None, 0.0)
         if at is not None and len(args) > at and _floating(args[at]) and (self._calls or args[at].requires_grad):
             self._count += 1
             value = args[at] - above

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fogline.descent.copies import copied
-from fogline.doctor.causes.number.guard import finite_with
+from fogline.doctor.causes.number.guard import QUOTIENTS, finite_with
 from fogline.doctor.causes.output.common import passed_through
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import WRAP, Remedy
@@ -20,7 +20,6 @@ from fogline.doctor.uncut import Within, answers
 
 _LEAST = 1e-3
 _DOMAIN = {"log", "log2", "log10", "rsqrt", "reciprocal", "__rdiv__", "__rtruediv__"}
-_QUOTIENTS = {"div", "true_divide", "divide", "__truediv__"}
 
 
 class Cut(TorchFunctionMode):
@@ -56,7 +55,7 @@ class Zeros(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        at = 0 if name in _DOMAIN else 1 if name in _QUOTIENTS else None
+        at = 0 if name in _DOMAIN else 1 if name in QUOTIENTS else None
         value = args[at] if at is not None and len(args) > at else None
         if isinstance(value, Tensor) and value.is_floating_point() and bool((value == 0).any()):
             self.given.append(value.detach())

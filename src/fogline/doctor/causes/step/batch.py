@@ -80,22 +80,9 @@ def nothing_to_compare(exam: Examination) -> Suspicion | None:
         ),
         f"The loss compares the rows of a batch with one another, and of {size} there is nothing to compare: whatever "
         "is answered, the loss is the same, and no step leads anywhere.",
-        tuple(of_more(exam.program.recipe, size, more) for more in (_COMPARED, 2 * _COMPARED)),
+        tuple(of_rows(exam.program.recipe, size, more) for more in (_COMPARED, 2 * _COMPARED)),
         proof=True,
         severity="fatal",
-    )
-
-
-def of_more(recipe: Recipe, size: int, more: int) -> Remedy:
-    """Larger batches for the same passes over the rows."""
-    now = Duration.parse(recipe.duration)
-    changes = {"duration": f"{max(1, round(now.value * size / more))}st"} if now.unit == "st" else {}
-    return Remedy(
-        f"take {more} rows a step instead of {size}",
-        f"fogline.Recipe(batch_size={more}{''.join(f', {name}={value!r}' for name, value in changes.items())})",
-        on_recipe=lambda recipe: recipe.replace(batch_size=more, accumulate=1, **changes),
-        place="batch",
-        order=RECIPE,
     )
 
 
@@ -130,20 +117,21 @@ def batch_too_large(exam: Examination) -> Suspicion | None:
         ),
         f"The rows are read again and again, but {size} of {rows} at a time: that makes {exam.planned} steps in all"
         f"{still}. Smaller batches take more steps for the same work.",
-        tuple(of_fewer(exam.program.recipe, size, fewer) for fewer in smaller_ones),
+        tuple(of_rows(exam.program.recipe, size, fewer) for fewer in smaller_ones),
         follows=not straight,
         otherwise=("too_few_steps", "More epochs of batches of this size make more steps, too, for more work."),
     )
 
 
-def of_fewer(recipe: Recipe, size: int, fewer: int) -> Remedy:
-    """Smaller batches for the same work: where the length is told in steps, for as many more of them."""
-    now = Duration.parse(recipe.duration)
-    changes = {"duration": f"{round(now.value * size / fewer)}st"} if now.unit == "st" else {}
+def of_rows(recipe: Recipe, size: int, rows: int) -> Remedy:
+    """Batches of another size for the same passes over the rows: a length that is told in steps changes as well."""
+    changes: dict[str, str] = {}
+    if recipe.duration != "auto" and (now := Duration.parse(recipe.duration)).unit == "st":
+        changes["duration"] = f"{max(1, round(now.value * size / rows))}st"
     return Remedy(
-        f"take {fewer} rows a step instead of {size}",
-        f"fogline.Recipe(batch_size={fewer}{''.join(f', {name}={value!r}' for name, value in changes.items())})",
-        on_recipe=lambda recipe: recipe.replace(batch_size=fewer, accumulate=1, **changes),
+        f"take {rows} rows a step instead of {size}",
+        f"fogline.Recipe(batch_size={rows}{''.join(f', {name}={value!r}' for name, value in changes.items())})",
+        on_recipe=lambda recipe: recipe.replace(batch_size=rows, accumulate=1, **changes),
         place="batch",
         order=RECIPE,
     )
