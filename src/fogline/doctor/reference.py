@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fogline.data.source import leaves
 from fogline.doctor.case import Case
 from fogline.doctor.yardstick import Yardstick, error_of
 
@@ -216,9 +217,15 @@ def out_of_fold(case: Case, learner: str, rows: Tensor) -> tuple[Tensor, Tensor 
 
 
 def features(inputs: Any) -> Tensor | None:
-    """One row of numbers an example: columns and pixels as they are, tokens counted."""
+    """One row of numbers an example: columns and pixels as they are, tokens counted; of several inputs all of them."""
+    if isinstance(inputs, (tuple, list, dict)):
+        parts = [features(leaf) for leaf in leaves(inputs)]
+        found = [one for one in parts if one is not None]
+        return torch.cat(found, 1) if found and len(found) == len(parts) else None
     if not isinstance(inputs, Tensor) or inputs.is_complex():
         return None
+    if inputs.ndim == 1 and not inputs.is_floating_point():
+        inputs = inputs[:, None]  # names of things
     if inputs.is_floating_point() or inputs.dtype == torch.uint8 or inputs.dtype == torch.bool:
         flat = inputs.reshape(len(inputs), -1)
         if flat.shape[1] > _MOST_FEATURES:

@@ -2,199 +2,190 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
-from inspect import signature
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from fogline.data import losses
-from fogline.data.source import MapStyle, are_rows
+from fogline.data.source import MapStyle, are_rows, leaves, map_tree, part, rows_of
 from fogline.descent.copies import copied
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
+from fogline.doctor.asked import PLAIN, Call, Comparing, Loss, Noting, Spread, by_row, inputs_of, itself, targets_of
 from fogline.task import OnBatch, Task
 
 _ROWS = 64
 """That are asked about: what of a batch is read shows where its rows differ, as masks of a few rows need not."""
-_MOST_PARTS = 4
+_MOST_PARTS = 8
 _CPU = torch.device("cpu")
-
-
-class Answer:
-    """Stands for a model whose outputs are known: it can be called, once, and has nothing else."""
-
-    def __init__(self, outputs: Any) -> None:
-        self.outputs = outputs
-
-    def __call__(self, *_: Any) -> Any:
-        return self.outputs
-
-
-class OfPairs:
-    """A function of (model, batch) as a loss of (outputs, targets).
-
-    Args:
-        function: is given the outputs as a model's, and a batch with the targets in their places.
-        places: of the tensors of the batch, whether it holds the targets; a single tensor is a batch of one.
-        like: the batch on a few rows, for what is not read.
-    """
-
-    def __init__(self, function: Callable[[Any, Any], Tensor], places: tuple[bool, ...], like: Any) -> None:
-        self._function, self._places, self._like = function, places, like
-
-    def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
-        if isinstance(self._like, Tensor):
-            return self._function(Answer(outputs), targets).mean()
-        parts = [
-            targets if told else part[:1].expand(len(targets), *part.shape[1:]).to(targets.device)
-            for told, part in zip(self._places, _parts_of(self._like), strict=True)
-        ]
-        return self._function(Answer(outputs), _made_of(parts, self._like)).mean()
-
-
-def _parts_of(batch: Any) -> list[Any]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    return list(batch.values() if isinstance(batch, dict) else batch)
-
-
-def _keys(batch: Any) -> list[Any]:
-    return list(batch) if isinstance(batch, dict) else []
-
-
-def _made_of(parts: list[Tensor], like: Any) -> Any:
-    """A batch of the form of another one."""
-    if isinstance(like, Tensor):
-        return parts[0]
-    return dict(zip(like, parts, strict=True)) if isinstance(like, dict) else type(like)(parts)
-
-
-class _Seen(nn.Module):
-    """A model that notes what it is called with."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.noted = model
-        self.calls: list[tuple[tuple[Any, ...], Any]] = []
-
-    def forward(self, *given: Any) -> Any:
-        found = self.noted(*given)
-        self.calls.append((given, found))
-        return found
-
-
-class _Named(TorchFunctionMode):
-    """Sees which of PyTorch's losses compares two tensors, and with nothing else said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[Any, tuple[Any, ...], Tensor]] = []
-
-    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        found = func(*args, **kwargs)
-        if len(args) == 2 and losses.family(func) != "unknown" and isinstance(found, Tensor):
-            usual = signature(func).parameters
-            if all(usual[name].default is value or usual[name].default == value for name, value in kwargs.items()):
-                self.found.append((func, args, found))
-        return found
 
 
 def unfolded(task: Task) -> Task:
     """The task with a loss of (outputs, targets), where its loss of a batch is one; the task itself where it is not.
 
-    It is one where the model is called once, with a tensor of the batch as it is, and nothing else is asked of it;
-    and where of the rest of the batch one tensor is read, or the inputs themselves, as auto-encoders are told.
+    It is one where the model is called once, with what is made of each row of the batch by itself, and nothing else is
+    asked of it; and where all that is read of the batch beside it is what one of PyTorch's losses is told, or one
+    tensor of it: the inputs themselves, as auto-encoders are told, or another.
     """
-    loss, held_out = task.loss, task.valid
+    loss = task.loss
     if not isinstance(loss, OnBatch) or loss.deployment is not None or task.model is None:
         return task
-    batch: Any = task.train
-    if isinstance(batch, DataLoader):
-        batch = _first_rows(batch)
-        held_out = _first_rows(held_out) if isinstance(held_out, DataLoader) else held_out
-    if type(batch) not in (tuple, list, dict) and not isinstance(batch, Tensor):
+    batch, held_out = _first_rows(task.train), _first_rows(task.valid)
+    if batch is None or len(leaves(batch)) > _MOST_PARTS:
         return task
-    parts = _parts_of(batch)
-    if len(parts) > _MOST_PARTS or not all(isinstance(part, Tensor) and part.ndim and len(part) >= 2 for part in parts):
-        return task
-    if held_out is not None and (type(held_out) is not type(batch) or _keys(held_out) != _keys(batch)):
+    if task.valid is not None and (held_out is None or _form(held_out) != _form(batch)):
         return task
     try:
-        with private_randomness(_CPU), torch.no_grad():
-            found = _read(task, loss, parts, batch)
+        with private_randomness(_CPU), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training says them
+            read = _read(task, loss.function, batch)
+            if read is None or (read.rebuilds and task.metrics):  # those are about something else
+                return task
+            train = read.paired(task.train)
+            valid = None if task.valid is None else read.paired(task.valid)
     except Exception:  # noqa: BLE001 - the program's own: then it stays as it is
         return task
-    if found is None:
-        return task
-    of_pairs, asked, told = found
+    return replace(task, model=read.model(task.model), loss=read.loss, train=train, valid=valid)
 
-    def paired(data: Any) -> Any:
+
+@dataclass(frozen=True)
+class _Read:
+    """What a function of (model, batch) was found to be.
+
+    Attributes:
+        function: of the user's.
+        like: the model.
+        call: how it is called.
+        outputs: of a few rows.
+        told: which tensor of the batch are the targets; None where they are what a loss of PyTorch is told.
+        loss: of (outputs, targets).
+        rebuilds: whether the targets are the inputs.
+    """
+
+    function: Callable[[Any, Any], Tensor]
+    like: nn.Module
+    call: Call
+    outputs: Any
+    told: int | None
+    loss: Any
+    rebuilds: bool
+
+    def of_batch(self, batch: Any) -> tuple[Any, Tensor]:
+        """Inputs and targets of all rows of a batch."""
+        inputs = inputs_of(self.function, batch, self.call, self.like)
+        if self.told is not None:
+            return inputs, leaves(batch)[self.told]
+        return inputs, targets_of(self.function, batch, self.outputs, self.like)
+
+    def paired(self, data: Any) -> Any:
+        """Data of a task, read as pairs."""
         if isinstance(data, DataLoader):
-            return _loader_of(data, lambda examples: paired(data.collate_fn(examples)))
-        held = _parts_of(data)
-        return held[asked], held[told]
+            return DataLoader(
+                data.dataset,
+                batch_sampler=data.batch_sampler,
+                num_workers=data.num_workers,
+                pin_memory=data.pin_memory,
+                collate_fn=lambda examples: self.of_batch(data.collate_fn(examples)),
+            )
+        return _Paired(data, self.of_batch) if isinstance(data, Dataset) else self.of_batch(data)
 
-    if asked == told and task.metrics:
-        return task  # which are about something else than what the loss compares
-    valid = None if task.valid is None else paired(task.valid)
-    return replace(task, loss=of_pairs, train=paired(task.train), valid=valid)
+    def model(self, given: Any) -> Any:
+        """The model of a task, as it is called with one thing."""
+        if self.call.single:
+            return given
+        return Spread(given, self.call) if isinstance(given, nn.Module) else lambda: Spread(given(), self.call)
 
 
-def _first_rows(loader: DataLoader[Any]) -> Any:
-    """A batch of the first examples of a loader; None where it is read in another way, or gives no rows."""
-    data: Any = loader.dataset
-    if isinstance(data, IterableDataset) or loader.batch_sampler is None:
-        return None
+class _Paired(Dataset[Any]):
+    """The examples of a data set as pairs.
+
+    Args:
+        data: of the user's.
+        of_batch: inputs and targets of a batch.
+    """
+
+    def __init__(self, data: Any, of_batch: Callable[[Any], tuple[Any, Tensor]]) -> None:
+        self._data, self._of_batch = data, of_batch
+        if callable(getattr(data, "set_epoch", None)):
+            self.set_epoch = data.set_epoch
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Any:
+        with torch.no_grad():
+            return map_tree(lambda leaf: leaf[0], self._of_batch(default_collate([self._data[index]])))
+
+
+def _first_rows(data: Any) -> Any:
+    """A batch of the first examples; None where there is none, or it is of something else than rows."""
     try:
-        count = min(_ROWS, len(data))
-        batch = MapStyle(data, loader.collate_fn).take(torch.arange(count))
+        if isinstance(data, (DataLoader, Dataset)):
+            loader: Any = data if isinstance(data, DataLoader) else DataLoader(data)
+            if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+                return None
+            count = min(_ROWS, len(loader.dataset))
+            batch = MapStyle(loader.dataset, loader.collate_fn).take(torch.arange(count))
+        elif type(data) in (tuple, list, dict) or isinstance(data, Tensor):
+            batch, count = map_tree(lambda leaf: leaf[:_ROWS], data), min(_ROWS, rows_of(data))
+        else:
+            return None
     except Exception:  # noqa: BLE001 - the program's own: it is told when the data is opened
         return None
     return batch if count > 1 and are_rows(batch, count) else None
 
 
-def _loader_of(loader: DataLoader[Any], collate: Callable[[list[Any]], Any]) -> DataLoader[Any]:
-    """The same loader with another function that makes batches of examples."""
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=loader.batch_sampler,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        collate_fn=collate,
-    )
+def _form(batch: Any) -> Any:
+    """How tensors lie in a batch, and under which names."""
+    if isinstance(batch, dict):
+        return {name: _form(item) for name, item in batch.items()}
+    return None if isinstance(batch, Tensor) else (type(batch), *map(_form, batch))
 
 
-def _without_gaps(parts: list[Tensor]) -> list[Tensor]:
-    """The rows of which all is finite, where there are some: a loss of others is equal to nothing."""
-    finite = torch.stack([torch.isfinite(part).reshape(len(part), -1).all(1) for part in parts]).all(0)
-    return [part[finite] for part in parts] if int(finite.sum()) > 1 else parts
+def _without_gaps(batch: Any) -> Any:
+    """A copy of the rows of which all is finite, where there are some: a loss of others is equal to nothing."""
+    finite = torch.stack([torch.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in leaves(batch)]).all(0)
+    few = int(finite.sum()) < 2
+    return map_tree(lambda leaf: leaf.clone() if few else leaf[finite], batch)
 
 
-def _read(task: Task, loss: OnBatch, parts: list[Tensor], form: Any) -> tuple[Any, int, int] | None:
-    """The loss of pairs, and the places of inputs and targets in a batch of this form."""
+def _read(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) -> _Read | None:
+    """The loss of pairs that a function of (model, batch) is."""
     seed_everything(0, 0, INITIAL, _CPU)
     given: Any = task.model
-    model = _Seen(copied(given if isinstance(given, nn.Module) else given()).eval())
-    few = _without_gaps([part[:_ROWS] for part in parts])
-    like: Any = _made_of(few, form)
-    named = _Named()
-    with named:
-        value = loss.function(model, like)
-    if len(model.calls) != 1 or len(model.calls[0][0]) != 1 or not isinstance(value, Tensor):
+    model = Noting(copied(given if isinstance(given, nn.Module) else given()).eval())
+    few = _without_gaps(batch)
+    count, parts = rows_of(few), leaves(few)
+    with Comparing() as seen:
+        value = function(model, few)
+    if len(model.calls) != 1 or not isinstance(value, Tensor):
         return None
-    (received,), outputs = model.calls[0]
-    asked = next((place for place, part in enumerate(few) if part is received), None)
-    if asked is None:
+    call, inputs, outputs = Call(*model.calls[0]), Call(*model.calls[0]).inputs(*model.calls[0]), model.outputs
+    if not leaves(inputs) or not are_rows(inputs, count) or not all(o is None or type(o) in PLAIN for o in call.others):
         return None
-    for told in sorted(range(len(few)), key=lambda place: place == asked):
-        of_pairs = OfPairs(loss.function, tuple(place == told for place in range(len(few))), like)
-        again = of_pairs(outputs, few[told])
-        if torch.equal(again, value.mean()) and bool(torch.isfinite(again)):
-            known = (f for f, args, out in named.found if out is value and args[0] is outputs and args[1] is few[told])
-            return next(known, of_pairs), asked, told
+    asked = {place for place, leaf in enumerate(parts) if any(leaf is item for item in leaves(inputs))}
+
+    def reads(loss: Any, told: int | None, targets: Tensor) -> _Read | None:
+        again = loss(outputs, targets)
+        if not torch.equal(again, value.mean()) or not bool(torch.isfinite(again)):
+            return None
+        rebuilds = any(targets is leaf for leaf in leaves(inputs))
+        found = _Read(function, model.noted, call, outputs, told, loss, rebuilds)
+        half = found.of_batch(part(few, 0, count // 2))  # what is made of rows, of each by itself, and nothing drawn
+        same = zip(leaves(half), leaves(part((inputs, targets), 0, count // 2)), strict=True)
+        return found if all(torch.equal(one, other) for one, other in same) else None
+
+    if len(seen.found) == 1:
+        func, said, told, rest, out = seen.found[0]
+        targets = by_row(told, count)
+        plainly = said is outputs and out is value and targets is told
+        for loss in (itself(func, rest) if plainly else None, Loss(function, few, model.noted, None, asked)):
+            if loss is not None and (found := reads(loss, None, targets)) is not None:
+                return found
+    for place in sorted(range(len(parts)), key=lambda place: place in asked):
+        if (found := reads(Loss(function, few, model.noted, place, asked), place, parts[place])) is not None:
+            return found
     return None
