@@ -6,7 +6,7 @@ its functions, so that the call can be left out for a trial.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,22 +182,27 @@ class SigmoidOfOne(TorchFunctionMode):
 
 
 class Logarithms(TorchFunctionMode):
-    """Takes the logarithm of probabilities that ``F.nll_loss`` and ``F.kl_div`` are given, which want it.
+    """Takes the logarithm of probabilities that functions are given that want it, or scores.
 
-    Logarithms of probabilities are never above zero, and no row of them sums to 1.
+    Logarithms of probabilities are never above zero, and no row of them sums to 1. As scores, a softmax makes of them
+    the probabilities again.
+
+    Args:
+        names: of the functions.
 
     Attributes:
         given: functions that were given probabilities, by name, each once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Collection[str] = ("nll_loss", "kl_div")) -> None:
         super().__init__()
+        self._names = names
         self.given: dict[str, None] = {}
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in ("nll_loss", "kl_div"):
+        if name in self._names:
             first = args[0] if args else kwargs.get("input")
             if isinstance(first, Tensor) and _are_probabilities(first):
                 self.given[name] = None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from fogline.data.source import leaves
 from fogline.doctor.anatomy import BENDS
-from fogline.doctor.causes.output.common import LOST, are_shares, codes_of, ended_by
+from fogline.doctor.causes.output.common import LOST, are_shares, codes_of, ended_by, passed_through
 from fogline.doctor.examination import Examination
-from fogline.doctor.finding import HEAD, Evidence, Remedy, Severity, Suspicion
+from fogline.doctor.finding import HEAD, LOSS, Evidence, Remedy, Severity, Suspicion
 from fogline.doctor.gains import profile
 from fogline.doctor.graphs import joined, over_one
 from fogline.doctor.heads import behind, bend
 from fogline.doctor.matching import labelled, matching, width_of
 from fogline.doctor.surgery import replaced
-from fogline.doctor.uncut import SigmoidOfOne, Within
+from fogline.doctor.uncut import Logarithms, SigmoidOfOne, Within, within
+
+_OF_SCORES = ("cross_entropy", "log_softmax")
 
 
 def double_softmax(exam: Examination) -> Suspicion | None:
@@ -25,10 +29,11 @@ def double_softmax(exam: Examination) -> Suspicion | None:
     """
     anatomy = exam.anatomy
     if not exam.case.supervised:
-        return _twice_on_a_batch(exam)
-    again = "log_softmax" in anatomy.in_loss or "softmax" in anatomy.in_loss
-    if not again or bend(anatomy) != "softmax" or (width_of(exam) or 2) < 2 or not are_shares(anatomy.outputs):
-        return None  # a log-softmax of a log-softmax is the same again
+        return _twice_on_a_batch(exam) or _before_the_loss(exam)
+    if "log_softmax" not in anatomy.in_loss and "softmax" not in anatomy.in_loss:
+        return None
+    if bend(anatomy) != "softmax" or (width_of(exam) or 2) < 2 or not are_shares(anatomy.outputs):
+        return _before_the_loss(exam)  # a log-softmax of a log-softmax is the same again
     gains = profile(exam)
     if gains is not None and gains.out_of_reach < LOST:
         return None  # multiplied by a number large enough, as cosine classifiers do
@@ -68,15 +73,32 @@ def _twice_on_a_batch(exam: Examination) -> Suspicion | None:
     return _double(remedies)
 
 
+def _before_the_loss(exam: Examination) -> Suspicion | None:
+    """The same wherever a function of PyTorch's that takes scores is called, and whatever made the probabilities."""
+    mode = Logarithms(_OF_SCORES)
+    if not passed_through(exam, mode) or not mode.given:
+        return None
+    name = f"F.{next(iter(mode.given))}"
+    remedy = Remedy(
+        f"give {name} the scores from before the softmax",
+        f"# leave out the softmax before {name}; where probabilities were averaged:\n"
+        f"{name}(probabilities.clamp_min(1e-38).log(), ...)",
+        on_loss=lambda loss: within(loss, partial(Logarithms, _OF_SCORES)),
+        place="head",
+        order=LOSS,
+    )
+    given = Evidence(f"what {name} is given", "numbers from 0 to 1 that sum to 1", "scores")
+    return _double((remedy,), given)
+
+
 def _double(remedies: tuple[Remedy, ...], *evidence: Evidence) -> Suspicion:
     wanted = "logits, because the loss applies its own softmax"
     return Suspicion(
         "double_softmax",
         0.95,
-        (Evidence("last operation of the model", "softmax", wanted), *evidence),
-        "The model ends in a softmax and the loss applies another one. The second sees numbers between 0 and 1 only, "
-        "so "
-        "no output can become confident and the gradient is many times too small.",
+        (Evidence("last operation before the loss", "softmax", wanted), *evidence),
+        "What the model says goes through a softmax, and the loss applies another one. The second sees numbers between "
+        "0 and 1 only, so no output can become confident and the gradient is many times too small.",
         remedies,
         proof=True,
         advice="" if remedies else "Return the logits from forward: leave out the softmax.",
