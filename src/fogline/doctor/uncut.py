@@ -6,6 +6,7 @@ its functions, so that the call can be left out for a trial.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -209,6 +210,30 @@ class Logarithms(TorchFunctionMode):
                 log = first.clamp_min(torch.finfo(first.dtype).tiny).log()
                 args, kwargs = ((log, *args[1:]), kwargs) if args else (args, kwargs | {"input": log})
         return func(*args, **kwargs)
+
+
+class Normalised(TorchFunctionMode):
+    """Makes logarithms of probabilities of whatever else ``F.nll_loss`` is given.
+
+    Attributes:
+        sums: what the probabilities of the classes summed to, at the median of each call that was given something else.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums: list[float] = []
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = args[0] if args and getattr(func, "__name__", "") == "nll_loss" else None
+        if isinstance(first, Tensor) and first.ndim > 1 and first.numel() and not _are_probabilities(first):
+            total = float(first.detach().logsumexp(1).median())
+            if abs(total) > _NOT_ONE:
+                self.sums.append(math.exp(min(total, 100.0)))
+                args = (first.log_softmax(1), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+_NOT_ONE = 0.1
 
 
 def _are_probabilities(found: Tensor) -> bool:
