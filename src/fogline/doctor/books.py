@@ -57,6 +57,11 @@ class Books:
         return {kept.suspicion.cause for kept in self.kept}
 
     @property
+    def settled(self) -> set[str]:
+        """Causes that were accepted, or rejected by a trial: of others nothing is known."""
+        return self.kept_causes | {item.cause for item in self.rejected if item.trial is not None}
+
+    @property
     def known(self) -> set[str]:
         return self.kept_causes | {item.cause for item in self.rejected}
 

@@ -34,6 +34,7 @@ from fogline.descent.prepare import operations_of
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
 from fogline.descent.resolve import takes_all_examples, usual_batch_size
 from fogline.doctor.finding import Remedy, Rows
+from fogline.doctor.questions import counts_thresholds
 from fogline.doctor.unfolded import unfolded
 from fogline.doctor.yardstick import Yardstick
 from fogline.recipe import Recipe
@@ -195,7 +196,8 @@ def readable(case: Case) -> Case:
             outputs = case.new_model()(inputs)
             case.yardstick = case.yardstick.for_outputs(outputs, targets, case.train.targets, case.loss)
             if not case.yardstick.reads(outputs, targets, case.loss):
-                case.yardstick = Yardstick("other")
+                graded = case.yardstick.work == "classes" and counts_thresholds(outputs, targets, case.loss)
+                case.yardstick = Yardstick("other", counts=graded)
     return case
 
 

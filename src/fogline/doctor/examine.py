@@ -200,7 +200,7 @@ class _Doctor:
 
     def _hidden(self) -> list[Suspicion]:
         """What one batch shows of the remedied program: most programs have more than one fault."""
-        return [s for s in suspicions(Examination(self.case, self.tried.remedies)) if s.cause not in self.tried.known]
+        return [s for s in suspicions(Examination(self.case, self.tried.remedies)) if s.cause not in self.tried.settled]
 
     def _usual(self, exam: Examination) -> list[Suspicion]:
         """What may help any program that is short of what is possible."""

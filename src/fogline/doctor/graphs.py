@@ -78,7 +78,7 @@ def read_pairing(loss: Tensor, outputs: Tensor, targets: Tensor | None) -> Itera
         yield _CUT
     elif "NllLoss" in in_loss and not {*in_loss, *head[:3]} & _LOGARITHMS:
         yield _NO_LOG
-    elif targets is not None and _squares(in_loss) and last in _RANGES and targets.is_floating_point():
+    elif targets is not None and _differences(in_loss) and last in _RANGES and targets.is_floating_point():
         yield from _out_of_reach(last, targets)
 
 
@@ -192,8 +192,10 @@ def linear_layers(outputs: Tensor) -> int:
     return layers
 
 
-def _squares(in_loss: Sequence[str]) -> bool:
-    return "MseLoss" in in_loss or {"pow", "Sub"} <= set(in_loss)
+def _differences(in_loss: Sequence[str]) -> bool:
+    """Whether what outputs differ by from something is punished, by its square or its size."""
+    known = {"MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss"} & set(in_loss)
+    return bool(known) or "Sub" in in_loss and bool({"pow", "abs"} & set(in_loss))
 
 
 def over_one(node: Any) -> bool:

@@ -152,6 +152,7 @@ class Interventions(Books):
     def take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:
         sure = trial is not None or suspicion.proof or suspicion.blocks
         self.kept.append(Kept(self._turned(suspicion, remedy), remedy, trial, proven=sure))
+        self.rejected = [item for item in self.rejected if item.cause != self.kept[-1].suspicion.cause]
 
     def _turned(self, suspicion: Suspicion, remedy: Remedy | None) -> Suspicion:
         """A rate that was supposed too high is not, where the measured one that helps is higher still; nor too low."""

@@ -32,6 +32,9 @@ from fogline.record.hook import Hook
 _SAME = 0.01
 _LATE = 2
 _MOST_OUTPUTS = 8
+_ONE_WAY, _ALIKE, _FAR = 0.95, 0.2, 100.0  # of all slopes; of the first; times the size of the outputs
+_NOTHING_TOLD, _NO_CODE = 0.05, 0.1
+_CLOSE_ENOUGH = 12  # looks: those at the first steps alone do not tell
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class LossLook:
         self._beside: list[tuple[float, float]] = []  # losses that have further terms: alone, and as they are logged
         self._plains: dict[int, float] = {}  # losses that were read back, by step
         self.rows = SeenRows()
+        self._codes: tuple[float, float] | None = None  # of a variational auto-encoder, at the latest look
+        self._pulls: list[tuple[float, float]] = []  # of losses that were not read back: pull, and distance to go
         self._paired = self._recovers = False
         self._adds = False  # the loop adds terms, even if they are next to nothing at first
         self._begin()
@@ -152,6 +157,7 @@ class LossLook:
             self._output, hung = inside, [inside]
         self.gives_targets = any(t.is_floating_point() and not t.requires_grad for t in leaves(output))
         self._parts, self._came = hung if self._output is None else [], {}
+        self._note_codes(hung)
         for place, leaf in enumerate(hung):
             self._hung += 1
             leaf.register_hook(Hook(partial(self._fires, place)))  # type: ignore[no-untyped-call]
@@ -202,12 +208,53 @@ class LossLook:
         elif value is not None and value < 0 and self._descends and (found := recover(output, -gradient, -value)):
             yield task_findings.flipped(step, type(found.loss_fn).__name__, calling_line())
             found = None
+        if found is None and value is not None and not self._recovers:
+            self._note_pull(output.detach(), gradient, value)
         if root is not None and not self._paired:
             yield from self._pair(step, root, output, None if found is None else found.targets)
             if found is None and divergence_of_probabilities(
                 root, output, gradient, lambda: data_in_sight(len(output))
             ):
                 yield task_findings.not_logarithms(step, line_of(root))
+
+    def _note_codes(self, parts: list[Tensor]) -> None:
+        """What rows differ in that a model rebuilds of them, beside what they differ in; and the size of their codes.
+
+        Codes are a mean and the logarithm of a variance, two tensors of one shape beside what is rebuilt.
+        """
+        rows = next((t.detach() for t in self._given if isinstance(t, Tensor) and t.is_floating_point()), None)
+        rebuilt = None if rows is None else next((p.detach() for p in parts if p.numel() == rows.numel()), None)
+        codes = [p.detach() for p in parts if p.ndim == 2 and rows is not None and p.numel() < rows.numel()]
+        if rows is None or rebuilt is None or len(codes) != 2 or codes[0].shape != codes[1].shape or len(rows) < 2:
+            return
+        told = _share_between_rows(rebuilt.reshape(len(rows), -1)) / _share_between_rows(rows.reshape(len(rows), -1))
+        self._codes = told, max(float(code.double().square().mean().sqrt()) for code in codes)
+
+    @property
+    def codes_are_empty(self) -> bool:
+        """Whether all rows have the code of no row, at the last look, and are rebuilt alike."""
+        told, size = self._codes or (1.0, 1.0)
+        return told < _NOTHING_TOLD and size < _NO_CODE
+
+    def _note_pull(self, outputs: Tensor, gradient: Tensor, loss: float) -> None:
+        """How a loss pulls at the outputs, and how far it has them go.
+
+        A loss that grows with the distance, or with its square, is the distance times its slope, or half of that.
+        """
+        size, spread = float(gradient.double().abs().sum()), float(outputs.double().square().mean().sqrt())
+        one_way = abs(float(gradient.double().sum())) > _ONE_WAY * size
+        if size > 0 and spread > 0 and one_way and math.isfinite(loss + size):
+            self._pulls.append((size, loss / size / spread))
+
+    @property
+    def far(self) -> float | None:
+        """Times their own size that outputs still had to go at the end, all one way, where nothing came nearer.
+
+        None where that is not so.
+        """
+        (size, first), (later, last) = (self._pulls[0], self._pulls[-1]) if self._pulls else ((1.0, 0.0), (1.0, 0.0))
+        alike = abs(later - size) <= _ALIKE * size
+        return min(first, last) if len(self._pulls) > _CLOSE_ENOUGH and alike and min(first, last) > _FAR else None
 
     def _of_several(self, step: int, root: Tensor) -> Iterator[Finding]:
         """Of outputs that are several tensors the first whose loss can be read back; the others add terms to it."""
@@ -317,6 +364,12 @@ class LossLook:
         logged = sum(all_of_it for _, all_of_it in self._beside) / len(self._beside)
         late = list(self._plains.values())[-_LATE:]
         return Added(plain, logged - plain, sum(late) / len(late))
+
+
+def _share_between_rows(values: Tensor) -> float:
+    """Of (b, k) numbers, the share of the variance that is between rows, column by column."""
+    columns, whole = values.double().var(0, correction=0).mean(), values.double().var(correction=0)
+    return float(columns / whole.clamp_min(1e-30))
 
 
 def _made_of(loss: Tensor, outputs: Tensor) -> bool:

@@ -106,6 +106,24 @@ def wants_more_than_targets(targets: Tensor, loss: Any) -> bool:
     return False
 
 
+def counts_thresholds(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether each of (b, k) outputs says that a grade is above one of k thresholds, as ordinal losses have it.
+
+    Then outputs of which as many are above 0 as the grade says cost less than those of the grades beside it, and than
+    the same read from the other end.
+    """
+    grades = targets.reshape(len(targets), -1)[:, 0].long()
+    if outputs.ndim != 2 or targets.numel() != len(targets) or outputs.shape[1] < 2 or int(grades.min()) < 0:
+        return False
+    width = outputs.shape[1]
+
+    def cost(said: Tensor) -> float:
+        above = torch.arange(width, device=said.device) < said.clamp(0, width)[:, None]
+        return asked(loss, torch.where(above, 3.0, -3.0).to(outputs), targets)
+
+    return cost(grades) < min(cost(other) for other in (grades - 1, grades + 1, width - grades))
+
+
 def takes_a_side(outputs: Tensor, classes: int, targets: Tensor, loss: Any) -> bool:
     """Whether the loss prefers the labels, each in its place, to others, or others to them: one or the other.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 _MOST_NUMBERS, _MOST_OF_A_BATCH = 1_000_000, 100_000
 _FEWEST, _FEWEST_HELD_OUT = 100, 32
 _FEWEST_CLASSES, _FEWEST_OF_A_CLASS = 4, 8  # three have but three orders
+_ALMOST_ALL = 0.9  # of the columns
 _CLEAR, _ANY_ORDER, _ORDERS = 0.6, 0.25, 400
 
 
@@ -51,7 +52,8 @@ class SeenRows:
     def moved(self) -> tuple[float, float] | None:
         """How far the held-out rows have moved, in deviations of the training rows, and the ratio of their deviations.
 
-        Medians over the columns. None where units that are the same explain it, for at least half of the columns.
+        Medians over the columns. None where units that are the same explain it: for at least half of the columns what
+        is utterly apart, for a tenth what is clearly so.
         """
         from fogline.doctor.case import FAILURES
         from fogline.doctor.causes.data.split import shifted
@@ -65,8 +67,8 @@ class SeenRows:
                 if len(other) < _FEWEST_HELD_OUT or not bool((other.std(0) > 0).any()):
                     return None
                 shift, ratio, counted = shifted(train, other)
-                utterly = (shift > 3) | (ratio > 5)
-                if counted and float(utterly.double().mean()) > 0.5:
+                half, most = (shift > 3) | (ratio > 5), (shift > 1.5) | (ratio > 1.5)
+                if counted and (float(half.double().mean()) > 0.5 or float(most.double().mean()) > _ALMOST_ALL):
                     return float(shift.median()), float(ratio.median())
         return None
 

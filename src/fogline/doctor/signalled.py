@@ -40,6 +40,8 @@ _RARE, _ENOUGH = 0.2, 20  # of an equal share; rows
 _WALKED = 0.3  # lengths of the weights
 _SOME_SKILL, _MUCH_SKILL = 0.1, 0.3  # of classical learners
 _HALF = 0.5
+_BEGINNING = 0.1  # of the steps
+_LONG = 0.1  # a first step, against the weights: another rate is as likely as targets that say nothing
 _LOOKS, _CLEARLY = 3, 0.1
 _GONE_EARLY = 0.33  # of the steps; and of the largest rate, on average
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
@@ -58,6 +60,10 @@ def from_signals(run: Run) -> Iterator[Finding]:
     if judgement is None:
         return
     evidence, verdict = judgement.evidence, judgement.verdict
+    alone = _nothing_to_compare(run)
+    if alone is not None:
+        yield alone
+        return
     schedule = _schedule(run, verdict)
     yield from _rate(run, verdict, evidence) if schedule is None else (schedule,)
     yield from _layers(run)
@@ -258,6 +264,16 @@ def unrelated(run: Run) -> Finding | None:
             return _missed(seen) if left > LITTLE_LEARNED and told["score"] > _MUCH_SKILL else None
         if best is None and told["score"] + told["error"] > _MUCH_SKILL:
             return None  # so few rows that they may well say much of their targets
+    rate = float(finite(run.steps["lr"]).max(initial=0.0))
+    if told is None and travel is not None and travel.leap > _LONG and drawn(run):
+        return Finding(
+            "lr_too_high", "serious", 0.5,
+            (*seen, Evidence("length of the first step over that of the weights", travel.leap, "about 0.01", 0)),
+            "The answers get no better than one that does not look at the inputs, and the steps are long against the "
+            "weights that they move: either nothing that is learned lasts, or inputs and targets do not belong "
+            "together.",
+            remedy=lower_rate(rate),
+        )  # fmt: skip
     return Finding(
         "shuffled_labels", "serious", (0.5 if best is None else 0.6) + (0.1 if told is not None else 0.0), tuple(seen),
         "Gradients reach the weights and the steps are long enough, and yet the answers to "
@@ -372,6 +388,13 @@ def _schedule(run: Run, verdict: Verdict) -> Finding | None:
     return None
 
 
+def _learned(run: Run) -> bool:
+    """Whether most of the loss is gone, as far as it is known what an answer without a look at the inputs costs."""
+    left = run.info.get("loss_over_constant")
+    first, last = ends(finite(run.steps["loss"]))
+    return last < _HALF * first if left is None else left < _HALF
+
+
 def _layers(run: Run) -> Iterator[Finding]:
     """Layers that no gradient reaches, or less and less of it towards the inputs."""
     table = run.layers
@@ -385,7 +408,8 @@ def _layers(run: Run) -> Iterator[Finding]:
         return
     share = np.where(usable, gradients, 0) / gradients[usable].max()
     still = usable & (gradients == 0)
-    if still.any():
+    begun = int(table["step"].max()) < _BEGINNING * len(run.steps)  # gates that open with the first steps are no fault
+    if still.any() and not (begun and _learned(run)):
         listed = ", ".join(names[still][:4])
         yield Finding(
             "dead_units", "serious", 0.6,
@@ -423,6 +447,21 @@ def _too_few_steps(verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Findi
         "The loss was still falling when the budget ended.",
         remedy=Remedy("train longer", "three times the duration"),
     )
+
+
+def _nothing_to_compare(run: Run) -> Finding | None:
+    """Batches of one row whose loss has no slope, whatever is answered: it compares rows with one another."""
+    losses, norms = finite(run.steps["loss"]), finite(run.steps["grad_norm"])
+    rows = np.diff(run.steps["examples"]) / np.diff(run.steps["step"])
+    if len(losses) < _FEWEST_STEPS or not len(norms) or norms.any() or np.ptp(losses) > 0 or not (rows == 1).all():
+        return None
+    return Finding(
+        "batch_too_small", "fatal", 0.8,
+        (Evidence("rows a step", 1, "several"), Evidence("gradient of every step", 0, "any other")),
+        "The loss is the same at every step and has no slope. Losses that compare the rows of a batch with one "
+        "another, as those of survival and of ranking do, have nothing to compare in a batch of one row.",
+        remedy=Remedy("more rows a step", "DataLoader(data, batch_size=32, shuffle=True)"),
+    )  # fmt: skip
 
 
 def _overfitting(run: Run, evidence: dict[str, Any]) -> Finding:

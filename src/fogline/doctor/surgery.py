@@ -386,6 +386,18 @@ def _is_frozen(module: nn.Module) -> bool:
     return bool(own) and all(not p.requires_grad for p in own)
 
 
+def frozen_noise(model: nn.Module) -> list[str]:
+    """Names of the embeddings that ask for no gradient and hold normal noise of any size."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and _is_frozen(module):
+            weight = module.weight.detach().double()
+            rows = weight[(weight != 0).any(1)]
+            if len(rows) and _standard_normal(rows / rows.square().mean().sqrt()):
+                found.append(name)
+    return found
+
+
 def alike(module: nn.Module) -> bool:
     """Whether all units of a layer have the same weights, but for the rounding of a few steps."""
     if not isinstance(module, (nn.Linear, _ConvNd, nn.RNNBase)):

@@ -83,6 +83,37 @@ def other_rows(step: int, shift: float, ratio: float) -> Finding:
     )
 
 
+def empty_codes(step: int) -> Finding:
+    return untried(
+        "regularization_too_strong",
+        0.75,
+        Evidence("rows that are told apart in what is rebuilt", "none", "all", step),
+        "Every row has the same code, of mean 0 and variance 1, and is rebuilt as the same picture of all: the "
+        "divergence of the codes outweighs the error of what is rebuilt, and is pleased by codes that say nothing.",
+        Remedy(
+            "sum both terms over the numbers of a row, and take the mean of the rows",
+            'error = F.mse_loss(rebuilt, x, reduction="sum") / len(x)\n'
+            "divergence = -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(1).mean()\n"
+            "loss = error + divergence  # or weigh the divergence less",
+        ),
+    )
+
+
+def far_targets(step: int, far: float, line: str) -> Finding:
+    return untried(
+        "unscaled_target",
+        0.7,
+        Evidence("way that the outputs have to go, in their own size", far, "about 1", step),
+        "The loss wants the outputs far away from where they are, all in the same direction, and pulls no less than it "
+        "did at first: the targets are numbers so large that the steps of the loop will not get there.",
+        Remedy(
+            "scale the targets",
+            "mean, std = y.mean(0), y.std(0)\ny = (y - mean) / std\nprediction = model(x) * std + mean",
+        ),
+        line=line,
+    )
+
+
 def dropped(layer: str, share: float) -> Finding:
     return untried(
         "regularization_too_strong",

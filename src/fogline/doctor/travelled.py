@@ -11,6 +11,7 @@ import numpy as np
 
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.series import ends, finite
+from fogline.verdict import Verdict
 
 if TYPE_CHECKING:
     from fogline.run import Run
@@ -22,6 +23,7 @@ _THROWN = 10.0  # times their length
 _NEAR, _STAYED = 0.1, 0.003  # where nothing was learned, and where nobody knows what was to be learned
 _MOSTLY_LATER = 1.5
 _STEEP = 1000.0
+_MOST_LEFT, _CREEPS, _STEADY = 0.7, 1e-3, 0.1
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,22 @@ def travelled(run: Run, schedule: Finding | None) -> Iterator[Finding]:
         schedule is None and _all_driven(run)
     ):
         yield _too_short(run, travel.reach, rate)
+    elif schedule is None and left is not None and left > _MOST_LEFT and travel.leap < _CREEPS and _still_falls(run):
+        yield Finding(
+            "lr_too_low", "serious", 0.55,
+            (Evidence("length of the first step over that of the weights", travel.leap, "about 0.01", 0),
+             Evidence("loss at the end, as a share of that of the best constant answer", left, "well below 1")),
+            "Most of the loss is left at the end, and it falls as steadily as at first: the steps are short against "
+            "the weights that they move.",
+            remedy=higher_rate(rate),
+        )  # fmt: skip
+
+
+def _still_falls(run: Run) -> bool:
+    """Whether the verdict is that the budget ended first, and as much comes in the last third as in the one before."""
+    judgement = run.judgement
+    share = number(judgement.evidence.get("gain_share")) if judgement is not None else 0.0
+    return judgement is not None and judgement.verdict is Verdict.IMPROVING and share > _STEADY
 
 
 def _stands(run: Run, travel: Travel, left: float | None) -> bool:

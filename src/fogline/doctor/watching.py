@@ -38,6 +38,7 @@ from fogline.doctor.modes import SURE, Found, ModeLook
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
 from fogline.doctor.strides import StrideLook
+from fogline.doctor.surgery import frozen_noise
 from fogline.doctor.unmoved import UnmovedLook
 from fogline.record.hook import Hook
 
@@ -237,6 +238,11 @@ class Inspector:
             self._say_all(0, self._explain(left))
         if first is not None and first.numbers and left is not None:
             self._say_all(step - 1, self._take_for_amounts(step - 1, left))
+        far = self.loss_look.far
+        if far is not None:
+            self.say(step - 1, task_findings.far_targets(step - 1, far, self.loss_look.line))
+        if step and self.loss_look.codes_are_empty:
+            self.say(step - 1, task_findings.empty_codes(step - 1))
         moved = self.loss_look.rows.moved()
         if moved is not None and _much_worse(losses, held_out):
             self.say(step - 1, task_findings.other_rows(step - 1, *moved))
@@ -252,6 +258,9 @@ class Inspector:
     def _explain(self, left: float) -> Iterator[Finding]:
         """What the model itself has that explains why the loop learned little, or nothing."""
         yield from (f for f in self._suspected if left > NOTHING or f.cause == "bottleneck")
+        noise = frozen_noise(self.model) if left > NOTHING else []
+        if noise:
+            yield loop_findings.frozen(0, noise)
         dropping = {name: float(m.p) for name, m in self.model.named_modules() if isinstance(m, _DropoutNd)}
         name = max(dropping, key=lambda name: dropping[name], default="")
         if left > NOTHING and dropping and dropping[name] >= _MOST_DROPPED:

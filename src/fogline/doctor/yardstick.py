@@ -90,12 +90,15 @@ class Yardstick:
         values: the two that there are, where there are but two.
         bounds: least and greatest number of each column that counts, where the loss hears a few that lie far off no
             louder than others: of squared errors those would be nearly all.
+        counts: whether outputs above 0 are counted, of which there are as many as the grade: the loss takes thresholds
+            between ordered classes. Of the work only that is known.
     """
 
     work: Work
     classes: int = 0
     values: tuple[float, float] = (0.0, 1.0)
     bounds: tuple[tuple[float, float], ...] = ()
+    counts: bool = False
 
     @classmethod
     def of(cls, targets: Any, loss: Any) -> Yardstick:
@@ -126,7 +129,12 @@ class Yardstick:
 
     @property
     def name(self) -> str:
-        return NAMES[self.work]
+        return NAMES["regression" if self.counts else self.work]
+
+    @property
+    def scores(self) -> bool:
+        """Whether it tells from the outputs how good they are."""
+        return self.work != "other" or self.counts
 
     def reads(self, outputs: Any, targets: Any, loss: Any) -> bool:
         """Whether these outputs say what the targets are; else only the loss can tell how good they are.
@@ -199,6 +207,8 @@ class Yardstick:
         if not isinstance(outputs, Tensor) or not bool(torch.isfinite(outputs).all()):
             return -1.0
         outputs = outputs.detach().float()
+        if self.counts:
+            return _explained((outputs > 0).sum(1, keepdim=True), targets)
         if self.work == "classes":
             return self._labels(outputs, targets, loss)
         if self.work == "one_hot":

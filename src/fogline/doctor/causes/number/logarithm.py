@@ -46,6 +46,7 @@ def of_log(exam: Examination, cause: str, look: Look, hazard: Hazard, at_once: b
         (
             *(r for r in _safer(exam, look) if not at_once or finite_with(exam, r)),
             *softened(exam, at_once=at_once),
+            *(r for r in _kept_away(look) if exam.case.supervised and (not at_once or finite_with(exam, r))),
             *made_positive(exam, at_once=at_once),
             *guards(exam, at_once=at_once),
         ),
@@ -77,14 +78,18 @@ def nll_of_probabilities(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _safer(exam: Examination, look: Look) -> Iterator[Remedy]:
-    """The same loss in a form that cannot overflow, where one of PyTorch's own gives the same numbers; else a clamp."""
+    """The same loss in a form that cannot overflow, where one of PyTorch's own gives the same numbers."""
     if not exam.case.supervised or not isinstance(look.outputs, Tensor) or not isinstance(look.targets, Tensor):
         return
     for name, loss in _KNOWN.items():
         if type(exam.program.loss) is not type(loss) and _same(exam.program.loss, loss, look):
             yield Remedy(f"use {name}", f"loss={name}", on_loss=_replacing(loss), place="loss", order=LOSS)
-            break
-    outputs = look.outputs[torch.isfinite(look.outputs)]
+            return
+
+
+def _kept_away(look: Look) -> Iterator[Remedy]:
+    """A clamp of outputs that are all probabilities."""
+    outputs = look.outputs[torch.isfinite(look.outputs)] if isinstance(look.outputs, Tensor) else torch.empty(0)
     if outputs.numel() and float(outputs.min()) >= 0 and float(outputs.max()) <= 1:
         yield Remedy(
             "keep the probabilities away from 0 and 1 before the loss",

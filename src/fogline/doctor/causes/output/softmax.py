@@ -38,18 +38,18 @@ def double_softmax(exam: Examination) -> Suspicion | None:
     if gains is not None and gains.out_of_reach < LOST:
         return None  # multiplied by a number large enough, as cosine classifiers do
     edit = behind(anatomy)
-    remedies = () if edit is None else (
-        Remedy(
-            "leave out the softmax at the end of the model",
-            "# remove nn.Softmax / torch.softmax behind the last layer: the loss takes logits and applies its own;\n"
-            "# where probabilities are wanted, take torch.softmax(model(x), dim=1) after training",
-            on_model=edit,
-            place="head",
-            order=HEAD,
-        ),
-    )  # fmt: skip
+    if edit is None:
+        return _before_the_loss(exam)
+    remedy = Remedy(
+        "leave out the softmax at the end of the model",
+        "# remove nn.Softmax / torch.softmax behind the last layer: the loss takes logits and applies its own;\n"
+        "# where probabilities are wanted, take torch.softmax(model(x), dim=1) after training",
+        on_model=edit,
+        place="head",
+        order=HEAD,
+    )
     more = () if gains is None else (Evidence("share of the loss no weights can get rid of", gains.out_of_reach, 0.0),)
-    return _double(remedies, *more)
+    return _double((remedy,), *more)
 
 
 def _twice_on_a_batch(exam: Examination) -> Suspicion | None:
