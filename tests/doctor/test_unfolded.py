@@ -174,3 +174,160 @@ def test_a_data_set_without_a_length_is_left_alone() -> None:
     loader: Any = DataLoader(Endless(), batch_size=4, sampler=range(40))
     task = fogline.Task(net(), fogline.on_batch(of_names), loader)
     assert unfolded(task) is task
+
+
+class Two(nn.Module):
+    """Takes two inputs, and something that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 8), nn.Linear(3, 8)
+        self.last = nn.Linear(8, 2)
+        self.width = 8
+
+    def forward(self, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+        return self.last((self.left(left) + scale * self.right(right)).relu())  # type: ignore[no-any-return]
+
+
+SIDES = {"left": X[:, :3], "right": X[:, 3:], "label": Y}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda m, b: F.cross_entropy(m(b["left"], b["right"]), b["label"]),
+        lambda m, b: F.cross_entropy(m(b["left"], right=b["right"], scale=0.5), b["label"]),
+        lambda m, b: F.cross_entropy(m(b["left"] * (m.width / 8), b["right"], 2.0), b["label"]),
+    ],
+)
+def test_a_model_may_take_several_things(step: Callable[[Any, Any], Tensor], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Two()
+    task = fogline.Task(model, fogline.on_batch(step), SIDES, {k: v[:50] for k, v in SIDES.items()})
+    read = unfolded(task)
+    assert read.loss is F.cross_entropy
+    assert [tuple(t.shape) for t in read.train[0]] == [(240, 3), (240, 3)]
+    assert read.train[1] is Y
+    outputs = read.model(read.train[0])  # type: ignore[operator, misc]
+    torch.testing.assert_close(F.cross_entropy(outputs, Y), step(model, SIDES))
+    torch.testing.assert_close(read.model(X[:, :3], X[:, 3:]), model(X[:, :3], X[:, 3:]))  # type: ignore[operator, misc]
+    run = fogline.fit(read, fogline.Recipe(lr=0.01, duration="2ep"), runs=tmp_path, progress=False)
+    assert len(run.steps)
+
+
+class Pieces(nn.Module):
+    """Tells each token from those before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.rnn, self.last = nn.Embedding(5, 8), nn.GRU(8, 16, batch_first=True), nn.Linear(16, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.last(self.rnn(self.tokens(ids))[0])  # type: ignore[no-any-return]
+
+
+TEXT = (torch.arange(900) * 7 // 3 % 5).reshape(90, 10)
+
+
+def of_the_next(model: Any, batch: Tensor) -> Tensor:
+    return F.cross_entropy(model(batch[:, :-1]).reshape(-1, 5), batch[:, 1:].reshape(-1))
+
+
+def test_what_is_asked_and_told_may_be_made_of_each_row() -> None:
+    torch.manual_seed(0)
+    model = Pieces()
+    read = unfolded(fogline.Task(model, fogline.on_batch(of_the_next), TEXT, TEXT[:20]))
+    assert torch.equal(read.train[0], TEXT[:, :-1])
+    assert torch.equal(read.train[1], TEXT[:, 1:])
+    assert read.valid[1].shape == (20, 9)
+    torch.testing.assert_close(read.loss(model(TEXT[:, :-1]), TEXT[:, 1:]), of_the_next(model, TEXT))  # type: ignore[operator, misc]
+
+
+def test_weights_of_a_loss_of_pytorch_are_kept() -> None:
+    weight = torch.tensor([1.0, 3.0])
+
+    def step(model: Any, batch: Any) -> Tensor:
+        return nn.CrossEntropyLoss(weight=weight, label_smoothing=0.1)(model(batch[0]), batch[1])
+
+    read = unfolded(fogline.Task(net(), fogline.on_batch(step), (X, Y)))
+    assert isinstance(read.loss, nn.CrossEntropyLoss)
+    assert read.loss.label_smoothing == 0.1
+    assert read.loss.weight is weight
+
+
+def test_a_data_set_may_give_the_examples() -> None:
+    data: Any = Named(60, 180)
+    task = fogline.Task(net(), fogline.on_batch(of_names), data, Named(0, 60))
+    read = unfolded(task)
+    assert read.loss is F.cross_entropy
+    rows, label = read.train[3]
+    assert torch.equal(rows, X[63])
+    assert int(label) == int(Y[63])
+    assert len(read.valid) == 60
+
+
+def test_the_rows_are_left_as_they_are() -> None:
+    def step(model: Any, batch: Any) -> Tensor:
+        batch[0].sub_(1.0)
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    rows = X.clone()
+    task = fogline.Task(net(), fogline.on_batch(step), (rows, Y))
+    assert unfolded(task) is task
+    assert torch.equal(rows, X)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda m, b: F.cross_entropy(m(b[0] - b[0].mean(0)), b[1]),  # made of all rows
+        lambda m, b: F.cross_entropy(m(b[0]), b[1][torch.randperm(len(b[1]))]),
+        lambda m, b: F.cross_entropy(m(b[0][:-1]), b[1][:-1]),
+        lambda m, b: F.cross_entropy(m(b[0]), b[1]) + F.cross_entropy(m(-b[0]), b[1]),
+        lambda m, b: F.cross_entropy(m(b[0]), b[1]) * (2.0 if m.training else 1.0),
+    ],
+)
+def test_what_is_not_made_of_each_row_by_itself_stays(step: Callable[[Any, Any], Tensor]) -> None:
+    task = fogline.Task(net(), fogline.on_batch(step), (X, Y))
+    assert unfolded(task) is task
+
+
+@pytest.mark.parametrize(
+    ("step", "train", "cause"),
+    [
+        (lambda m, b: F.cross_entropy(m(b[0]).softmax(1), b[1]), (X, Y), "double_softmax"),
+        (lambda m, b: F.nll_loss(m(b[0]), b[1]), (X, Y), "loss_mismatch"),
+    ],
+)
+def test_faults_before_a_loss_of_pytorch(step: Callable[[Any, Any], Tensor], train: Any, cause: str) -> None:
+    recipe = fogline.Recipe(optimizer="adam", lr=0.01, duration="20ep")
+    report = fogline.diagnose(fogline.Task(net, fogline.on_batch(step), train), recipe)
+    assert report.findings[0].cause == cause
+
+
+def test_probabilities_that_were_averaged_are_no_scores() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.members = nn.ModuleList(nn.Linear(6, 2) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([member(x).softmax(1) for member in self.members]).mean(0)
+
+    task = fogline.Task(Several, nn.CrossEntropyLoss(), (X, Y))
+    report = fogline.diagnose(task, fogline.Recipe(optimizer="adam", lr=0.01, duration="20ep"))
+    assert report.findings[0].cause == "double_softmax"
+    assert report.findings[0].remedy is not None
+
+
+def test_grades_under_thresholds_are_judged_by_how_many_are_passed() -> None:
+    grades = (X[:, 0] > -0.5).long() + (X[:, 0] > 0.5).long()
+
+    def ordinal(outputs: Tensor, wanted: Tensor) -> Tensor:
+        above = (torch.arange(2) < wanted[:, None]).float()
+        return F.binary_cross_entropy_with_logits(outputs, above)
+
+    task, recipe = fogline.Task(net(), ordinal, (X, grades)), fogline.Recipe(optimizer="adam", lr=0.02, duration="40ep")
+    report = fogline.diagnose(task, recipe)
+    assert report.metric.endswith("(share of variance explained)")
+    assert report.verdict == "healthy"

@@ -271,9 +271,7 @@ def _of_all(batch: Any, made: Callable[[Any], Any]) -> Any:
     if all(id(leaf) in held for leaf in leaves(found)):  # nothing is made
         whole = leaves(batch)
         return map_tree(lambda leaf: whole[held[id(leaf)]], found)
-    pieces = [
-        made(map_tree(torch.clone, part(batch, start, start + _AT_ONCE))) for start in range(0, count, _AT_ONCE)
-    ]
+    pieces = [made(map_tree(torch.clone, part(batch, start, start + _AT_ONCE))) for start in range(0, count, _AT_ONCE)]
     if any(rows_of(piece) != min(_AT_ONCE, count - k * _AT_ONCE) for k, piece in enumerate(pieces)):
         raise ValueError("what is made of the rows has another number of them")
     columns = [torch.cat(some) for some in zip(*(leaves(piece) for piece in pieces), strict=True)]

@@ -195,7 +195,7 @@ def linear_layers(outputs: Tensor) -> int:
 def _differences(in_loss: Sequence[str]) -> bool:
     """Whether what outputs differ by from something is punished, by its square or its size."""
     known = {"MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss"} & set(in_loss)
-    return bool(known) or "Sub" in in_loss and bool({"pow", "abs"} & set(in_loss))
+    return bool(known) or ("Sub" in in_loss and bool({"pow", "abs"} & set(in_loss)))
 
 
 def over_one(node: Any) -> bool:

@@ -225,7 +225,7 @@ def features(inputs: Any) -> Tensor | None:
     if not isinstance(inputs, Tensor) or inputs.is_complex():
         return None
     if inputs.ndim == 1 and not inputs.is_floating_point():
-        inputs = inputs[:, None]  # names of things
+        return features(inputs[:, None])  # names of things
     if inputs.is_floating_point() or inputs.dtype == torch.uint8 or inputs.dtype == torch.bool:
         flat = inputs.reshape(len(inputs), -1)
         if flat.shape[1] > _MOST_FEATURES:

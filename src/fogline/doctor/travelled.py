@@ -23,7 +23,7 @@ _THROWN = 10.0  # times their length
 _NEAR, _STAYED = 0.1, 0.003  # where nothing was learned, and where nobody knows what was to be learned
 _MOSTLY_LATER = 1.5
 _STEEP = 1000.0
-_MOST_LEFT, _CREEPS, _STEADY = 0.7, 1e-3, 0.1
+_MOST_LEFT, _CREEPS, _STEADY = 0.7, 2e-3, 0.1
 
 
 @dataclass(frozen=True)

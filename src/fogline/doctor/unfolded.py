@@ -161,7 +161,8 @@ def _read(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) -> _Re
     count, parts = rows_of(few), leaves(few)
     with Comparing() as seen:
         value = function(model, few)
-    if len(model.calls) != 1 or not isinstance(value, Tensor):
+    written_to = any(leaf._version for leaf in parts)
+    if len(model.calls) != 1 or not isinstance(value, Tensor) or written_to:
         return None
     call, inputs, outputs = Call(*model.calls[0]), Call(*model.calls[0]).inputs(*model.calls[0]), model.outputs
     if not leaves(inputs) or not are_rows(inputs, count) or not all(o is None or type(o) in PLAIN for o in call.others):
