@@ -15,7 +15,7 @@ LIKELY = 0.5
 """A suspicion that is said although it could not be tried."""
 _GOOD = 0.9
 _GUESSES = 2
-_ONLY_ONE = 0.4  # likely, where nothing else was supposed
+_ONLY_ONE = 0.4  # likely, where nothing else was supposed and it could not be tried
 
 
 @dataclass
@@ -121,7 +121,8 @@ class Books:
         not_refuted = [(s, trial) for s, trial in self.doubted if trial is None or trial.effect > -ENOUGH]
         likely = sorted(not_refuted, key=lambda pair: -pair[0].strength)[:_GUESSES]
         said = max((kept.suspicion.strength for kept in self.kept), default=0.0)
-        least = LIKELY if len(not_refuted) > 1 else _ONLY_ONE
+        untried = len(not_refuted) == 1 and not_refuted[0][1] is None
+        least = _ONLY_ONE if untried else LIKELY
         self.say_untried([pair for pair in likely if pair[0].strength >= least and pair[0].strength > said])
 
     def say_untried(self, supposed: Sequence[tuple[Suspicion, Trial | None]]) -> None:
