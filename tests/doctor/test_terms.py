@@ -86,3 +86,40 @@ def test_a_divergence_that_outweighs_the_errors(loud: bool, itself: bool) -> Non
     if loud:
         assert report.healed is not None
         assert report.healed > 0.4
+
+
+class Heads(nn.Module):
+    """A kind and an amount of one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 32), nn.ReLU())
+        self.kind, self.amount = nn.Linear(32, 2), nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.body(x)
+        return {"kind": self.kind(h), "amount": self.amount(h).squeeze(1)}
+
+
+@pytest.mark.parametrize(("unit", "found"), [(300.0, ["unscaled_target"]), (1.0, [])])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_target_in_large_units_beside_another(unit: float, found: list[str], whole: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(500, 6, generator=generator)
+    kind, amount = (X[:, 0] * X[:, 1] > 0).long(), unit * (X[:, 2] + X[:, 3].abs())
+
+    def of_pairs(outputs: Any, targets: Any) -> Tensor:
+        return F.cross_entropy(outputs["kind"], targets[0]) + F.mse_loss(outputs["amount"], targets[1])
+
+    def of_batch(model: nn.Module, batch: Any) -> Tensor:
+        return of_pairs(model(batch[0]), batch[1:])
+
+    recipe = fogline.Recipe(optimizer="adam", lr=5e-3, batch_size=25, duration="30ep")
+    if whole:
+        task = fogline.Task(Heads, fogline.on_batch(of_batch), (X, kind, amount))
+    else:
+        both = torch.stack([kind, amount], 1)
+        task = fogline.Task(Heads, lambda outputs, t: of_pairs(outputs, (t[:, 0].long(), t[:, 1])), (X, both))
+    report = fogline.diagnose(task, recipe)
+    assert report.metric == "skill (mean over the targets that its losses compare)"
+    assert [finding.cause for finding in report.findings][:1] == found

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from fogline.data import losses
 from fogline.data.source import leaves, map_tree, part, rows_of
+from fogline.descent.objective import Objective
 from fogline.doctor.surgery import Wrapped
 
 _AT_ONCE = 2048
@@ -146,11 +147,15 @@ class Comparing(TorchFunctionMode):
     Args:
         targets: (rows, ...) in the place of what the loss is told; None leaves it.
         stops: whether to end the function there.
+        silent: whether all losses are zero.
+
+    Attributes:
+        found: function, what was said and told, what else the function was given, and the loss, of each call.
     """
 
-    def __init__(self, targets: Tensor | None = None, *, stops: bool = False) -> None:
+    def __init__(self, targets: Tensor | None = None, *, stops: bool = False, silent: bool = False) -> None:
         super().__init__()
-        self._targets, self._stops = targets, stops
+        self._targets, self._stops, self._silent = targets, stops, silent
         self.found: list[tuple[Any, Any, Any, dict[str, Any], Any]] = []
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -164,7 +169,7 @@ class Comparing(TorchFunctionMode):
             raise _Stop
         value = func(said, told if self._targets is None else self._targets.reshape(told.shape), **rest)
         self.found.append((func, said, told, rest, value))
-        return value
+        return torch.zeros_like(value) if self._silent else value
 
 
 def itself(func: Any, rest: dict[str, Any]) -> Any:
@@ -182,6 +187,22 @@ def itself(func: Any, rest: dict[str, Any]) -> Any:
 
 def _is(value: Any, usual: Any) -> bool:
     return value is usual or (not isinstance(value, Tensor) and value == usual)
+
+
+def compares_several(objective: Objective, batch: Any) -> bool:
+    """Whether a loss is a sum of PyTorch's losses alone, of several targets that vary.
+
+    Raises:
+        Exception: of the program's own.
+    """
+    with objective.without_learning():
+        with Comparing() as seen:
+            whole = objective(batch)
+        with Comparing(silent=True):
+            rest = objective(batch)
+    told = {id(t): t for _, said, t, _, _ in seen.found if isinstance(said, Tensor) and isinstance(t, Tensor)}
+    varied = [t for t in told.values() if bool((t != t.reshape(-1)[:1]).any())]
+    return len(varied) == len(seen.found) > 1 and float(whole.detach()) != 0 == float(rest.detach())
 
 
 class Loss:

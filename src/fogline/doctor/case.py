@@ -23,6 +23,8 @@ from fogline.data.source import (
     MapStyle,
     Source,
     Stream,
+    cast,
+    float_type,
     part,
     rows_of,
     taken,
@@ -33,6 +35,7 @@ from fogline.descent.objective import Objective
 from fogline.descent.prepare import operations_of
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
 from fogline.descent.resolve import takes_all_examples, usual_batch_size
+from fogline.doctor.asked import compares_several
 from fogline.doctor.finding import Remedy, Rows
 from fogline.doctor.questions import counts_thresholds
 from fogline.doctor.unfolded import unfolded
@@ -189,7 +192,10 @@ def open_case(task: Task, recipe: Recipe) -> Case:
 
 
 def readable(case: Case) -> Case:
-    """The case, judged by its loss where nobody can tell from the outputs how good they are."""
+    """The case, judged by its loss where nobody can tell from the outputs how good they are.
+
+    Where that is a sum of several, each is judged by itself.
+    """
     if case.supervised and case.family == "unknown":
         inputs, targets = case.batch
         with private_randomness(CPU), suppress(*FAILURES):  # what fails here is told later
@@ -198,6 +204,11 @@ def readable(case: Case) -> Case:
             if not case.yardstick.reads(outputs, targets, case.loss):
                 graded = case.yardstick.work == "classes" and counts_thresholds(outputs, targets, case.loss)
                 case.yardstick = Yardstick("other", counts=graded)
+    if case.yardstick == Yardstick("other"):
+        with private_randomness(CPU), suppress(*FAILURES):
+            model = case.new_model()
+            batch = cast(case.batch, float_type(model))
+            case.yardstick = Yardstick("other", several=compares_several(Objective(model, case.loss), batch))
     return case
 
 

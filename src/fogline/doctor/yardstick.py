@@ -92,6 +92,8 @@ class Yardstick:
             louder than others: of squared errors those would be nearly all.
         counts: whether outputs above 0 are counted, of which there are as many as the grade: the loss takes thresholds
             between ordered classes. Of the work only that is known.
+        several: whether the loss is a sum of losses that compare several targets, each of which counts as much as the
+            others however large its loss is.
     """
 
     work: Work
@@ -99,6 +101,7 @@ class Yardstick:
     values: tuple[float, float] = (0.0, 1.0)
     bounds: tuple[tuple[float, float], ...] = ()
     counts: bool = False
+    several: bool = False
 
     @classmethod
     def of(cls, targets: Any, loss: Any) -> Yardstick:
@@ -129,6 +132,8 @@ class Yardstick:
 
     @property
     def name(self) -> str:
+        if self.several:
+            return "skill (mean over the targets that its losses compare)"
         return NAMES["regression" if self.counts else self.work]
 
     @property

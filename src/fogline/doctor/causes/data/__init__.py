@@ -9,6 +9,7 @@ from fogline.doctor.causes.data.images import dealt_out
 from fogline.doctor.causes.data.labels import label_noise, shuffled_labels, unrelated_labels, wrong_numbers
 from fogline.doctor.causes.data.order import class_imbalance, unshuffled_data
 from fogline.doctor.causes.data.outliers import far_off_targets
+from fogline.doctor.causes.data.several import outweighed_targets
 from fogline.doctor.causes.data.split import duplicate_leak, train_valid_mismatch
 from fogline.doctor.causes.data.units import unscaled_input, unscaled_target
 
@@ -18,5 +19,5 @@ ON_ONE_BATCH = (
 )  # fmt: skip
 IN_MOTION = (
     class_imbalance, label_noise, far_off_targets, wrong_numbers, unrelated_labels, targets_of_other_rows,
-    rare_at_places,
+    rare_at_places, outweighed_targets,
 )  # fmt: skip
