@@ -132,6 +132,11 @@ def rms(value: Tensor | None) -> float:
     return 0.0 if value is None or not value.numel() else float(value.detach().double().square().mean().sqrt())
 
 
+def same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers in the same order, whatever their shapes."""
+    return one.numel() == other.numel() and torch.equal(one.detach().flatten(), other.detach().flatten())
+
+
 def dissect(model: nn.Module, loss: Any, batch: Batch, seed: int = 0) -> Anatomy:
     """Run model, loss and gradient once on a batch, in training mode, on a copy.
 

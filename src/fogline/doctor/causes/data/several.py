@@ -6,7 +6,6 @@ import math
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -15,7 +14,7 @@ from fogline.data.source import cast, float_type, leaves, map_tree, part
 from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
-from fogline.doctor.anatomy import rms
+from fogline.doctor.anatomy import rms, same_numbers
 from fogline.doctor.asked import Comparing
 from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.examination import Examination
@@ -91,7 +90,7 @@ def outweighed_targets(exam: Examination) -> Suspicion | None:
     far = unit > _FAR * said and learned[loud] < _HALF
     if not louder > _LOUDER or not (lost or far) or not unit > 0:
         return None
-    place = next((k for k, leaf in enumerate(answers) if _same_numbers(leaf, first[loud][1])), None)
+    place = next((k for k, leaf in enumerate(answers) if same_numbers(leaf, first[loud][1])), None)
     remedy = Remedy(
         f"divide what the loss at place {loud + 1} of the sum compares by {unit:.3g}, and multiply that answer by it",
         f"unit = {unit:.3g}  # the deviation of these targets\n"
@@ -124,7 +123,3 @@ def _compared(exam: Examination, model: nn.Module) -> tuple[list[Any], list[Tens
         seed_step(0, 0, PROBE, CPU)
         objective(batch)
     return seen.found, answers
-
-
-def _same_numbers(one: Tensor, other: Tensor) -> bool:
-    return one.numel() == other.numel() and torch.equal(one.detach().flatten(), other.detach().flatten())

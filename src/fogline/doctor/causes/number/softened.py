@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fogline.descent.copies import copied
+from fogline.doctor.anatomy import same_numbers
 from fogline.doctor.causes.number.guard import QUOTIENTS, finite_with
 from fogline.doctor.causes.output.common import passed_through
 from fogline.doctor.examination import Examination
@@ -74,7 +74,7 @@ def softened(exam: Examination, *, at_once: bool) -> Iterator[Remedy]:
     if answers(copied(exam.anatomy.model), exam.anatomy.batch[0], cut) is None:
         return
     calls = frozenset(
-        call for call, given in enumerate(cut.given) if any(_same_numbers(given, other) for other in zeros.given)
+        call for call, given in enumerate(cut.given) if any(same_numbers(given, other) for other in zeros.given)
     )
     remedy = Remedy(
         "take a softplus in the place of the rectifier whose zeros the loss takes the logarithm of",
@@ -85,7 +85,3 @@ def softened(exam: Examination, *, at_once: bool) -> Iterator[Remedy]:
     )
     if calls and (not at_once or finite_with(exam, remedy)):
         yield remedy
-
-
-def _same_numbers(one: Tensor, other: Tensor) -> bool:
-    return one.numel() == other.numel() and torch.equal(one.detach().flatten(), other.flatten())
