@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -148,3 +149,39 @@ def test_a_program_whose_scores_are_multiplied_instead_of_divided(factor: float,
     report = fogline.diagnose(fogline.Task(model, nn.CrossEntropyLoss(), tokens(500), tokens(300, seed=1)), RECIPE)
     assert [found.cause for found in report.findings] == causes
     assert len(report.remedies) == len(causes)
+
+
+class Marked(nn.Module):
+    """The sum of two marked numbers of a sequence, by a transformer whose weights are drawn by its author."""
+
+    def __init__(self, deviation: float | None) -> None:
+        super().__init__()
+        self.embed, self.last = nn.Linear(2, 16), nn.Linear(16, 1)
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+        for weight in self.parameters() if deviation is not None else ():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=deviation or 0.0)
+
+    def forward(self, rows: Tensor, hidden: Tensor) -> Tensor:
+        found = self.block(self.embed(rows), src_key_padding_mask=hidden)
+        return self.last(found.mean(1)).squeeze(1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("deviation", "found"), [(2.0, ["bad_init"]), (None, [])])
+def test_weights_of_attention_are_drawn_again_with_the_others(deviation: float | None, found: list[str]) -> None:
+    draws = torch.Generator().manual_seed(0)
+    values, marks = torch.randn(400, 6, generator=draws), torch.zeros(400, 6)
+    marks.scatter_(1, torch.rand(400, 6, generator=draws).topk(2).indices, 1.0)
+    rows = torch.stack([values, marks], 2)
+    data = {"rows": rows, "hidden": torch.zeros(400, 6, dtype=torch.bool), "sum": (values * marks).sum(1)}
+
+    def step(model: Any, batch: Any) -> Tensor:
+        return F.mse_loss(model(batch["rows"], batch["hidden"]), batch["sum"])
+
+    task = fogline.Task(lambda: Marked(deviation), fogline.on_batch(step), data)
+    report = fogline.diagnose(task, fogline.Recipe(optimizer="adam", lr=3e-3, batch_size=20, duration="20ep"))
+    assert [finding.cause for finding in report.findings][:1] == found
+    if found:
+        assert "self_attn" in str(report.findings[0].remedy)
+        assert report.healed is not None
+        assert report.healed > 0.5

@@ -140,6 +140,15 @@ def _undrawn() -> Iterator[None]:
         yield
 
 
+def _drawn_again(module: nn.Module) -> None:
+    """PyTorch's own first weights, where a module has such."""
+    if isinstance(module, nn.MultiheadAttention):
+        module.out_proj.reset_parameters()
+    again = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if callable(again):
+        again()
+
+
 def reset(model: nn.Module, names: Sequence[str], loose: Mapping[str, int] = NONE) -> nn.Module:
     """The model with PyTorch's own first weights in these modules, and ones of that size in parameters of no module.
 
@@ -147,11 +156,10 @@ def reset(model: nn.Module, names: Sequence[str], loose: Mapping[str, int] = NON
         loose: of such parameters the dimension that is summed over, by which their size goes; 0 where none is given.
     """
     with _undrawn():
-        for name, module in model.named_modules():
-            again = getattr(module, "reset_parameters", None)
-            if name in names and callable(again):
-                again()
-        for name, parameter in model.named_parameters():
+        for name, module in core(model).named_modules():
+            if name in names:
+                _drawn_again(module)
+        for name, parameter in core(model).named_parameters():
             if name in names:
                 nn.init.normal_(parameter, 0.0, (1 / 3 / parameter.shape[loose.get(name, 0)]) ** 0.5)
     return model
@@ -165,14 +173,16 @@ def he(model: nn.Module, names: Sequence[str], loose: Mapping[str, int] = NONE) 
     table of embeddings get the length one.
     """
     with _undrawn():
-        for name, module in model.named_modules():
-            if name in names and isinstance(module, (nn.Linear, _ConvNd)):
+        for name, module in core(model).named_modules():
+            if name in names and isinstance(module, nn.MultiheadAttention):
+                _drawn_again(module)
+            elif name in names and isinstance(module, (nn.Linear, _ConvNd)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif name in names and isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, 0.0, module.embedding_dim**-0.5)
-        for name, parameter in model.named_parameters():
+        for name, parameter in core(model).named_parameters():
             if name in names:
                 nn.init.normal_(parameter, 0.0, (2 / parameter.shape[loose.get(name, 0)]) ** 0.5)
     return model

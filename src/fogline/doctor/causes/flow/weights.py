@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -107,15 +107,20 @@ def _constant(value: Tensor) -> bool:
     return value.numel() > 1 and float(value.detach().max()) == float(value.detach().min())
 
 
-def drawn_anew(names: list[str], loose: Mapping[str, int] = NONE) -> Remedy:
+def drawn_anew(names: list[str], loose: Mapping[str, int] = NONE, attention: Collection[str] = ()) -> Remedy:
     """PyTorch's own first weights for modules, and for ``loose`` parameters such as a layer of their size has.
 
-    Of these the dimension is given that is summed over when something is multiplied with them.
+    Of these the dimension is given that is summed over when something is multiplied with them. Modules of ``attention``
+    have another method for that.
     """
     return Remedy(
         f"give {listed(names)} PyTorch's own first weights",
         "\n".join(
-            _drawn(name, "1 / 3", loose[name]) if name in loose else f"{path_of(name)}.reset_parameters()"
+            _drawn(name, "1 / 3", loose[name])
+            if name in loose
+            else _attention(name)
+            if name in attention
+            else f"{path_of(name)}.reset_parameters()"
             for name in names
         ),
         on_model=lambda model: reset(model, names, loose),
@@ -124,10 +129,12 @@ def drawn_anew(names: list[str], loose: Mapping[str, int] = NONE) -> Remedy:
     )
 
 
-def drawn_for_relu(names: list[str], loose: Mapping[str, int] = NONE) -> Remedy:
+def drawn_for_relu(names: list[str], loose: Mapping[str, int] = NONE, attention: Collection[str] = ()) -> Remedy:
     lines = [
         _drawn(name, "2", loose[name])
         if name in loose
+        else _attention(name)
+        if name in attention
         else f"nn.init.kaiming_normal_({path_of(name)}.weight, nonlinearity='relu'); "
         f"nn.init.zeros_({path_of(name)}.bias)"
         for name in names
@@ -139,6 +146,10 @@ def drawn_for_relu(names: list[str], loose: Mapping[str, int] = NONE) -> Remedy:
         place="init",
         order=BODY,
     )
+
+
+def _attention(name: str) -> str:
+    return f"nn.init.xavier_uniform_({path_of(name)}.in_proj_weight); {path_of(name)}.out_proj.reset_parameters()"
 
 
 def _drawn(name: str, variance: str, over: int) -> str:
@@ -201,7 +212,8 @@ def _variation(value: Tensor | None) -> float:
 def drawn_again(anatomy: Anatomy, names: list[str], loose: Mapping[str, int] = NONE) -> tuple[Remedy, Remedy]:
     """First weights for these layers: in a deep ReLU network those that keep the gradient in size come first."""
     deep = sum(bend_before(layer) == "relu" for layer in anatomy.weighted) >= 3
-    either = drawn_for_relu(names, loose), drawn_anew(names, loose)
+    attention = {name for name, module in anatomy.named_modules() if isinstance(module, nn.MultiheadAttention)}
+    either = drawn_for_relu(names, loose, attention), drawn_anew(names, loose, attention)
     return either if deep else (either[1], either[0])
 
 
