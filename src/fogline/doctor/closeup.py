@@ -116,8 +116,8 @@ def spreads(anatomy: Anatomy) -> list[Spread]:
             found.append(Spread(layer.name, factor, _excess(factor, may_be_small)))
     for name, module in anatomy.named_modules():  # whose layers are not called
         if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            for weight in (module.in_proj_weight, module.out_proj.weight):
-                found.append(Spread(name, gain(weight), _excess(gain(weight), may_be_small=True)))
+            gains = [gain(weight) for weight in (module.in_proj_weight, module.out_proj.weight)]
+            found += [Spread(name, factor, _excess(factor, may_be_small=True)) for factor in gains]
     return found
 
 
