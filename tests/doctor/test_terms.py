@@ -123,3 +123,47 @@ def test_a_target_in_large_units_beside_another(unit: float, found: list[str], w
     report = fogline.diagnose(task, recipe)
     assert report.metric == "skill (mean over the targets that its losses compare)"
     assert [finding.cause for finding in report.findings][:1] == found
+
+
+class Boxes(nn.Module):
+    """A box and a kind of one picture."""
+
+    def __init__(self, *end: nn.Module) -> None:
+        super().__init__()
+        self.body, self.kind = nn.Sequential(nn.Linear(6, 32), nn.ReLU()), nn.Linear(32, 2)
+        self.box = nn.Sequential(nn.Linear(32, 4), *end)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(x)
+        return self.box(h), self.kind(h)
+
+
+@pytest.mark.parametrize(("unit", "found"), [(20.0, ["output_activation"]), (1.0, [])])
+def test_one_of_several_targets_out_of_reach(unit: float, found: list[str]) -> None:
+    X = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
+    data = {"x": X, "box": unit * X[:, :4].sigmoid(), "kind": (X[:, 4] > 0).long()}
+
+    def step(model: Any, batch: Any) -> Tensor:
+        box, kind = model(batch["x"])
+        return F.smooth_l1_loss(box, batch["box"]) + F.cross_entropy(kind, batch["kind"])
+
+    task = fogline.Task(lambda: Boxes(nn.Sigmoid()), fogline.on_batch(step), data)
+    report = fogline.diagnose(task, fogline.Recipe(optimizer="adam", lr=5e-3, batch_size=25, duration="20ep"))
+    assert [finding.cause for finding in report.findings][:1] == found
+
+
+@pytest.mark.parametrize(("axis", "found"), [(1, ["shape_broadcast"]), (2, [])])
+def test_places_that_meet_each_other_in_a_masked_loss(axis: int, found: list[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(400, 8, 3, generator=generator)
+    data = {"x": X, "y": X.sum(2), "counts": (torch.rand(400, 8, generator=generator) > 0.3).float()}
+
+    def step(model: Any, batch: Any) -> Tensor:
+        error = (model(batch["x"]) - batch["y"].unsqueeze(axis)).square()
+        return (error * batch["counts"][..., None]).sum() / batch["counts"].sum()
+
+    task = fogline.Task(
+        lambda: nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1)), fogline.on_batch(step), data
+    )
+    report = fogline.diagnose(task, fogline.Recipe(optimizer="adam", lr=5e-3, batch_size=20, duration="10ep"))
+    assert [finding.cause for finding in report.findings][:1] == found

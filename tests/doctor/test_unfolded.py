@@ -331,3 +331,29 @@ def test_grades_under_thresholds_are_judged_by_how_many_are_passed() -> None:
     report = fogline.diagnose(task, recipe)
     assert report.metric.endswith("(share of variance explained)")
     assert report.verdict == "healthy"
+
+
+class Beside(nn.Module):
+    """Numbers beside what a table says of a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names, self.body = nn.Embedding(5, 4), nn.Sequential(nn.Linear(7, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(self, numbers: Tensor, name: Tensor) -> Tensor:
+        return self.body(torch.cat([numbers, self.names(name)], 1)).squeeze(1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("unit", "found"), [(2000.0, ["unscaled_input"]), (1.0, [])])
+def test_columns_that_are_put_beside_others_may_have_units(unit: float, found: list[str]) -> None:
+    draws = torch.Generator().manual_seed(0)
+    numbers, name = torch.randn(400, 3, generator=draws), torch.randint(0, 5, (400,), generator=draws)
+    wanted = numbers[:, 0] + (numbers[:, 1] - numbers[:, 2]).abs() + name / 3
+    data = {"numbers": numbers * torch.tensor([1.0, unit, unit]), "name": name, "wanted": wanted}
+
+    def step(model: Any, batch: Any) -> Tensor:
+        return F.mse_loss(model(batch["numbers"], batch["name"]), batch["wanted"])
+
+    recipe = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=20, duration="20ep")
+    report = fogline.diagnose(fogline.Task(Beside, fogline.on_batch(step), data), recipe)
+    assert [finding.cause for finding in report.findings] == found

@@ -255,7 +255,7 @@ def _across_places(outputs: Tensor) -> bool:
 def broadcast(loss: Tensor, outputs: Tensor) -> tuple[int, ...] | None:
     """The shape (n, n) that n outputs were blown up to by meeting n targets of another shape; None if they were not.
 
-    They are all that the model gives for n rows, or one number a row picked out of it.
+    So are (n, k, 1) outputs by (n, 1, k) targets, to (n, k, k). They are all that the model gives for n rows, or one number a row picked out of it.
 
     It is found where an operation with a single input of the graph gives (n, n) from n numbers: what two inputs of the
     graph give is somebody's comparison of pairs.
@@ -268,7 +268,20 @@ def broadcast(loss: Tensor, outputs: Tensor) -> tuple[int, ...] | None:
         blown = operation(node) in _ELEMENTWISE and shape_of(node) == (size, size) and len(before) == 1
         if blown and shape_of(before[0]) in ((size, 1), (size,)) and _is_output(before[0], outputs.grad_fn):
             return size, size
+        if (
+            operation(node) in _ELEMENTWISE
+            and len(before) == 1
+            and _across_an_axis(shape_of(before[0]), shape_of(node))
+        ):
+            if shape_of(before[0])[0] == size and math.prod(shape_of(before[0])) == outputs.numel():
+                return shape_of(node)
     return None
+
+
+def _across_an_axis(given: tuple[int, ...], made: tuple[int, ...]) -> bool:
+    """Whether (n, k, 1) or (n, 1, k) became (n, k, k)."""
+    places = max(given[1:], default=0) if len(given) == 3 and min(given[1:]) == 1 else 0
+    return places > 1 and made == (given[0], places, places)
 
 
 def shape_of(node: Any) -> tuple[int, ...]:
@@ -303,7 +316,7 @@ def _broadcast(outputs: Tensor, targets: Tensor | None, shape: tuple[int, ...]) 
         "shape_broadcast",
         0.98,
         Evidence("shape in which the loss compares", str(shape), str(tuple(outputs.shape))),
-        f"Outputs {tuple(outputs.shape)}{given} are compared each with each, {shape[0]} x {shape[1]}, instead of one "
+        f"Outputs {tuple(outputs.shape)}{given} are compared each with each, {shape[-2]} x {shape[-1]}, instead of one "
         "by one: the best the model can do is the mean of all targets.",
         "give targets the shape of the outputs",
         "y = y.reshape(outputs.shape)",

@@ -42,6 +42,7 @@ _EXPLAINS = {
     "unshuffled_data": ("lr_too_high", *_UNLEARNED),  # each class makes the others' losses grow
     "symmetric_init": ("dead_units", "vanishing_gradient", "lr_too_high", *_UNLEARNED),
     "detached_graph": ("dead_units", *_UNLEARNED),
+    "amp_scale_collapse": ("parameters_not_optimized", *_UNLEARNED),  # steps that are skipped move nothing
     **dict.fromkeys(
         ("sum_reduction", "unscaled_input", "unscaled_target", "parameters_not_optimized"),
         ("lr_too_high", *_UNLEARNED),

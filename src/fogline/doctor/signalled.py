@@ -15,6 +15,7 @@ from fogline.doctor.series import ends, finite
 from fogline.doctor.travelled import (
     FEWEST_STEPS_TO_GO_FAR,
     LITTLE_LEARNED,
+    Travel,
     drawn,
     higher_rate,
     lower_rate,
@@ -261,19 +262,13 @@ def unrelated(run: Run) -> Finding | None:
     if told is not None:
         seen.append(Evidence("what classical learners get of the first rows, for others of them", told["score"], 0.0))
         if told["score"] > max(_SOME_SKILL, 2 * told["error"]):
-            return _missed(seen) if left > LITTLE_LEARNED and told["score"] > _MUCH_SKILL else None
+            if not (left > LITTLE_LEARNED and told["score"] > _MUCH_SKILL):
+                return None
+            return _too_long(run, travel, seen) if _leapt(run, travel) else _missed(seen)
         if best is None and told["score"] + told["error"] > _MUCH_SKILL:
             return None  # so few rows that they may well say much of their targets
-    rate = float(finite(run.steps["lr"]).max(initial=0.0))
-    if told is None and travel is not None and travel.leap > _LONG and drawn(run):
-        return Finding(
-            "lr_too_high", "serious", 0.5,
-            (*seen, Evidence("length of the first step over that of the weights", travel.leap, "about 0.01", 0)),
-            "The answers get no better than one that does not look at the inputs, and the steps are long against the "
-            "weights that they move: either nothing that is learned lasts, or inputs and targets do not belong "
-            "together.",
-            remedy=lower_rate(rate),
-        )  # fmt: skip
+    if told is None and _leapt(run, travel):
+        return _too_long(run, travel, seen)
     return Finding(
         "shuffled_labels", "serious", (0.5 if best is None else 0.6) + (0.1 if told is not None else 0.0), tuple(seen),
         "Gradients reach the weights and the steps are long enough, and yet the answers to "
@@ -281,6 +276,22 @@ def unrelated(run: Run) -> Finding | None:
         + " get no better than one that does not look at the inputs: as if inputs and targets did not belong together.",
         advice="look at a few examples with their targets just before the loss: are both shuffled, sorted or filtered "
         "in the same way? If they belong together, the inputs say nothing of the targets",
+    )  # fmt: skip
+
+
+def _leapt(run: Run, travel: Travel | None) -> bool:
+    """Whether the first step was long against weights that were drawn."""
+    return travel is not None and travel.leap > _LONG and drawn(run)
+
+
+def _too_long(run: Run, travel: Travel | None, seen: list[Evidence]) -> Finding:
+    leap = math.nan if travel is None else travel.leap
+    return Finding(
+        "lr_too_high", "serious", 0.5,
+        (*seen, Evidence("length of the first step over that of the weights", leap, "about 0.01", 0)),
+        "The answers get no better than one that does not look at the inputs, and the steps are long against the "
+        "weights that they move: either nothing that is learned lasts, or inputs and targets do not belong together.",
+        remedy=lower_rate(float(finite(run.steps["lr"]).max(initial=0.0))),
     )  # fmt: skip
 
 

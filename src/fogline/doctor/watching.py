@@ -258,7 +258,7 @@ class Inspector:
     def _explain(self, left: float) -> Iterator[Finding]:
         """What the model itself has that explains why the loop learned little, or nothing."""
         yield from (f for f in self._suspected if left > NOTHING or f.cause == "bottleneck")
-        noise = frozen_noise(self.model) if left > NOTHING else []
+        noise = frozen_noise(self.model)  # it is asked where little was learned
         if noise:
             yield loop_findings.frozen(0, noise)
         dropping = {name: float(m.p) for name, m in self.model.named_modules() if isinstance(m, _DropoutNd)}

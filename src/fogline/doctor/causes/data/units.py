@@ -91,12 +91,22 @@ def inputs_of(exam: Examination) -> list[Part]:
     keys = list(inputs) if isinstance(inputs, dict) else list(range(len(leaves(inputs))))
     found: list[Part] = []
     for place, (values, some) in enumerate(zip(leaves(inputs), leaves(given), strict=True)):
-        layers = (layer for layer in exam.anatomy.layers if weighs(layer) and as_received(some, layer))
-        receiver = next(layers, None)
+        weighing = [layer for layer in exam.anatomy.layers if weighs(layer)]
+        whole = next((layer for layer in weighing if as_received(some, layer)), None)
+        receiver = whole or next((layer for layer in weighing if _among_columns(some, layer)), None)
         if receiver is not None and values.is_floating_point() and len(keys) == len(leaves(inputs)):
             found += _part(place, keys[place], values, receiver)
     # What a batch holds beside the inputs is for the loss; the model is taken to be given one tensor.
     return found if exam.case.supervised else found[:1]
+
+
+def _among_columns(values: Tensor, layer: Layer) -> bool:
+    """Whether a layer is given these (b, k) numbers beside others, put together by their columns."""
+    given = layer.received
+    if given is None or given.ndim != 2 or values.ndim != 2 or len(given) != len(values):
+        return False
+    width = values.shape[1]
+    return any(torch.equal(given[:, k : k + width], values) for k in range(given.shape[1] - width + 1))
 
 
 def _part(place: int, key: Any, values: Tensor, receiver: Layer | None) -> list[Part]:

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from fogline.data.source import cast, float_type, leaves
+from fogline.data.source import cast, float_type, leaves, rows_of
 from fogline.descent.copies import copied
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import dissect
@@ -73,10 +73,10 @@ def _terms(exam: Examination, model: torch.nn.Module) -> list[float]:
 
 
 def _quieter(exam: Examination, place: int) -> list[Remedy]:
-    """By much first, which shows most within a few steps; and as much as a mean over the numbers of a row is less than
-    their sum, which was mixed up with it."""
+    """By much first, which shows most within a few steps; and as much as a mean over the numbers of a row, or of all
+    rows, is less than their sum, which was mixed up with it."""
     numbers = max(leaf[0].numel() for leaf in leaves(exam.anatomy.batch))
-    weights = sorted({1 / numbers, *_QUIETER} - {1.0})
+    weights = sorted({1 / numbers, 1 / numbers / rows_of(exam.anatomy.batch), *_QUIETER} - {1.0})
     return [
         Remedy(
             f"weigh term {place + 1} of the loss {1 / weight:.4g} times less",
