@@ -255,7 +255,8 @@ def _across_places(outputs: Tensor) -> bool:
 def broadcast(loss: Tensor, outputs: Tensor) -> tuple[int, ...] | None:
     """The shape (n, n) that n outputs were blown up to by meeting n targets of another shape; None if they were not.
 
-    So are (n, k, 1) outputs by (n, 1, k) targets, to (n, k, k). They are all that the model gives for n rows, or one number a row picked out of it.
+    So are (n, k, 1) outputs by (n, 1, k) targets, to (n, k, k). The outputs are all that the model gives for n rows, or
+    one number a row picked out of it.
 
     It is found where an operation with a single input of the graph gives (n, n) from n numbers: what two inputs of the
     graph give is somebody's comparison of pairs.
@@ -265,16 +266,13 @@ def broadcast(loss: Tensor, outputs: Tensor) -> tuple[int, ...] | None:
         return None
     for node in nodes_between(loss.grad_fn, outputs.grad_fn):
         before = inputs_of(node)
-        blown = operation(node) in _ELEMENTWISE and shape_of(node) == (size, size) and len(before) == 1
-        if blown and shape_of(before[0]) in ((size, 1), (size,)) and _is_output(before[0], outputs.grad_fn):
-            return size, size
-        if (
-            operation(node) in _ELEMENTWISE
-            and len(before) == 1
-            and _across_an_axis(shape_of(before[0]), shape_of(node))
-        ):
-            if shape_of(before[0])[0] == size and math.prod(shape_of(before[0])) == outputs.numel():
-                return shape_of(node)
+        if operation(node) not in _ELEMENTWISE or len(before) != 1:
+            continue
+        given, made = shape_of(before[0]), shape_of(node)
+        if made == (size, size) and given in ((size, 1), (size,)) and _is_output(before[0], outputs.grad_fn):
+            return made
+        if _across_an_axis(given, made) and given[0] == size and math.prod(given) == outputs.numel():
+            return made
     return None
 
 
