@@ -245,3 +245,24 @@ def test_steps_as_long_as_that_may_be_why_nothing_is_learned(tmp_path: Path) -> 
         optimizer=lambda p: torch.optim.Adam(p, lr=0.1),
     )  # fmt: skip
     assert causes(run)[:1] == ["lr_too_high"]
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_units_of_ones_own_layers_that_stay_alike(constant: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    X = torch.randn(ROWS, 6)
+    y = (X[:, 0] * X[:, 1] > 0).long()
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Parameter(torch.full((6, 16), 0.1)), nn.Parameter(torch.full((16, 2), 0.1))
+            if not constant:
+                nn.init.xavier_uniform_(self.first)
+                nn.init.xavier_uniform_(self.last)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.first).relu() @ self.last
+
+    run = looped(tmp_path, Own(), (X, y), lambda model, x, label: F.cross_entropy(model(x), label), epochs=40)
+    assert ("symmetric_init" in causes(run)) is constant

@@ -423,6 +423,15 @@ def alike(module: nn.Module) -> bool:
     return all(float((block - block[0]).abs().max()) <= slack for block in blocks)
 
 
+def alike_matrix(weight: Tensor) -> bool:
+    """Whether all rows of a matrix are the same, or all columns, but for the rounding of a few steps, and none is 0."""
+    values = weight.detach()
+    if values.ndim != 2 or min(values.shape) < 2 or not bool(values.any()) or not bool(torch.isfinite(values).all()):
+        return False
+    slack = 1e-5 * float(values.abs().max())
+    return any(float((side - side[:1]).abs().max()) <= slack for side in (values, values.T))
+
+
 def _standard_normal(weight: Tensor) -> bool:
     """Whether numbers have the first moments of a standard normal law, within four standard errors; not rows of 0."""
     values = weight[(weight != 0).any(1)].double().flatten() if weight.ndim == 2 else weight.double().flatten()

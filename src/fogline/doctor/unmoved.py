@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fogline.doctor import loop_findings, task_findings
 from fogline.doctor.finding import Finding
-from fogline.doctor.surgery import alike, frozen_as_drawn, hidden_modules, hidden_tensors
+from fogline.doctor.surgery import alike, alike_matrix, frozen_as_drawn, hidden_modules, hidden_tensors
 
 _MOST = 64
 
@@ -84,8 +84,14 @@ class UnmovedLook:
         # Units that are still alike; those of the last layer have targets of their own.
         owners = list(dict.fromkeys(name.rpartition(".")[0] for name, p in self._named if p.grad is not None))
         names = [name for name in owners[:-1] if alike(self.model.get_submodule(name))]
+        trained = [(name, p) for name, p in self._named if p.grad is not None]
+        names += [name for name, p in trained[:-1] if self._is_own(name) and alike_matrix(p)]
         if names:
             yield task_findings.symmetric(step, names)
+
+    def _is_own(self, name: str) -> bool:
+        """Whether a parameter is of a layer that the author of the model wrote."""
+        return not type(self.model.get_submodule(name.rpartition(".")[0])).__module__.startswith("torch.")
 
     def thawed(self) -> bool:
         """Whether some of the layers that were told to be frozen learn by now, as the loop may have planned."""
