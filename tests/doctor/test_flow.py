@@ -630,3 +630,30 @@ def test_a_state_that_swells_from_step_to_step(factor: float, swells: bool) -> N
     exam.observed = Laboratory(exam.case, 1000).observe(exam.program, 10)
     found = flow.exploding_gradient(exam)
     assert (found is not None) == swells
+
+
+@pytest.mark.parametrize(("alike", "found"), [(True, ["symmetric_init"]), (False, [])])
+def test_units_that_only_dropout_tells_apart(alike: bool, found: list[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(300, 8, generator=generator)
+    y = (X[:, 0] * X[:, 1] + X[:, 2] > 0).long() + (X[:, 3] > 0.5).long()
+
+    def make() -> nn.Module:
+        model = nn.Sequential(
+            nn.Linear(8, 32),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Linear(32, 32),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Linear(32, 3),
+        )
+        for layer in model if alike else ():
+            if isinstance(layer, nn.Linear):
+                nn.init.constant_(layer.weight, 0.05)
+                nn.init.zeros_(layer.bias)
+        return model
+
+    recipe = fogline.Recipe(optimizer="adam", lr=3e-3, batch_size=20, duration="30ep")
+    report = fogline.diagnose(fogline.Task(make, nn.CrossEntropyLoss(), (X, y)), recipe)
+    assert [finding.cause for finding in report.findings][:1] == found

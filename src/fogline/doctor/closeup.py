@@ -27,6 +27,7 @@ from fogline.doctor.anatomy import (
 )
 from fogline.doctor.examination import Examination
 from fogline.doctor.scaling import NORMS
+from fogline.doctor.surgery import with_dropout
 
 _ROWS, _NUMBERS = 512, 2_000_000
 DEFAULT_GAIN, HE_GAIN = 1 / math.sqrt(3), math.sqrt(2)
@@ -38,6 +39,11 @@ _MOST_NODES = 20_000
 def wide(exam: Examination) -> Anatomy:
     """The program with first weights on as many rows as tell something of single units, not just a batch."""
     return _cached(exam, "wide", lambda: exam.program.new_model(exam.case.recipe.seed))
+
+
+def undropped(exam: Examination) -> Anatomy:
+    """The same where no dropout tells units from one another."""
+    return _cached(exam, "undropped", lambda: with_dropout(exam.program.new_model(exam.case.recipe.seed), 0.0))
 
 
 def wide_trained(exam: Examination) -> Anatomy | None:

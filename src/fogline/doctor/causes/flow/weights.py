@@ -18,11 +18,12 @@ from fogline.doctor.closeup import (
     path_of,
     spreads,
     summed_over,
+    undropped,
     wide,
 )
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import NONE, he, keeping, orthogonal, reset
+from fogline.doctor.surgery import NONE, alike, he, keeping, orthogonal, reset
 
 _TENFOLD, _HUNDREDFOLD = math.log(10), math.log(100)
 
@@ -33,6 +34,7 @@ def symmetric_init(exam: Examination) -> Suspicion | None:
     if anatomy.stage:
         return None
     names = all_twins(exam)
+    dropped = names != _twins(anatomy)
     if not names:
         return None
     weights = [name for name, p in anatomy.named_parameters() if p.ndim >= 2 and _constant(p)]
@@ -44,17 +46,28 @@ def symmetric_init(exam: Examination) -> Suspicion | None:
         "symmetric_init",
         0.95,
         tuple(Evidence("units with different first weights or gradients", 1, "all", layer=name) for name in names[:4]),
-        "All units of a layer begin with the same weights and get the same gradient, so they take the same steps for "
-        "ever: however wide the layer is, it does the work of a single unit.",
+        "All units of a layer begin with the same weights and get the same gradient, "
+        + (
+            "but for what dropout takes away: that alone tells them apart, and it takes long to."
+            if dropped
+            else "so they take the same steps for ever: however wide the layer is, it does the work of a single unit."
+        ),
         ways if any(isinstance(anatomy.model.get_submodule(n), nn.Embedding) for n in modules) else ways[::-1],
         proof=True,
-        severity="fatal",
+        severity="serious" if dropped else "fatal",
     )
 
 
 def all_twins(exam: Examination) -> list[str]:
-    """Layers of which all units are alike and remain so; not the last one, whose units have targets of their own."""
-    anatomy = wide(exam)
+    """Layers of which all units are alike, and remain so but for dropout; not the last one, whose units have targets of
+    their own.
+    """
+    found, model = _twins(wide(exam)), wide(exam).model
+    drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
+    return found or (_twins(undropped(exam)) if drops and any(alike(module) for module in model.modules()) else [])
+
+
+def _twins(anatomy: Anatomy) -> list[str]:
     found = []
     last = anatomy.weighted[-1].name if anatomy.weighted else ""
     for name, module in anatomy.named_modules():
