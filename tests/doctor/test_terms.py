@@ -121,7 +121,7 @@ def test_a_target_in_large_units_beside_another(unit: float, found: list[str], w
         both = torch.stack([kind, amount], 1)
         task = fogline.Task(Heads, lambda outputs, t: of_pairs(outputs, (t[:, 0].long(), t[:, 1])), (X, both))
     report = fogline.diagnose(task, recipe)
-    assert report.metric == "skill (mean over the targets that its losses compare)"
+    assert report.metric == "skill (halfway between the mean and the worst of its targets)"
     assert [finding.cause for finding in report.findings][:1] == found
 
 

@@ -15,6 +15,7 @@ LIKELY = 0.5
 """A suspicion that is said although it could not be tried."""
 _GOOD = 0.9
 _GUESSES = 2
+_EACH = 0.25  # of several targets, of which one alone may be half of it
 _ONLY_ONE = 0.4  # likely, where nothing else was supposed and it could not be tried
 
 
@@ -106,7 +107,9 @@ class Books:
     def sound(exam: Examination, level: float) -> bool:
         """The same of any score."""
         reference = exam.reference.possible
-        learns = LEARNS if exam.case.yardstick.work != "other" else ENOUGH  # of most losses a part can never go
+        stick = exam.case.yardstick
+        learns = LEARNS if stick.work != "other" else ENOUGH  # of most losses a part can never go
+        learns = _EACH if stick.several else learns
         return level >= learns and (reference is None or level >= reference - BEHIND)
 
     def reject(self, suspicion: Suspicion, trial: Trial | None, why: str) -> None:

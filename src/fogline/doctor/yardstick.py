@@ -133,7 +133,7 @@ class Yardstick:
     @property
     def name(self) -> str:
         if self.several:
-            return "skill (mean over the targets that its losses compare)"
+            return "skill (halfway between the mean and the worst of its targets)"
         return NAMES["regression" if self.counts else self.work]
 
     @property
