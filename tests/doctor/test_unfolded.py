@@ -345,7 +345,7 @@ class Beside(nn.Module):
 
 
 @pytest.mark.parametrize(("unit", "found"), [(2000.0, ["unscaled_input"]), (1.0, [])])
-def test_columns_that_are_put_beside_others_may_have_units(unit: float, found: list[str]) -> None:
+def test_columns_that_are_put_beside_others_may_have_units(unit: float, found: list[str], tmp_path: Path) -> None:
     draws = torch.Generator().manual_seed(0)
     numbers, name = torch.randn(400, 3, generator=draws), torch.randint(0, 5, (400,), generator=draws)
     wanted = numbers[:, 0] + (numbers[:, 1] - numbers[:, 2]).abs() + name / 3
@@ -355,5 +355,11 @@ def test_columns_that_are_put_beside_others_may_have_units(unit: float, found: l
         return F.mse_loss(model(batch["numbers"], batch["name"]), batch["wanted"])
 
     recipe = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=20, duration="20ep")
-    report = fogline.diagnose(fogline.Task(Beside, fogline.on_batch(step), data), recipe)
+    task = fogline.Task(Beside, fogline.on_batch(step), data)
+    report = fogline.diagnose(task, recipe)
     assert [finding.cause for finding in report.findings] == found
+    run = fogline.fit(*report.apply(task, recipe), runs=tmp_path, progress=False)
+    assert run.steps["loss"][-10:].mean() < 0.5 * float(wanted.var())
+    with torch.no_grad():
+        said = run.model(data["numbers"], data["name"])  # as before
+    assert float((said - wanted).square().mean()) < 0.5 * float(wanted.var())

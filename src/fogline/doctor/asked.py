@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -141,6 +141,16 @@ class Call:
         return tuple(found[: self.width]), dict(zip(self.names, found[self.width :], strict=True))
 
 
+class Comparison(NamedTuple):
+    """A call of one of PyTorch's losses: what was said and told, what else it was given, and what it gave."""
+
+    function: Any
+    said: Any
+    told: Any
+    rest: dict[str, Any]
+    loss: Any
+
+
 class Comparing(TorchFunctionMode):
     """Sees what one of PyTorch's losses is given; and gives it other targets, where there are some.
 
@@ -150,13 +160,13 @@ class Comparing(TorchFunctionMode):
         silent: whether all losses are zero.
 
     Attributes:
-        found: function, what was said and told, what else the function was given, and the loss, of each call.
+        found: the calls.
     """
 
     def __init__(self, targets: Tensor | None = None, *, stops: bool = False, silent: bool = False) -> None:
         super().__init__()
         self._targets, self._stops, self._silent = targets, stops, silent
-        self.found: list[tuple[Any, Any, Any, dict[str, Any], Any]] = []
+        self.found: list[Comparison] = []
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -165,10 +175,10 @@ class Comparing(TorchFunctionMode):
         rest = {name: value for name, value in kwargs.items() if name != "target"}
         said, told = args[0], args[1] if len(args) == 2 else kwargs["target"]
         if self._stops:
-            self.found.append((func, said, told, rest, None))
+            self.found.append(Comparison(func, said, told, rest, None))
             raise _Stop
         value = func(said, told if self._targets is None else self._targets.reshape(told.shape), **rest)
-        self.found.append((func, said, told, rest, value))
+        self.found.append(Comparison(func, said, told, rest, value))
         return torch.zeros_like(value) if self._silent else value
 
 
@@ -200,7 +210,7 @@ def compares_several(objective: Objective, batch: Any) -> bool:
             whole = objective(batch)
         with Comparing(silent=True):
             rest = objective(batch)
-    told = {id(t): t for _, said, t, _, _ in seen.found if isinstance(said, Tensor) and isinstance(t, Tensor)}
+    told = {id(call.told): call.told for call in seen.found if all(isinstance(t, Tensor) for t in call[1:3])}
     varied = [t for t in told.values() if bool((t != t.reshape(-1)[:1]).any())]
     return len(varied) == len(seen.found) > 1 and float(whole.detach()) != 0 == float(rest.detach())
 
@@ -253,7 +263,7 @@ def targets_of(function: Callable[[Any, Any], Tensor], batch: Any, outputs: Any,
         answers = map_tree(lambda leaf: leaf[:1].expand(count, *leaf.shape[1:]).contiguous(), outputs)
         with suppress(_Stop), Comparing(stops=True) as seen:
             function(Answer(answers, like), rows)
-        return by_row(seen.found[0][2], count)
+        return by_row(seen.found[0].told, count)
 
     found: Tensor = _of_all(batch, told)
     return found

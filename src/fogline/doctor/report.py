@@ -93,8 +93,10 @@ class Report:
         Raises:
             TypeError: a remedy changes rows of a stream.
         """
-        if any(remedy.on_loss is not None or remedy.on_rows is not None for remedy in self.remedies):
-            task = unfolded(task)
+        of_pairs = any(remedy.on_loss is not None or remedy.on_rows is not None for remedy in self.remedies)
+        if of_pairs or any(remedy.on_model is not None for remedy in self.remedies):
+            paired = unfolded(task)  # a model that takes several things is edited as one that takes a tuple of them
+            task = paired if of_pairs or paired.model is not task.model else task
         task, recipe, _ = apply_to(task, recipe, self.remedies, loss=task.loss)
         return task, recipe
 

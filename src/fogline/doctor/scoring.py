@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from fogline.descent.objective import Objective
 from fogline.descent.prepare import Start
 from fogline.descent.randomness import private_randomness
 from fogline.descent.resolve import batch_rows, resolve_by_rule
-from fogline.doctor.asked import Comparing, itself
+from fogline.doctor.asked import Comparing, Comparison, itself
 from fogline.doctor.case import Program
 from fogline.doctor.others import drawn, drawn_for_others, loss_of, mean_of_all, nothing, pieces_of, placed
 from fogline.doctor.yardstick import Yardstick
@@ -48,17 +47,16 @@ def begin(variant: Program, seed: int) -> Start:
     return Start(variant.task, opened, objective, batches, resolved, [], 0, 1)
 
 
-def skills(compared: Sequence[Sequence[Any]]) -> list[float]:
+def skills(compared: Sequence[Sequence[Comparison]]) -> list[float]:
     """The score of each of PyTorch's losses that a loss is a sum of.
 
     Args:
-        compared: of each piece of the rows, the calls as :class:`Comparing` has them.
+        compared: the calls, of each piece of the rows.
     """
     found = []
     for calls in zip(*compared, strict=True):
-        func, rest = calls[0][0], calls[0][3]
         said, told = (torch.cat([call[part].detach().cpu() for call in calls]) for part in (1, 2))
-        loss = itself(func, rest) or func
+        loss = itself(calls[0].function, calls[0].rest) or calls[0].function
         found.append(Yardstick.of(told, loss)(said, told, loss))
     return found
 
@@ -78,7 +76,7 @@ class Scores:
         model, yardstick = objective.model, variant.case.yardstick
         weights = next(model.parameters())
         batch = cast(batch, float_type(model))
-        outputs, compared, sums, total = [], list[Any](), 0.0, 0
+        outputs, compared, sums, total = [], list[Sequence[Comparison]](), 0.0, 0
         with objective.without_learning():
             for piece in pieces_of(batch):
                 on_device = placed(piece, weights.device)

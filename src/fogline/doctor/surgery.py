@@ -27,16 +27,18 @@ def leaves_in_order(model: nn.Module) -> list[tuple[str, nn.Module]]:
 class Wrapped(nn.Module):
     """A model with something before it or behind it.
 
-    Names of modules are looked up inside, so that an edit by name is the same with and without the wrapper.
+    Names of modules are looked up inside, so that an edit by name is the same with and without the wrapper. A model
+    that takes several things is given them as it always was, or as a tuple.
     """
 
     def __init__(self, model: nn.Module, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
         super().__init__()
         self.before, self.wrapped_model, self.after = before, model, after
 
-    def forward(self, inputs: Any) -> Any:
-        given = inputs if self.before is None else self.before(inputs)
-        found = self.wrapped_model(given)
+    def forward(self, *given: Any, **named: Any) -> Any:
+        several = tuple(item for item in (*given, *named.values()) if isinstance(item, Tensor))
+        inputs = given[0] if len(given) == 1 and not named else several
+        found = self.wrapped_model(inputs if self.before is None else self.before(inputs))
         return found if self.after is None else self.after(found)
 
     def get_submodule(self, target: str) -> nn.Module:

@@ -15,7 +15,7 @@ from fogline.descent.copies import copied
 from fogline.descent.objective import Objective
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import rms, same_numbers
-from fogline.doctor.asked import Comparing
+from fogline.doctor.asked import Comparing, Comparison
 from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
@@ -79,18 +79,18 @@ def outweighed_targets(exam: Examination) -> Suspicion | None:
         learned = skills([last])
     except FAILURES:
         return None
-    levels = [float(value.detach().double().mean()) for *_, value in first]
-    numbers = [k for k, (func, *_) in enumerate(first) if losses.family(func) == "elementwise"]
+    levels = [float(call.loss.detach().double().mean()) for call in first]
+    numbers = [k for k, call in enumerate(first) if losses.family(call.function) == "elementwise"]
     loud = max(numbers, key=lambda k: levels[k], default=None)
     if loud is None or len(first) != len(last):
         return None
-    unit, said = float(first[loud][2].double().std()), rms(first[loud][1])
-    louder = levels[loud] / max(level for k, level in enumerate(levels) if k != loud)
+    unit, said = float(first[loud].told.double().std()), rms(first[loud].said)
+    louder = levels[loud] / max(1e-30, *(level for k, level in enumerate(levels) if k != loud))
     lost = any(skill < LEARNS for k, skill in enumerate(learned) if k != loud)
     far = unit > _FAR * said and learned[loud] < _HALF
     if not louder > _LOUDER or not (lost or far) or not unit > 0:
         return None
-    place = next((k for k, leaf in enumerate(answers) if same_numbers(leaf, first[loud][1])), None)
+    place = next((k for k, leaf in enumerate(answers) if same_numbers(leaf, first[loud].said)), None)
     remedy = Remedy(
         f"divide what the loss at place {loud + 1} of the sum compares by {unit:.3g}, and multiply that answer by it",
         f"unit = {unit:.3g}  # the deviation of these targets\n"
@@ -114,7 +114,7 @@ def outweighed_targets(exam: Examination) -> Suspicion | None:
     )
 
 
-def _compared(exam: Examination, model: nn.Module) -> tuple[list[Any], list[Tensor]]:
+def _compared(exam: Examination, model: nn.Module) -> tuple[list[Comparison], list[Tensor]]:
     """What PyTorch's losses compare on held-out rows; and the tensors that the model answers with."""
     objective, answers = Objective(copied(model), exam.program.loss), list[Tensor]()
     objective.model.register_forward_hook(lambda module, given, found: answers.extend(leaves(found)))

@@ -46,7 +46,7 @@ def _pairings(exam: Examination) -> Iterator[Pairing]:
         with private_randomness(CPU), torch.enable_grad(), Comparing() as seen:
             seed_step(0, 0, PROBE, CPU)
             loss = objective(exam.anatomy.batch)
-            compared = [(value, said, told) for _, said, told, _, value in seen.found]
+            compared = [(call.loss, call.said, call.told) for call in seen.found]
             whole = [(loss, answers[0][0], None)] if len(answers) == len(answers[0]) == 1 else []
             for value, said, told in (*compared, *whole):
                 if all(isinstance(part, Tensor) and part.grad_fn is not None for part in (value, said)):
