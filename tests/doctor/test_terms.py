@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +124,31 @@ def test_a_target_in_large_units_beside_another(unit: float, found: list[str], w
     report = fogline.diagnose(task, recipe)
     assert report.metric == "skill (halfway between the mean and the worst of its targets)"
     assert [finding.cause for finding in report.findings][:1] == found
+
+
+class Beside(Heads):
+    """The same of a row that comes in two parts."""
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return super().forward(torch.cat([left, right], 1))
+
+
+def test_a_model_of_two_parts_keeps_them_under_a_remedy(tmp_path: Path) -> None:
+    X = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
+    data = {"left": X[:, :2], "right": X[:, 2:], "kind": (X[:, 0] * X[:, 1] > 0).long(), "amount": 300 * X[:, 2]}
+
+    def step(model: Any, batch: Any) -> Tensor:
+        said = model(batch["left"], right=batch["right"])
+        return F.cross_entropy(said["kind"], batch["kind"]) + F.mse_loss(said["amount"], batch["amount"])
+
+    task = fogline.Task(Beside, fogline.on_batch(step), data)
+    recipe = fogline.Recipe(optimizer="adam", lr=5e-3, batch_size=25, duration="30ep")
+    report = fogline.diagnose(task, recipe)
+    assert report.findings[0].cause == "unscaled_target"
+    run = fogline.fit(*report.apply(task, recipe), runs=tmp_path, progress=False)
+    with torch.no_grad():
+        said = run.model(data["left"], data["right"])["amount"]
+    assert float((said - data["amount"]).square().mean()) < 0.1 * float(data["amount"].var())
 
 
 class Boxes(nn.Module):

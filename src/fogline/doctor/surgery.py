@@ -36,9 +36,10 @@ class Wrapped(nn.Module):
         self.before, self.wrapped_model, self.after = before, model, after
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        several = tuple(item for item in (*given, *named.values()) if isinstance(item, Tensor))
-        inputs = given[0] if len(given) == 1 and not named else several
-        found = self.wrapped_model(inputs if self.before is None else self.before(inputs))
+        if self.before is not None:
+            several = tuple(item for item in (*given, *named.values()) if isinstance(item, Tensor))
+            given, named = (self.before(given[0] if len(given) == 1 and not named else several),), {}
+        found = self.wrapped_model(*given, **named)
         return found if self.after is None else self.after(found)
 
     def get_submodule(self, target: str) -> nn.Module:
