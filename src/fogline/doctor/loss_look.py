@@ -227,7 +227,8 @@ class LossLook:
         codes = [p.detach() for p in parts if p.ndim == 2 and rows is not None and p.numel() < rows.numel()]
         if rows is None or rebuilt is None or len(codes) != 2 or codes[0].shape != codes[1].shape or len(rows) < 2:
             return
-        told = _share_between_rows(rebuilt.reshape(len(rows), -1)) / _share_between_rows(rows.reshape(len(rows), -1))
+        given, made = (_share_between_rows(part.reshape(len(rows), -1)) for part in (rows, rebuilt))
+        told = made / given if given > 0 else 1.0  # of rows that are all the same there is nothing to be told
         self._codes = told, max(float(code.double().square().mean().sqrt()) for code in codes)
 
     @property
