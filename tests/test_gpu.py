@@ -163,6 +163,87 @@ def test_the_doctor_says_on_the_device_what_it_says_on_the_cpu() -> None:
     assert found["cuda"][0] == "double_softmax"
 
 
+class _Two(nn.Module):
+    """Takes numbers and a code; gives scores and a length."""
+
+    def __init__(self, *last: nn.Module) -> None:
+        super().__init__()
+        self.codes = nn.Embedding(4, 8)
+        self.body = nn.Sequential(nn.Linear(24, 32), nn.ReLU())
+        self.scores, self.length = nn.Sequential(nn.Linear(32, 2), *last), nn.Linear(32, 1)
+
+    def forward(self, numbers: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.body(torch.cat([numbers, self.codes(code)], 1))
+        return self.scores(hidden), self.length(hidden)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "unit", "cause"),
+    [("softmax", 1.0, "double_softmax"), ("unit", 3e3, "unscaled_target"), ("", 1.0, None)],
+)
+def test_a_loss_of_a_batch_is_examined_there_as_on_the_cpu(
+    fault: str, unit: float, cause: str | None, tmp_path: Path
+) -> None:
+    X, y = _data()
+    rows = [{"numbers": x, "code": torch.tensor(k % 4), "label": label, "length": unit * x[:3].sum()}
+            for k, (x, label) in enumerate(zip(X, y, strict=True))]  # fmt: skip
+
+    @fogline.on_batch
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        scores, length = model(batch["numbers"], code=batch["code"])
+        return nn.functional.cross_entropy(scores, batch["label"]) + nn.functional.mse_loss(length, batch["length"])
+
+    def model() -> nn.Module:
+        return _Two(*[nn.Softmax(1)] * (fault == "softmax"))
+
+    task, recipe = Task(model, loss, rows[128:], valid=rows[:128]), _recipe(duration="200st")
+    reports = [fogline.diagnose(task, recipe.replace(device=device)) for device in ("cpu", "cuda")]
+    found = [[finding.cause for finding in report.findings] for report in reports]
+    assert found[0] == found[1]
+    assert found[1][:1] == ([] if cause is None else [cause])
+    run = fogline.fit(*reports[1].apply(task, recipe), runs=tmp_path)
+    assert run.steps["loss"][-1] < run.steps["loss"][0]
+
+
+def test_batches_whose_tensors_are_no_rows_are_trained_there(tmp_path: Path) -> None:
+    """Sets of many sizes, laid end to end, of which each row says how long it is."""
+
+    def joined(examples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        sets, labels = zip(*examples, strict=True)
+        return {
+            "members": torch.cat(sets),
+            "sizes": torch.tensor([len(s) for s in sets]),
+            "labels": torch.stack(labels),
+        }
+
+    X, y = _data()
+    examples = [(x.repeat(1 + k % 3, 1), label) for k, (x, label) in enumerate(zip(X, y, strict=True))]
+
+    @fogline.on_batch
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        sums = torch.stack([part.mean(0) for part in model(batch["members"]).split(batch["sizes"].tolist())])
+        return nn.functional.cross_entropy(sums, batch["labels"])
+
+    losses = {}
+    for device in ("cpu", "cuda"):
+        loader = torch.utils.data.DataLoader(examples, batch_size=32, shuffle=True, collate_fn=joined,  # type: ignore[arg-type, var-annotated]
+                                             pin_memory=device == "cuda")  # fmt: skip
+        task = Task(lambda: nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 2)), loss, loader)
+        run = fogline.fit(task, _recipe(device=device), runs=tmp_path, name=device)
+        losses[device] = list(run.steps["loss"])
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-2, abs=1e-3)
+
+
+def test_what_lies_ahead_is_seen_there_as_on_the_cpu(tmp_path: Path) -> None:
+    ahead = []
+    for device in ("cpu", "cuda"):
+        judged = fogline.fit(_task(), _recipe(device=device, lr=1e-5), runs=tmp_path, name=device).judgement
+        assert judged is not None
+        ahead.append((judged.verdict, judged.evidence["gain_ahead_share"]))
+    assert ahead[0][0] is ahead[1][0]
+    assert ahead[1][1] == pytest.approx(ahead[0][1], rel=0.3)
+
+
 def test_the_measured_rate_is_near_that_of_the_cpu() -> None:
     rates = [fogline.find_lr(_task(), _recipe(device=d, lr="auto", duration="600st")).value for d in ("cpu", "cuda")]
     assert 0.2 < rates[0] / rates[1] < 5
