@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from inspect import signature
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ _MODULES = {
 }
 
 
-class _Stop(BaseException):
+class Stop(BaseException):
     """Ends a function of the user's where all that is wanted is known."""
 
 
@@ -53,7 +53,7 @@ class Answer:
     def __call__(self, *given: Any, **named: Any) -> Any:
         self.call = given, named
         if self._outputs is None:
-            raise _Stop
+            raise Stop
         return self._outputs
 
     def parameters(self) -> Iterator[Tensor]:
@@ -176,7 +176,7 @@ class Comparing(TorchFunctionMode):
         said, told = args[0], args[1] if len(args) == 2 else kwargs["target"]
         if self._stops:
             self.found.append(Comparison(func, said, told, rest, None))
-            raise _Stop
+            raise Stop
         value = func(said, told if self._targets is None else self._targets.reshape(told.shape), **rest)
         self.found.append(Comparison(func, said, told, rest, value))
         return torch.zeros_like(value) if self._silent else value
@@ -234,25 +234,38 @@ class Loss:
         vars(self._plain).update(plain(model))
 
     def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
-        places = iter(range(len(leaves(self._like))))
-
-        def of_rows(leaf: Tensor) -> Tensor:
-            place = next(places)
-            if place == self._told:
-                return targets
-            many = leaf[:1].to(targets.device).expand(len(targets), *leaf.shape[1:])
-            return many if place in self._asked else many.contiguous()
-
-        batch, answer = map_tree(of_rows, self._like), Answer(outputs, self._plain)
+        given = {} if self._told is None else {self._told: targets}
+        batch, answer = batch_with(self._like, given, targets, unread=self._asked), Answer(outputs, self._plain)
         if self._told is not None:
             return self._function(answer, batch).mean()
         with Comparing(targets):
             return self._function(answer, batch).mean()
 
 
+def batch_with(like: Any, given: Mapping[int, Tensor], rows: Tensor, *, unread: Collection[int] = ()) -> Any:
+    """A batch of the form of another, with some of its tensors, and in the place of the others the first row of that.
+
+    Args:
+        like: the other batch.
+        given: tensors by their place in it.
+        rows: as many as there are to be, and where.
+        unread: places whose rows need no memory of their own.
+    """
+    places = iter(range(len(leaves(like))))
+
+    def of_rows(leaf: Tensor) -> Tensor:
+        place = next(places)
+        if place in given:
+            return given[place]
+        many = leaf[:1].to(rows.device).expand(len(rows), *leaf.shape[1:])
+        return many if place in unread else many.contiguous()
+
+    return map_tree(of_rows, like)
+
+
 def inputs_of(function: Callable[[Any, Any], Tensor], batch: Any, call: Call, like: nn.Module) -> Any:
     """What the model is asked, of all rows of a batch: tensors of it, or what is made of them."""
-    return _of_all(batch, lambda rows: _asked(function, rows, call, like))
+    return of_all(batch, lambda rows: _asked(function, rows, call, like))
 
 
 def targets_of(function: Callable[[Any, Any], Tensor], batch: Any, outputs: Any, like: nn.Module) -> Tensor:
@@ -261,11 +274,11 @@ def targets_of(function: Callable[[Any, Any], Tensor], batch: Any, outputs: Any,
     def told(rows: Any) -> Tensor:
         count = rows_of(rows)
         answers = map_tree(lambda leaf: leaf[:1].expand(count, *leaf.shape[1:]).contiguous(), outputs)
-        with suppress(_Stop), Comparing(stops=True) as seen:
+        with suppress(Stop), Comparing(stops=True) as seen:
             function(Answer(answers, like), rows)
         return by_row(seen.found[0].told, count)
 
-    found: Tensor = _of_all(batch, told)
+    found: Tensor = of_all(batch, told)
     return found
 
 
@@ -282,14 +295,14 @@ def by_row(told: Tensor, count: int) -> Tensor:
 
 def _asked(function: Callable[[Any, Any], Tensor], batch: Any, call: Call, like: nn.Module) -> Any:
     answer = Answer(None, like)
-    with suppress(_Stop):
+    with suppress(Stop):
         function(answer, batch)
     if answer.call is None or vars(Call(*answer.call)) != vars(call):
         raise ValueError("the model is not called in the same way for other rows")
     return call.inputs(*answer.call)
 
 
-def _of_all(batch: Any, made: Callable[[Any], Any]) -> Any:
+def of_all(batch: Any, made: Callable[[Any], Any]) -> Any:
     """What is made of the rows of a batch: a tensor of it as it is, or pieces of so many rows put together.
 
     Raises:

@@ -33,6 +33,8 @@ _WELL, _AS_WELL = 0.75, 0.1
 """Scores that leave no question of what held-out rows could teach, and how far they may lie apart."""
 _ALL = 0.97
 """A score that leaves other learners nothing to find."""
+_LITTLE, _FEW_NAMES = 0.1, 4
+"""Score that is next to nothing; and whole numbers of a row, where more are words, or counts."""
 _PAIRED = 600
 """Rows that pairs of tokens are learned from."""
 _LANDMARKS = 200
@@ -49,7 +51,7 @@ class Reference:
 
     Attributes:
         score: on rows held out of the training data, each fifth in turn where there are few; None where the work
-            cannot be read by them.
+            cannot be read by them, or of names they know nothing.
         valid_score: of the same learner, trained on training rows, on the task's held-out data.
         within_valid: of the same kind of learner within the task's held-out data: each fifth scored by one that learned
             from the others. None where the training rows teach as much.
@@ -112,6 +114,8 @@ def refer(case: Case) -> Reference:
             if scores[learner] > _ALL:
                 break
     learner = max(scores, key=lambda name: scores[name])
+    if scores[learner] < _LITTLE and are_names(case.train.inputs):
+        return Reference()
     scored = len(order) // _FOLDS * folds
     of_valid = _on_valid(case, order, learner, scores[learner])
     return Reference(scores[learner], *of_valid, scored, learner, order, yardstick.classes)
@@ -214,6 +218,12 @@ def out_of_fold(case: Case, learner: str, rows: Tensor) -> tuple[Tensor, Tensor 
         outside.append(said[len(left_out) :])
     order = torch.cat([(fold == k).nonzero().flatten() for k in range(_FOLDS)]).argsort()
     return torch.cat(inside)[order], torch.stack(outside).mean(0) if held_out else None
+
+
+def are_names(inputs: Any) -> bool:
+    """Whether inputs are a few names of things, of whose meeting no classical learner knows anything."""
+    columns = sum(math.prod(leaf.shape[1:]) for leaf in leaves(inputs))
+    return 1 < columns <= _FEW_NAMES and not any(leaf.is_floating_point() for leaf in leaves(inputs))
 
 
 def features(inputs: Any) -> Tensor | None:

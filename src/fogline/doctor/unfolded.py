@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +16,20 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from fogline.data.source import MapStyle, are_rows, leaves, map_tree, part, rows_of
 from fogline.descent.copies import copied
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
-from fogline.doctor.asked import PLAIN, Call, Comparing, Loss, Noting, Spread, by_row, inputs_of, itself, targets_of
+from fogline.doctor.asked import (
+    PLAIN,
+    Call,
+    Comparing,
+    Loss,
+    Noting,
+    Spread,
+    by_row,
+    inputs_of,
+    itself,
+    of_all,
+    targets_of,
+)
+from fogline.doctor.composed import Composed, compared, depends_on, inputs_among, is_its_own, said_of, told_of
 from fogline.task import OnBatch, Task
 
 _ROWS = 64
@@ -28,7 +43,8 @@ def unfolded(task: Task) -> Task:
 
     It is one where the model is called once, with what is made of each row of the batch by itself, and nothing else is
     asked of it; and where all that is read of the batch beside it is what one of PyTorch's losses is told, or one
-    tensor of it: the inputs themselves, as auto-encoders are told, or another.
+    tensor of it: the inputs themselves, as auto-encoders are told, or another. It also is one where all of it is one of
+    PyTorch's losses, whatever the parts of the model are asked before.
     """
     loss = task.loss
     if not isinstance(loss, OnBatch) or loss.deployment is not None or task.model is None:
@@ -38,47 +54,42 @@ def unfolded(task: Task) -> Task:
         return task
     if task.valid is not None and (held_out is None or _form(held_out) != _form(batch)):
         return task
-    try:
-        with private_randomness(_CPU), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # training says them
-            read = _read(task, loss.function, batch)
-            if read is None or (read.rebuilds and task.metrics):  # those are about something else
-                return task
-            train = read.paired(task.train)
-            valid = None if task.valid is None else read.paired(task.valid)
-    except Exception:  # noqa: BLE001 - the program's own: then it stays as it is
-        return task
-    return replace(task, model=read.model(task.model), loss=read.loss, train=train, valid=valid)
+    with private_randomness(_CPU), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training says them
+        for reading in (_asked_once, _composed):
+            with suppress(Exception):  # the program's own: then it stays as it is
+                read = reading(task, loss.function, batch)
+                if read is None or (read.others_compared and task.metrics):
+                    continue
+                train = read.paired(task.train)
+                valid = None if task.valid is None else read.paired(task.valid)
+                return replace(task, model=read.model(task.model), loss=read.loss, train=train, valid=valid)
+    return task
 
 
 @dataclass(frozen=True)
-class _Read:
+class _Read(ABC):
     """What a function of (model, batch) was found to be.
 
     Attributes:
         function: of the user's.
         like: the model.
-        call: how it is called.
-        outputs: of a few rows.
-        told: which tensor of the batch are the targets; None where they are what a loss of PyTorch is told.
         loss: of (outputs, targets).
-        rebuilds: whether the targets are the inputs.
+        others_compared: whether metrics of the task are about other outputs or targets.
     """
 
     function: Callable[[Any, Any], Tensor]
     like: nn.Module
-    call: Call
-    outputs: Any
-    told: int | None
     loss: Any
-    rebuilds: bool
+    others_compared: bool
 
+    @abstractmethod
     def of_batch(self, batch: Any) -> tuple[Any, Tensor]:
         """Inputs and targets of all rows of a batch."""
-        inputs = inputs_of(self.function, batch, self.call, self.like)
-        if self.told is not None:
-            return inputs, leaves(batch)[self.told]
-        return inputs, targets_of(self.function, batch, self.outputs, self.like)
+
+    @abstractmethod
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """A model, as it is called with one thing."""
 
     def paired(self, data: Any) -> Any:
         """Data of a task, read as pairs."""
@@ -93,10 +104,66 @@ class _Read:
         return _Paired(data, self.of_batch) if isinstance(data, Dataset) else self.of_batch(data)
 
     def model(self, given: Any) -> Any:
-        """The model of a task, as it is called with one thing."""
-        if self.call.single:
-            return given
-        return Spread(given, self.call) if isinstance(given, nn.Module) else lambda: Spread(given(), self.call)
+        """The model of a task, or what makes it, as it is called with one thing."""
+        if not isinstance(given, nn.Module):
+            return lambda: self.wrapped(given())
+        return self.wrapped(given)
+
+    def halves_agree(self, rows: Any, inputs: Any, targets: Tensor) -> bool:
+        """Whether what is made of rows is made of each by itself, and nothing drawn."""
+        half = rows_of(rows) // 2
+        same = zip(leaves(self.of_batch(part(rows, 0, half))), leaves(part((inputs, targets), 0, half)), strict=True)
+        return all(torch.equal(one, other) for one, other in same)
+
+
+@dataclass(frozen=True)
+class _AskedOnce(_Read):
+    """A function that calls its model once.
+
+    Attributes:
+        call: how it is called.
+        outputs: of a few rows.
+        told: which tensor of the batch are the targets; None where they are what a loss of PyTorch is told.
+    """
+
+    call: Call
+    outputs: Any
+    told: int | None
+
+    def of_batch(self, batch: Any) -> tuple[Any, Tensor]:
+        inputs = inputs_of(self.function, batch, self.call, self.like)
+        if self.told is not None:
+            return inputs, leaves(batch)[self.told]
+        return inputs, targets_of(self.function, batch, self.outputs, self.like)
+
+    def model(self, given: Any) -> Any:
+        return given if self.call.single else super().model(given)
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        return Spread(model, self.call)
+
+
+@dataclass(frozen=True)
+class _ReadAsOne(_Read):
+    """A function whose whole way to a loss of PyTorch is taken for the model.
+
+    Attributes:
+        rows: a batch on a few rows.
+        places: which tensors of a batch are the inputs.
+        single: whether they are one, which is not in a tuple.
+    """
+
+    rows: Any
+    places: tuple[int, ...]
+    single: bool
+
+    def of_batch(self, batch: Any) -> tuple[Any, Tensor]:
+        whole = leaves(batch)
+        inputs = whole[self.places[0]] if self.single else tuple(whole[place] for place in self.places)
+        return inputs, of_all(batch, lambda rows: told_of(self.function, self.like, rows))
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        return Composed(model, self.function, self.rows, self.places, self.single)
 
 
 class _Paired(Dataset[Any]):
@@ -152,12 +219,17 @@ def _without_gaps(batch: Any) -> Any:
     return map_tree(lambda leaf: leaf.clone() if few else leaf[finite], batch)
 
 
-def _read(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) -> _Read | None:
-    """The loss of pairs that a function of (model, batch) is."""
+def _start(task: Task) -> nn.Module:
+    """A copy of the model as it is at the start, in evaluation mode."""
     seed_everything(0, 0, INITIAL, _CPU)
     given: Any = task.model
-    model = Noting(copied(given if isinstance(given, nn.Module) else given()).eval())
-    few = _without_gaps(batch)
+    return copied(given if isinstance(given, nn.Module) else given()).eval()
+
+
+@torch.no_grad()
+def _asked_once(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) -> _Read | None:
+    """The loss of pairs that a function of (model, batch) is, if it calls its model once."""
+    model, few = Noting(_start(task)), _without_gaps(batch)
     count, parts = rows_of(few), leaves(few)
     with Comparing() as seen:
         value = function(model, few)
@@ -174,10 +246,8 @@ def _read(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) -> _Re
         if not torch.equal(again, value.mean()) or not bool(torch.isfinite(again)):
             return None
         rebuilds = any(targets is leaf for leaf in leaves(inputs))
-        found = _Read(function, model.noted, call, outputs, told, loss, rebuilds)
-        half = found.of_batch(part(few, 0, count // 2))  # what is made of rows, of each by itself, and nothing drawn
-        same = zip(leaves(half), leaves(part((inputs, targets), 0, count // 2)), strict=True)
-        return found if all(torch.equal(one, other) for one, other in same) else None
+        found = _AskedOnce(function, model.noted, loss, rebuilds, call, outputs, told)
+        return found if found.halves_agree(few, inputs, targets) else None
 
     if len(seen.found) == 1:
         func, said, told, rest, out = seen.found[0]
@@ -190,3 +260,31 @@ def _read(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) -> _Re
         if (found := reads(Loss(function, few, model.noted, place, asked), place, parts[place])) is not None:
             return found
     return None
+
+
+def _composed(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) -> _Read | None:
+    """The loss of pairs that a function of (model, batch) is, if all of it is one of PyTorch's losses."""
+    model, few = _start(task), _without_gaps(batch)
+    count = rows_of(few)
+    for training in (True, False):
+        model.train(training)
+        with Comparing() as seen:
+            value = function(model, few)
+        if len(seen.found) != 1 or any(leaf._version for leaf in leaves(few)):
+            return None
+        call = seen.found[0]
+        loss, said = itself(call.function, call.rest), said_of(call, count)
+        if loss is None or not torch.isclose(loss(said, by_row(call.told, count)), value.mean()):
+            return None
+    if not depends_on(call.said, model):
+        return None
+    with torch.no_grad():
+        targets, places = told_of(function, model, few), inputs_among(function, model, few)
+        inputs = tuple(leaves(few)[place] for place in places)
+        if not inputs:
+            return None
+        single = len(inputs) == 1 and not is_its_own(model, inputs[0], said)
+        found = _ReadAsOne(function, model, loss, True, few, places, single)
+        half = part(few, 0, count // 2)
+        agree = torch.allclose(said_of(compared(function, model, half), count // 2), said[: count // 2], 1e-3, 1e-5)
+        return found if agree and found.halves_agree(few, inputs, targets) else None

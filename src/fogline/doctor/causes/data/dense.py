@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fogline.data.source import cast, float_type, taken
+from fogline.data.source import cast, float_type, leaves, taken
 from fogline.descent.objective import mode
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import CPU, FAILURES
@@ -99,7 +99,8 @@ def rare_at_places(exam: Examination) -> Suspicion | None:
     few = rare(counts)
     if loss.weight is not None or not bool(few.any()) or int((counts > 0).sum()) > FEW_CLASSES:
         return None
-    most = max(1, min(len(targets), _MOST_ROWS, _NUMBERS // max(1, pair[0][:1].numel())))
+    numbers = sum(leaf[:1].numel() for leaf in leaves(pair[0]))
+    most = max(1, min(len(targets), _MOST_ROWS, _NUMBERS // max(1, numbers)))
     rows = torch.arange(most) * len(targets) // most
     guessed, wanted = _guessed(exam, taken(pair[0], rows)), targets[rows]
     if guessed is None or guessed.shape != wanted.shape:

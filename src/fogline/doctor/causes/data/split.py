@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fogline.data.source import rows_of
-from fogline.doctor.causes.data.common import kept_at, only, pair_of
+from fogline.data.source import leaves, map_tree, rows_of, taken
+from fogline.doctor.causes.data.common import alike, kept_at, map_both, only, pair_of
 from fogline.doctor.causes.data.one_by_one import scaled_one_by_one
+from fogline.doctor.causes.data.outliers import has_far_off_targets
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.reference import features, measured, refer
@@ -19,6 +21,8 @@ from fogline.doctor.yardstick import error_of
 
 _ENOUGH_TO_SCORE = 20  # rows
 _MOST_COLUMNS = 1000
+_MIDDLE_HALF = 1.349
+"""Between the quartiles of normal numbers, in their deviations."""
 _FEWEST_LABELS, _OTHER_CLASSES = 8, 0.6
 """Rows whose classes are compared, and from what share of them on it is another kind: a rare class that is held out as
 often as the common one makes half."""
@@ -34,7 +38,8 @@ def train_valid_mismatch(exam: Examination) -> Suspicion | None:
     held, pair = exam.case.valid, pair_of(exam)
     if held is None or pair is None or kept_at(exam, "split") or not isinstance(held.targets, Tensor):
         return None
-    by_itself = scaled_one_by_one(pair[0], held.inputs) if isinstance(held.inputs, Tensor) else None
+    both = isinstance(pair[0], Tensor) and isinstance(held.inputs, Tensor)
+    by_itself = scaled_one_by_one(pair[0], held.inputs) if both else None
     if by_itself is not None:
         return by_itself
     evidence, moved = _other_units(exam, pair, held)
@@ -61,14 +66,14 @@ def train_valid_mismatch(exam: Examination) -> Suspicion | None:
     )
 
 
-def _other_units(exam: Examination, pair: tuple[Tensor, Tensor], held: Rows) -> tuple[list[Evidence], dict[str, str]]:
+def _other_units(exam: Examination, pair: tuple[Any, Tensor], held: Rows) -> tuple[list[Evidence], dict[str, str]]:
     """Inputs or numeric targets whose columns have moved; "wholly" where nothing but other units explains it."""
     evidence: list[Evidence] = []
     which: dict[str, str] = {}
-    parts = [("inputs", features(pair[0]) if _continuous(pair[0]) else None, features(held.inputs))]
+    parts = {"inputs": (_measures(pair[0]), _measures(held.inputs))}
     if exam.case.yardstick.work == "regression":
-        parts.append(("targets", features(pair[1]), features(held.targets)))
-    for name, train, other in parts:
+        parts["targets"] = features(pair[1]), features(held.targets)
+    for name, (train, other) in parts.items():
         if train is None or other is None or train.shape[1] != other.shape[1] or min(len(train), len(other)) < 8:
             continue
         shift, ratio, counted = shifted(train, other)
@@ -103,12 +108,20 @@ def _other_classes(exam: Examination, targets: Tensor, others: Tensor) -> list[E
     return [Evidence("share of the held-out rows that would need another class to be as the training rows", apart, 0.0)]
 
 
+def _measures(inputs: Any) -> Tensor | None:
+    """The columns of inputs that are measured, beside such as are names of things."""
+    return features([leaf for leaf in leaves(inputs) if _continuous(leaf)])
+
+
 def _continuous(inputs: Tensor) -> bool:
     return inputs.is_floating_point() or inputs.dtype == torch.uint8
 
 
 def shifted(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Shift of the mean and ratio of the deviations by column, less four standard errors; of columns that vary."""
+    """Shift of the mean and ratio of the deviations by column, less four standard errors; of columns that vary.
+
+    No more than those of the middle halves of the rows, where these vary: a few rows far off are no other units.
+    """
     train, other = train[torch.isfinite(train).all(1)], other[torch.isfinite(other).all(1)]
     if min(len(train), len(other)) < 8:
         return torch.zeros(0), torch.zeros(0), 0
@@ -120,13 +133,26 @@ def shifted(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
     tails = ((train - train.mean(0))[varies[None].expand_as(train)].reshape(len(train), -1) / first).pow(4).mean(0)
     error = (tails.clamp_min(1) / (4 * size)).sqrt()  # of the logarithm of a deviation
     ratio = ((second / first).clamp_min(1e-12).log().abs() - 4 * error).clamp_min(0).exp()
-    return shift.clamp_min(0), ratio, int(varies.sum())
+    middle, wide = _middle(train[:, varies])
+    other_middle, other_wide = _middle(other[:, varies])
+    known = (wide > 1e-7 * first) & (other_wide > 0)
+    moved, grown = (other_middle - middle).abs() / wide, (other_wide / wide).log().abs().exp()
+    shift = torch.where(known, torch.minimum(shift, moved), shift)
+    return shift.clamp_min(0), torch.where(known, torch.minimum(ratio, grown), ratio), int(varies.sum())
+
+
+def _middle(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The median of columns, and the deviation of normal numbers whose middle half lies as wide."""
+    low, middle, high = (columns.kthvalue(max(1, round(q * len(columns))), 0).values for q in (0.25, 0.5, 0.75))
+    return middle, (high - low) / _MIDDLE_HALF
 
 
 def _does_not_carry_over(exam: Examination) -> list[Evidence]:
     seen, held = exam.reference, exam.case.valid
     if seen.score is None or seen.valid_score is None or seen.within_valid is None or held is None:
         return []
+    if has_far_off_targets(exam):
+        return []  # of which the score on the rows that have them is made
     classes = exam.case.yardstick.classes
     first = error_of(seen.scored, classes)
     second = error_of(min(rows_of(held.inputs), 4000), classes)
@@ -141,7 +167,7 @@ def _does_not_carry_over(exam: Examination) -> list[Evidence]:
     ]
 
 
-def _same_units(pair: tuple[Tensor, Tensor], held: Rows, moved: dict[str, str]) -> Remedy | None:
+def _same_units(pair: tuple[Any, Tensor], held: Rows, moved: dict[str, str]) -> Remedy | None:
     if not moved:
         return None
     edits = {
@@ -175,8 +201,20 @@ def _mends(exam: Examination, held: Rows, remedy: Remedy) -> bool:
     return seen.valid_score > (before.score + before.valid_score) / 2 or seen.valid_score >= before.score - 0.1
 
 
-def _onto(train: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:
-    """Moves columns from the mean and deviation of one set of rows to those of another."""
+def _onto(train: Any, other: Any) -> Callable[[Any], Any]:
+    """Moves measured columns from the mean and deviation of one set of rows to those of another."""
+    moves = [_moved(ours, theirs) for ours, theirs in zip(leaves(train), leaves(other), strict=True)]
+
+    def change(values: Any) -> Any:
+        of_leaf = iter(moves)
+        return map_tree(lambda leaf: next(of_leaf)(leaf), values)
+
+    return change
+
+
+def _moved(train: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:
+    if not _continuous(train):
+        return lambda values: values
     flat, away = train.reshape(len(train), -1).double(), other.reshape(len(other), -1).double()
     factor = flat.std(0, correction=0) / away.std(0, correction=0).clamp_min(1e-30)
     factor = torch.where(away.std(0, correction=0) > 0, factor, torch.ones_like(factor))
@@ -192,20 +230,17 @@ def _onto(train: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:
 def _split_again(exam: Examination) -> Remedy | None:
     """Both parts are put together and divided at random, in the same numbers."""
     held, train = exam.case.valid, exam.case.train
-    if held is None or not isinstance(train.inputs, Tensor) or not isinstance(held.inputs, Tensor):
+    if held is None or not alike(train.inputs, held.inputs) or not alike(train.targets, held.targets):
         return None
-    if train.inputs.shape[1:] != held.inputs.shape[1:] or train.targets.shape[1:] != held.targets.shape[1:]:
-        return None
-    size, count = len(train.inputs), len(held.inputs)
+    size, count = rows_of(train.inputs), rows_of(held.inputs)
     order = torch.randperm(size + count, generator=torch.Generator().manual_seed(0))
-    inputs = torch.cat([train.inputs, held.inputs.to(train.inputs.dtype)])
-    targets = torch.cat([train.targets, held.targets.to(train.targets.dtype)])
+    pairs = ((train.inputs, held.inputs), (train.targets, held.targets))
+    inputs, targets = (map_both(lambda a, b: torch.cat([a, b.to(a.dtype)]), *pair) for pair in pairs)
 
     def edit(rows: Rows) -> Rows:
         mine = order[:size] if rows.ids is not None else order[size:]
-        if len(rows.inputs) < len(mine):
-            mine = mine[: len(rows.inputs)]
-        return replace(rows, inputs=inputs[mine], targets=targets[mine])
+        mine = mine[: rows_of(rows.inputs)]
+        return replace(rows, inputs=taken(inputs, mine), targets=taken(targets, mine))
 
     return Remedy(
         "put training and held-out rows together and split them at random",
@@ -227,9 +262,7 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
     held, pair = exam.case.valid, pair_of(exam)
     if held is None or pair is None or kept_at(exam, "copies") or kept_at(exam, "split"):
         return None
-    if not isinstance(held.inputs, Tensor) or not isinstance(held.targets, Tensor):
-        return None
-    if pair[0].shape[1:] != held.inputs.shape[1:] or len(held.inputs) < 5:
+    if not isinstance(held.targets, Tensor) or not alike(pair[0], held.inputs) or rows_of(held.inputs) < 5:
         return None
     if _few_kinds(pair[0]):
         return None
@@ -239,7 +272,7 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
         counts[row] = counts.get(row, 0) + 1
     copies = sum(row in counts for row in other)
     twins = sum(c for c in counts.values() if c > 1) / len(own)
-    share, by_chance = copies / len(other), 0.0 if measured(pair[0]) else twins
+    share, by_chance = copies / len(other), 0.0 if any(map(measured, leaves(pair[0]))) else twins
     error = math.sqrt((by_chance * (1 - by_chance) + 1 / len(own)) / len(other))
     if share < by_chance + 5 * error or share < max(0.02, 2 * by_chance):
         return None
@@ -260,20 +293,20 @@ def duplicate_leak(exam: Examination) -> Suspicion | None:
     )
 
 
-def _few_kinds(inputs: Tensor) -> bool:
+def _few_kinds(inputs: Any) -> bool:
     """Whether the columns have so few values that there are hardly more possible rows than rows."""
-    flat = inputs.reshape(len(inputs), -1)
-    kinds = 1.0
-    for column in flat[:5000].unbind(1):
+    columns = [column for leaf in leaves(inputs) for column in _flat(leaf)[:5000].unbind(1)]
+    count, kinds = rows_of(inputs), 1.0
+    for column in columns:
         kinds *= len(torch.unique(column))
-        if kinds > 10 * len(flat):
+        if kinds > 10 * count:
             return False
-    return flat.shape[1] > 1 or kinds < 0.5 * min(len(flat), 5000)
+    return len(columns) > 1 or kinds < 0.5 * min(count, 5000)
 
 
-def _hashes(inputs: Tensor, targets: Tensor) -> list[bytes]:
+def _hashes(inputs: Any, targets: Any) -> list[bytes]:
     """The bytes of each row, of spaced columns where there are very many."""
-    wide = [flat for flat in (_flat(inputs), _flat(targets)) if flat.shape[1]]
+    wide = [flat for flat in map(_flat, leaves((inputs, targets))) if flat.shape[1]]
     columns = [flat[:, :: -(-flat.shape[1] // _MOST_COLUMNS)].double() for flat in wide]
     return [row.tobytes() for row in torch.cat(columns, 1).cpu().numpy()]
 
@@ -314,7 +347,7 @@ def _without_copies(exam: Examination) -> Remedy:
         if rows.ids is None:
             return rows
         fresh = [k for k, row in enumerate(_hashes(rows.inputs, rows.targets)) if row not in known]
-        enough = len(fresh) >= max(2, len(rows.inputs) // 10)
+        enough = len(fresh) >= max(2, rows_of(rows.inputs) // 10)
         return only(rows, torch.tensor(fresh, dtype=torch.int64)) if enough else rows
 
     code = "seen = {row.tobytes() for row in Xv.numpy()}\n"

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.data.source import cast, float_type
+from fogline.data.source import cast, float_type, part
 from fogline.descent.randomness import private_randomness
 from fogline.doctor.case import CPU, FAILURES, Case
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Suspicion
+from fogline.doctor.others import placed
 
 _EXCHANGES = 5
-_FEWEST_ROWS = 16
+_FEWEST_ROWS, _MOST_ROWS = 16, 512
 
 
 def metric_mismatch(exam: Examination) -> Suspicion | None:
@@ -28,14 +29,14 @@ def metric_mismatch(exam: Examination) -> Suspicion | None:
     model = seen.start.objective.model
     weights = next(model.parameters())
     inputs, targets = cast(exam.program.held, float_type(model))
-    if not isinstance(targets, Tensor) or len(targets) < _FEWEST_ROWS or not isinstance(inputs, Tensor):
+    if not isinstance(targets, Tensor) or len(targets) < _FEWEST_ROWS:
         return None
     with private_randomness(CPU), seen.start.objective.without_learning():
         try:
-            outputs = model(inputs[:512].to(weights.device)).cpu()
+            outputs = model(placed(part(inputs, 0, _MOST_ROWS), weights.device)).cpu()
         except FAILURES:  # told by other causes
             return None
-    targets = targets[:512]
+    targets = targets[:_MOST_ROWS]
     right = _right_answers(exam.case, outputs, targets)
     if right is None:
         return None
