@@ -83,9 +83,11 @@ def test_all_that_is_done_before_a_loss_is_the_model(
     read = unfolded(task)
     given, targets = read.train
     assert (given.shape[1:] if isinstance(given, Tensor) else tuple(leaf.shape[1:] for leaf in given)) == inputs
-    made = read.model()  # type: ignore[operator, misc]
+    assert callable(read.model)
+    assert callable(read.loss)
+    made = read.model()
     assert isinstance(made, Composed)
-    said = read.loss(made(given), targets)  # type: ignore[misc]
+    said = read.loss(made(given), targets)
     torch.testing.assert_close(said, step(made.wrapped_model, train))
 
 
