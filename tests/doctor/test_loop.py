@@ -15,7 +15,7 @@ from fogline.doctor.case import open_case
 from fogline.doctor.causes import loop
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Suspicion
-from fogline.doctor.surgery import frozen_as_drawn
+from fogline.doctor.inventory import frozen_as_drawn
 from fogline.doctor.trial import Laboratory
 from fogline.recipe import Recipe
 from fogline.task import Task

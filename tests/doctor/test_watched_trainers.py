@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fogline
-from fogline.doctor.surgery import alike
+from fogline.doctor.inventory import alike
 from fogline.run import Run
 
 

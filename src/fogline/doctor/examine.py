@@ -23,13 +23,14 @@ from fogline.doctor.causes import suspicions
 from fogline.doctor.descended import Observation
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Finding, Suspicion
-from fogline.doctor.interventions import DECISIVE, SHORTEST, Interventions
+from fogline.doctor.interventions import Interventions
 from fogline.doctor.reading import answers_are_of_their_rows
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.scoring import Scores
 from fogline.doctor.standing import LEARNS, descends, kept_of, level
 from fogline.doctor.trial import CHEAP, Laboratory, batch_of, planned_steps
+from fogline.doctor.trying import DECISIVE, SHORTEST
 from fogline.doctor.yardstick import Yardstick
 from fogline.task import Task
 

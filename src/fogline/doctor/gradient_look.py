@@ -18,9 +18,9 @@ from torch.utils.hooks import RemovableHandle
 from fogline.doctor import loop_findings
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
+from fogline.doctor.inventory import as_drawn
 from fogline.doctor.loss_look import LossLook
 from fogline.doctor.modes import SURE
-from fogline.doctor.surgery import as_drawn
 from fogline.record.hook import Hook
 
 LAYER_LOOKS = 3

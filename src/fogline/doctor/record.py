@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fogline.doctor.finding import Evidence, Finding, Remedy
 from fogline.doctor.loop_findings import ASKED_FIRST, NEVER_ASKED
 from fogline.doctor.report import Outcome, Report
-from fogline.doctor.signalled import from_signals, told_of_batches, unrelated
+from fogline.doctor.reported import unrelated
+from fogline.doctor.signalled import from_signals, told_of_batches
 from fogline.doctor.travelled import LITTLE_LEARNED, fell, thrown_before
 from fogline.verdict import Verdict
 

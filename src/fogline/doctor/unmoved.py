@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fogline.doctor import loop_findings, task_findings
 from fogline.doctor.finding import Finding
-from fogline.doctor.surgery import alike, alike_matrix, frozen_as_drawn, hidden_modules, hidden_tensors
+from fogline.doctor.inventory import alike, alike_matrix, frozen_as_drawn, hidden_modules, hidden_tensors
 
 _MOST = 64
 

@@ -33,12 +33,12 @@ from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
 from fogline.doctor.first_batch import LEARNS, NOTHING
 from fogline.doctor.gradient_look import LAYER_LOOKS, GradientLook
+from fogline.doctor.inventory import frozen_noise
 from fogline.doctor.loss_look import LossLook
 from fogline.doctor.modes import SURE, Found, ModeLook
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
 from fogline.doctor.strides import StrideLook
-from fogline.doctor.surgery import frozen_noise
 from fogline.doctor.unmoved import UnmovedLook
 from fogline.record.hook import Hook
 

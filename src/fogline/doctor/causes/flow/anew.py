@@ -10,7 +10,8 @@ from fogline.doctor.anatomy import Layer
 from fogline.doctor.causes.flow.weights import drawn_anew
 from fogline.doctor.closeup import path_of
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import as_drawn, has
+from fogline.doctor.inventory import as_drawn
+from fogline.doctor.surgery import has
 
 
 def also_done(layers: Sequence[Layer]) -> tuple[Suspicion, ...]:

@@ -23,7 +23,8 @@ from fogline.doctor.closeup import (
 )
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
-from fogline.doctor.surgery import NONE, alike, he, keeping, orthogonal, reset
+from fogline.doctor.inventory import alike
+from fogline.doctor.surgery import NONE, he, keeping, orthogonal, reset
 
 _TENFOLD, _HUNDREDFOLD = math.log(10), math.log(100)
 

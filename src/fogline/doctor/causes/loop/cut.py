@@ -17,9 +17,10 @@ from fogline.doctor.anatomy import CPU, NO_TENSOR, Anatomy
 from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, WRAP, Evidence, Remedy, Suspicion
+from fogline.doctor.inventory import as_drawn
 from fogline.doctor.matching import matching
 from fogline.doctor.standing import standing
-from fogline.doctor.surgery import as_drawn, bare, replaced
+from fogline.doctor.surgery import bare, replaced
 from fogline.doctor.uncut import Softened, Uncut, WithGraph, Within, within
 
 _CHANGED = 1e-4  # of the loss

@@ -11,7 +11,8 @@ from fogline.data.source import leaves
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.fleeting import keeping, made_anew
-from fogline.doctor.surgery import core, frozen_as_drawn, hidden_modules, loose_tensors, with_parameters
+from fogline.doctor.inventory import frozen_as_drawn, hidden_modules, loose_tensors
+from fogline.doctor.surgery import core, with_parameters
 
 _FEWEST_NUMBERS, _DISTINCT = 8, 0.99
 """Of a tensor that may be weights, and the share of them that differ: constants repeat themselves."""
