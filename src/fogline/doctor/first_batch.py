@@ -197,28 +197,32 @@ class FirstBatch:
 
 
 def look(
-    model: nn.Module, loss_fn: Any, given: Sequence[Any], outputs: Tensor, targets: Tensor | None, step: int
-) -> FirstBatch:
+    model: nn.Module, loss_fn: Any, given: Sequence[Any], outputs: Tensor, targets: Tensor | None, step: int,
+    received: Tensor | None = None,
+) -> FirstBatch:  # fmt: skip
     """Look at a batch before any step was taken on it.
 
     Args:
         given: positional arguments of the model.
+        received: what its first layer was given; None where that was not seen.
         outputs: its answers, (b, ...).
         targets: what they are compared with; None where that is unknown.
     """
     numbers = targets is not None and losses.family(loss_fn) == "elementwise"
     excess = _targets(outputs, targets, loss_fn) if numbers and targets is not None else None
-    inputs = _inputs(model, given[0]) if given and isinstance(given[0], Tensor) else None
+    inputs = _inputs(model, given[0], received) if given and isinstance(given[0], Tensor) else None
     found = FirstBatch(loss_fn, inputs, excess)
     return found if targets is None else found.and_also(step, targets)
 
 
-def _inputs(model: nn.Module, inputs: Tensor) -> InputExcess | None:
+def _inputs(model: nn.Module, inputs: Tensor, received: Tensor | None) -> InputExcess | None:
+    """How far inputs are from what first weights are made for, unless the model brings them there by itself."""
     first = next((m for m in model.modules() if isinstance(m, NORMS) or any(True for _ in m.parameters(False))), None)
     if not inputs.is_floating_point() or len(inputs) < _FEWEST_ROWS or isinstance(first, (*NORMS, nn.Embedding)):
         return None
-    excess = input_excess(scales_of(inputs.detach()[:_MOST_ROWS].cpu(), first))
-    return excess if excess.times > 1 else None
+    known = [inputs] if received is None or not received.is_floating_point() else [inputs, received]
+    seen = [input_excess(scales_of(one.detach()[:_MOST_ROWS].cpu(), first)) for one in known]
+    return seen[0] if all(excess.times > 1 for excess in seen) else None
 
 
 def _targets(outputs: Tensor, targets: Tensor, loss_fn: Any) -> TargetExcess | None:

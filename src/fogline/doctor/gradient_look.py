@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fogline.data.source import leaves
 from fogline.doctor import loop_findings
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
@@ -25,6 +26,7 @@ from fogline.record.hook import Hook
 
 LAYER_LOOKS = 3
 """Steps whose layers are looked at, each of them."""
+_REPEATED = 3  # calls in one pass
 _TINY = 4
 """Values a channel below which a batch's variance is wrong by its own size: its relative error is sqrt(2 / (n - 1))."""
 
@@ -39,6 +41,7 @@ class _Step:
     stale: bool = False  # a gradient of an earlier step is in this one's
     gave: bool = False  # backward() gave a gradient that is not zero
     called: list[tuple[str, bool, Tensor | None]] = field(default_factory=list)
+    came: dict[str, list[bool]] = field(default_factory=dict)  # whether a gradient came to each answer of a layer
 
 
 class GradientLook:
@@ -70,7 +73,7 @@ class GradientLook:
         self._sentinel: Any = next((p for _, p in named if p.ndim == 1), named[0][1])
         self._held: bool | None = None  # whether the sentinel had a gradient before this one
         self._step = _Step()
-        self._counts = dict.fromkeys(("stale", "no gradient", "cut", "lost", "bare", "tiny", "scale"), 0)
+        self._counts = dict.fromkeys(("stale", "no gradient", "cut", "lost", "past", "bare", "tiny", "scale"), 0)
         self.starved: str | None = None
         self._backward_at = ""
         self._called_at: dict[str, str] = {}
@@ -111,16 +114,26 @@ class GradientLook:
 
     def _looker(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], object], None]:
         def look(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-            graph = torch.is_grad_enabled() and isinstance(output, Tensor) and output.requires_grad
+            said = next((leaf for leaf in leaves(output) if leaf.requires_grad), None)
+            graph = torch.is_grad_enabled() and said is not None
             given = args[0] if args and isinstance(args[0], Tensor) else None
             tiny = given if isinstance(module, _BatchNorm) and module.training else None
             self._last = module
-            self._loss_look.after_layer(output)
+            self._loss_look.after_layer(output, given)
+            if graph and said is not None:
+                self._follow(name, said)
             self._step.called.append((name, graph, tiny if tiny is None else tiny.detach()))
             if name not in self._called_at:
                 self._called_at[name] = calling_line()
 
         return look
+
+    def _follow(self, name: str, output: Tensor) -> None:
+        """Whether a gradient comes to what a layer gives, each time that it is called."""
+        came = self._step.came.setdefault(name, [])
+        place = len(came)
+        came.append(False)
+        output.register_hook(Hook(lambda _: came.__setitem__(place, True)))  # type: ignore[no-untyped-call]
 
     def forward(self) -> None:
         """Before a forward pass with gradients."""
@@ -190,6 +203,7 @@ class GradientLook:
         counts["no gradient"] = 0
         called = list(dict.fromkeys(name for name, graph, _ in seen.called if graph))
         yield from self._without_graph(step, set(called), without)
+        yield from self._without_past(step)
         has = [name for name in called if any(p.grad is not None for p in self._own(name))]
         cut = called.index(has[0]) if has else len(called)
         if cut and has == called[cut:]:
@@ -213,6 +227,16 @@ class GradientLook:
             self._counts["lost"] += 1
             if self._counts["lost"] == LAYER_LOOKS:
                 yield loop_findings.without_graph(step, lost, self._called_at.get(lost[0], ""))
+
+    def _without_past(self, step: int) -> Iterator[Finding]:
+        """Layers that are called again and again on what they said before, of which only the last time is learned."""
+        seen = self._step
+        repeated = [name for name, came in seen.came.items() if len(came) >= _REPEATED]
+        cut = [name for name in repeated if seen.came[name][-1] and not any(seen.came[name][:-1])]
+        if cut and cut == repeated and seen.forwards == 1:
+            self._counts["past"] += 1
+            if self._counts["past"] == LAYER_LOOKS:
+                yield loop_findings.without_past(step, cut, len(seen.came[cut[0]]), self._called_at.get(cut[0], ""))
 
     def _own(self, name: str) -> Iterator[nn.Parameter]:
         return self.model.get_submodule(name).parameters(recurse=False)

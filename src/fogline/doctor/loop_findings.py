@@ -117,6 +117,19 @@ def cut_behind(step: int, names: Sequence[str], others: Sequence[str], line: str
     )
 
 
+def without_past(step: int, names: Sequence[str], times: int, line: str) -> Finding:
+    return untried(
+        "detached_graph",
+        0.75,
+        Evidence("calls in a pass of which a gradient comes to the last only", f"{some(names)}: {times}", "none", step),
+        f"{some(names)} is called {times} times in a pass, each time on what it said before, and a gradient comes to "
+        "what it said last only: what goes on from step to step is cut off, by detach(), .data or a tensor made anew. "
+        "What is to be remembered of earlier steps is never learned.",
+        line=line,
+        advice="pass the state on as it is within a sequence; detach it between batches only",
+    )
+
+
 def without_graph(step: int, names: Sequence[str], line: str) -> Finding:
     return untried(
         "detached_graph",

@@ -76,6 +76,7 @@ class LossLook:
         self._given: tuple[Any, ...] = ()
         self._all_given: Any = ()  # with what was given by name
         self._before_loss: Tensor | None = None  # what the layer called last gave
+        self._received: Tensor | None = None  # what the layer called first was given
         self.opposed = False  # there are further weights between what the model says and the loss
         self._judged = False  # it is what another model says that is compared with targets
         self._inside = False  # it is within the model that outputs are compared with targets
@@ -126,7 +127,7 @@ class LossLook:
     def step_taken(self) -> None:
         """What is logged until the next forward pass is still of this step."""
         self._over = True
-        self._output = self._gradient = self._before_loss = None
+        self._output = self._gradient = self._before_loss = self._received = None
         self._parts, self._came, self._all_given = [], {}, ()
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
@@ -135,10 +136,14 @@ class LossLook:
             self._begin()
         self._given, self._output, self._gradient = args, None, None
         self._all_given = (args, dict(kwargs or {}))
-        self._before_loss = None
+        self._before_loss = self._received = None
 
-    def after_layer(self, output: object) -> None:
-        """What a layer of the model gave: the last one's is what a model compares that returns its own loss."""
+    def after_layer(self, output: object, given: Tensor | None = None) -> None:
+        """What a layer of the model gave: the last one's is what a model compares that returns its own loss.
+
+        And what it was given: the first one's is what the model makes of its inputs.
+        """
+        self._received = given if self._received is None and given is not None else self._received
         self._before_loss = output if isinstance(output, Tensor) and output.grad_fn is not None else None
 
     def after_model(self, output: object) -> None:
@@ -286,7 +291,9 @@ class LossLook:
             self.first = self.first.and_also(step, found.targets)
         else:
             self._recovers = True
-            self.first = look(self.model, found.loss_fn, self._inputs(found.targets), output, found.targets, step)
+            self.first = look(
+                self.model, found.loss_fn, self._inputs(found.targets), output, found.targets, step, self._received
+            )
         if self.direct is None and self._output is not None and not self._inside:
             self.direct = Compared(self._given, output.shape[1:], found.targets, found.loss_fn)
         self._from_gradient.append(torch.tensor(found.factor))
@@ -318,7 +325,7 @@ class LossLook:
         self._paired = True
         self.opposed = outputs is not loss and not _made_of(loss, outputs)
         if self.first is None:
-            self.first = look(self.model, self.loss_fn, self._given, outputs, targets, step)
+            self.first = look(self.model, self.loss_fn, self._given, outputs, targets, step, self._received)
         self.line, self.operations = line_of(loss), operations_between(loss, outputs)
         for found in read_pairing(loss, outputs, targets):
             yield task_findings.pairing(

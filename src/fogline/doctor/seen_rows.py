@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 _MOST_NUMBERS, _MOST_OF_A_BATCH = 1_000_000, 100_000
-_FEWEST, _FEWEST_HELD_OUT = 100, 32
+_FEWEST, _FEWEST_HELD_OUT, _FEWEST_COPIES = 100, 32, 5
 _FEWEST_CLASSES, _FEWEST_OF_A_CLASS = 4, 8  # three have but three orders
 _ALMOST_ALL = 0.9  # of the columns
 _CLEAR, _ANY_ORDER, _ORDERS = 0.6, 0.25, 400
@@ -72,6 +73,32 @@ class SeenRows:
                     return float(shift.median()), float(ratio.median())
         return None
 
+    def copied(self) -> tuple[int, int] | None:
+        """How many of the held-out rows are copies of training rows, and of how many; None where there is no leak.
+
+        Rows of measured numbers have no twins by chance. What is scored may be the training rows themselves: then as
+        many of them are found as of the training rows that come later, of which all were trained on.
+        """
+        from fogline.doctor.reference import features, measured
+
+        if not self._held_out or len(self._batches) < 2:
+            return None
+        parts = (self._held_out[0], *(inputs for inputs, _ in self._batches))
+        read = [columns for columns in map(features, parts) if columns is not None]
+        if len(read) < len(parts) or len({part.shape[1] for part in read}) > 1 or not measured(read[0]):
+            return None
+        held, *batches = ([row.tobytes() for row in part.numpy()] for part in read)
+        late = max(1, len(batches) // 4)
+        known = {row for batch in batches[:-late] for row in batch}
+        again = [row in known for batch in batches[-late:] for row in batch]
+        found = sum(row in known for row in held)
+        share, covered = found / len(held), (sum(again) + 1) / (len(again) + 2)
+        error = math.sqrt(covered * (1 - covered) * (1 / len(held) + 1 / len(again)))
+        if len(held) < _FEWEST_HELD_OUT or found < _FEWEST_COPIES or share > covered - 3 * error:
+            return None
+        known |= {row for batch in batches[-late:] for row in batch}
+        return sum(row in known for row in held), len(held)
+
     def unordered(self) -> dict[str, float] | None:
         """Whether targets are numbers of classes whose order means nothing, though a loss may take them for amounts.
 
@@ -107,7 +134,7 @@ class SeenRows:
                 return {"classes": len(values), "skill": skill, "orders": share}
         return None
 
-    def tell(self, loss_fn: Any) -> dict[str, float] | None:
+    def tell(self, loss_fn: Any, *, fewest: int = _FEWEST) -> dict[str, float] | None:
         """How well the best of the classical learners answers rows it did not learn from, by those it did.
 
         Returns:
@@ -128,7 +155,7 @@ class SeenRows:
             first = without_copies(read)
             yardstick = Yardstick.of(targets, loss_fn)
             first = first[yardstick.counted(targets[first])]
-            if len(first) >= _FEWEST and yardstick.work in ("classes", "binary", "regression"):
+            if len(first) >= fewest and yardstick.work in ("classes", "binary", "regression"):
                 score = score_of(read[first], targets[first], yardstick)
                 error = error_of(len(first) // 5, yardstick.classes)
                 return {"score": score, "error": error, "rows": len(first)}

@@ -83,6 +83,20 @@ def other_rows(step: int, shift: float, ratio: float) -> Finding:
     )
 
 
+def copies(step: int, found: int, rows: int) -> Finding:
+    return untried(
+        "duplicate_leak",
+        0.75,
+        Evidence("held-out rows that are copies of training rows", f"at least {found} of {rows}", "0", step),
+        f"At least {found} of {rows} held-out rows are among the training rows too. The score on them says how well "
+        "rows are remembered, not how well new ones are predicted: it is too good.",
+        Remedy(
+            "split before rows are repeated",
+            "train, held_out = train_test_split(rows)  # first\ntrain = oversampled(train)  # then, these alone",
+        ),
+    )
+
+
 def empty_codes(step: int) -> Finding:
     return untried(
         "regularization_too_strong",

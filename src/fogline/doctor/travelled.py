@@ -24,6 +24,9 @@ _NEAR, _STAYED = 0.1, 0.003  # where nothing was learned, and where nobody knows
 _MOSTLY_LATER = 1.5
 _STEEP = 1000.0
 _MOST_LEFT, _CREEPS, _STEADY = 0.7, 2e-3, 0.1
+_LOOKS, _MOSTLY, _SEEN, _EVENLY = 8, 0.8, 0.01, 0.7
+"""Held-out losses, and the share of them that are below the one before; of the first one, what is more than digits; and
+how much of the fall of the first third comes in the last."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,36 @@ def travelled(run: Run, schedule: Finding | None) -> Iterator[Finding]:
             "the weights that they move.",
             remedy=higher_rate(rate),
         )  # fmt: skip
+    elif (
+        schedule is None
+        and (left is None or left > _HALF)
+        and travel.leap < _CREEPS
+        and travel.reach < _NEAR
+        and (evenly := _falls_evenly(run)) is not None
+    ):
+        yield Finding(
+            "lr_too_low", "serious", 0.55,
+            (Evidence("length of all steps together over that of the weights, at most", travel.reach, "1 or more"),
+             Evidence("share of the fall of the held-out loss that came in the last third", evenly[1], "below 0.1"),
+             Evidence("the same of the first third", evenly[0], "most of it")),
+            "The held-out loss falls all the way to the end, as fast as at first, and the weights are about where they "
+            "began: the steps are short against the way there is to go.",
+            remedy=higher_rate(rate),
+        )  # fmt: skip
+
+
+def _falls_evenly(run: Run) -> tuple[float, float] | None:
+    """Of how much the held-out loss fell, the share of its first third and that of its last, where it fell throughout.
+
+    Of rows that are always the same there is no noise from batch to batch, so a slope shows that training losses hide.
+    """
+    losses = finite(np.array([row["value"] for row in run.scores if row["name"] == "loss"]))
+    if len(losses) < _LOOKS or not losses[0] > losses[-1] > _HALF * losses[0] > 0:
+        return None
+    third, fall = len(losses) // 3, float(losses[0] - losses[-1])
+    first, last = float(losses[0] - losses[third]) / fall, float(losses[-1 - third] - losses[-1]) / fall
+    throughout = float((np.diff(losses) < 0).mean()) >= _MOSTLY and fall > _SEEN * losses[0]
+    return (first, last) if throughout and last > _EVENLY * first else None
 
 
 def _still_falls(run: Run) -> bool:

@@ -31,13 +31,14 @@ from torch.utils.hooks import RemovableHandle
 from fogline.doctor import loop_findings, task_findings
 from fogline.doctor.caller import calling_line
 from fogline.doctor.finding import Finding
-from fogline.doctor.first_batch import LEARNS, NOTHING
+from fogline.doctor.first_batch import LEARNS, NOTHING, FirstBatch
 from fogline.doctor.gradient_look import LAYER_LOOKS, GradientLook
 from fogline.doctor.inventory import frozen_noise
 from fogline.doctor.loss_look import LossLook
 from fogline.doctor.modes import SURE, Found, ModeLook
 from fogline.doctor.naming import name_not_finite
 from fogline.doctor.scheduling import ScheduleLook
+from fogline.doctor.series import ends
 from fogline.doctor.strides import StrideLook
 from fogline.doctor.unmoved import UnmovedLook
 from fogline.record.hook import Hook
@@ -45,6 +46,8 @@ from fogline.record.hook import Hook
 _CLOSE_LOOKS = 12
 """Steps that are looked at closely."""
 _MOST_DROPPED = 0.8
+_ALL_BUT_GONE = 0.2  # of the loss of a constant answer, or of the first one
+_FEWEST_TO_TELL = 40  # rows, where others say no more than the loop itself
 _FEWEST_BACKWARDS = 16
 """Calls of ``backward()`` without a step: a loop that was broken off, or accumulates, may have a few."""
 _SKIPS = 20
@@ -246,6 +249,9 @@ class Inspector:
         moved = self.loss_look.rows.moved()
         if moved is not None and _much_worse(losses, held_out):
             self.say(step - 1, task_findings.other_rows(step - 1, *moved))
+        copied = self.loss_look.rows.copied()
+        if copied is not None:
+            self.say(step - 1, task_findings.copies(step - 1, *copied))
         if not step and self._backwards >= _FEWEST_BACKWARDS:
             self._say_all(0, self._unmoved.without_a_step(self._backwards))
         self._say_found(self._modes.finish())
@@ -284,13 +290,12 @@ class Inspector:
         What classical learners make of its rows is asked only where it learned nothing of them, or of held-out ones.
         """
         known: dict[str, Any] = {"strides": [astuple(stride) for stride in self.strides.measured()]}
-        withdrawn = self._unmoved.thawed()
         known |= {"batches_differ": self.loss_look.rows.differ(), "opposed": self.loss_look.opposed}
-        known |= {"withdrawn": ["frozen_parameters"]} if withdrawn and "frozen_parameters" in self.told else {}
         first = self.loss_look.compared()
+        left = None if first is None else first.share_left(losses)
+        known["withdrawn"] = sorted(self.told & set(self._withdrawn(first, left, losses)))
         if first is None:
             return known
-        left = first.share_left(losses)
         known |= {"loss_over_constant": left, "rarest_class": first.rarest(), "bounds_errors": first.bounds_errors}
         if left is None:
             return known
@@ -298,6 +303,17 @@ class Inspector:
         if left > NOTHING or (len(held_out) and np.nanmin(held_out) > NOTHING * constant):
             known["seen_rows"] = self.loss_look.rows.tell(first.loss_fn)
         return known
+
+    def _withdrawn(self, first: FirstBatch | None, left: float | None, losses: NDArray[np.float64]) -> Iterator[str]:
+        """What was told and did no harm, as is seen at the end."""
+        at_first, late = ends(losses[np.isfinite(losses)])
+        share = late / at_first if left is None and at_first > 0 else left
+        if self._unmoved.thawed() or (share is not None and share < _ALL_BUT_GONE):
+            yield "frozen_parameters"
+        if "missing_activation" in self.told and first is not None and first.numbers and left is not None:
+            told = self.loss_look.rows.tell(first.loss_fn, fewest=_FEWEST_TO_TELL)
+            if told is not None and 1 - left > told["score"] - told["error"]:
+                yield "missing_activation"  # learners that bend get no more out of it
 
     def _keep_targets(self, _: nn.Module, args: tuple[Any, ...], __: object) -> None:
         if torch.is_grad_enabled() and len(args) == 2 and isinstance(args[1], Tensor):
