@@ -21,6 +21,8 @@ _AT_ONCE = 2048
 """Rows that a function is given at a time, where what it asks has to be made of them."""
 PLAIN = (bool, int, float, str, torch.dtype, torch.device)
 """What may be told of a model, and to it, besides tensors."""
+SEVERAL = (tuple, list)
+"""What holds several things; batches of a data set are lists."""
 _MODULES = {
     F.cross_entropy: nn.CrossEntropyLoss,
     F.nll_loss: nn.NLLLoss,
@@ -95,7 +97,7 @@ class Noting(nn.Module):
 
 
 class Spread(Wrapped):
-    """A model that is called with several things, called with a tuple of the tensors among them.
+    """A model that is called with several things, called with a tuple of the tensors among them, or a list.
 
     Args:
         call: places of the tensors and everything else that it is called with.
@@ -106,8 +108,8 @@ class Spread(Wrapped):
         self.call = call
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        if len(given) == 1 and not named and type(given[0]) is tuple:
-            given, named = self.call.filled(given[0])
+        if len(given) == 1 and not named and type(given[0]) in SEVERAL:
+            given, named = self.call.filled(tuple(given[0]))
         return self.wrapped_model(*given, **named)
 
 

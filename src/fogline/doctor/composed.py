@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import leaves, map_tree, rows_of
-from fogline.doctor.asked import Comparing, Comparison, Stop, batch_with, by_row
+from fogline.doctor.asked import SEVERAL, Comparing, Comparison, Stop, batch_with, by_row
 from fogline.doctor.surgery import Wrapped
 
 Function = Callable[[Any, Any], Tensor]
@@ -33,8 +33,8 @@ class Composed(Wrapped):
         self.function, self.like, self.places, self.single = function, like, places, single
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        kind = Tensor if self.single else tuple
-        if len(given) != 1 or named or not isinstance(given[0], kind):
+        fits = len(given) == 1 and (isinstance(given[0], Tensor) if self.single else type(given[0]) in SEVERAL)
+        if not fits or named:
             return self.wrapped_model(*given, **named)
         inputs = (given[0],) if self.single else given[0]
         batch = batch_with(self.like, dict(zip(self.places, inputs, strict=True)), inputs[0])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fogline.data.source import rows_of
 from fogline.doctor.uncut import within
 from fogline.task import OnBatch
 
@@ -65,6 +66,13 @@ class Summing(TorchFunctionMode):
 def weighed(loss: Any, place: int, weight: float) -> Any:
     """The loss with one of its terms multiplied."""
     return within(loss, partial(Summing, {place: weight}, rows=not isinstance(loss, OnBatch)))
+
+
+def averaged(loss: Any, place: int, weight: float) -> Any:
+    """The loss with one of its terms, which is a sum over the rows of a batch, as the mean of them, multiplied."""
+    if not isinstance(loss, OnBatch):
+        return lambda outputs, targets: weighed(loss, place, weight / rows_of(targets))(outputs, targets)
+    return OnBatch(lambda model, batch: weighed(loss, place, weight / rows_of(batch)).function(model, batch))
 
 
 def terms_of(loss: Any, model: nn.Module, batch: Any) -> list[float]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 
-from fogline.data.source import cast, float_type, leaves, rows_of
+from fogline.data.source import cast, float_type, leaves, part, rows_of
 from fogline.descent.copies import copied
 from fogline.descent.randomness import PROBE, private_randomness, seed_step
 from fogline.doctor.anatomy import dissect
@@ -16,11 +17,12 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.pulls import told_apart
 from fogline.doctor.standing import LEARNS, descends, standing
-from fogline.doctor.terms import terms_of, weighed
+from fogline.doctor.terms import averaged, terms_of, weighed
 
 _SETTLED = 0.1
 """Of the whole loss at the end, what is left at most of a term that was descended in the place of the others."""
 _QUIETER = (0.001, 0.01)
+_ABOUT = 0.2
 
 
 def loud_term(exam: Examination) -> Suspicion | None:
@@ -64,26 +66,39 @@ def loud_term(exam: Examination) -> Suspicion | None:
     return None
 
 
-def _terms(exam: Examination, model: torch.nn.Module) -> list[float]:
+def _terms(exam: Examination, model: torch.nn.Module, rows: int | None = None) -> list[float]:
+    """Of so many rows of a batch; None takes all of them."""
     model = copied(model).eval()
-    batch = cast(exam.anatomy.batch, float_type(model))
+    batch = cast(exam.anatomy.batch if rows is None else part(exam.anatomy.batch, 0, rows), float_type(model))
     with private_randomness(CPU):
         seed_step(0, 0, PROBE, CPU)
         return terms_of(exam.program.loss, model, batch)
 
 
-def _quieter(exam: Examination, place: int) -> list[Remedy]:
+def _is_summed(exam: Examination, place: int) -> bool:
+    """Whether a term grows with the rows of a batch, and is twice as much of twice as many."""
+    rows = rows_of(exam.anatomy.batch)
+    few, many = (_terms(exam, exam.anatomy.model, count)[place] for count in (rows // 2, rows // 2 * 2))
+    return abs(many / few - 2) < _ABOUT * 2 if few else False
+
+
+def _quieter(exam: Examination, place: int) -> Iterator[Remedy]:
     """By much first, which shows most within a few steps; and as much as a mean over the numbers of a row, or of all
     rows, is less than their sum, which was mixed up with it."""
-    numbers = max(leaf[0].numel() for leaf in leaves(exam.anatomy.batch))
-    weights = sorted({1 / numbers, 1 / numbers / rows_of(exam.anatomy.batch), *_QUIETER} - {1.0})
-    return [
-        Remedy(
+    numbers, rows = max(leaf[0].numel() for leaf in leaves(exam.anatomy.batch)), rows_of(exam.anatomy.batch)
+    if rows > 1 and _is_summed(exam, place):
+        yield Remedy(
+            f"take the mean of term {place + 1} of the loss, over the rows and over the {numbers:,} numbers of one",
+            f"loss = ... + term / {numbers} / len(batch)  # the term at place {place + 1} of the sum",
+            on_loss=partial(averaged, place=place, weight=1 / numbers),
+            place="term",
+            order=LOSS,
+        )
+    for weight in sorted({1 / numbers, 1 / numbers / rows, *_QUIETER} - {1.0}):
+        yield Remedy(
             f"weigh term {place + 1} of the loss {1 / weight:.4g} times less",
             f"loss = ... + {weight:.3g} * term  # the term at place {place + 1} of the sum",
             on_loss=partial(weighed, place=place, weight=weight),
             place="term",
             order=LOSS,
         )
-        for weight in weights
-    ]
