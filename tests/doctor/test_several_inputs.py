@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fogline
 from fogline import Recipe, Task
@@ -159,3 +160,31 @@ def test_names_of_things_tell_a_classical_learner_nothing() -> None:
     report = fogline.diagnose(Task(Factors, nn.MSELoss(), *data), recipe)
     assert report.reference is None
     assert "lr_too_low" in [finding.cause for finding in report.findings]
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_a_data_set_whose_examples_have_several_inputs(wrong: bool, tmp_path: Path) -> None:
+    """Batches of them are lists of lists."""
+    kinds = CLASSES.tolist()
+    examples = [{"numbers": torch.cat([NUMBERS[k], OTHERS[k]]), "code": CODES[k], "kind": kinds[k]} for k in range(900)]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.codes = nn.Embedding(5, 4)
+            self.body = nn.Sequential(nn.Linear(14, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+
+        def forward(self, numbers: Tensor, code: Tensor) -> Tensor:
+            said: Tensor = self.body(torch.cat([numbers, self.codes(code)], 1))
+            return said.softmax(1) if wrong else said
+
+    def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch["numbers"], code=batch["code"]), batch["kind"])
+
+    task = Task(Net, fogline.on_batch(loss), examples[:660], valid=examples[660:])
+    recipe = Recipe(optimizer="adam", lr=3e-3, batch_size=32, duration="15ep", seed=0)
+    report = fogline.diagnose(task, recipe)
+    assert [finding.cause for finding in report.findings] == ["double_softmax"] * wrong
+    run = fogline.fit(*report.apply(task, recipe.replace(duration="3ep")), runs=tmp_path)
+    assert run.steps["loss"][-1] < run.steps["loss"][0]
+    assert run.model(torch.randn(3, 10), torch.zeros(3, dtype=torch.long)).shape == (3, 2)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fogline
-from fogline.doctor.terms import Summing, terms_of, weighed
+from fogline.doctor.terms import Summing, averaged, terms_of, weighed
 
 A, B, C = (torch.tensor(number, requires_grad=True) for number in (2.0, 3.0, 5.0))
 
@@ -87,6 +87,34 @@ def test_a_divergence_that_outweighs_the_errors(loud: bool, itself: bool) -> Non
     if loud:
         assert report.healed is not None
         assert report.healed > 0.4
+
+
+def test_a_divergence_that_is_summed_over_the_rows_is_averaged_in_every_batch(tmp_path: Path) -> None:
+    """Else the loss of all held-out rows at once would be of little but the divergence."""
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.sigmoid(2 * torch.randn(600, 3, generator=draws) @ torch.randn(3, 20, generator=draws))
+
+    def step(model: Any, batch: Tensor) -> Tensor:
+        errors: Tensor = F.binary_cross_entropy_with_logits(model(batch), batch)
+        found: Tensor = errors + model.divergence * len(batch)
+        return found
+
+    task = fogline.Task(Codes, fogline.on_batch(step), rows[:400], rows[400:])
+    recipe = fogline.Recipe(optimizer="adam", lr=0.003, batch_size=50, duration="60ep")
+    report = fogline.diagnose(task, recipe)
+    assert report.findings[0].cause == "regularization_too_strong"
+    assert report.remedies[0].title.startswith("take the mean of term 2")
+    run = fogline.fit(*report.apply(task, recipe), runs=tmp_path)
+    rebuilt = torch.sigmoid(run.model.eval()(rows[400:])).detach()
+    assert float((rebuilt - rows[400:]).square().mean()) < 0.5 * float(rows[400:].var(0).mean())
+
+
+def test_a_term_is_averaged_over_the_rows_it_is_given() -> None:
+    loss = averaged(fogline.on_batch(lambda m, b: m(b).mean() + m(b).sum()), 1, 0.5)
+    few, many = (loss.function(nn.Identity(), torch.full((rows, 3), 2.0)) for rows in (2, 8))
+    assert float(few) == float(many) == 2.0 + 0.5 * 6.0
+    of_pairs = averaged(lambda outputs, targets: outputs.mean() + (outputs * targets).sum(), 1, 1.0)
+    assert float(of_pairs(torch.ones(4), torch.ones(4))) == 2.0
 
 
 class Heads(nn.Module):

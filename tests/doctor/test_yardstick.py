@@ -345,3 +345,19 @@ def test_answers_that_a_loss_alone_can_read(shuffled: bool) -> None:
     report = fogline.diagnose(fogline.Task(model, of_two_normal_laws, (x, y), held), recipe)
     assert ("constant answer" in report.metric) is not shuffled
     assert ("shuffled_labels" in [found.cause for found in report.findings]) is shuffled
+
+
+def test_scores_of_classes_under_a_softmax_may_lie_at_any_level() -> None:
+    """As those of a teacher, of which a student learns what their softmax is."""
+    draws = torch.Generator().manual_seed(0)
+    told, level = torch.randn(200, 4, generator=draws), torch.randn(200, 1, generator=draws)
+
+    def distillation(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.kl_div(F.log_softmax(outputs / 2, 1), F.softmax(targets / 2, 1), reduction="batchmean")
+
+    def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean()
+
+    assert Yardstick.of(told, distillation)(told + 5 * level, told, distillation) == pytest.approx(1.0)
+    assert Yardstick.of(told, distillation)(-told + 5 * level, told, distillation) < 0
+    assert Yardstick.of(told, squared)(told + 5 * level, told, squared) < 0

@@ -220,6 +220,18 @@ def of_any_length(targets: Tensor, loss: Any) -> bool:
     return moved <= 1e-3 * abs(opposite - exact) and opposite != exact
 
 
+def of_any_level(targets: Tensor, loss: Any) -> bool:
+    """Whether a loss takes targets (b, k) to which each row adds a number of its own for the targets themselves.
+
+    Such as one of scores of classes, of which the softmax is taken.
+    """
+    if targets.ndim != 2 or targets.shape[1] < 2 or not targets.is_floating_point():
+        return False
+    draws = torch.randn(len(targets), 1, generator=torch.Generator().manual_seed(0)).to(targets)
+    exact, raised, opposite = (asked(loss, given, targets) for given in (targets, targets + draws, -targets))
+    return abs(raised - exact) <= 1e-3 * abs(opposite - exact) and opposite != exact
+
+
 def prefers(loss: Any, outputs: Tensor, targets: Tensor) -> bool:
     """Whether a loss takes these outputs for better than the targets themselves."""
     if not callable(loss) or outputs.numel() != targets.numel():

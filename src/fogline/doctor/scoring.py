@@ -18,7 +18,7 @@ from fogline.descent.prepare import Start
 from fogline.descent.randomness import private_randomness
 from fogline.descent.resolve import batch_rows, resolve_by_rule
 from fogline.doctor.asked import Comparing, Comparison, itself
-from fogline.doctor.case import Program
+from fogline.doctor.case import Program, program
 from fogline.doctor.others import drawn, drawn_for_others, loss_of, mean_of_all, nothing, pieces_of, placed
 from fogline.doctor.yardstick import Yardstick
 
@@ -101,9 +101,12 @@ class Scores:
         """The share of the loss of a constant answer that is gone: of that of first weights, of the mean of all answers
         or of zeros, whichever is lowest.
 
+        First weights that a remedy drew may be worse than those before, and are then no measure of what was learned.
         Of a logarithm of a density, which has no least value, it is what an exponential law makes of the difference.
         """
         first, asks_rows = self._first(variant)
+        of_the_loss = tuple(r for r in variant.remedies if r.on_loss is not None or r.on_rows is not None)
+        first = min(first, self._first(program(variant.case, of_the_loss))[0])
         constants = [loss_of(objective, batch, said) for said in (mean_of_all, nothing)] if asks_rows else []
         for constant in constants:
             near = constant is not None and loss - constant <= _COLLAPSED * max(abs(loss), abs(constant))

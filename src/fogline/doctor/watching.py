@@ -312,7 +312,7 @@ class Inspector:
             yield "frozen_parameters"
         if "missing_activation" in self.told and first is not None and first.numbers and left is not None:
             told = self.loss_look.rows.tell(first.loss_fn, fewest=_FEWEST_TO_TELL)
-            if told is not None and 1 - left > told["score"] - told["error"]:
+            if told is not None and 1 - left > told["score"]:
                 yield "missing_activation"  # learners that bend get no more out of it
 
     def _keep_targets(self, _: nn.Module, args: tuple[Any, ...], __: object) -> None:

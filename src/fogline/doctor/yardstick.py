@@ -24,6 +24,7 @@ from fogline.doctor.questions import (
     is_distance,
     is_lopsided,
     of_any_length,
+    of_any_level,
     prefers,
     reads_every_column,
     robust,
@@ -231,6 +232,8 @@ class Yardstick:
             return max(_explained(wide[:, k : k + 1], targets) for k in range(min(MOST_NUMBERS, wide.shape[1])))
         if losses.family(loss) == "unknown" and outputs.shape == targets.shape and of_any_length(targets, loss):
             outputs = _as_long_as(targets, outputs)
+        if losses.family(loss) == "unknown" and outputs.shape == targets.shape and of_any_level(targets, loss):
+            outputs = outputs + (targets.to(outputs) - outputs).mean(1, keepdim=True)
         of_its_own = losses.family(loss) == "unknown" and outputs.numel() == targets.numel()
         if of_its_own and is_lopsided(targets, loss):  # what is wanted is above the mean, or below
             outputs = outputs + (targets.to(outputs) - outputs.reshape(targets.shape)).mean()
