@@ -11,6 +11,7 @@ from torch import Tensor
 
 _MOST_NUMBERS, _MOST_OF_A_BATCH = 1_000_000, 100_000
 _FEWEST, _FEWEST_HELD_OUT, _FEWEST_COPIES = 100, 32, 5
+_SURE = 3.0  # standard errors
 _FEWEST_CLASSES, _FEWEST_OF_A_CLASS = 4, 8  # three have but three orders
 _ALMOST_ALL = 0.9  # of the columns
 _CLEAR, _ANY_ORDER, _ORDERS = 0.6, 0.25, 400
@@ -22,6 +23,8 @@ class SeenRows:
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
         self._left = _MOST_NUMBERS
+        self._later: list[Tensor] = []
+        self._first = 0  # batches that came before those
         self._held_out: list[Tensor] = []
         self._waiting: list[Tensor] = []
 
@@ -34,6 +37,12 @@ class SeenRows:
         if rows and size <= self._left:
             self._left -= size
             self._batches.append(tuple(t.detach()[:rows].cpu().clone() for t in (given[0], targets)))  # type: ignore[arg-type]
+
+    def later(self, given: tuple[Any, ...]) -> None:
+        """Keep the inputs of a batch that comes later."""
+        if len(given) == 1 and isinstance(given[0], Tensor) and given[0].ndim and self._batches:
+            self._first = self._first or len(self._batches)
+            self._later.append(given[0].detach()[: _most_rows(given[0])].cpu().clone())
 
     def differ(self) -> bool:
         """Whether there are batches of other rows than the first."""
@@ -77,26 +86,26 @@ class SeenRows:
         """How many of the held-out rows are copies of training rows, and of how many; None where there is no leak.
 
         Rows of measured numbers have no twins by chance. What is scored may be the training rows themselves: then as
-        many of them are found as of the training rows that come later, of which all were trained on.
+        many of them are found among the first rows as of those that were trained on later.
         """
         from fogline.doctor.reference import features, measured
 
-        if not self._held_out or len(self._batches) < 2:
+        if not self._held_out or not self._later:
             return None
-        parts = (self._held_out[0], *(inputs for inputs, _ in self._batches))
+        parts = (self._held_out[0], *self._later, *(inputs for inputs, _ in self._batches[: self._first]))
         read = [columns for columns in map(features, parts) if columns is not None]
         if len(read) < len(parts) or len({part.shape[1] for part in read}) > 1 or not measured(read[0]):
             return None
         held, *batches = ([row.tobytes() for row in part.numpy()] for part in read)
-        late = max(1, len(batches) // 4)
-        known = {row for batch in batches[:-late] for row in batch}
-        again = [row in known for batch in batches[-late:] for row in batch]
+        late, first = batches[: len(self._later)], batches[len(self._later) :]
+        known = {row for batch in first for row in batch}
+        again = [row in known for batch in late for row in batch]
         found = sum(row in known for row in held)
         share, covered = found / len(held), (sum(again) + 1) / (len(again) + 2)
         error = math.sqrt(covered * (1 - covered) * (1 / len(held) + 1 / len(again)))
-        if len(held) < _FEWEST_HELD_OUT or found < _FEWEST_COPIES or share > covered - 3 * error:
+        if len(held) < _FEWEST_HELD_OUT or found < _FEWEST_COPIES or share > covered - _SURE * error:
             return None
-        known |= {row for batch in batches[-late:] for row in batch}
+        known |= {row for batch in late for row in batch}
         return sum(row in known for row in held), len(held)
 
     def unordered(self) -> dict[str, float] | None:

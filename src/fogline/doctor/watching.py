@@ -115,6 +115,8 @@ class Inspector:
         """Before a forward pass with gradients."""
         self._goes_forward(step)
         self.given(args, kwargs)
+        if not self.looking and _looks_again(step):
+            self.loss_look.rows.later(args)
 
     def announced(self, step: int, batch: Any) -> None:
         """The loop says that a batch goes forward; the model's own forward may be called on it, or only its parts."""
