@@ -386,3 +386,26 @@ def test_how_many_epochs_have_a_file() -> None:
     assert kept[:64] == list(range(64))
     for octave in (64, 128, 256):
         assert sum(octave <= epoch < 2 * octave for epoch in kept) == 32
+
+
+def test_outputs_as_wide_as_the_batch_is_long(tmp_path: Path) -> None:
+    """Where each row is compared with all others, labels are no places in an output."""
+    draws = torch.Generator().manual_seed(0)
+    X, y = torch.randn(132, 6, generator=draws), torch.randint(60, (132,), generator=draws)
+
+    class Alike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            codes = nn.functional.normalize(self.layer(x), dim=1)
+            return codes @ codes.T / 0.1
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        same = (targets[:, None] == targets) & ~torch.eye(len(targets), dtype=torch.bool)
+        return nn.functional.cross_entropy(outputs.masked_fill(same, -1e4), torch.arange(len(outputs)))
+
+    run = fogline.fit(fogline.Task(Alike, loss, (X, y)), recipe(batch_size=64, duration="4ep"), runs=tmp_path)
+    assert np.isfinite(run.steps["loss"]).all()
+    assert len(run.steps["loss"]) == 12

@@ -363,3 +363,30 @@ def test_columns_that_are_put_beside_others_may_have_units(unit: float, found: l
     with torch.no_grad():
         said = run.model(data["numbers"], data["name"])  # as before
     assert float((said - wanted).square().mean()) < 0.5 * float(wanted.var())
+
+
+def test_a_model_that_compares_the_rows_of_a_batch_answers_none_by_itself(tmp_path: Path) -> None:
+    """Its answers are as wide as the batch is long, so that no pair of inputs and targets has one."""
+
+    class Alike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.users, self.items = nn.Embedding(40, 8), nn.Embedding(30, 8)
+            nn.init.zeros_(self.users.weight)
+            nn.init.zeros_(self.items.weight)
+
+        def forward(self, users: Tensor, items: Tensor) -> Tensor:
+            return self.users(users) @ self.items(items).T
+
+    def sampled(model: Any, batch: Any) -> Tensor:
+        scores = model(batch["user"], batch["item"])
+        return F.cross_entropy(scores, torch.arange(len(scores)))
+
+    draws = torch.Generator().manual_seed(0)
+    rows = {"user": torch.randint(40, (300,), generator=draws), "item": torch.randint(30, (300,), generator=draws)}
+    task = fogline.Task(Alike, fogline.on_batch(sampled), rows)
+    assert unfolded(task) is task
+    report = fogline.diagnose(task, fogline.Recipe(lr=0.01, batch_size=64, duration="3ep"))
+    assert report.findings[0].cause == "symmetric_init"
+    run = fogline.fit(*report.apply(task, fogline.Recipe(lr=0.01, batch_size=64, duration="1ep")), runs=tmp_path)
+    assert isinstance(run.model, Alike)

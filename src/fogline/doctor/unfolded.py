@@ -239,6 +239,8 @@ def _asked_once(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) 
     call, inputs, outputs = Call(*model.calls[0]), Call(*model.calls[0]).inputs(*model.calls[0]), model.outputs
     if not leaves(inputs) or not are_rows(inputs, count) or not all(o is None or type(o) in PLAIN for o in call.others):
         return None
+    if not _answers_each(model.noted, call, inputs, outputs, count):
+        return None
     asked = {place for place, leaf in enumerate(parts) if any(leaf is item for item in leaves(inputs))}
 
     def reads(loss: Any, told: int | None, targets: Tensor) -> _Read | None:
@@ -260,6 +262,21 @@ def _asked_once(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) 
         if (found := reads(Loss(function, few, model.noted, place, asked), place, parts[place])) is not None:
             return found
     return None
+
+
+def _answers_each(model: nn.Module, call: Call, inputs: Any, outputs: Any, count: int) -> bool:
+    """Whether a model answers each of so many rows by itself, and not with how it compares with all others."""
+    half, given = count // 2, part(inputs, 0, count // 2)
+    if call.single:
+        found = model(given)
+    else:
+        given, named = call.filled(given)
+        found = model(*given, **named)
+    both = zip(leaves(found), leaves(outputs), strict=True)
+    of_rows = (
+        (by_row(few, half), by_row(all_, count)[:half]) for few, all_ in both if all_.ndim and not len(all_) % count
+    )
+    return all(few.shape == some.shape for few, some in of_rows)
 
 
 def _composed(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) -> _Read | None:

@@ -137,6 +137,8 @@ class Columns:
             return shown.rows > 0 and (shown.losses if self.each is None else outputs) is not None
         if outputs is None or targets is None or outputs.ndim != 1 + len(self.shape):
             return False
+        if self.form == "classes" and outputs.shape[1] != self.classes:
+            return False  # as many as there are rows, where each is compared with all others
         same = outputs.shape == targets.shape
         if self.form == "classes" and not targets.is_floating_point():
             same = targets.shape == (outputs.shape[0], *outputs.shape[2:])
