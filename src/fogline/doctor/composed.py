@@ -25,7 +25,8 @@ class Composed(Wrapped):
         model: of the user's.
         function: of (model, batch).
         like: a batch on a few rows.
-        places: which tensors of a batch are the inputs: a tuple of them, or, if there is one, the tensor itself.
+        places: which tensors of a batch are the inputs.
+        single: whether it is called with the only one of them, not with a tuple.
     """
 
     def __init__(self, model: nn.Module, function: Function, like: Any, places: tuple[int, ...], single: bool) -> None:

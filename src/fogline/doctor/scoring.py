@@ -18,7 +18,7 @@ from fogline.descent.prepare import Start
 from fogline.descent.randomness import private_randomness
 from fogline.descent.resolve import batch_rows, resolve_by_rule
 from fogline.doctor.asked import Comparing, Comparison, itself
-from fogline.doctor.case import Program, program
+from fogline.doctor.case import FAILURES, Program, program
 from fogline.doctor.others import drawn, drawn_for_others, loss_of, mean_of_all, nothing, pieces_of, placed
 from fogline.doctor.yardstick import Yardstick
 
@@ -105,8 +105,7 @@ class Scores:
         Of a logarithm of a density, which has no least value, it is what an exponential law makes of the difference.
         """
         first, asks_rows = self._first(variant)
-        of_the_loss = tuple(r for r in variant.remedies if r.on_loss is not None or r.on_rows is not None)
-        first = min(first, self._first(program(variant.case, of_the_loss))[0])
+        first = min(first, self._before(variant))
         constants = [loss_of(objective, batch, said) for said in (mean_of_all, nothing)] if asks_rows else []
         for constant in constants:
             near = constant is not None and loss - constant <= _COLLAPSED * max(abs(loss), abs(constant))
@@ -119,6 +118,14 @@ class Scores:
             return max(-1.0, -math.expm1((loss - first) / max(1.0, abs(first))))
         scale = max(first, loss)
         return (first - loss) / scale if scale > 0 else 0.0
+
+    def _before(self, variant: Program) -> float:
+        """Held-out loss of the first weights as they are without the remedies that change the model."""
+        of_the_loss = tuple(r for r in variant.remedies if r.on_loss is not None or r.on_rows is not None)
+        try:
+            return self._first(program(variant.case, of_the_loss))[0]
+        except FAILURES:  # such a loss may want another model
+            return math.inf
 
     def _first(self, variant: Program) -> tuple[float, bool]:
         """Held-out loss of first weights, and whether it is another one where rows get the answers of others.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -88,16 +89,13 @@ class SeenRows:
         Rows of measured numbers have no twins by chance. What is scored may be the training rows themselves: then as
         many of them are found among the first rows as of those that were trained on later.
         """
-        from fogline.doctor.reference import features, measured
-
         if not self._held_out or not self._later:
             return None
         parts = (self._held_out[0], *self._later, *(inputs for inputs, _ in self._batches[: self._first]))
-        read = [columns for columns in map(features, parts) if columns is not None]
-        if len(read) < len(parts) or len({part.shape[1] for part in read}) > 1 or not measured(read[0]):
+        read = _bytes_of_rows(parts)
+        if read is None:
             return None
-        held, *batches = ([row.tobytes() for row in part.numpy()] for part in read)
-        late, first = batches[: len(self._later)], batches[len(self._later) :]
+        held, late, first = read[0], read[1 : len(self._later) + 1], read[len(self._later) + 1 :]
         known = {row for batch in first for row in batch}
         again = [row in known for batch in late for row in batch]
         found = sum(row in known for row in held)
@@ -179,6 +177,18 @@ class SeenRows:
 def _most_rows(inputs: Tensor) -> int:
     """Rows of a batch that are kept: fewer where a row is large."""
     return min(len(inputs), _MOST_OF_A_BATCH // max(1, inputs[:1].numel()))
+
+
+def _bytes_of_rows(parts: Sequence[Tensor]) -> list[list[bytes]] | None:
+    """The rows of each part; None where they are not of measured numbers, or not of one width."""
+    from fogline.doctor.case import FAILURES
+    from fogline.doctor.reference import features, measured
+
+    with suppress(*FAILURES):
+        read = [columns for columns in map(features, parts) if columns is not None]
+        if len(read) == len(parts) and len({part.shape[1] for part in read}) == 1 and measured(read[0]):
+            return [[row.tobytes() for row in part.numpy()] for part in read]
+    return None
 
 
 def _finite_features(inputs: Tensor) -> Tensor | None:

@@ -22,7 +22,8 @@ from fogline.doctor.terms import averaged, terms_of, weighed
 _SETTLED = 0.1
 """Of the whole loss at the end, what is left at most of a term that was descended in the place of the others."""
 _QUIETER = (0.001, 0.01)
-_ABOUT = 0.2
+_ABOUT = 0.4
+"""How far the ratio of the same term of all rows and of half of them may be from two: noise may be drawn in it."""
 
 
 def loud_term(exam: Examination) -> Suspicion | None:
@@ -78,8 +79,11 @@ def _terms(exam: Examination, model: torch.nn.Module, rows: int | None = None) -
 def _is_summed(exam: Examination, place: int) -> bool:
     """Whether a term grows with the rows of a batch, and is twice as much of twice as many."""
     rows = rows_of(exam.anatomy.batch)
-    few, many = (_terms(exam, exam.anatomy.model, count)[place] for count in (rows // 2, rows // 2 * 2))
-    return abs(many / few - 2) < _ABOUT * 2 if few else False
+    try:
+        few, many = (_terms(exam, exam.anatomy.model, count)[place] for count in (rows // 2, rows // 2 * 2))
+    except (*FAILURES, IndexError):
+        return False
+    return few != 0 and abs(many / few - 2) < _ABOUT
 
 
 def _quieter(exam: Examination, place: int) -> Iterator[Remedy]:
