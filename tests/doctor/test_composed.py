@@ -140,7 +140,8 @@ outside = AutoEncoder()
         lambda m, b: F.mse_loss(m.decoder(m.encoder(b)), b) + m.encoder(b).square().mean(),
         lambda m, b: F.mse_loss(m.decoder(m.encoder(b + torch.randn_like(b))), b),
         lambda m, b: F.mse_loss(m.decoder(m.encoder(b - b.mean(0))), b),  # made of all rows
-        lambda m, b: F.mse_loss(m.decoder(m.encoder(b)), m.decoder(m.encoder(b)).detach() + m.encoder(b).sum()),
+        lambda m, b: F.mse_loss(m.decoder(m.encoder(b)), m.decoder(m.encoder(b)) + b),  # targets move with the model
+        lambda m, b: F.mse_loss(m.decoder(m.encoder(b)), b + 0.9 * m.decoder(m.encoder(b)).detach()),
     ],
 )
 def test_what_is_more_than_a_loss_of_pytorch_stays(step: Callable[[Any, Any], Tensor]) -> None:

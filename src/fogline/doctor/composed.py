@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import leaves, map_tree, rows_of
+from fogline.descent.copies import copied
 from fogline.doctor.asked import SEVERAL, Comparing, Comparison, Stop, batch_with, by_row
 from fogline.doctor.surgery import Wrapped
 
@@ -91,13 +92,16 @@ def is_its_own(model: nn.Module, inputs: Tensor, said: Tensor) -> bool:
     return False
 
 
+@torch.no_grad()
 def told_of(function: Function, model: nn.Module, batch: Any) -> Tensor:
-    """What a loss is told to compare with, (rows, ...).
+    """What a loss is told to compare with, (rows, ...)."""
+    return by_row(compared(function, model, batch).told, rows_of(batch))
 
-    Raises:
-        ValueError: it comes from the model.
-    """
-    told: Tensor = compared(function, model, batch).told
-    if told.requires_grad:
-        raise ValueError("the model is compared with itself")
-    return by_row(told, rows_of(batch))
+
+def is_told_by(function: Function, model: nn.Module, batch: Any) -> bool:
+    """Whether what a loss is told is another one where the weights are: then the model is compared with itself."""
+    other = copied(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(-1.5).add_(0.1)
+    return not torch.equal(told_of(function, other, batch), told_of(function, model, batch))

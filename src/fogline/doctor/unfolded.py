@@ -29,7 +29,16 @@ from fogline.doctor.asked import (
     of_all,
     targets_of,
 )
-from fogline.doctor.composed import Composed, compared, depends_on, inputs_among, is_its_own, said_of, told_of
+from fogline.doctor.composed import (
+    Composed,
+    compared,
+    depends_on,
+    inputs_among,
+    is_its_own,
+    is_told_by,
+    said_of,
+    told_of,
+)
 from fogline.task import OnBatch, Task
 
 _ROWS = 64
@@ -293,7 +302,7 @@ def _composed(task: Task, function: Callable[[Any, Any], Tensor], batch: Any) ->
         loss, said = itself(call.function, call.rest), said_of(call, count)
         if loss is None or not torch.isclose(loss(said, by_row(call.told, count)), value.mean()):
             return None
-    if not depends_on(call.said, model):
+    if not depends_on(call.said, model) or is_told_by(function, model, few):
         return None
     with torch.no_grad():
         targets, places = told_of(function, model, few), inputs_among(function, model, few)
