@@ -19,7 +19,7 @@ from fogline.doctor.causes.flow.weights import drawn_again, drawn_orthogonal
 from fogline.doctor.causes.flow.width import THROUGH, width_of
 from fogline.doctor.causes.step.batch import of_rows
 from fogline.doctor.causes.step.length import lowered
-from fogline.doctor.causes.step.method import PLAIN, with_adamw
+from fogline.doctor.causes.step.method import PLAIN, of_one_rate
 from fogline.doctor.causes.step.regularization import dropped, less_dropout, no_decay
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Evidence, Remedy, Suspicion
@@ -81,13 +81,7 @@ def _of_the_schedule(exam: Examination) -> Iterator[Suspicion]:
 
 def _of_the_method(exam: Examination) -> Iterator[Suspicion]:
     if resolved(exam).optimizer in (*PLAIN, "adagrad", "adadelta", "rprop"):
-        yield _tried(
-            "optimizer_mismatch",
-            Evidence("method", str(resolved(exam).optimizer), "one with a rate for every weight"),
-            "All weights share one learning rate here. Where slopes differ much from weight to weight it is too long "
-            "for some and too short for the others.",
-            with_adamw(),
-        )
+        yield of_one_rate(exam, _STRENGTH)
 
 
 def _of_the_network(exam: Examination) -> Iterator[Suspicion]:

@@ -151,7 +151,7 @@ class Bench:
         reached = own if rising else min(own, self._still_to_come + fmean(trial.without))
         if fmean(trial.with_it) >= max(self._clearly_above(reached, rising=rising), own + ENOUGH):
             return True
-        return self._in_full(remedies) >= self._clearly_above(own, rising=rising)
+        return self.in_full(remedies) >= self._clearly_above(own, rising=rising)
 
     def suffices(self, trial: Trial, remedy: Remedy) -> bool:
         """Whether the remedy of a cause that leaves no doubt is kept, although the trial was not won.
@@ -172,7 +172,7 @@ class Bench:
         little = ENOUGH * (1.0 if possible is None else min(1.0, max(LEARNS, possible)))
         if trial.effect >= -little or (trial.effect >= -ENOUGH and trial.effect > -CLEARLY * trial.error):
             return True
-        return not self._covers and self._in_full(remedies) >= level(self.exam) - ENOUGH
+        return not self._covers and self.in_full(remedies) >= level(self.exam) - ENOUGH
 
     def _clearly_above(self, score: float, *, rising: bool) -> float:
         """What is no chance above a score that the control reached, or will have reached after all its steps."""
@@ -193,12 +193,16 @@ class Bench:
         observed = self.exam.observed
         return observed is None or observed.steps <= self.steps
 
-    def _in_full(self, remedies: Sequence[Remedy]) -> float:
-        """Score of the remedied program on the run's own seed, after as many steps as the control's own descent."""
+    def in_full(self, remedies: Sequence[Remedy], least: int = 0) -> float:
+        """Score of the remedied program on the run's own seed, after as many steps as the control's own descent.
+
+        Args:
+            least: at least so many.
+        """
         laboratory, observed = self.laboratory, self.exam.observed
         assert observed is not None
         variant = program(self.exam.case, (*self.kept, *remedies))
-        steps = self._steps(remedies, observed.steps)
+        steps = self._steps(remedies, max(least, observed.steps))
         if laboratory.left + laboratory.reserve < steps * laboratory.price(variant.recipe):
             return -1.0
         return laboratory.run(variant, steps, (observed.seed,))[0].score

@@ -47,6 +47,7 @@ _SURE, _PROVEN = 0.97, 0.95
 _DECIDED = 0.9  # at least, where the trial closed half of the distance left
 _TRIED = 1.9, 0.42  # times the strength of the suspicion, less this, where a trial was won
 _OTHERWISE = 0.6  # of that of a cause: what its other reading has
+_UNITS = ("unscaled_input", "unscaled_target")
 _UNTRIED = 0.65  # how much of a suspicion's strength is left where it could not be tried
 
 
@@ -334,7 +335,8 @@ class _Doctor:
         return "limit_of_data" if nothing else "undecided"
 
     def _written(self, verdict: Outcome) -> Report:
-        findings = [_finding(kept) for kept in sorted(self.tried.kept, key=_rank)]
+        scaled = any(kept.suspicion.cause in _UNITS for kept in self.tried.kept)
+        findings = [_finding(kept) for kept in sorted(self.tried.kept, key=partial(_rank, scaled=scaled))]
         readings = [other for kept in self.tried.kept if (other := _otherwise(kept, self.tried.kept_causes))]
         findings += {other.cause: other for other in reversed(readings)}.values()
         exam = Examination(self.case)
@@ -402,15 +404,17 @@ def _otherwise(kept: Kept, known: set[str]) -> Finding | None:
     return Finding(cause, suspicion.severity, sure, suspicion.evidence, why, instead_of=suspicion.cause)
 
 
-def _rank(kept: Kept) -> tuple[float, ...]:
+def _rank(kept: Kept, *, scaled: bool) -> tuple[float, ...]:
     """What keeps a program from running first, then what leaves no doubt, then what gains most.
 
-    What may follow from another fault comes after it, as does how rows are fitted. Of equals, a step that is too long
-    or too short comes last: something else may have made it so.
+    What may follow from another fault comes after it, as does how rows are fitted. A step that is too long or too short
+    comes after units that no step suits (``scaled``: they are among the findings); of equals it comes last, as
+    something else may have made it so.
     """
     suspicion, trial = kept.suspicion, kept.trial
     effect = trial.effect if trial is not None else 0.0
     of_step = suspicion.cause in CAUSES["step"]
     of_fit = suspicion.cause in ("overfitting", "underfitting") and not suspicion.blocks
-    likely = not suspicion.blocks, of_fit, not suspicion.proof, not kept.proven, suspicion.follows
+    follows = suspicion.follows or (of_step and scaled)
+    likely = not suspicion.blocks, of_fit, not suspicion.proof, not kept.proven, follows
     return *likely, -round(effect, 1), of_step, -suspicion.strength

@@ -42,11 +42,14 @@ class Trying(Books):
         self.rejected = [item for item in self.rejected if item.cause != self.kept[-1].suspicion.cause]
 
     def _turned(self, suspicion: Suspicion, remedy: Remedy | None) -> Suspicion:
-        """A rate that was supposed too high is not, where the measured one that helps is higher still; nor too low."""
+        """A rate that was supposed too high is not, where the measured one that helps is higher still; nor too low.
+
+        It is measured with what else was mended: steps may have been too long for the units of the data alone.
+        """
         measured = remedy is not None and remedy.title == measured_rate().title
         if not measured or suspicion.cause not in ("lr_too_high", "lr_too_low"):
             return suspicion
-        told = next(usual(Examination(self.case), self.laboratory), suspicion)
+        told = next(usual(Examination(self.case, self.remedies), self.laboratory), suspicion)
         return suspicion if told.cause == suspicion.cause else replace(told, strength=suspicion.strength)
 
     def _try(self, exam: Examination, pool: list[Suspicion]) -> None:
@@ -237,6 +240,11 @@ class Trying(Books):
             trial = bench.between(edits(needed), edits(without), part[1].title)
             gained = min(whole.effect, max(0.0, fmean(whole.with_it)))  # scores below none at all are no scale
             missed = trial.effect >= max(AS_GOOD * gained, ENOUGH / 2) and trial.effect > trial.error
+            if missed and part[1].place == "rate" and (slower := self._without_rate(bench, without)) is not None:
+                whole, needed = slower, without
+                shown = {suspicion.cause: whole for suspicion, _ in chosen}
+                self.reject(part[0], trial, "not needed beside the others: it is faster, and the run has the time")
+                continue
             if missed or (part[0].proof and not part[1].costs and trial.effect >= -ENOUGH):
                 shown[part[0].cause] = trial
                 continue
@@ -249,8 +257,19 @@ class Trying(Books):
         self.unsure = bench.risen(edits(needed))
         if len(needed) == 1 < len(chosen) and shown[needed[0][0].cause] is whole:  # both were run already
             shown[needed[0][0].cause] = bench.against_control(edits(needed), every_seed=True)
-        for suspicion, remedy in needed:
+        for suspicion, remedy in sorted(needed, key=lambda part: part[1].place == "rate"):
             self.take(suspicion, remedy, shown[suspicion.cause])
+
+    def _without_rate(self, bench: Bench, others: list[Pair]) -> Trial | None:
+        """The trial of the other remedies, where with them alone the run does as well as can be by its end.
+
+        In a short trial another rate seems needed wherever it learns faster.
+        """
+        trial = bench.against_control(edits(others), every_seed=True)
+        if not trial.accepted:
+            return None
+        steps = min(self.planned, int(self.laboratory.left))  # the given program may have been over soon
+        return trial if self.as_good(bench.exam, bench.in_full(edits(others), steps)) else None
 
 
 def _missed_least(part: Pair) -> tuple[float, ...]:

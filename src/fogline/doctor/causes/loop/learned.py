@@ -159,9 +159,7 @@ def loose_weights(exam: Examination) -> Suspicion | None:
             continue
         if tensor.requires_grad:
             asking.append((name, tensor))
-        elif len(torch.unique(tensor)) > _DISTINCT * tensor.numel() and float(tensor.mean().abs()) < float(
-            tensor.std()
-        ):
+        elif _looks_drawn(tensor):
             drawn.append((name, tensor))
     used = _in_graph(exam.anatomy.outputs)
     asking = [(name, tensor) for name, tensor in asking if id(tensor) in used]

@@ -40,8 +40,9 @@ def mismatched(
     *,
     proof: bool = False,
     blocks: bool = False,
+    advice: str = "",
 ) -> Suspicion:
-    """``loss_mismatch``, with what would fit the targets."""
+    """``loss_mismatch``, with what would fit the targets: by their kind, if ``advice`` does not say."""
     found = tuple(remedy for remedy in remedies if remedy is not None)
     fitting = {
         "classes": "nn.CrossEntropyLoss() on logits, one a class",
@@ -58,7 +59,7 @@ def mismatched(
         proof=proof,
         blocks=blocks,
         severity="fatal" if proof else "serious",
-        advice=f"For these targets use {fitting.get(exam.case.yardstick.work, 'a loss made for them')}.",
+        advice=advice or f"For these targets use {fitting.get(exam.case.yardstick.work, 'a loss made for them')}.",
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -331,7 +329,7 @@ def _competing_labels(exam: Examination) -> Suspicion | None:
     questions = float(((common > LOST) & (common < 1 - LOST)).double().mean())
     if said or share < LOST or questions < _MOST_LABELS or len(torch.unique(counts)) < 2:
         return None
-    found = mismatched(
+    return mismatched(
         exam,
         0.8,
         (
@@ -342,8 +340,8 @@ def _competing_labels(exam: Examination) -> Suspicion | None:
         "whether a label is true is never asked, only whether it is likelier than the others.",
         (matching(exam),),
         proof=True,
+        advice="For these targets use nn.BCEWithLogitsLoss(), a logit for each label.",
     )
-    return replace(found, advice="For these targets use nn.BCEWithLogitsLoss(), a logit for each label.")
 
 
 def _codes_as_numbers(exam: Examination) -> Suspicion | None:
@@ -361,6 +359,7 @@ def _codes_as_numbers(exam: Examination) -> Suspicion | None:
         f"The targets are {codes} whole numbers, which look like labels of classes, and the model predicts them as one "
         "number: a loss on the difference takes class 1 to lie between 0 and 2, which labels do not.",
         (labelled(exam, codes),),
+        advice="Where they are amounts or grades, and 1 does lie between 0 and 2, leave the loss as it is.",
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fogline.descent.optimizers import spec_of
 from fogline.doctor.causes.step.common import HARDLY_MOVED, began, too_long
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import RATE, Evidence, Remedy, Suspicion
+from fogline.doctor.remedies import ends_early, measured_rate
 from fogline.doctor.standing import motion, resolved, standing, steps_of
 
 PLAIN = ("gd", "sgd", "momentum", "nesterov", "asgd")
@@ -20,6 +23,34 @@ def with_adamw() -> Remedy:
         on_recipe=lambda recipe: recipe.replace(optimizer="adamw", lr="auto", options={}),
         place="rate",
         order=RATE,
+    )
+
+
+def of_one_rate(exam: Examination, strength: float, *seen: Evidence) -> Suspicion:
+    """That all weights share one learning rate; or that it is but the wrong one, which is less to change."""
+    recipe = exam.program.recipe
+    simpler = () if recipe.lr == "auto" else (_another_rate(exam, float(recipe.lr), strength),)
+    return Suspicion(
+        "optimizer_mismatch",
+        strength,
+        (*seen, Evidence("method", str(resolved(exam).optimizer), "one with a rate for every weight")),
+        "All weights share one learning rate here. Where slopes differ much from weight to weight it is too long "
+        "for some and too short for the others.",
+        (with_adamw(),),
+        simpler=simpler,
+    )
+
+
+def _another_rate(exam: Examination, lr: float, strength: float) -> Suspicion:
+    """Said of short steps; that the measured rate is a lower one is seen where it is taken."""
+    return Suspicion(
+        "lr_too_low",
+        strength,
+        (Evidence("learning rate", lr, "the one that is measured"),),
+        "The steps are too short: with the learning rate that is measured the same method does most of what another "
+        "one would.",
+        (measured_rate(),),
+        otherwise=ends_early(exam),
     )
 
 
@@ -120,16 +151,6 @@ def optimizer_mismatch(exam: Examination) -> Suspicion | None:
         )
     behind = stands.short and stands.train_short and not stands.near  # what is near gains something of any method
     if name in PLAIN and (behind or (stands.poor and not stands.known)):
-        return Suspicion(
-            "optimizer_mismatch",
-            0.5 if slow else 0.4,
-            (
-                Evidence("score on learned rows", stands.train_score, f"{stands.goal:.3g}, as classical learners get"),
-                Evidence("method", name, "one with a rate for every weight"),
-            ),
-            "All weights share one learning rate here. Where slopes differ much from weight to weight it is too long "
-            "for some and too short for the others.",
-            (with_adamw(),),
-            follows=True,
-        )
+        learned = Evidence("score on learned rows", stands.train_score, f"{stands.goal:.3g}, as classical learners get")
+        return replace(of_one_rate(exam, 0.5 if slow else 0.4, learned), follows=True)
     return None
