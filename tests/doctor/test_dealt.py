@@ -77,6 +77,34 @@ def test_losses_that_compare_a_row_with_its_own_target(loss: Callable[[Tensor, T
     assert seen(loss) is None
 
 
+def overlap(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of all masks of a batch at once: what one of them is moves the ratio, and so every slope a little."""
+    said = outputs.sigmoid()
+    return 1 - 2 * (said * targets).sum() / (said.sum() + targets.sum())
+
+
+def overlap_of_others(outputs: Tensor, targets: Tensor) -> Tensor:
+    return overlap(outputs.transpose(0, 1).reshape(-1), targets.reshape(-1))
+
+
+@pytest.mark.parametrize(("loss", "fine"), [(overlap, True), (overlap_of_others, False)])
+def test_ratios_of_sums_over_a_batch(loss: Callable[[Tensor, Tensor], Tensor], fine: bool) -> None:
+    """Masks of 25 pixels of 256, (300, 1, 16, 16); rows of pixels taken for pictures are none of the picture's own."""
+    corners = torch.randint(2, 10, (300, 2), generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(300, 16, 16)
+    for mask, (top, left) in zip(masks, corners.tolist(), strict=True):
+        mask[top : top + 5, left : left + 5] = 1
+    pictures = masks + 0.3 * torch.randn(masks.shape, generator=torch.Generator().manual_seed(1))
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Unflatten(1, (1, 16)), nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1),
+                             nn.Flatten(1, 2))  # fmt: skip
+
+    task = fogline.Task(model, loss, (pictures, masks))
+    assert (compared_with_other_rows(Examination(open_case(task, RECIPE))) is None) is fine
+
+
 def test_how_many_places_count_changes_all_slopes_alike() -> None:
     """The mean is over the places that count: where a row has fewer of them, those of others weigh more."""
     outputs = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()

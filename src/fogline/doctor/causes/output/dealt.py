@@ -18,7 +18,7 @@ from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 
 _ROWS, _SAME = 6, 1e-5
 _FEW = 0.5
-"""Of what is said of a row, less is pulled at by its target; and of what that pulls at, less is said of the row."""
+"""Of what is said of a row, less is pulled at by its target; and of its pull, less is on what is said of the row."""
 
 
 class Turned:
@@ -55,7 +55,7 @@ def compared_with_other_rows(exam: Examination) -> Suspicion | None:
         0.9,
         (
             Evidence("share of what is said of a row that its own target pulls at", own, 1.0),
-            Evidence("share of what a target pulls at that is said of its own row", pulled, 1.0),
+            Evidence("share of the pull of a target that is on what is said of its own row", pulled, 1.0),
         ),
         "The loss compares what is said of one row with the targets of others: outputs and targets do not have their "
         "rows in the same place, and a view or a reshape that lays both out flat hides it, as their sizes fit.",
@@ -97,9 +97,10 @@ def _looked_at(exam: Examination) -> _Seen | None:
 
 
 def _shares(seen: _Seen, loss: Any) -> tuple[float, float]:
-    """Of what is said of a row, the share that its target pulls at; and the share of that which is said of the row.
+    """Of what is said of a row, the share that its target pulls at; and the share of the pull that is on the row.
 
-    The most of the rows that were looked at; 1 where it is not to be seen.
+    The most of the rows that were looked at; 1 where it is not to be seen. A pull counts by its square: a ratio of sums
+    over the batch, such as of overlaps, pulls a little at every place.
     """
     found = []
     for row, said in seen.said.items():
@@ -110,19 +111,21 @@ def _shares(seen: _Seen, loss: Any) -> tuple[float, float]:
         if before is None or after is None:
             return 1.0, 1.0
         pulled = _pulled(before, after)
-        if bool(pulled.any()):
-            both = float((said & pulled).sum())
-            found.append((both / float(said.sum()), both / float(pulled.sum())))
+        there = pulled != 0
+        if bool(there.any()):
+            own = float((said & there).sum()) / float(said.sum())
+            found.append((own, float(pulled[said].square().sum() / pulled.square().sum())))
     if not found:
         return 1.0, 1.0
     return max(own for own, _ in found), max(pulled for _, pulled in found)
 
 
 def _pulled(before: Tensor, after: Tensor) -> Tensor:
-    """Where a slope has changed by more than a factor that all have in common, as that of how many places count."""
+    """How a slope has changed, but for a factor that all have in common, as that of how many places count."""
     there = before != 0
     factor = (after[there] / before[there]).median() if bool(there.any()) else before.new_ones(())
-    return (after - factor * before).abs() > _SAME * torch.maximum(before.abs().max(), after.abs().max())
+    change, least = after - factor * before, _SAME * torch.maximum(before.abs().max(), after.abs().max())
+    return torch.where(change.abs() > least, change, 0.0)
 
 
 def _slope(loss: Any, outputs: Tensor, targets: Tensor) -> Tensor | None:
