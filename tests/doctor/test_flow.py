@@ -337,6 +337,38 @@ def test_a_table_of_places_may_begin_at_zero() -> None:
     assert flow.symmetric_init(exam_of(Places(), (tokens, (tokens[:, 0] > 4).long()))) is None
 
 
+class ZeroBranch(nn.Module):
+    """What is added begins at zero."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.outer(self.dropout(self.inner(x).relu()))
+        return x + added
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_branches_that_begin_at_zero_before_a_head_that_does(dropout: float) -> None:
+    """No gradient comes to them at first, so that all units look alike; it does after the first step."""
+    torch.manual_seed(0)
+    head = nn.Linear(16, 3)
+    nn.init.zeros_(head.weight)
+    rows = torch.randn(200, 16)
+    labels = rows[:, :3].argmax(1)
+    model = nn.Sequential(*(ZeroBranch(dropout) for _ in range(3)), head)
+    assert flow.symmetric_init(exam_of(model, (rows, labels))) is None
+    for parameter in model[0].inner.parameters():  # behind which a rectifier lets nothing through
+        nn.init.zeros_(parameter)
+    found = flow.symmetric_init(exam_of(model, (rows, labels)))
+    assert found is not None
+    assert "0.inner" in {item.layer for item in found.evidence}
+
+
 def test_symmetric_init_of_recurrent_and_convolution_layers() -> None:
     assert flow.symmetric_init(exam_of(filled(Recurrent(), 0.1), sequences())) is not None
     assert flow.symmetric_init(exam_of(filled(Pictures(), 0.1), pictures())) is not None

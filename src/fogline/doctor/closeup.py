@@ -32,6 +32,7 @@ from fogline.doctor.surgery import with_dropout
 _ROWS, _NUMBERS = 512, 2_000_000
 DEFAULT_GAIN, HE_GAIN = 1 / math.sqrt(3), math.sqrt(2)
 """What a layer of PyTorch's own first weights, and one of He's, multiplies the root mean square of its input by."""
+_STEPS, _STEP = 2, 0.01
 _MOST_SPECTRAL = 4_000_000
 _MOST_NODES = 20_000
 
@@ -44,6 +45,24 @@ def wide(exam: Examination) -> Anatomy:
 def undropped(exam: Examination) -> Anatomy:
     """The same where no dropout tells units from one another."""
     return _cached(exam, "undropped", lambda: with_dropout(exam.program.new_model(exam.case.recipe.seed), 0.0))
+
+
+def stepped(exam: Examination, first: Anatomy) -> Anatomy:
+    """The program with first weights after a few steps against its gradient, each as long as the others."""
+
+    def model() -> nn.Module:
+        anatomy, moved = first, copied(first.model)
+        for _ in range(_STEPS):
+            with torch.no_grad():
+                for name, parameter in moved.named_parameters():
+                    slope = anatomy.gradients.get(name)
+                    if slope is not None and bool(slope.any()):
+                        slope = slope.to_dense()
+                        parameter -= _STEP * (slope / slope.abs().max())
+            anatomy = dissect(copied(moved), exam.program.loss, some_rows(exam))
+        return moved
+
+    return _cached(exam, "stepped", model)
 
 
 def wide_trained(exam: Examination) -> Anatomy | None:

@@ -261,14 +261,14 @@ class _Doctor:
         return exam
 
     def _is_misread(self, exam: Examination) -> bool:
-        """Whether a program whose answers the yardstick sees nothing in has learned most of what its loss asks for."""
+        """Whether a program whose answers the yardstick sees little in has learned much of what its loss asks for."""
         seen = exam.observed
-        if seen is None or seen.start is None or seen.score >= LEARNS or self.case.yardstick.work == "other":
+        if seen is None or seen.start is None or seen.score >= _MOSTLY or self.case.yardstick.work == "other":
             return False
         if not answers_are_of_their_rows(exam):
             return False
         variant = program(replace(self.case, yardstick=Yardstick("other")), self.tried.remedies)
-        return Scores().of(seen.start.objective, variant, variant.held)[0] >= _MOSTLY
+        return Scores().of(seen.start.objective, variant, variant.held)[0] >= _MOSTLY + max(0.0, seen.score)
 
     def _enough(self, exam: Examination, seen: Observation) -> bool:
         """Whether a program does so well that no more need be seen of it: as given, from half of its run on.

@@ -14,7 +14,7 @@ from torch import Tensor
 from fogline.data import losses
 from fogline.doctor.case import FAILURES
 from fogline.doctor.examination import Examination
-from fogline.doctor.heads import FAR, SCALES, answers, bend, last_layer, value
+from fogline.doctor.heads import FAR, SCALES, answers, bend, said_last, value
 from fogline.doctor.reading import ignores_targets
 
 _ANSWERING = ("", "sigmoid", "softmax", "log_softmax")
@@ -74,10 +74,10 @@ def labels_of(exam: Examination, targets: Tensor) -> Tensor | None:
 
 def _profile(exam: Examination) -> Profile | None:
     anatomy, loss = exam.anatomy, exam.program.loss
-    layer = last_layer(anatomy)
-    if not exam.case.supervised or layer is None or layer.output is None or not isinstance(anatomy.batch[1], Tensor):
+    like = said_last(anatomy) if exam.case.supervised else None
+    if like is None or not isinstance(anatomy.batch[1], Tensor):
         return None
-    targets, like = anatomy.batch[1], layer.output
+    targets = anatomy.batch[1]
     labels = labels_of(exam, targets)
     if labels is None or int(torch.unique(labels).numel()) < 2 or not _fit(like, labels):
         return None
@@ -125,7 +125,7 @@ def rewards_wrong_answers(exam: Examination) -> tuple[float, float] | None:
     of_its_own = losses.family(exam.program.loss) == "unknown"
     if not of_its_own or profile(exam) is None or bend(anatomy) not in _ANSWERING:
         return None
-    targets, like = anatomy.batch[1], last_layer(anatomy).output  # type: ignore[union-attr]
+    targets, like = anatomy.batch[1], said_last(anatomy)
     labels = labels_of(exam, targets)
     assert labels is not None
     assert like is not None

@@ -31,6 +31,7 @@ FAR = 1e4
 """An answer of the last layer that no bend tells from infinity: exp(-1e4) is 0 in double precision."""
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0, FAR)
 _MOST_UNITS = 32
+_WHOLE = 1e-4  # that shares may miss
 
 
 def bend(anatomy: Anatomy) -> str:
@@ -73,11 +74,32 @@ def _is_last(layer: Layer, outputs: Tensor) -> bool:
     return False
 
 
+def said_last(anatomy: Anatomy) -> Tensor | None:
+    """What the last layer says of a batch; None where that is unknown.
+
+    Where a model's answers are made of more, but the function is known that they end in, they stand for what that was
+    given: numbers of the same shape.
+    """
+    layer = last_layer(anatomy)
+    if layer is not None:
+        return layer.output
+    return anatomy.outputs.detach() if _ends_alone(anatomy) else None
+
+
+def _ends_alone(anatomy: Anatomy) -> bool:
+    """Whether one function that is known is all that bends behind whatever the answers are made of."""
+    name, outputs = end_of(anatomy), anatomy.outputs
+    if len(anatomy.head) != 1 or name not in _FUNCTIONS or not isinstance(outputs, Tensor):
+        return False
+    shared = {"softmax": outputs.detach(), "log_softmax": outputs.detach().exp()}.get(name)
+    return shared is None or bool(((shared.sum(-1 if outputs.ndim < 3 else 1) - 1).abs() < _WHOLE).all())
+
+
 def answers(anatomy: Anatomy, said: Tensor) -> Tensor | None:
     """What the model puts out if its last layer says this, row by row; None where that cannot be asked."""
     layer = last_layer(anatomy)
     if layer is None:
-        return None
+        return _FUNCTIONS[end_of(anatomy)](said) if _ends_alone(anatomy) else None
     tail = _tail(anatomy, layer)
     return _said(anatomy, layer, said) if tail is None else tail(said)
 

@@ -90,20 +90,31 @@ def reads_every_column(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
 def wants_more_than_targets(targets: Tensor, loss: Any) -> bool:
     """Whether outputs that go beyond the targets of some column, away from its mean, are better than these themselves.
 
-    So it is where one column is yes or no, said by a logit, and another one a number.
+    So it is where one column is yes or no, said by a logit, and another one a number. Of maps it is asked of whole
+    channels, and of all at once where there are many.
     """
-    mean = targets.mean(0, keepdim=True)
-    exact = asked(loss, targets, targets)
-    wide = targets.reshape(len(targets), -1)
-    if wide.shape[1] > MOST_NUMBERS or not math.isfinite(exact):
+    exact, count = asked(loss, targets, targets), targets.shape[1] if targets.ndim > 1 else 1
+    if not math.isfinite(exact):
         return False
-    beyond = (targets + (targets - mean)).reshape(wide.shape)
-    for column in range(wide.shape[1]):
-        said = wide.clone()
-        said[:, column] = beyond[:, column]
+    beyond = 2 * targets - targets.mean(0, keepdim=True)
+    for some in (slice(k, k + 1) for k in range(count)) if count <= MOST_NUMBERS else (slice(None),):
+        said = targets.clone().reshape(len(targets), count, -1)
+        said[:, some] = beyond.reshape(said.shape)[:, some]
         if asked(loss, said.reshape(targets.shape), targets) < exact - 1e-4 * abs(exact):
             return True
     return False
+
+
+def tells_places_apart(targets: Tensor, loss: Any) -> bool:
+    """Whether it matters which of several points of a row stands where, (n, points, ...): to a loss of sets it does not.
+
+    Asked of answers near the targets, some of which are the others' nearest ones.
+    """
+    unit = targets.std(correction=0)
+    noise = torch.randn(targets.shape, generator=torch.Generator().manual_seed(0)).to(targets)
+    said = targets + 0.5 * unit * noise
+    once, turned = asked(loss, said, targets), asked(loss, said.roll(1, 1), targets)
+    return not abs(turned - once) <= _ALIKE * abs(once)
 
 
 def counts_thresholds(outputs: Tensor, targets: Tensor, loss: Any) -> bool:

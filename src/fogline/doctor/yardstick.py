@@ -30,6 +30,7 @@ from fogline.doctor.questions import (
     robust,
     takes_a_side,
     tells_columns_apart,
+    tells_places_apart,
     wants_more_than_targets,
 )
 
@@ -173,6 +174,9 @@ class Yardstick:
         if said != asked and asked > 1 and not (said == 1 and reads_every_column(outputs.detach(), targets, loss)):
             return False
         if said == asked > 1 and wants_more_than_targets(targets, loss):
+            return False
+        points = targets.ndim > 2 and targets.shape[1] > 1 and outputs.shape == targets.shape
+        if points and not tells_places_apart(targets, loss):
             return False
         one_number = asked == 1
         return not (compares_rows(outputs.detach(), targets, loss) or (one_number and of_any_length(targets, loss)))

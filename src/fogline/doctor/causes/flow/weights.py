@@ -17,6 +17,7 @@ from fogline.doctor.closeup import (
     loose_spreads,
     path_of,
     spreads,
+    stepped,
     summed_over,
     undropped,
     wide,
@@ -35,7 +36,7 @@ def symmetric_init(exam: Examination) -> Suspicion | None:
     if anatomy.stage:
         return None
     names = all_twins(exam)
-    dropped = names != _twins(anatomy)
+    dropped = not _twins(anatomy)
     if not names:
         return None
     weights = [name for name, p in anatomy.named_parameters() if p.ndim >= 2 and _constant(p)]
@@ -62,10 +63,25 @@ def symmetric_init(exam: Examination) -> Suspicion | None:
 def all_twins(exam: Examination) -> list[str]:
     """Layers of which all units are alike, and remain so but for dropout; not the last one, whose units have targets of
     their own.
+
+    A layer that no gradient comes to yet, because a later one begins at zero, may not be alike for long.
     """
-    found, model = _twins(wide(exam)), wide(exam).model
+    anatomy = wide(exam)
+    found, model = _twins(anatomy), anatomy.model
     drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
-    return found or (_twins(undropped(exam)) if drops and any(alike(module) for module in model.modules()) else [])
+    if not found and drops and any(alike(module) for module in model.modules()):
+        anatomy = undropped(exam)
+        found = _twins(anatomy)
+    if any(not bool(slope.any()) for name in found for slope in _slopes(anatomy, name)):
+        later = _twins(stepped(exam, anatomy))
+        found = [name for name in found if name in later]
+    return found
+
+
+def _slopes(anatomy: Anatomy, name: str) -> list[Tensor]:
+    """Gradients of what is below a module, or of a parameter."""
+    below = ((own, slope) for own, slope in anatomy.gradients.items() if own == name or own.startswith(f"{name}."))
+    return [slope for _, slope in below if slope is not None]
 
 
 def _twins(anatomy: Anatomy) -> list[str]:
