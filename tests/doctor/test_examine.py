@@ -483,6 +483,18 @@ def test_no_guess_that_a_trial_refuted(effect: float | None, said: bool) -> None
     assert bool(interventions.kept) is said
 
 
+@pytest.mark.parametrize(("level", "steps", "said"), [(0.8, 100, False), (0.8, 20, True), (0.0, 100, True)])
+def test_no_guess_that_did_nothing_over_the_whole_run(level: float, steps: int, said: bool) -> None:
+    case = open_case(task(), RECIPE)
+    interventions = Interventions(case=case, laboratory=Laboratory(case, 100), planned=100)
+    interventions.control = level
+    scores = (level, level + 0.02, level + 0.01)
+    trial = Trial("ten times as long", "as it is", (1, 2, 3), "skill", scores, (level,) * 3, steps, 60, accepted=False)
+    interventions.doubted.append((Suspicion("too_few_steps", 0.75, (), "so it seems"), trial))
+    interventions.guess()
+    assert bool(interventions.kept) is said
+
+
 def test_held_out_rows_with_a_class_that_was_never_learned() -> None:
     X, y = spirals(200)
     held = torch.randn(60, 2, generator=torch.Generator().manual_seed(5)), torch.arange(60) % 3

@@ -29,18 +29,20 @@ class Kept:
     proven: bool = True
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Books:
     """What was found out of one program.
 
     Attributes:
         kept: causes that were accepted, with their remedies.
         rejected, doubted: what did not help, to be told; and as it was supposed.
+        planned: steps of the whole run.
         control, control_in: score of the program as it was given, and the steps of the descent that it is taken from.
         healed, healed_in: the same of the remedied program.
         unsure: that is the score of a trial whose held-out loss went up, so that ``fit`` may keep other weights.
     """
 
+    planned: int
     kept: list[Kept] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     doubted: list[tuple[Suspicion, Trial | None]] = field(default_factory=list)
@@ -121,12 +123,20 @@ class Books:
 
         Where something was said already, only what is likelier.
         """
-        not_refuted = [(s, trial) for s, trial in self.doubted if trial is None or trial.effect > -ENOUGH]
+        not_refuted = [(s, trial) for s, trial in self.doubted if trial is None or not self._refutes(trial)]
         likely = sorted(not_refuted, key=lambda pair: -pair[0].strength)[:_GUESSES]
         said = max((kept.suspicion.strength for kept in self.kept), default=0.0)
         untried = len(not_refuted) == 1 and not_refuted[0][1] is None
         least = _ONLY_ONE if untried else LIKELY
         self.say_untried([pair for pair in likely if pair[0].strength >= least and pair[0].strength > said])
+
+    def _refutes(self, trial: Trial) -> bool:
+        """Whether a remedy that was tried did harm; or nothing to a program that learns, over all of its run.
+
+        Where nothing is learned another fault may be in the way of what it would do.
+        """
+        in_full = trial.steps >= self.planned and len(trial.seeds) > 1 and self.level >= LEARNS
+        return trial.effect < ENOUGH if in_full else trial.effect <= -ENOUGH
 
     def say_untried(self, supposed: Sequence[tuple[Suspicion, Trial | None]]) -> None:
         """Findings that no trial has shown."""

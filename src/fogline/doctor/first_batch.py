@@ -23,6 +23,9 @@ LEARNS = 0.5
 """Of the loss of the best constant answer: a loop whose loss ends above it has learned little."""
 NOTHING = 0.9
 """Above this share it has learned nothing to speak of."""
+_FAR_FROM_ALL, _FAR_BEYOND = 0.2, 10.0
+"""Above this share a loop has not learned all that most have to learn; where its numbers are so many times too large or
+too uneven that is laid to them."""
 _SORTED = 0.3
 """Of the targets' variance between batches; samplers that draw several rows of each of a few classes stay below it."""
 _FEWEST_LABELS = 100
@@ -113,14 +116,14 @@ class FirstBatch:
         yield from self._outweighed(step, recorded)
         left = self.share_left(recorded)
         share = self._share_alone() if left is None else left
-        if share is None or share <= LEARNS:
+        if share is None or share <= _FAR_FROM_ALL:
             return
+        if self.inputs is not None and (share > LEARNS or self.inputs.times > _FAR_BEYOND):
+            yield task_findings.unscaled_input(step, self.inputs)
+        if self.targets is not None and (share > LEARNS or self.targets.times > _FAR_BEYOND):
+            yield task_findings.unscaled_target(step, self.targets)
         if share > NOTHING and self.numbers and any(_one_hot(targets) for targets in batches):
             yield task_findings.one_hot_numbers(step, losses.name(self.loss_fn), share)
-        if self.inputs is not None:
-            yield task_findings.unscaled_input(step, self.inputs)
-        if self.targets is not None:
-            yield task_findings.unscaled_target(step, self.targets)
         if left is not None and left > NOTHING and _reduction(self.loss_fn) == "sum":
             yield task_findings.summed(step, sum(map(len, batches)) / len(batches), left)
 

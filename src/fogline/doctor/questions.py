@@ -105,8 +105,28 @@ def wants_more_than_targets(targets: Tensor, loss: Any) -> bool:
     return False
 
 
+def compares_columns(targets: Tensor, loss: Any) -> bool:
+    """Whether a loss of several numbers, (n, k), compares each with one of as many targets.
+
+    Then no column can do better half a deviation from the targets, or from them in another order. One that takes the
+    numbers for parameters, and the targets for a time and whether it was an end, can.
+    """
+    unit = targets.std(0, correction=0, keepdim=True)
+
+    def is_least(said: Tensor) -> bool:
+        exact = asked(loss, said, targets)
+        moved = (
+            asked(loss, said + way * unit * (torch.arange(said.shape[1]) == column), targets)
+            for column in range(said.shape[1])
+            for way in (-0.5, 0.5)
+        )
+        return all(not found < exact - 1e-4 * abs(exact) for found in moved)
+
+    return any(is_least(targets.roll(turn, 1)) for turn in range(targets.shape[1]))
+
+
 def tells_places_apart(targets: Tensor, loss: Any) -> bool:
-    """Whether it matters which of several points of a row stands where, (n, points, ...): to a loss of sets it does not.
+    """Whether it matters which of several points of a row, (n, points, ...), stands where: to a loss of sets it doesn't.
 
     Asked of answers near the targets, some of which are the others' nearest ones.
     """

@@ -22,6 +22,7 @@ _HALF = 0.5  # of the length of the weights, or of the loss of the best constant
 _THROWN = 10.0  # times their length
 _NEAR, _STAYED = 0.1, 0.003  # where nothing was learned, and where nobody knows what was to be learned
 _MOSTLY_LATER = 1.5
+_SHRUNK, _VANISHED = 0.75, 0.1  # what is left of the weights, where nothing was learned, and wherever it was
 _STEEP = 1000.0
 _MOST_LEFT, _CREEPS, _STEADY = 0.7, 2e-3, 0.1
 _LOOKS, _MOSTLY, _SEEN, _EVENLY = 8, 0.8, 0.01, 0.7
@@ -72,7 +73,10 @@ def travelled(run: Run, schedule: Finding | None) -> Iterator[Finding]:
     leaps, grown = (so and drawn(run) for so in (travel.leap > _HALF, travel.grown > _THROWN))
     unlearned = not fell(run) if left is None else left > LITTLE_LEARNED
     thrown = leaps and grown if left is None else left > 0.5 and (leaps or (grown and unlearned))
-    if thrown:
+    decay = float(run.info["recipe"].get("weight_decay") or 0.0)
+    if decay > 0 and travel.grown < (_SHRUNK if left is not None and left > LITTLE_LEARNED else _VANISHED):
+        yield _drawn_to_zero(travel.grown, decay)
+    elif thrown:
         yield Finding(
             "lr_too_high", "serious", 0.7,
             (Evidence("length of the first step over that of the weights", travel.leap, "about 0.01", 0),
@@ -110,6 +114,17 @@ def travelled(run: Run, schedule: Finding | None) -> Iterator[Finding]:
             "began: the steps are short against the way there is to go.",
             remedy=higher_rate(rate),
         )  # fmt: skip
+
+
+def _drawn_to_zero(grown: float, decay: float) -> Finding:
+    return Finding(
+        "regularization_too_strong", "serious", 0.8 if grown < _VANISHED else 0.65,
+        (Evidence("length of the last weights over that of the first", grown, "1 or more"),
+         Evidence("weight decay", decay)),
+        "Weights grow where something is learned. These shrank: the weight decay draws them to zero more strongly than "
+        "the loss pulls them anywhere.",
+        remedy=Remedy("a hundredth of the weight decay, or none", f"weight_decay={decay / 100:.3g}"),
+    )  # fmt: skip
 
 
 def _falls_evenly(run: Run) -> tuple[float, float] | None:

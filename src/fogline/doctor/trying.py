@@ -28,12 +28,10 @@ class Trying(Books):
     Attributes:
         case: the program under examination.
         laboratory: where descents are run and counted.
-        planned: steps of the whole run.
     """
 
     case: Case
     laboratory: Laboratory
-    planned: int
     _benches: dict[tuple[int, tuple[Remedy, ...], int], Bench] = field(default_factory=dict)
 
     def take(self, suspicion: Suspicion, remedy: Remedy | None, trial: Trial | None) -> None:

@@ -14,6 +14,7 @@ from fogline.doctor.fleeting import keeping, made_anew
 from fogline.doctor.inventory import frozen_as_drawn, hidden_modules, loose_tensors
 from fogline.doctor.surgery import core, with_parameters
 
+_MOST = 0.5  # of the weights
 _FEWEST_NUMBERS, _DISTINCT = 8, 0.99
 """Of a tensor that may be weights, and the share of them that differ: constants repeat themselves."""
 
@@ -49,7 +50,7 @@ def frozen_parameters(exam: Examination) -> Suspicion | None:
         )
     return Suspicion(
         "frozen_parameters",
-        1.0 if whole else 0.7 if untrained else 0.3,
+        1.0 if whole else 0.7 if untrained else 0.5 if share > _MOST else 0.3,
         tuple(evidence),
         "Every parameter has requires_grad=False, so there is nothing to train."
         if whole

@@ -15,7 +15,14 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
 from fogline.doctor.gains import rewards_wrong_answers
 from fogline.doctor.matching import matching
-from fogline.doctor.questions import asked, hears_nothing, is_highest_at_targets, is_of_no_row, is_over_rows
+from fogline.doctor.questions import (
+    asked,
+    compares_columns,
+    hears_nothing,
+    is_highest_at_targets,
+    is_of_no_row,
+    is_over_rows,
+)
 from fogline.doctor.reading import falls_without_end, is_difference, unheard
 from fogline.doctor.standing import LEARNS
 
@@ -71,6 +78,8 @@ def highest_at_targets(exam: Examination) -> Suspicion | None:
     if len(targets) < _FEW or exam.anatomy.stage or int(torch.unique(targets).numel()) <= 2:
         return None
     if losses.family(exam.program.loss) != "unknown" or not is_highest_at_targets(targets, exam.program.loss):
+        return None
+    if targets.ndim == 2 and targets.shape[1] > 1 and not compares_columns(targets, Negated(exam.program.loss)):
         return None
     exact, others = (asked(exam.program.loss, said, targets) for said in (targets, -targets))
     return replace(
