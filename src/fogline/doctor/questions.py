@@ -126,7 +126,7 @@ def compares_columns(targets: Tensor, loss: Any) -> bool:
 
 
 def tells_places_apart(targets: Tensor, loss: Any) -> bool:
-    """Whether it matters which of several points of a row, (n, points, ...), stands where: to a loss of sets it doesn't.
+    """Whether it matters which of several points of a row, (n, points, ...), stands where: not to a loss of sets.
 
     Asked of answers near the targets, some of which are the others' nearest ones.
     """
