@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 import fogline
 from fogline.doctor.first_batch import FirstBatch
 from fogline.doctor.recovered import recover
+from fogline.doctor.scaling import InputExcess
 from fogline.doctor.seen_rows import SeenRows
 from fogline.doctor.strides import StrideLook
 from fogline.run import Run
@@ -276,6 +278,62 @@ def test_a_held_out_loss_summed_over_batches_is_in_another_unit(tmp_path: Path) 
 def test_what_explains_a_loop_that_learns_little(make: Any, cause: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert cause in causes(watched(tmp_path, model=make(), make=lambda p: torch.optim.Adam(p, lr=3e-4)))
+
+
+@pytest.mark.parametrize(
+    ("decay", "rate", "said"),
+    [(3.0, 0.01, True), (1e-4, 0.01, False), (0.01, 2.0, False)],
+)
+def test_weights_that_a_decay_draws_to_zero(decay: float, rate: float, said: bool, tmp_path: Path) -> None:
+    """Under a loss whose best constant answer nobody knows; the usual decay does so where steps are far too long."""
+    X = rows()[0]
+
+    def ranked(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        better = torch.where(y > y.roll(1), 1.0, -1.0)
+        said = model(x).squeeze(1)
+        return F.margin_ranking_loss(said, said.roll(1), better, margin=0.5)
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        kind = torch.optim.AdamW if rate > 1 else torch.optim.Adam
+        return kind(parameters, lr=rate, weight_decay=decay)
+
+    run = watched(tmp_path, ranked, model=net(1), make=make, data=(X, X[:, 0] + X[:, 1]), epochs=15)
+    assert ("regularization_too_strong" in causes(run)) is said
+
+
+class Rebuilder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = nn.Linear(8, 4), nn.Linear(4, 8)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+@pytest.mark.parametrize("announced", [True, False])
+def test_parts_that_a_loop_calls_by_name(cut: bool, announced: bool, tmp_path: Path) -> None:
+    X, model = rows()[0], Rebuilder()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    with fogline.watch(model, optimizer, runs=tmp_path, share=0.5) as run:
+        for _ in range(4):
+            for x in X.split(BATCH):
+                code = model.encoder(x)
+                loss = F.mse_loss(model.decoder(torch.tensor(code.tolist()) if cut else code), x)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if announced:
+                    run.forward(x)
+                run.log(loss)
+    assert causes(run) == (["detached_graph"] if cut else [])
+
+
+@pytest.mark.parametrize(("times", "left", "said"), [(50.0, 0.4, True), (5.0, 0.4, False), (50.0, 0.1, False)])
+def test_numbers_far_beyond_scale_where_much_is_left(times: float, left: float, said: bool) -> None:
+    """More than half is learned, and less than most have to learn."""
+    targets = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
+    first = FirstBatch(nn.MSELoss(), InputExcess(times, 1.0, 1.0), None, {0: (targets,)})
+    found = first.explains(99, np.full(100, left * float(targets.var())), chooses=True)
+    assert [finding.cause for finding in found] == ["unscaled_input"] * said
 
 
 def test_weights_that_saturate_are_named_where_nothing_was_learned(tmp_path: Path) -> None:

@@ -361,3 +361,85 @@ def test_scores_of_classes_under_a_softmax_may_lie_at_any_level() -> None:
     assert Yardstick.of(told, distillation)(told + 5 * level, told, distillation) == pytest.approx(1.0)
     assert Yardstick.of(told, distillation)(-told + 5 * level, told, distillation) < 0
     assert Yardstick.of(told, squared)(told + 5 * level, told, squared) < 0
+
+
+def _of_sets(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Between points, whichever is nearest (Chamfer)."""
+    apart = torch.cdist(outputs, targets)
+    return apart.amin(1).mean() + apart.amin(2).mean()
+
+
+def _of_peaks(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of a map of logits, where it is to be surely yes."""
+    said, peaks = outputs.sigmoid().clamp(1e-4, 1 - 1e-4), (targets > 0.99).to(outputs)
+    return -(peaks * said.log() + (1 - peaks) * (1 - targets) ** 4 * (1 - said).log()).sum() / len(targets)
+
+
+def _of_one_of_several(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of a map whose first channel is yes or no, and the others numbers."""
+    wanted = F.binary_cross_entropy_with_logits(outputs[:, 0], targets[:, 0])
+    return wanted + 5 * ((outputs[:, 1:].sigmoid() - targets[:, 1:]) * targets[:, :1]).square().mean()
+
+
+def _of_times(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Weibull: two parameters against a time and whether it was an event."""
+    (scale, shape), (times, events) = F.softplus(outputs).add(0.1).unbind(1), targets.unbind(1)
+    hazard = shape.log() - scale.log() + (shape - 1) * (times.log() - scale.log())
+    return ((times / scale) ** shape - events * hazard).mean()
+
+
+def _of_differences(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "reads"),
+    [
+        (_of_sets, "points", False),
+        (_of_peaks, "map", False),
+        (_of_one_of_several, "cells", False),
+        (_of_times, "times", False),
+        (_of_differences, "points", True),
+        (_of_differences, "map", True),
+        (_of_differences, "cells", True),
+        (_of_differences, "times", True),
+        (
+            lambda outputs, targets: _of_differences(outputs, targets.flip(1)),
+            "times",
+            True,
+        ),  # columns that changed places
+        (lambda outputs, targets: -F.cosine_similarity(outputs, targets).mean(), "times", True),
+    ],
+)
+def test_what_only_its_loss_can_read(loss: Callable[[Tensor, Tensor], Tensor], kind: str, reads: bool) -> None:
+    draws = torch.Generator().manual_seed(0)
+    peaks = torch.zeros(40, 1, 8, 8)
+    peaks[torch.arange(40), 0, torch.randint(8, (40,), generator=draws), 3] = 1
+    targets = {
+        "points": torch.randn(40, 6, 2, generator=draws),
+        "map": F.avg_pool2d(peaks, 3, 1, 1).add(peaks).clamp(max=1),
+        "cells": torch.cat([peaks, torch.rand(40, 2, 8, 8, generator=draws) * peaks], 1),
+        "times": torch.stack([torch.rand(40, generator=draws) + 0.1, (torch.arange(40) % 2).float()], 1),
+    }[kind]
+    outputs = 0.1 * torch.randn(targets.shape, generator=draws)
+    assert Yardstick.of(targets, loss).reads(outputs, targets, loss) is reads
+
+
+def test_directions_of_an_angle_are_judged_by_their_loss() -> None:
+    """Two numbers for one, of which neither is the angle: the loss is as good as gone, and no column says it."""
+    turned = 2 * torch.pi * torch.rand(400, 1, generator=torch.Generator().manual_seed(0)) - torch.pi
+    places = torch.cat([turned.cos(), turned.sin()], 1)
+
+    def apart(outputs: Tensor, targets: Tensor) -> Tensor:
+        way = F.normalize(outputs, dim=1)
+        return (1 - way[:, :1] * targets.cos() - way[:, 1:] * targets.sin()).mean()
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    report = fogline.diagnose(
+        fogline.Task(model, apart, (places, turned)), optimizer="adam", lr=0.01, batch_size=32, duration="15ep"
+    )
+    assert report.verdict == "healthy"
+    assert report.control is not None
+    assert report.control > 0.9

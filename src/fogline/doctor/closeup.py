@@ -58,7 +58,7 @@ def stepped(exam: Examination, first: Anatomy) -> Anatomy:
                     slope = anatomy.gradients.get(name)
                     if slope is not None and bool(slope.any()):
                         slope = slope.to_dense()
-                        parameter -= _STEP * (slope / slope.abs().max())
+                        parameter.sub_(_STEP * (slope / slope.abs().max()))
             anatomy = dissect(copied(moved), exam.program.loss, some_rows(exam))
         return moved
 

@@ -23,6 +23,7 @@ _THROWN = 10.0  # times their length
 _NEAR, _STAYED = 0.1, 0.003  # where nothing was learned, and where nobody knows what was to be learned
 _MOSTLY_LATER = 1.5
 _SHRUNK, _VANISHED = 0.75, 0.1  # what is left of the weights, where nothing was learned, and wherever it was
+_USUAL_DECAY = 0.01  # that of AdamW: where it draws weights to zero the steps are too long
 _STEEP = 1000.0
 _MOST_LEFT, _CREEPS, _STEADY = 0.7, 2e-3, 0.1
 _LOOKS, _MOSTLY, _SEEN, _EVENLY = 8, 0.8, 0.01, 0.7
@@ -74,7 +75,7 @@ def travelled(run: Run, schedule: Finding | None) -> Iterator[Finding]:
     unlearned = not fell(run) if left is None else left > LITTLE_LEARNED
     thrown = leaps and grown if left is None else left > 0.5 and (leaps or (grown and unlearned))
     decay = float(run.info["recipe"].get("weight_decay") or 0.0)
-    if decay > 0 and travel.grown < (_SHRUNK if left is not None and left > LITTLE_LEARNED else _VANISHED):
+    if decay > _USUAL_DECAY and travel.grown < (_SHRUNK if left is not None and left > LITTLE_LEARNED else _VANISHED):
         yield _drawn_to_zero(travel.grown, decay)
     elif thrown:
         yield Finding(

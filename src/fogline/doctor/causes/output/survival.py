@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -100,10 +100,9 @@ def _survival(exam: Examination) -> _Survival | None:
 
     def ask(said: Tensor, other: Mapping[int, Tensor]) -> Tensor:
         batch_then, said = _retold(exam, batch, other), said.reshape(shape)
-        found: Tensor = (
-            loss.function(Answer(said, model), batch_then) if isinstance(loss, OnBatch) else loss(said, batch_then[1])
-        )
-        return found.mean()
+        stand_in: Any = Answer(said, model)
+        found = loss.function(stand_in, batch_then) if isinstance(loss, OnBatch) else loss(said, batch_then[1])
+        return cast(Tensor, found.mean())
 
     return _Survival(times[0], events[0], _told(exam, batch), ask)
 
