@@ -113,6 +113,36 @@ def test_library_losses_of_two_embeddings(turned: bool) -> None:
     assert (found is not None) == turned
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_distances_within_a_loss_of_a_batch(turned: bool) -> None:
+    X, same = pairs(600)
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        distance = (model(batch["one"]) - model(batch["other"])).square().sum(1).add(1e-9).sqrt()
+        return contrastive(distance, batch["same"] if turned else 1 - batch["same"])
+
+    rows = {"one": X[:, 0], "other": X[:, 1], "same": same}
+    task = fogline.Task(lambda: Distance().net, fogline.on_batch(loss), rows)
+    report = fogline.diagnose(task, **RECIPE)
+    assert [finding.cause for finding in report.findings][:1] == ["loss_mismatch"] * turned
+    if turned:
+        mended, _ = report.apply(task, fogline.Recipe(**RECIPE))
+        run = fogline.fit(mended, **RECIPE, progress=False)
+        apart = (run.model(X[:, 0]) - run.model(X[:, 1])).norm(dim=1)
+        assert apart[same == 1].mean() < apart[same == 0].mean() / 2
+
+
+def test_two_inputs_that_are_joined_are_no_pair() -> None:
+    X, same = pairs(300)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        one, other, told = batch
+        return F.binary_cross_entropy_with_logits(model(torch.cat([one, other], 1)).squeeze(1), 1 - told)
+
+    task = (X[:, 0], X[:, 1], same)
+    assert suspicion_of(lambda: nn.Linear(24, 1), task, fogline.on_batch(loss)) is None
+
+
 def test_nothing_is_said_where_twins_have_no_place_or_inputs_no_distance() -> None:
     X, same = pairs(300)
     assert suspicion_of(Judge, (X, 1 - same), nn.BCEWithLogitsLoss()) is None

@@ -265,6 +265,17 @@ def batch_with(like: Any, given: Mapping[int, Tensor], rows: Tensor, *, unread: 
     return map_tree(of_rows, like)
 
 
+def with_leaves(batch: Any, given: Mapping[int, Tensor]) -> Any:
+    """A batch with other tensors in these places, in the shape of those that were there."""
+    places = iter(range(len(leaves(batch))))
+
+    def put(leaf: Tensor) -> Tensor:
+        place = next(places)
+        return given[place].reshape(leaf.shape).to(leaf.dtype) if place in given else leaf
+
+    return map_tree(put, batch)
+
+
 def inputs_of(function: Callable[[Any, Any], Tensor], batch: Any, call: Call, like: nn.Module) -> Any:
     """What the model is asked, of all rows of a batch: tensors of it, or what is made of them."""
     return of_all(batch, lambda rows: _asked(function, rows, call, like))

@@ -37,7 +37,8 @@ from fogline.doctor.standing import standing
 def loss_mismatch(exam: Examination) -> Suspicion | None:
     """A loss that is not about these targets."""
     if not exam.case.supervised or not isinstance(exam.anatomy.batch[1], Tensor):
-        return without_logarithm(exam) or zeros_for_signs(exam) or exchanged(exam)
+        found = without_logarithm(exam) or zeros_for_signs(exam) or exchanged(exam)
+        return found or (None if exam.case.supervised else alike_taken_for_apart(exam))
     if exam.case.yardstick.work == "other":
         looks = (
             _no_single_number,

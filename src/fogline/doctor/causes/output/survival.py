@@ -9,10 +9,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from fogline.data.source import leaves, map_tree, rows_of, taken
+from fogline.data.source import leaves, rows_of, taken
 from fogline.descent.copies import copied
 from fogline.descent.randomness import private_randomness
-from fogline.doctor.asked import Answer, Noting
+from fogline.doctor.asked import Answer, Noting, with_leaves
 from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.causes.output.common import mismatched
 from fogline.doctor.examination import Examination
@@ -132,13 +132,7 @@ def _retold(exam: Examination, batch: Any, other: Mapping[int, Tensor]) -> Any:
     if exam.case.supervised:
         columns = [other.get(place, column) for place, column in enumerate(batch[1].unbind(1))]
         return batch[0], torch.stack([column.to(batch[1].dtype) for column in columns], 1)
-    places = iter(range(len(leaves(batch))))
-
-    def put(leaf: Tensor) -> Tensor:
-        place = next(places)
-        return other[place].reshape(leaf.shape).to(leaf.dtype) if place in other else leaf
-
-    return map_tree(put, batch)
+    return with_leaves(batch, other)
 
 
 def _is_event(part: Tensor) -> bool:

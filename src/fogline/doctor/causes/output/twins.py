@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fogline.data.source import leaves
+from fogline.data.source import leaves, rows_of, taken
 from fogline.descent.randomness import private_randomness
+from fogline.doctor.asked import with_leaves
 from fogline.doctor.case import CPU, FAILURES
 from fogline.doctor.causes.output.common import mismatched
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, ROWS, Evidence, Remedy, Rows, Suspicion
 from fogline.doctor.heads import value
 from fogline.doctor.reference import features
+from fogline.task import OnBatch
 
 _DRAWS = (0, 1, 2)
 """Seeds of first weights: what twins get by chance is not the same of all."""
-_ASKED, _COMPARED = 64, 2000
-"""Rows that the model is asked about, and rows whose parts are compared."""
+_ROWS, _ASKED, _COMPARED = 16, 64, 2000
+"""Rows that a loss of a batch is asked about one by one, and the model; and rows whose parts are compared."""
 _FARTHER, _SURELY = 0.6, 4.0
 """How often pairs that are said to be alike must lie farther apart than others, and the standard errors beyond half."""
 _ALIKE = 1e-3
@@ -44,6 +46,25 @@ class Turned(nn.Module):
         return found
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs that a loss holds for alike or apart.
+
+    Attributes:
+        parts: the two inputs of all rows.
+        targets: (n,) of two values.
+        values: these two, in order.
+        alike: the place among them of the one that the loss takes for alike.
+        turned: an edit of the loss that tells it the one for the other.
+    """
+
+    parts: Sequence[Tensor]
+    targets: Tensor
+    values: Tensor
+    alike: int
+    turned: Callable[[Any], Any]
+
+
 def alike_taken_for_apart(exam: Examination) -> Suspicion | None:
     """A loss of pairs that wants those near one another whose inputs lie farther apart than those of the others.
 
@@ -51,25 +72,16 @@ def alike_taken_for_apart(exam: Examination) -> Suspicion | None:
     one end of what pairs can come out at, whatever the weights. Labels that have nothing to do with how far inputs lie
     apart give no sign; ones that have are hardly ever the opposite of what they say.
     """
-    targets, pair = exam.anatomy.batch[1], _parts(exam.anatomy.batch[0], 2)
-    if exam.anatomy.stage or targets.numel() != len(targets) or pair is None:
+    pairs = _pairs(exam) if exam.case.supervised else _pairs_of_batches(exam)
+    apart = None if pairs is None else _apart(pairs.parts)
+    if pairs is None or apart is None:
         return None
-    all_targets, all_pairs = exam.program.train[1].reshape(-1)[:_COMPARED], _parts(exam.program.train[0], 2)
-    values = torch.unique(all_targets)
-    if all_pairs is None or len(values) != 2:
-        return None
-    alike = _said_of_twins(exam, pair, targets, values)
-    if alike is None:
-        return None
-    apart = _apart(all_pairs)
-    if apart is None:
-        return None
-    farther, error = _farther(apart[all_targets == values[alike]], apart[all_targets != values[alike]])
+    said = pairs.targets == pairs.values[pairs.alike]
+    farther, error = _farther(apart[said], apart[~said])
     if not (farther > _FARTHER and farther - 0.5 > _SURELY * error):
         return None
-    near, far = (float(values[k]) for k in (alike, 1 - alike))
-    total = near + far
-    turned = f"{total:g} - targets"
+    near, far = (float(pairs.values[k]) for k in (pairs.alike, 1 - pairs.alike))
+    turned = f"{near + far:g} - targets"
     return replace(
         mismatched(
             exam,
@@ -85,7 +97,7 @@ def alike_taken_for_apart(exam: Examination) -> Suspicion | None:
                 Remedy(
                     f"tell the loss {far:g} for {near:g} and {near:g} for {far:g}",
                     f"loss = lambda outputs, targets: loss_fn(outputs, {turned})",
-                    on_loss=lambda loss: Turned(loss, total),
+                    on_loss=pairs.turned,
                     place="head",
                     order=LOSS,
                 ),
@@ -93,6 +105,71 @@ def alike_taken_for_apart(exam: Examination) -> Suspicion | None:
         ),
         advice="Look up which target the loss takes for alike.",
     )
+
+
+def _pairs(exam: Examination) -> _Pairs | None:
+    """Of a task whose inputs are pairs."""
+    targets, pair = exam.anatomy.batch[1], _parts(exam.anatomy.batch[0], 2)
+    if exam.anatomy.stage or targets.numel() != len(targets) or pair is None:
+        return None
+    all_targets, all_pairs = exam.program.train[1].reshape(-1)[:_COMPARED], _parts(exam.program.train[0], 2)
+    values = torch.unique(all_targets)
+    if all_pairs is None or len(values) != 2:
+        return None
+    alike = _said_of_twins(exam, pair, targets, values)
+    total = float(values.sum())
+    return None if alike is None else _Pairs(all_pairs, all_targets, values, alike, lambda loss: Turned(loss, total))
+
+
+def _pairs_of_batches(exam: Examination) -> _Pairs | None:
+    """Of a loss of a batch with two inputs of one shape and a number of two values, whatever it asks the model."""
+    batch, loss = exam.program.train, exam.program.loss
+    if exam.anatomy.stage or not isinstance(loss, OnBatch):
+        return None
+    parts, count = leaves(batch), rows_of(batch)
+    told = [place for place, part in enumerate(parts) if part.numel() == count and len(torch.unique(part)) == 2]
+    rest = [place for place in range(len(parts)) if place not in told]
+    if len(told) != 1 or len(rest) != 2 or parts[rest[0]].shape != parts[rest[1]].shape:
+        return None
+    values = torch.unique(parts[told[0]])
+    alike = _said_of_twins_in_batches(exam, told[0], rest, values)
+    total = float(values.double().sum())
+
+    def turned(given: OnBatch) -> OnBatch:
+        def function(model: nn.Module, batch: Any) -> Tensor:
+            targets = leaves(batch)[told[0]]
+            return given.function(model, with_leaves(batch, {told[0]: (total - targets.double()).to(targets.dtype)}))
+
+        return OnBatch(function)
+
+    if alike is None:
+        return None
+    targets = parts[told[0]].reshape(-1)[:_COMPARED]
+    return _Pairs([parts[place] for place in rest], targets, values, alike, turned)
+
+
+def _said_of_twins_in_batches(exam: Examination, told: int, inputs: Sequence[int], values: Tensor) -> int | None:
+    """Which of the two values a loss of a batch takes for that of twins; None where they do not all cost the same."""
+    function, said = exam.program.loss.function, set()
+    few = taken(exam.program.train, torch.arange(min(_ROWS, rows_of(exam.program.train))))
+    twins = with_leaves(few, {inputs[1]: leaves(few)[inputs[0]]})
+    for seed in _DRAWS:
+        costs = []
+        try:
+            with private_randomness(CPU), torch.no_grad():
+                model = exam.program.new_model(seed).eval()
+                for batch in (twins, few):
+                    for one in values:
+                        told_so = with_leaves(batch, {told: torch.full_like(leaves(batch)[told], one.item())})
+                        rows = (taken(told_so, torch.tensor([row, row])) for row in range(rows_of(few)))
+                        costs.append(torch.stack([function(model, row).double().mean() for row in rows]))
+        except FAILURES:
+            return None
+        spread = max(float(cost.std()) for cost in costs[2:])
+        if not spread > 0 or max(float(cost.std()) for cost in costs[:2]) > _ALIKE * spread:
+            return None
+        said.add(int(costs[1].mean() < costs[0].mean()))
+    return said.pop() if len(said) == 1 else None
 
 
 def positives_taken_for_negatives(exam: Examination) -> Suspicion | None:
