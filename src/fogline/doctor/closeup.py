@@ -56,9 +56,9 @@ def stepped(exam: Examination, first: Anatomy) -> Anatomy:
             with torch.no_grad():
                 for name, parameter in moved.named_parameters():
                     slope = anatomy.gradients.get(name)
-                    if slope is not None and bool(slope.any()):
+                    if slope is not None:
                         slope = slope.to_dense()
-                        parameter.sub_(_STEP * (slope / slope.abs().max()))
+                        parameter.sub_(_STEP * (slope / slope.abs().max().clamp_min(1e-30)))
             anatomy = dissect(copied(moved), exam.program.loss, some_rows(exam))
         return moved
 

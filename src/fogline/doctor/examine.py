@@ -261,9 +261,13 @@ class _Doctor:
         return exam
 
     def _is_misread(self, exam: Examination) -> bool:
-        """Whether a program whose answers the yardstick sees little in has learned much of what its loss asks for."""
-        seen = exam.observed
-        if seen is None or seen.start is None or seen.score >= _MOSTLY or self.case.yardstick.work == "other":
+        """Whether a program whose answers the yardstick sees nothing in has learned most of what its loss asks for.
+
+        Of numbers it may see something in one of several that are none of the answer, such as the sine of an angle.
+        """
+        seen, work = exam.observed, self.case.yardstick.work
+        little = _MOSTLY if work == "regression" else LEARNS
+        if seen is None or seen.start is None or seen.score >= little or work == "other":
             return False
         if not answers_are_of_their_rows(exam):
             return False

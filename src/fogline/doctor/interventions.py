@@ -180,7 +180,9 @@ class Interventions(Trying):
             trial = bench.against_control([remedy], promising=_MOST * won.effect / max(won.effect, 1 - won.without[0]))
             if trial.accepted and trial.effect >= _MOST * won.effect:
                 self.reject(kept.suspicion, won, f"not needed beside the smaller edit {remedy.title!r}: {won}")
+                self.kept = rest
                 kept.suspicion, kept.remedy, kept.trial = self._turned(simple, remedy), remedy, trial
+                self.kept = now
                 self.healed, self.healed_in = fmean(trial.with_it), trial.steps
                 return
 

@@ -238,7 +238,8 @@ class Trying(Books):
             trial = bench.between(edits(needed), edits(without), part[1].title)
             gained = min(whole.effect, max(0.0, fmean(whole.with_it)))  # scores below none at all are no scale
             missed = trial.effect >= max(AS_GOOD * gained, ENOUGH / 2) and trial.effect > trial.error
-            if missed and part[1].place == "rate" and (slower := self._without_rate(bench, without)) is not None:
+            slower = self._without_rate(bench, part, without) if missed else None
+            if slower is not None:
                 whole, needed = slower, without
                 shown = {suspicion.cause: whole for suspicion, _ in chosen}
                 self.reject(part[0], trial, "not needed beside the others: it is faster, and the run has the time")
@@ -258,11 +259,13 @@ class Trying(Books):
         for suspicion, remedy in sorted(needed, key=lambda part: part[1].place == "rate"):
             self.take(suspicion, remedy, shown[suspicion.cause])
 
-    def _without_rate(self, bench: Bench, others: list[Pair]) -> Trial | None:
-        """The trial of the other remedies, where with them alone the run does as well as can be by its end.
+    def _without_rate(self, bench: Bench, part: Pair, others: list[Pair]) -> Trial | None:
+        """The trial of the others, where a part is another rate and the run does as well as can be without it, in full.
 
         In a short trial another rate seems needed wherever it learns faster.
         """
+        if part[0].proof or part[1].place != "rate":
+            return None
         trial = bench.against_control(edits(others), every_seed=True)
         if not trial.accepted:
             return None

@@ -81,7 +81,7 @@ def all_twins(exam: Examination) -> list[str]:
 def _slopes(anatomy: Anatomy, name: str) -> list[Tensor]:
     """Gradients of what is below a module, or of a parameter."""
     below = ((own, slope) for own, slope in anatomy.gradients.items() if own == name or own.startswith(f"{name}."))
-    return [slope for _, slope in below if slope is not None]
+    return [slope.to_dense() for _, slope in below if slope is not None]
 
 
 def _twins(anatomy: Anatomy) -> list[str]:
