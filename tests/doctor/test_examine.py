@@ -483,12 +483,15 @@ def test_no_guess_that_a_trial_refuted(effect: float | None, said: bool) -> None
     assert bool(interventions.kept) is said
 
 
-@pytest.mark.parametrize(("level", "steps", "said"), [(0.8, 100, False), (0.8, 20, True), (0.0, 100, True)])
-def test_no_guess_that_did_nothing_over_the_whole_run(level: float, steps: int, said: bool) -> None:
+@pytest.mark.parametrize(
+    ("level", "steps", "gained", "said"),
+    [(0.8, 100, 0.0, False), (0.8, 20, 0.0, True), (0.0, 100, 0.0, True), (0.8, 100, 0.02, True)],
+)
+def test_no_guess_that_did_nothing_over_the_whole_run(level: float, steps: int, gained: float, said: bool) -> None:
     case = open_case(task(), RECIPE)
     interventions = Interventions(case=case, laboratory=Laboratory(case, 100), planned=100)
     interventions.control = level
-    scores = (level, level + 0.02, level + 0.01)
+    scores = (level + gained - 0.01, level + gained + 0.01, level + gained)
     trial = Trial("ten times as long", "as it is", (1, 2, 3), "skill", scores, (level,) * 3, steps, 60, accepted=False)
     interventions.doubted.append((Suspicion("too_few_steps", 0.75, (), "so it seems"), trial))
     interventions.guess()

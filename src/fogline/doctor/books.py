@@ -131,12 +131,12 @@ class Books:
         self.say_untried([pair for pair in likely if pair[0].strength >= least and pair[0].strength > said])
 
     def _refutes(self, trial: Trial) -> bool:
-        """Whether a remedy that was tried did harm; or nothing to a program that learns, over all of its run.
+        """Whether a remedy that was tried did harm; or nothing beyond the noise, over all of the run of what learns.
 
         Where nothing is learned another fault may be in the way of what it would do.
         """
         in_full = trial.steps >= self.planned and len(trial.seeds) > 1 and self.level >= LEARNS
-        return trial.effect < ENOUGH if in_full else trial.effect <= -ENOUGH
+        return trial.effect <= -ENOUGH or (in_full and trial.effect < min(ENOUGH, trial.error))
 
     def say_untried(self, supposed: Sequence[tuple[Suspicion, Trial | None]]) -> None:
         """Findings that no trial has shown."""
