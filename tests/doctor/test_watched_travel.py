@@ -309,19 +309,21 @@ class Rebuilder(nn.Module):
 
 
 @pytest.mark.parametrize("cut", [True, False])
-@pytest.mark.parametrize("announced", [True, False])
-def test_parts_that_a_loop_calls_by_name(cut: bool, announced: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [True, False])
+def test_parts_that_a_loop_calls_by_name(cut: bool, late: bool, tmp_path: Path) -> None:
     X, model = rows()[0], Rebuilder()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     with fogline.watch(model, optimizer, runs=tmp_path, share=0.5) as run:
         for _ in range(4):
             for x in X.split(BATCH):
+                if not late:
+                    run.forward(x)
                 code = model.encoder(x)
                 loss = F.mse_loss(model.decoder(torch.tensor(code.tolist()) if cut else code), x)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                if announced:
+                if late:
                     run.forward(x)
                 run.log(loss)
     assert causes(run) == (["detached_graph"] if cut else [])

@@ -108,8 +108,6 @@ class Inspector:
             model, optimizer, loss_fn, self.named, self.loss_look, orphaned=self._unmoved.orphaned
         )
         self._handles = [] if compiled else [self._gradients.hang_on_sentinel()]
-        # Until the model's own forward is called: a loop may call parts of it only.
-        self._part_handles = [] if compiled else self._gradients.hang_on_layers()
 
     # -- what the hooks tell ---------------------------------------------------------------------------------------
 
@@ -122,8 +120,8 @@ class Inspector:
 
     def announced(self, step: int, batch: Any) -> None:
         """The loop says that a batch goes forward; the model's own forward may be called on it, or only its parts."""
-        self._goes_forward(step)
         self._given, self._runs = ((batch,), {}), False
+        self._goes_forward(step)
         self.loss_look.given(())
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -204,8 +202,6 @@ class Inspector:
         self.loss_look.step_taken()
         if self._step_handles:
             self._take_off()
-        if step + 1 >= LAYER_LOOKS:
-            self._let_go_of_parts()
         if self.looking and step + 1 >= _CLOSE_LOOKS:
             self.looking = False
             self.remove()
@@ -336,22 +332,16 @@ class Inspector:
             handle.remove()
         self._handles = []
         self._take_off()
-        self._let_go_of_parts()
 
     # -- looks -----------------------------------------------------------------------------------------------------
 
     def _hang(self, step: int) -> None:
-        self._let_go_of_parts()
         self._step_handles = [self.model.register_forward_hook(Hook(self._after_model))]
         if not self.looking and self._keeper is None and isinstance(self.loss_fn, nn.Module):
             self._step_handles.append(self.loss_fn.register_forward_hook(Hook(self._keep_targets)))
-        on_layers = self._gradients.hang_on_layers if step < LAYER_LOOKS else self._gradients.hang_on_last
+        looks = LAYER_LOOKS + (not self._runs)  # what is announced may have gone forward already
+        on_layers = self._gradients.hang_on_layers if step < looks else self._gradients.hang_on_last
         self._step_handles += on_layers()
-
-    def _let_go_of_parts(self) -> None:
-        for handle in self._part_handles:
-            handle.remove()
-        self._part_handles = []
 
     def _take_off(self) -> None:
         for handle in self._step_handles:

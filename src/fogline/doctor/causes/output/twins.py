@@ -23,7 +23,7 @@ from fogline.task import OnBatch
 
 _DRAWS = (0, 1, 2)
 """Seeds of first weights: what twins get by chance is not the same of all."""
-_ROWS, _ASKED, _COMPARED = 16, 64, 2000
+_ROWS, _ASKED, _COMPARED = 8, 64, 2000
 """Rows that a loss of a batch is asked about one by one, and the model; and rows whose parts are compared."""
 _FARTHER, _SURELY = 0.6, 4.0
 """How often pairs that are said to be alike must lie farther apart than others, and the standard errors beyond half."""
