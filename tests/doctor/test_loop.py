@@ -150,6 +150,27 @@ def test_a_backbone_that_was_trained_is_fine_tuning() -> None:
     assert not supposed(exam(model))
 
 
+@pytest.mark.parametrize(("behind", "likely"), [(1, True), (64, False)])
+def test_frozen_weights_of_ones_own_are_likelier_the_more_they_are(behind: int, likely: bool) -> None:
+    """What PyTorch did not draw may have been trained before; where the rest does not learn it may not."""
+    X = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    y = X @ torch.randn(16, 1, generator=torch.Generator().manual_seed(1))
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        first = nn.Linear(16, 2)
+        nn.init.normal_(first.weight, std=0.05)
+        return nn.Sequential(first.requires_grad_(False), nn.ReLU(), nn.Linear(2, behind), nn.Linear(behind, 1))
+
+    recipe = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="10ep")
+    found = Examination(open_case(Task(model, nn.MSELoss(), (X, y)), recipe))
+    assert loop.frozen_parameters(found) is None  # before it was watched
+    found.observed = Laboratory(found.case, 1e6).observe(found.program, 60)
+    suspicion = loop.frozen_parameters(found)
+    assert suspicion is not None
+    assert (suspicion.strength >= 0.5) is likely
+
+
 def test_layers_in_a_list() -> None:
     found = supposed(exam(net(fault="list")))
     assert list(found) == ["parameters_not_optimized"]

@@ -549,3 +549,28 @@ def test_the_function_at_the_end_of_a_model_without_a_last_layer() -> None:
     for end, targets in ((torch.sigmoid, stars / 10), (lambda x: x, stars), (lambda x: x.sigmoid() * 9, stars)):
         sound = Examination(open_case(fogline.Task(Dot(end), nn.MSELoss(), (pairs, targets)), SGD))
         assert output.output_activation(sound) is None
+
+
+class Grades(nn.Module):
+    """One number a row against thresholds between grades: the answers are made of more than the last layer says."""
+
+    def __init__(self, *, bounded: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.cuts = nn.Linear(4, 1), nn.Parameter(torch.tensor([1.0, 0.0, -1.0]))
+        self.bounded = bounded
+
+    def forward(self, x: Tensor) -> Tensor:
+        above: Tensor = self.net(x) + self.cuts
+        return above.sigmoid() if self.bounded else above
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_bounded_end_behind_a_sum(bounded: bool) -> None:
+    above = (2 * rows()[:, :1] > torch.tensor([-1.0, 0.0, 1.0])).float()
+    task = fogline.Task(Grades(bounded=bounded), nn.BCEWithLogitsLoss(), (rows(), above))
+    found = output.output_activation(Examination(open_case(task, SGD)))
+    assert (found is not None) is bounded
+    if found is not None:
+        assert found.proof
+        assert any("sigmoid" in remedy.title for remedy in found.remedies)
