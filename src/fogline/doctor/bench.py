@@ -39,6 +39,7 @@ class Bench:
         margin: what a trial must gain to be won.
         sound: whether the control does about as well as a classical learner: it is held to the score that was seen.
         runs: what was run so far, by the remedies added.
+        wholes: scores of descents in full, by the remedies added and the steps.
     """
 
     laboratory: Laboratory
@@ -49,6 +50,7 @@ class Bench:
     margin: float = ENOUGH
     sound: bool = False
     runs: dict[tuple[str, ...], list[Descended]] = field(default_factory=dict)
+    wholes: dict[tuple[tuple[str, ...], int], float] = field(default_factory=dict)
 
     def against_control(self, remedies: Sequence[Remedy], *, every_seed: bool = False, promising: float = 0.0) -> Trial:
         """Remedies against the program as it is by now; by default the first seed decides whether to go on."""
@@ -82,18 +84,22 @@ class Bench:
             metric=self.exam.case.yardstick.name,
             steps=self.steps,
         )
-        accepted = trial.accepted and count == len(self.seeds) and self.plain(trial)
+        accepted = trial.accepted and count == len(self.seeds) and self.plain(trial, first)
         return replace(trial, intervention=title, accepted=accepted)
 
-    def plain(self, trial: Trial) -> bool:
+    def plain(self, trial: Trial, remedies: Sequence[Remedy]) -> bool:
         """Whether it gained the margin; or half of it, and the whole against the control's own descent in full.
 
-        A program that runs away late does well for as long as a short trial lasts.
+        A program that runs away late does well for as long as a short trial lasts, and what is mended may still have
+        some of its way to go then.
         """
         seen = self.exam.observed
         if trial.effect >= self.margin or seen is None or seen.steps < _IN_FULL * seen.planned:
             return trial.effect >= self.margin
-        return trial.effect >= self.margin / 2 and fmean(trial.with_it) - level(self.exam) >= self.margin
+        if trial.effect < self.margin / 2:
+            return False
+        whole = level(self.exam) + self.margin
+        return fmean(trial.with_it) >= whole or (not self._covers and self.in_full(remedies) >= whole)
 
     def gain(self, remedies: Sequence[Remedy]) -> float:
         """What they gain on the first seed alone."""
@@ -203,9 +209,12 @@ class Bench:
         assert observed is not None
         variant = program(self.exam.case, (*self.kept, *remedies))
         steps = self._steps(remedies, max(least, observed.steps))
-        if laboratory.left + laboratory.reserve < steps * laboratory.price(variant.recipe):
-            return -1.0
-        return laboratory.run(variant, steps, (observed.seed,))[0].score
+        key = _key(remedies), steps
+        if key not in self.wholes:
+            if laboratory.left + laboratory.reserve < steps * laboratory.price(variant.recipe):
+                return -1.0
+            self.wholes[key] = laboratory.run(variant, steps, (observed.seed,))[0].score
+        return self.wholes[key]
 
     def _run(self, remedies: Sequence[Remedy], seeds: int) -> list[Descended]:
         have = self.runs.setdefault(_key(remedies), [])

@@ -151,6 +151,8 @@ class _Doctor:
         if len({count for count in rounds if count}) > 1:
             self.tried.minimal_again(exam)
         self._leave_out_what_is_gone(exam)
+        if not self.tried.kept:
+            self.tried.count_rows(exam)
         outcome = self._outcome(exam)
         if not descends(exam):
             self.notes.append("the loss does not fall along its own gradients, as that of opponents: it cannot judge")
@@ -275,14 +277,15 @@ class _Doctor:
         return Scores().of(seen.start.objective, variant, variant.held)[0] >= _MOSTLY + max(0.0, seen.score)
 
     def _enough(self, exam: Examination, seen: Observation) -> bool:
-        """Whether a program does so well that no more need be seen of it: as given, from half of its run on.
+        """Whether a program does so well that no more need be seen of it: as given, from half of its run on; as
+        mended, where it does no worse than as given.
 
         Where ``fit`` keeps the best weights, it can do no worse by the end than it did on the way.
         """
         step, last, _ = seen.looks[-1]
         score = kept_of(seen.looks, self.case, last)
         if exam.kept:
-            return self.tried.well(exam, score)
+            return self.tried.well(exam, score) and score >= (self.tried.control or 0.0)
         return self.case.valid is not None and 2 * step >= self.planned and self.tried.as_good(exam, score)
 
     def _may_be_short(self, exam: Examination) -> bool:

@@ -9,6 +9,7 @@ from fogline.doctor.bench import ENOUGH, compatible, edits, lengthens, still_gai
 from fogline.doctor.books import LIKELY, Kept
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Remedy, Suspicion, Trial
+from fogline.doctor.halving import short_of_rows
 from fogline.doctor.patience import stopped_early, waited
 from fogline.doctor.standing import level
 from fogline.doctor.trial import SEEDS
@@ -119,6 +120,12 @@ class Interventions(Trying):
         self.take(suspicion, *won)
         self.healed, self.healed_in = level(exam), exam.observed.steps
         return True
+
+    def count_rows(self, exam: Examination) -> None:
+        """Say that rows are too few, where half of them do so much worse that more would do better."""
+        won = None if "overfitting" in self.kept_causes else short_of_rows(exam, self.laboratory)
+        if won is not None:
+            self.take(won[0], None, won[1])
 
     def minimal_again(self, exam: Examination) -> None:
         """What later rounds kept may make needless what earlier ones did."""

@@ -197,7 +197,8 @@ def _paragraph(number: int, finding: Finding) -> list[str]:
     lines += _wrapped(finding.explanation)
     lines += [line for item in finding.evidence for line in _wrapped(f"seen: {item}")]
     if finding.trial is not None:
-        lines += _wrapped(f"tried: {finding.trial}")
+        changed = "" if finding.remedy is not None else f", {finding.trial.intervention}"
+        lines += _wrapped(f"tried{changed}: {finding.trial}")
     else:
         lines += _wrapped("tried: nothing; this is said from what was seen alone")
     if finding.remedy is not None:

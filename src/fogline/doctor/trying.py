@@ -130,11 +130,12 @@ class Trying(Books):
             return False
         bench = self._bench(exam, min(longer, observed.steps))
         trial = bench.against_control(edits(group))
-        if trial.accepted:
+        won = bench.holds(trial, edits(group), doubtful=self._doubtful(group))
+        if won:
             causes = {suspicion.cause for suspicion, _ in group}
             self.rejected = [item for item in self.rejected if item.cause not in causes]
             self._minimal(bench, group, trial)
-        return trial.accepted
+        return won
 
     def _with_rate(self, exam: Examination, chosen: list[Pair]) -> Iterator[list[Pair]]:
         yield chosen
