@@ -9,7 +9,7 @@ from fogline.doctor.bench import ENOUGH, compatible, edits, lengthens, still_gai
 from fogline.doctor.books import LIKELY, Kept
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import CAUSES, Remedy, Suspicion, Trial
-from fogline.doctor.halving import short_of_rows
+from fogline.doctor.learning_curve import short_of_rows
 from fogline.doctor.patience import stopped_early, waited
 from fogline.doctor.standing import level
 from fogline.doctor.trial import SEEDS

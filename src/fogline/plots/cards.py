@@ -49,7 +49,7 @@ def finding_card(found: Mapping[str, Any], *, step: int | None = None, level: in
         _paragraph(_instead(found)),
         _part("Evidence", _evidence(found.get("evidence")), level),
         _part("What to do", _remedy(found), level),
-        _proof(_inner(found, "trial"), _SAID if step is None else _SEEN, level),
+        _proof(found, _SAID if step is None else _SEEN, level),
         folded(found.get("cause")),
     ]
     return f'<article class="finding {severity}">{"".join(parts)}</article>'
@@ -120,21 +120,24 @@ def _remedy(found: Mapping[str, Any]) -> str:
     return _paragraph(remedy.get("title")) + code + _paragraph(found.get("advice"))
 
 
-def _proof(trial: Mapping[str, Any], untried: str, level: int) -> str:
+def _proof(found: Mapping[str, Any], untried: str, level: int) -> str:
     """What the controlled re-run showed over its seeds, or that there was none."""
+    trial, remedied = _inner(found, "trial"), bool(_inner(found, "remedy"))
     if not trial:
         return f'<p class="faint untried">{untried}</p>'
+    changed = "the remedy" if remedied else plain(trial.get("intervention", "what was tried"), _LONG)
     without, with_it = _mean(trial.get("without")), _mean(trial.get("with_it"))
     metric = plain(trial.get("metric", "score"))
     if without is not None and with_it is not None:
-        metric += f" {number(without)} as it is, {number(with_it)} with the remedy"
+        metric += f" {number(without)} as it is, {number(with_it)} with {changed}"
     seeds = trial.get("seeds")
     count = len(seeds) if isinstance(seeds, list) else 0
     words = (
         f"{metric}: effect {_signed(trial.get('effect'))}{_between(trial.get('interval'))} "
         f"over {count} seed{'' if count == 1 else 's'} of {plain(trial.get('steps'))} steps."
     )
-    return _part("Proof" if trial.get("accepted") is True else "Tried, without gain", _paragraph(words), level)
+    heading = "Proof" if trial.get("accepted") is True else "Tried, without gain" if remedied else "Tried"
+    return _part(heading, _paragraph(words), level)
 
 
 def _between(interval: Any) -> str:
