@@ -10,11 +10,13 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import Remedy, Suspicion, Trial
 from fogline.doctor.report import Rejected
 from fogline.doctor.standing import BEHIND, LEARNS
+from fogline.doctor.trial import CLEARLY
 
 LIKELY = 0.5
 """A suspicion that is said although it could not be tried."""
 _GOOD = 0.9
 _GUESSES = 2
+_OPPOSITE = ("lr_too_high", "lr_too_low")
 _EACH = 0.25  # of several targets, of which one alone may be half of it
 _ONLY_ONE = 0.4  # likely, where nothing else was supposed and it could not be tried
 
@@ -118,25 +120,32 @@ class Books:
         self.doubted.append((suspicion, trial))
         self.rejected.append(Rejected(suspicion.cause, trial, why))
 
-    def guess(self) -> None:
+    def guess(self, noise: float) -> None:
         """A program that does not learn has a fault: what is likeliest is said, although no trial could show it.
 
-        Where something was said already, only what is likelier.
+        What may be of another fault's making comes last, and of a rate that was supposed both too high and too low
+        nothing is said. Where something was said already, only what is likelier.
+
+        Args:
+            noise: standard error of the difference of two scores.
         """
-        not_refuted = [(s, trial) for s, trial in self.doubted if trial is None or not self._refutes(trial)]
-        likely = sorted(not_refuted, key=lambda pair: -pair[0].strength)[:_GUESSES]
+        either = {s.cause for s, _ in self.doubted}.issuperset(_OPPOSITE)
+        doubted = [pair for pair in self.doubted if not (either and pair[0].cause in _OPPOSITE)]
+        not_refuted = [(s, trial) for s, trial in doubted if trial is None or not self._refutes(trial, noise)]
+        likely = sorted(not_refuted, key=lambda pair: (pair[0].follows, -pair[0].strength))[:_GUESSES]
         said = max((kept.suspicion.strength for kept in self.kept), default=0.0)
         untried = len(not_refuted) == 1 and not_refuted[0][1] is None
         least = _ONLY_ONE if untried else LIKELY
         self.say_untried([pair for pair in likely if pair[0].strength >= least and pair[0].strength > said])
 
-    def _refutes(self, trial: Trial) -> bool:
+    def _refutes(self, trial: Trial, noise: float) -> bool:
         """Whether a remedy that was tried did harm; or nothing beyond the noise, over all of the run of what learns.
 
         Where nothing is learned another fault may be in the way of what it would do.
         """
         in_full = trial.steps >= self.planned and len(trial.seeds) > 1 and self.level >= LEARNS
-        return trial.effect <= -ENOUGH or (in_full and trial.effect < min(ENOUGH, trial.error))
+        by_chance = 0.0 if len(trial.seeds) > 1 else CLEARLY * noise
+        return trial.effect <= -max(ENOUGH, by_chance) or (in_full and trial.effect < min(ENOUGH, trial.error))
 
     def say_untried(self, supposed: Sequence[tuple[Suspicion, Trial | None]]) -> None:
         """Findings that no trial has shown."""

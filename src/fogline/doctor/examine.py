@@ -28,7 +28,7 @@ from fogline.doctor.reading import answers_are_of_their_rows
 from fogline.doctor.remedies import usual
 from fogline.doctor.report import Outcome, Report
 from fogline.doctor.scoring import Scores
-from fogline.doctor.standing import LEARNS, descends, kept_of, level
+from fogline.doctor.standing import LEARNS, descends, kept_of, level, standing
 from fogline.doctor.trial import CHEAP, Laboratory, batch_of, planned_steps
 from fogline.doctor.trying import DECISIVE, SHORTEST
 from fogline.doctor.yardstick import Yardstick
@@ -157,7 +157,7 @@ class _Doctor:
         if not descends(exam):
             self.notes.append("the loss does not fall along its own gradients, as that of opponents: it cannot judge")
         if outcome == "undecided" or (outcome == "faulty" and not self._shown):
-            self.tried.guess()
+            self.tried.guess(2 * standing(exam).error if exam.observed is not None else 0.0)
             return self._written(self._outcome(exam))
         lacking = [pair for pair in self.tried.doubted if pair[0].of_data]
         if outcome in ("healthy", "limit_of_data") and lacking:

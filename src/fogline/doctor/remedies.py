@@ -17,6 +17,7 @@ from fogline.doctor.trial import Laboratory
 
 _SMOOTHING = 0.2
 _OFF = 3.0  # times the measured rate: within it a rate is as good as measured
+_FAR_OFF = 10.0
 
 
 def measured_rate() -> Remedy:
@@ -76,7 +77,7 @@ def usual(exam: Examination, laboratory: Laboratory) -> Iterator[Suspicion]:
         words = "larger" if high else "smaller"
         yield Suspicion(
             "lr_too_high" if high else "lr_too_low",
-            0.4,
+            0.5 if max(given / rate, rate / given) > _FAR_OFF else 0.4,
             (Evidence("learning rate", given, f"about {rate:.2g}, as measured"),),
             f"The learning rate is {max(given / rate, rate / given):.0f} times {words} than the one that a short race "
             "of rates found best.",

@@ -31,7 +31,9 @@ _SWOLLEN = 10
 
 
 def _slopes(layers: list[Layer]) -> list[tuple[str, float]]:
-    return [(layer.name, rms(layer.gradient)) for layer in layers if layer.gradient is not None]
+    """The norm of the gradient behind each layer: that of a number alone is the smaller the more of them there are."""
+    found = ((layer.name, layer.gradient) for layer in layers)
+    return [(name, rms(slope) * math.sqrt(slope.numel())) for name, slope in found if slope is not None]
 
 
 def vanishing_gradient(exam: Examination) -> Suspicion | None:
