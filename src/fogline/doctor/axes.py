@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,18 +84,42 @@ class RowsMoved:
         return f"x{before}.reshape{rows_first}" + (f".movedim(0, {self.end})" if self.end else "")
 
 
-class ReshapesSeen(TorchFunctionMode):
-    """Takes down every ``view`` and ``reshape``, but not of what was transposed right before: that may be meant.
+@dataclass(frozen=True)
+class ChannelsLast:
+    """What a reshape of (rows, channels, places...) to (rows x places, channels) was meant for: channels last, first."""
 
-    Nor of weights, whose order is anybody's.
+    def fits(self, call: Reshape) -> bool:
+        """Whether a call gave the shape that this would give, and could not have left the last axis as it was."""
+        if len(call.given) < 3 or len(call.made) != 2 or call.given[-1] == call.given[1]:
+            return False
+        return call.given[1] > 1 and call.made == (call.given[0] * math.prod(call.given[2:]), call.given[1])
+
+    def of(self, given: Tensor, made: tuple[int, ...]) -> Tensor:
+        """What was to be made."""
+        return given.movedim(1, -1).reshape(made)
+
+    def code(self, made: tuple[int, ...]) -> str:
+        """The same for people."""
+        return f"x.movedim(1, -1).reshape(-1, {made[1]})"
+
+
+Meant = AxesMoved | RowsMoved | ChannelsLast
+
+
+class ReshapesSeen(TorchFunctionMode):
+    """Takes down every ``view`` and ``reshape``, but not of weights, whose order is anybody's.
+
+    Args:
+        turned: whether also of what was transposed right before, which may be meant.
 
     Attributes:
         calls: by their number in the pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, turned: bool) -> None:
         super().__init__()
         self.calls: dict[int, Reshape] = {}
+        self._also_turned = turned
         self._count = 0
         self._turned: list[Tensor] = []
 
@@ -107,7 +132,7 @@ class ReshapesSeen(TorchFunctionMode):
         if name in _TURNS and (was_turned or name != "contiguous"):
             self._turned.append(made)
         if name in _RESHAPES:
-            if not was_turned and not isinstance(first, nn.Parameter):
+            if (self._also_turned or not was_turned) and not isinstance(first, nn.Parameter):
                 self.calls[self._count] = Reshape(name, tuple(first.shape), tuple(made.shape))
             self._count += 1
         return made
@@ -120,7 +145,7 @@ class Transposed(TorchFunctionMode):
         meant: what is done in their place, by the number of the call in a pass.
     """
 
-    def __init__(self, meant: Mapping[int, AxesMoved | RowsMoved]) -> None:
+    def __init__(self, meant: Mapping[int, Meant]) -> None:
         super().__init__()
         self._meant, self._count = meant, 0
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fogline.data.source import rows_of, taken
 from fogline.descent.copies import copied
-from fogline.doctor.axes import AxesMoved, Reshape, ReshapesSeen, RowsMoved, Transposed
+from fogline.doctor.axes import AxesMoved, ChannelsLast, Meant, Reshape, ReshapesSeen, RowsMoved, Transposed
 from fogline.doctor.causes.flow.rows import MANY, mixes_rows
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
@@ -21,7 +21,6 @@ from fogline.doctor.uncut import Within, answers
 _FEW = 3
 """Rows of another look, beside one at ``MANY``: what is the same for both is so by meaning, and not by chance."""
 
-Meant = AxesMoved | RowsMoved
 Calls = Mapping[int, tuple[Meant, Reshape]]
 
 
@@ -30,25 +29,29 @@ def reshaped(exam: Examination) -> Suspicion | None:
 
     A reshape keeps the numbers in the order of memory and only cuts them elsewhere, so that what had been one row's, or
     one channel's, is dealt out to all: so it is with ``h.view(B, -1)`` of last states of shape (2, B, H), too. Where a
-    tensor was transposed right before, that may be meant.
+    tensor was transposed right before, that may be meant, unless it deals out rows, or cuts channels elsewhere.
     """
     if not exam.case.supervised or exam.anatomy.stage == "forward" or rows_of(exam.anatomy.batch[0]) < MANY:
         return None
     model, inputs = copied(exam.anatomy.model).eval(), taken(exam.anatomy.batch[0], torch.arange(MANY))
-    calls = dict(_turning(model, inputs))
-    if calls and mixes_rows(model, inputs) and not mixes_rows(_instead(calls)(model), inputs):
-        return _of_rows(calls)
-    calls = {k: call for k, call in calls.items() if isinstance(call[0], AxesMoved) and call[0].axes[0] == 0}
+    plain, every = (dict(_turning(model, inputs, turned=turned)) for turned in (False, True))
+    if every and mixes_rows(model, inputs):
+        for calls in (plain, every):
+            if calls and not mixes_rows(_instead(calls)(model), inputs):
+                return _of_rows(calls)
+    calls = {k: call for k, call in plain.items() if isinstance(call[0], AxesMoved) and call[0].axes[0] == 0}
+    calls |= {k: call for k, call in every.items() if isinstance(call[0], ChannelsLast)}
     return _of_places(calls) if calls else None
 
 
-def _turning(model: nn.Module, inputs: Any) -> Iterator[tuple[int, tuple[Meant, Reshape]]]:
+def _turning(model: nn.Module, inputs: Any, *, turned: bool) -> Iterator[tuple[int, tuple[Meant, Reshape]]]:
     """Reshapes that give the axes in another order, or the rows elsewhere, however many rows there are: by number."""
-    many, few = _reshapes(model, inputs), _reshapes(model, taken(inputs, torch.arange(_FEW)))
+    many, few = (_reshapes(model, taken(inputs, torch.arange(count)), turned=turned) for count in (MANY, _FEW))
     for number in sorted(many.keys() & few.keys()):
         pair = many[number], few[number]
         meant: list[Meant] = [AxesMoved(call.axes) for call in pair if call.axes is not None]
-        fitting = [moved for moved in (*meant, *_rows_moved(*pair)) if all(moved.fits(call) for call in pair)]
+        meant += [*_rows_moved(*pair), ChannelsLast()]
+        fitting = [moved for moved in meant if all(moved.fits(call) for call in pair)]
         if fitting:
             yield number, (fitting[0], many[number])
 
@@ -72,8 +75,8 @@ def _instead(calls: Calls) -> Callable[[nn.Module], nn.Module]:
     return lambda model: Within(model, partial(Transposed, meant))
 
 
-def _reshapes(model: nn.Module, inputs: Any) -> dict[int, Reshape]:
-    seen = ReshapesSeen()
+def _reshapes(model: nn.Module, inputs: Any, *, turned: bool) -> dict[int, Reshape]:
+    seen = ReshapesSeen(turned=turned)
     return {} if answers(model, inputs, seen) is None else seen.calls
 
 
