@@ -35,6 +35,7 @@ from fogline.descent.objective import Objective
 from fogline.descent.prepare import operations_of
 from fogline.descent.randomness import INITIAL, private_randomness, seed_everything
 from fogline.descent.resolve import takes_all_examples, usual_batch_size
+from fogline.doctor.anatomy import until_linear
 from fogline.doctor.asked import compares_several
 from fogline.doctor.finding import Remedy, Rows
 from fogline.doctor.questions import counts_thresholds
@@ -204,6 +205,8 @@ def readable(case: Case) -> Case:
             if not case.yardstick.reads(outputs, targets, case.loss):
                 graded = case.yardstick.work == "classes" and counts_thresholds(outputs, targets, case.loss)
                 case.yardstick = Yardstick("other", counts=graded)
+            elif case.yardstick.work == "binary" and isinstance(outputs, Tensor):
+                case.yardstick = replace(case.yardstick, logs="log_sigmoid" in until_linear(outputs)[:1])
     if case.yardstick == Yardstick("other"):
         with private_randomness(CPU), suppress(*FAILURES):
             model = case.new_model()

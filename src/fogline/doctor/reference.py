@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ class Reference:
 
 def refer(case: Case) -> Reference:
     """Train the classical learners."""
-    yardstick = case.yardstick
+    yardstick = replace(case.yardstick, logs=False)  # they answer with numbers
     if not case.supervised or yardstick.work == "other" or not isinstance(case.train.targets, Tensor):
         return Reference()
     raw = features(case.train.inputs)
@@ -168,6 +168,7 @@ def _on_valid(case: Case, rows: Tensor, learner: str, score: float) -> tuple[flo
     """Scores of a learner on the task's held-out data, taught by training rows and by other held-out rows; and their
     error. ``score`` is what it gets of training rows."""
     sees, fit = _LEARNERS[learner]
+    yardstick = replace(case.yardstick, logs=False)
     ours, other = sees(case.train.inputs), None if case.valid is None else sees(case.valid.inputs)
     if ours is None or other is None or case.valid is None or other.shape[1] != ours.shape[1]:
         return None, None, 0.0
@@ -175,16 +176,16 @@ def _on_valid(case: Case, rows: Tensor, learner: str, score: float) -> tuple[flo
     wanted = case.valid.targets[:_MOST_ROWS]
     other = other[:_MOST_ROWS]
     fine = torch.isfinite(other).all(1) & torch.isfinite(wanted.double().reshape(len(other), -1)).all(1)
-    fine &= case.yardstick.counted(wanted)
+    fine &= yardstick.counted(wanted)
     other, wanted = other[fine], wanted[fine]
     if len(other) < 2 * _FOLDS:
         return None, None, 0.0
-    across = case.yardstick(fit(inputs, targets, other, case.yardstick), wanted, _AsIs())
-    error = error_of(len(other), case.yardstick.classes)
+    across = yardstick(fit(inputs, targets, other, yardstick), wanted, _AsIs())
+    error = error_of(len(other), yardstick.classes)
     if min(score, across) > _WELL and across > score - _AS_WELL:
         return across, None, error
     order = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))
-    within = _across_folds(other[order], wanted[order], case.yardstick, learner, _FOLDS)
+    within = _across_folds(other[order], wanted[order], yardstick, learner, _FOLDS)
     return across, within, error
 
 

@@ -24,6 +24,8 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _LARGE, _SMALL, _UNEVEN = 5.0, 0.03, 10.0
 """First weights are drawn for inputs of size one, which leaves a factor of 5 to spare (pixels from 0 to 1 are 0.3);
 columns whose sizes differ 10 times make the slopes along them differ 100 times."""
+_FAR_AWAY = 30.0
+"""Deviations of small targets from zero beyond which their level is learned long before what tells them apart."""
 _FARTHEST = 10.0
 """No value may lie further out after scaling: a column that is nearly always the same and seldom another must not."""
 
@@ -150,7 +152,8 @@ def target_excess(targets: Tensor, outputs: Tensor) -> TargetExcess | None:
     wide = float((outputs.std(0, correction=0) / deviation)[varies].max())
     times = max(away / 5, 0.02 / max(wide, 1e-30), wide / 10)
     largest = max(float(deviation[varies].max()), float(mean[varies].abs().max()))
-    if largest < _LARGE and float(deviation[varies].median()) > _SMALL:  # a few still pixels do no harm
+    small = largest < _LARGE and float(deviation[varies].median()) > _SMALL  # a few still pixels do no harm
+    if small and away < _FAR_AWAY:
         times = min(times, 1.0)
     return TargetExcess(times, mean, torch.where(varies, deviation, torch.ones_like(deviation)), away, wide)
 

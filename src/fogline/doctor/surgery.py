@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
+from types import MappingProxyType, MethodType
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ class Wrapped(nn.Module):
     """A model with something before it or behind it.
 
     Names of modules are looked up inside, so that an edit by name is the same with and without the wrapper. A model
-    that takes several things is given them as it always was, or as a tuple.
+    that takes several things is given them as it always was, or as a tuple. What it holds beside layers is read, and
+    its own methods are called, as before: with this model in its place. Layers would be called without what stands
+    before and behind.
     """
 
     def __init__(self, model: nn.Module, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
@@ -34,6 +36,19 @@ class Wrapped(nn.Module):
             given, named = (self.before(given[0] if len(given) == 1 and not named else several),), {}
         found = self.wrapped_model(*given, **named)
         return found if self.after is None else self.after(found)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "wrapped_model":
+                raise
+            found = getattr(self.wrapped_model, name)
+            if isinstance(found, MethodType) and found.__self__ is self.wrapped_model:
+                return MethodType(found.__func__, self)
+            if callable(found):
+                raise
+            return found
 
     def get_submodule(self, target: str) -> nn.Module:
         """A module by its name, with or without the wrapper's part of it."""

@@ -7,7 +7,7 @@ its functions, so that the call can be left out for a trial.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,18 +137,27 @@ class Noiseless(TorchFunctionMode):
     """Zeros in the place of normal noise that is drawn for a tensor.
 
     Attributes:
-        drawn: how often it was asked for.
+        drawn: what was put in its place, each time.
+        sampled: how many of these were multiplied by deviations, number by number, as a sample of a distribution is.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.drawn = 0
+        self.drawn: list[Tensor] = []
+        self.sampled = 0
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not torch.randn_like:
+            if getattr(func, "__name__", "") in ("mul", "__mul__", "__rmul__", "multiply", "addcmul"):
+                self.sampled += any(self._deviates(noise, args) for noise in self.drawn)
             return func(*args, **(kwargs or {}))
-        self.drawn += 1
-        return torch.zeros_like(args[0])
+        self.drawn.append(torch.zeros_like(args[0]))
+        return self.drawn[-1]
+
+    @staticmethod
+    def _deviates(noise: Tensor, factors: Sequence[Any]) -> bool:
+        others = [factor for factor in factors if factor is not noise and isinstance(factor, Tensor)]
+        return len(others) < len(factors) and any(other.shape == noise.shape for other in others)
 
 
 class FirstByRelu(TorchFunctionMode):

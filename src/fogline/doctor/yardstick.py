@@ -97,6 +97,7 @@ class Yardstick:
             between ordered classes. Of the work only that is known.
         several: whether the loss is a sum of losses that compare several targets, each of which counts as much as the
             others however large its loss is.
+        logs: whether yes or no is answered by the logarithm of a probability, to a loss of one's own.
     """
 
     work: Work
@@ -105,6 +106,7 @@ class Yardstick:
     bounds: tuple[tuple[float, float], ...] = ()
     counts: bool = False
     several: bool = False
+    logs: bool = False
 
     @classmethod
     def of(cls, targets: Any, loss: Any) -> Yardstick:
@@ -279,7 +281,7 @@ class Yardstick:
             threshold = 0.0
         else:
             outputs = outputs.reshape(outputs.shape[0], -1)
-            threshold = _threshold(outputs, loss, self.values)
+            threshold = math.log(0.5) if self.logs else _threshold(outputs, loss, self.values)
         if outputs.shape != wanted.shape:
             return -1.0
         columns = [

@@ -82,7 +82,8 @@ def _right_answers(case: Case, outputs: Any, targets: Tensor) -> Tensor | None:
     if work == "binary":
         low, high = case.yardstick.values
         place = (wanted - low) / (high - low)
-        return place * 0.9 + 0.05 if within else place * 12 - 6
+        likely = place * 0.9 + 0.05
+        return likely.log() if case.yardstick.logs else likely if within else place * 12 - 6
     return wanted if work == "regression" else None
 
 
@@ -170,6 +171,7 @@ def _choices(case: Case, outputs: Tensor, targets: Tensor) -> tuple[Tensor | Non
         low, high = case.yardstick.values
         within = float(outputs.min()) >= 0 and float(outputs.max()) <= 1
         threshold = 0.5 if within else (low + high) / 2 if low < 0 else 0.0
+        threshold = math.log(0.5) if case.yardstick.logs else threshold
         return (outputs > threshold).flatten().long(), (targets > (low + high) / 2).flatten().long()
     labels = targets if case.yardstick.work == "classes" else targets.argmax(1)
     if outputs.ndim != 2 or labels.ndim != 1 or outputs.shape[1] < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fogline.doctor.anatomy import Layer, rms
 from fogline.doctor.causes.flow.activations import MOSTLY, dead_layers, relu_instead
@@ -122,7 +122,8 @@ def exploding_gradient(exam: Examination) -> Suspicion | None:
     anatomy = wide(exam)
     if anatomy.stage == "forward" or not standing(exam).improvable:
         return None
-    slopes = _slopes(hidden(anatomy))
+    # What a loss asks of several outputs comes in at each of them, and tells nothing of the way between.
+    slopes = _slopes(hidden(anatomy)) if isinstance(anatomy.outputs, Tensor) else []
     heavy = [spread for spread in spreads(anatomy) if spread.excess > 0]
     recurrent = [s for s in heavy if isinstance(anatomy.model.get_submodule(s.name), nn.RNNBase)]
     swelling = [(layer.name, times) for layer in anatomy.layers if (times := _swollen(layer)) > _SWOLLEN]

@@ -89,7 +89,7 @@ def train_mode_eval(exam: Examination) -> Suspicion | None:
         except FAILURES:
             return None
     if not mode.highest:
-        return _noisy() if noise.drawn else _of_the_batch(exam)
+        return _noisy() if len(noise.drawn) > noise.sampled else _of_the_batch(exam)
     return Suspicion(
         "train_mode_eval",
         0.6,
@@ -111,7 +111,7 @@ def train_mode_eval(exam: Examination) -> Suspicion | None:
 
 
 def _noisy() -> Suspicion:
-    """It may be meant, as a sample of a distribution is: a trial has to show that answers are better without."""
+    """It may be meant: a trial has to show that answers are better without."""
     return Suspicion(
         "train_mode_eval",
         0.5,
