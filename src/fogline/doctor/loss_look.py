@@ -211,7 +211,8 @@ class LossLook:
             self.rows.add(self._given, found.targets)
             self._keep(step, output, found)
         elif value is not None and value < 0 and self._descends and (found := recover(output, -gradient, -value)):
-            yield task_findings.flipped(step, type(found.loss_fn).__name__, calling_line())
+            if found.is_part:  # what a reward is multiplied with is neither, and of either sign
+                yield task_findings.flipped(step, type(found.loss_fn).__name__, calling_line())
             found = None
         if found is None and value is not None and not self._recovers:
             self._note_pull(output.detach(), gradient, value)

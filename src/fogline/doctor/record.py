@@ -17,7 +17,7 @@ from fogline.verdict import Verdict
 if TYPE_CHECKING:
     from fogline.run import Run
 
-_WORTH_SAYING = 0.5
+_WORTH_SAYING, _CERTAIN = 0.5, 0.9
 _DIVERGENCE = ("lr_too_high", "exploding_gradient", "nan_source")
 _UNLEARNED = ("lr_too_low", "too_few_steps")
 _EXPLAINS = {
@@ -43,6 +43,7 @@ _EXPLAINS = {
     "unshuffled_data": ("lr_too_high", *_UNLEARNED),  # each class makes the others' losses grow
     "symmetric_init": ("dead_units", "vanishing_gradient", "lr_too_high", *_UNLEARNED),
     "detached_graph": ("dead_units", *_UNLEARNED),
+    "epsilon_underflow": ("unscaled_target", *_UNLEARNED),
     "amp_scale_collapse": ("parameters_not_optimized", *_UNLEARNED),  # steps that are skipped move nothing
     **dict.fromkeys(
         ("sum_reduction", "unscaled_input", "unscaled_target", "parameters_not_optimized"),
@@ -83,7 +84,8 @@ def findings_of_record(run: Run) -> list[Finding]:
         told = [thrown, *(f for f in told if f.cause not in ("nan_source", thrown.cause))]
     known = {finding.cause for finding in told}
     found = [f for f in signals.values() if f.cause not in known]
-    explained = {follows for cause in known for follows in _EXPLAINS.get(cause, ()) if follows != cause}
+    sure = known | {f.cause for f in found if f.confidence >= _CERTAIN}
+    explained = {follows for cause in sure for follows in _EXPLAINS.get(cause, ()) if follows != cause}
     told, found = ([f for f in some if f.cause not in explained] for some in (told, found))
     if any(f.cause == "lr_too_high" for f in (*told, *found)):
         found = [f for f in found if f.cause not in _FOLLOWS_DIVERGENCE]

@@ -48,6 +48,11 @@ class Recovered:
     factor: float
     alone: bool = True
 
+    @property
+    def is_part(self) -> bool:
+        """Whether it is the loss itself, or that of one of several batches that are accumulated."""
+        return abs(1 / self.factor - round(1 / self.factor)) <= _SLACK / self.factor
+
 
 def recover(outputs: Tensor, gradient: Tensor, loss: float | None) -> Recovered | None:
     """What outputs were compared with; None where the loss is of none of these kinds, or has further terms.

@@ -16,6 +16,7 @@ from fogline.doctor.travelled import (
     FEWEST_STEPS_TO_GO_FAR,
     LITTLE_LEARNED,
     drawn,
+    fell,
     higher_rate,
     lower_rate,
     number,
@@ -38,6 +39,7 @@ _BEGINNING = 0.1  # of the steps
 _GONE_EARLY = 0.33  # of the steps; and of the largest rate, on average
 _UNCHANGED = 0.05  # of the slope changes over a step: it is so much too short
 _VANISHED = 1e-6
+_ROUNDED, _BELOW = 1e-3, 0.1
 _OF_ALL_ROWS = {
     "rprop": "Rprop keeps a step for each weight and changes it by whether the gradient's sign is that of the step "
     "before.",
@@ -56,6 +58,8 @@ def from_signals(run: Run) -> Iterator[Finding]:
     if alone is not None:
         yield alone
         return
+    yield from _of_no_probabilities(run)
+    yield from _without_a_slope(run)
     schedule = _schedule(run, verdict)
     yield from _rate(run, verdict, evidence) if schedule is None else (schedule,)
     yield from _layers(run)
@@ -225,12 +229,15 @@ def _lengths(run: Run) -> Iterator[Finding]:
 
 def _schedule(run: Run, verdict: Verdict) -> Finding | None:
     """A rate that is gone for most of the run, or that grew until the loss ran away."""
-    rates = finite(run.steps["lr"])
+    known = np.isfinite(run.steps["lr"])
+    rates = run.steps["lr"][known]
     if len(rates) < 20 or not rates.max() > 0:
         return None
-    gone = float((rates < 0.01 * rates.max()).mean())
+    # Of a loop that is not ours fewer and fewer steps are recorded: each stands for all until the next one.
+    lasting = np.diff(run.steps["step"][known], append=max(run.info.get("steps") or 0, run.steps["step"][known][-1] + 1))
+    gone = float(np.average(rates < 0.01 * rates.max(), weights=lasting))
     little = (run.info.get("loss_over_constant") or 0.0) > LITTLE_LEARNED
-    early = little and gone > _GONE_EARLY and float(rates.mean()) < _GONE_EARLY * float(rates.max())
+    early = little and gone > _GONE_EARLY and float(np.average(rates, weights=lasting)) < _GONE_EARLY * rates.max()
     grew = float(rates[-1] / rates[0]) if rates[0] > 0 else math.inf
     if verdict is Verdict.DIVERGED and grew > 3 and rates[-1] > 0.5 * rates.max():
         return Finding(
@@ -318,6 +325,52 @@ def _too_few_steps(verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Findi
         "The loss was still falling when the budget ended.",
         remedy=Remedy("train longer", "three times the duration"),
     )
+
+
+def _of_no_probabilities(run: Run) -> Iterator[Finding]:
+    """A Kullback-Leibler divergence below zero: its inputs are no logarithms of probabilities."""
+    losses = finite(run.steps["loss"])
+    if (run.info.get("task") or {}).get("loss") != "KLDivLoss" or len(losses) < FEWEST_STEPS:
+        return
+    first, last = ends(losses)
+    if max(first, last) < -_ROUNDED:
+        yield Finding(
+            "loss_mismatch", "fatal", 0.9,
+            (Evidence("divergence at first, at the end", f"{first:.3g}, {last:.3g}", "0 or more"),),
+            "nn.KLDivLoss compares logarithms of probabilities with probabilities, and is never below zero. Here it "
+            "is: it was given logits or probabilities, of which it only makes the numbers larger.",
+            remedy=Remedy("give the loss logarithms of probabilities", "F.log_softmax(logits, dim=1)"),
+        )  # fmt: skip
+
+
+def _without_a_slope(run: Run) -> Iterator[Finding]:
+    """Nothing moves: a gradient far below the epsilon of the optimizer, or weights that are all zero, and factors."""
+    table, asked = run.layers, run.info.get("asked") or {}
+    if not len(table) or fell(run):
+        return
+    first = table["step"] == table["step"].min()
+    gradients, weights = (finite(table[name][first]) for name in ("grad_norm", "weight_norm"))
+    if not len(gradients) or not len(weights):
+        return
+    count, epsilon = (run.info.get("task") or {}).get("parameters"), (asked.get("options") or {}).get("eps")
+    of_one = float(np.linalg.norm(gradients)) / math.sqrt(count) if count else 0.0
+    if epsilon and 0 < of_one < _BELOW * float(epsilon):
+        yield Finding(
+            "epsilon_underflow", "fatal", 0.9,
+            (Evidence("gradient of a weight, root mean square", of_one, "1e-6 or more", int(table["step"].min())),
+             Evidence("epsilon of the optimizer", float(epsilon), "far below it")),
+            "The optimizer divides each step by the size of the gradient plus an epsilon. Here the epsilon is by far "
+            "the larger of the two, and the steps are as much shorter than the learning rate says.",
+            remedy=Remedy("a loss in numbers near one", "leave out what makes the loss so small, such as its units"),
+        )  # fmt: skip
+    elif len(weights) > 1 and not weights.any() and not gradients.any():
+        yield Finding(
+            "symmetric_init", "fatal", 0.9,
+            (Evidence("length of the weights of every layer", 0, "above 0", int(table["step"].min())),
+             Evidence("gradient of every layer", 0, "above 0", int(table["step"].min()))),
+            "All weights begin at zero and are multiplied with one another: no slope leads away from there.",
+            remedy=Remedy("first weights that differ", "nn.init.normal_(weight, std=0.1)"),
+        )  # fmt: skip
 
 
 def _nothing_to_compare(run: Run) -> Finding | None:
