@@ -16,6 +16,8 @@ MOST_NUMBERS = 8
 _FEW_STEPS, _ROWS = 6, 64
 _STEPS_OF_OUTPUTS = 50
 _ALIKE, _APART = 1e-5, 1e-3
+_TURNS = (2 * math.pi, math.pi, 360.0, 180.0, 24.0, 1.0)
+"""Of angles, of hours, and of shares of a turn."""
 _LOPSIDED = 0.1  # of what errors either way cost together, what those one way cost more
 
 
@@ -85,6 +87,20 @@ def reads_every_column(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
         if asked(loss, outputs, moved.reshape(targets.shape)) == once:
             return False
     return True
+
+
+def weighs_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
+    """Whether one number answers one column of the targets, and the others say how much each row counts.
+
+    A step to either side of that column is then no better, whatever the others are.
+    """
+    for column in targets.reshape(len(targets), -1).nan_to_num().unbind(1):
+        said = column.reshape(outputs.shape).to(outputs) if column.numel() == outputs.numel() else outputs
+        step = 0.1 * said.std(0, correction=0)
+        exact = asked(loss, said, targets)
+        if bool((step > 0).all()) and exact < min(asked(loss, said + step, targets), asked(loss, said - step, targets)):
+            return True
+    return False
 
 
 def wants_more_than_targets(targets: Tensor, loss: Any) -> bool:
@@ -261,6 +277,19 @@ def of_any_level(targets: Tensor, loss: Any) -> bool:
     draws = torch.randn(len(targets), 1, generator=torch.Generator().manual_seed(0)).to(targets)
     exact, raised, opposite = (asked(loss, given, targets) for given in (targets, targets + draws, -targets))
     return abs(raised - exact) <= 1e-3 * abs(opposite - exact) and opposite != exact
+
+
+def goes_round(targets: Tensor, loss: Any) -> bool:
+    """Whether numbers a whole turn away are as good as the targets, as of angles, and those part of a turn away are not.
+
+    Of such numbers 0 and a whole turn are one, and their squared difference says nothing.
+    """
+    exact = asked(loss, targets, targets)
+    for turn in _TURNS:
+        away, part = (asked(loss, targets + step, targets) for step in (turn, turn / 3))
+        if part > exact and abs(away - exact) <= 1e-3 * (part - exact):
+            return True
+    return False
 
 
 def prefers(loss: Any, outputs: Tensor, targets: Tensor) -> bool:

@@ -234,7 +234,9 @@ def _schedule(run: Run, verdict: Verdict) -> Finding | None:
     if len(rates) < 20 or not rates.max() > 0:
         return None
     # Of a loop that is not ours fewer and fewer steps are recorded: each stands for all until the next one.
-    lasting = np.diff(run.steps["step"][known], append=max(run.info.get("steps") or 0, run.steps["step"][known][-1] + 1))
+    lasting = np.diff(
+        run.steps["step"][known], append=max(run.info.get("steps") or 0, run.steps["step"][known][-1] + 1)
+    )
     gone = float(np.average(rates < 0.01 * rates.max(), weights=lasting))
     little = (run.info.get("loss_over_constant") or 0.0) > LITTLE_LEARNED
     early = little and gone > _GONE_EARLY and float(np.average(rates, weights=lasting)) < _GONE_EARLY * rates.max()

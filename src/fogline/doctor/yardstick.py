@@ -22,6 +22,7 @@ from fogline.doctor.questions import (
     compares_columns,
     compares_rows,
     does_without,
+    goes_round,
     is_distance,
     is_lopsided,
     of_any_length,
@@ -33,6 +34,7 @@ from fogline.doctor.questions import (
     tells_columns_apart,
     tells_places_apart,
     wants_more_than_targets,
+    weighs_rows,
 )
 
 Work = Literal["classes", "one_hot", "binary", "regression", "other"]
@@ -174,8 +176,10 @@ class Yardstick:
         if self.work != "regression":
             return True
         said, asked = outputs[:1].numel(), targets[:1].numel()
-        if said != asked and asked > 1 and not (said == 1 and reads_every_column(outputs.detach(), targets, loss)):
-            return False
+        if said != asked and asked > 1:
+            given = outputs.detach()
+            if said > 1 or not reads_every_column(given, targets, loss) or weighs_rows(given, targets, loss):
+                return False
         if said == asked > 1 and wants_more_than_targets(targets, loss):
             return False
         few = targets.ndim == 2 and 1 < targets.shape[1] <= MOST_NUMBERS and outputs.shape == targets.shape
@@ -183,6 +187,8 @@ class Yardstick:
             return False
         points = targets.ndim > 2 and targets.shape[1] > 1 and outputs.shape == targets.shape
         if points and not tells_places_apart(targets, loss):
+            return False
+        if said == asked and goes_round(targets, loss):
             return False
         one_number = asked == 1
         return not (compares_rows(outputs.detach(), targets, loss) or (one_number and of_any_length(targets, loss)))

@@ -12,9 +12,11 @@ from fogline.doctor.examination import Examination
 from fogline.doctor.finding import BODY, Evidence, Remedy, Suspicion
 from fogline.doctor.fleeting import keeping, made_anew
 from fogline.doctor.inventory import frozen_as_drawn, hidden_modules, loose_tensors
+from fogline.doctor.standing import LEARNS
 from fogline.doctor.surgery import core, with_parameters
 
 _MOST = 0.5  # of the weights
+_MUCH = 0.5
 _FEWEST_NUMBERS, _DISTINCT = 8, 0.99
 """Of a tensor that may be weights, and the share of them that differ: constants repeat themselves."""
 
@@ -57,10 +59,16 @@ def frozen_parameters(exam: Examination) -> Suspicion | None:
         else "A part of the model has requires_grad=False and stays as it is. "
         + ("It holds random first weights: nobody ever trained it." if untrained else "The rest alone does not learn."),
         (remedy,),
-        proof=whole,
+        proof=whole or (bool(untrained) and share > _MOST and _learns_nothing(exam)),
         blocks=whole,
         severity="fatal" if whole else "serious",
     )
+
+
+def _learns_nothing(exam: Examination) -> bool:
+    """Whether all that random features are good for here is nothing, while there is much to be learned."""
+    reference = exam.reference.score if exam.observed is not None else None
+    return reference is not None and exam.observed is not None and exam.observed.best < LEARNS < _MUCH < reference
 
 
 def _learns_badly(exam: Examination) -> bool:
