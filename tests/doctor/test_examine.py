@@ -468,8 +468,10 @@ def test_what_nothing_points_to_is_found_by_trying() -> None:
         assert len(kept.trial.seeds) == 3
 
 
-@pytest.mark.parametrize(("effect", "said"), [(None, True), (0.01, True), (-0.1, False)])
-def test_no_guess_that_a_trial_refuted(effect: float | None, said: bool) -> None:
+@pytest.mark.parametrize(
+    ("effect", "noise", "said"), [(None, 0.0, True), (0.01, 0.0, True), (-0.1, 0.0, False), (-0.1, 0.07, True)]
+)
+def test_no_guess_that_a_trial_refuted(effect: float | None, noise: float, said: bool) -> None:
     case = open_case(task(), RECIPE)
     interventions = Interventions(case=case, laboratory=Laboratory(case, 100), planned=100)
     suspicion = Suspicion("bad_init", 0.7, (), "so it seems")
@@ -479,8 +481,22 @@ def test_no_guess_that_a_trial_refuted(effect: float | None, said: bool) -> None
             "other weights", "the program as it is", (1,), "skill", (0.5 + effect,), (0.5,), 20, 20, accepted=False
         )
     interventions.doubted.append((suspicion, trial))
-    interventions.guess()
+    interventions.guess(noise)
     assert bool(interventions.kept) is said
+
+
+def test_what_may_follow_is_guessed_last_and_a_rate_that_is_off_either_way_not_at_all() -> None:
+    case = open_case(task(), RECIPE)
+    interventions = Interventions(case=case, laboratory=Laboratory(case, 100), planned=100)
+    dead = Suspicion("dead_units", 0.6, (), "so it seems", follows=True)
+    high, low = (Suspicion(cause, 0.5, (), "so it seems") for cause in ("lr_too_high", "lr_too_low"))
+    interventions.doubted += [(dead, None), (high, None)]
+    interventions.guess(0.0)
+    assert [kept.suspicion.cause for kept in interventions.kept] == ["lr_too_high", "dead_units"]
+    interventions.kept.clear()
+    interventions.doubted.append((low, None))
+    interventions.guess(0.0)
+    assert [kept.suspicion.cause for kept in interventions.kept] == ["dead_units"]
 
 
 @pytest.mark.parametrize(
@@ -494,7 +510,7 @@ def test_no_guess_that_did_nothing_over_the_whole_run(level: float, steps: int, 
     scores = (level + gained - 0.01, level + gained + 0.01, level + gained)
     trial = Trial("ten times as long", "as it is", (1, 2, 3), "skill", scores, (level,) * 3, steps, 60, accepted=False)
     interventions.doubted.append((Suspicion("too_few_steps", 0.75, (), "so it seems"), trial))
-    interventions.guess()
+    interventions.guess(0.0)
     assert bool(interventions.kept) is said
 
 

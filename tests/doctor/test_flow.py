@@ -439,6 +439,26 @@ def test_vanishing_gradient() -> None:
     assert not any(isinstance(module, nn.Sigmoid) for module in model.modules())
 
 
+def test_a_mean_over_many_places_is_no_gradient_that_vanishes() -> None:
+    """What each place gets of it is small, and there are many of them."""
+
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.inside, self.encoder = nn.Linear(3, 16), nn.TransformerEncoder(layer, 2)
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.encoder(self.inside(x)).mean(1))
+            return found
+
+    X = torch.randn(200, 64, 3, generator=torch.Generator().manual_seed(0))
+    exam = in_motion(exam_of(Mean(), (X, torch.arange(200) % 4)), 20)
+    assert flow.vanishing_gradient(exam) is None
+
+
 def test_vanishing_through_functions_keeps_the_sigmoid_of_the_end() -> None:
     class Tower(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Rows that are too few: told by what a quarter of them gets, and by nothing else that keeps held-out rows from being met."""
+"""Rows that are too few: told by what a quarter of them gets, and not said of what else held-out rows suffer from."""
 
 from __future__ import annotations
 

@@ -123,6 +123,17 @@ def test_frozen_layers_that_nobody_trained(image: bool) -> None:
     assert all(p.requires_grad for p in edited(Net(fault="frozen")).parameters())
 
 
+def test_random_features_of_which_nothing_is_learned_leave_no_doubt() -> None:
+    """Frozen for most of the weights, where a classical learner has no trouble; of some such a network learns well."""
+
+    found = exam(Net(fault="frozen"))
+    assert not supposed(found)["frozen_parameters"].proof
+    found.observed = Laboratory(found.case, 1e6).observe(found.program, 20)
+    for best, proof in ((0.0, True), (0.6, False)):
+        found.observed.best = best
+        assert supposed(found)["frozen_parameters"].proof is proof
+
+
 def test_nothing_asks_for_a_gradient() -> None:
     found = supposed(exam(net(fault="all frozen")))["frozen_parameters"]
     assert found.blocks
@@ -455,3 +466,21 @@ def test_batch_normalisation_that_keeps_no_statistics(keeps: bool) -> None:
         x, _ = rows(6)
         edited = edit(model).eval()
         torch.testing.assert_close(edited(x)[:1], edited(x[:1]))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_sample_of_a_distribution_is_no_noise(sampled: bool) -> None:
+    """Noise that is multiplied by deviations, number by number, and such of one size."""
+
+    class Encoded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.mean, self.spread, self.head = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean, spread = self.mean(x), self.spread(x).exp()
+            found: Tensor = self.head(mean + torch.randn_like(spread) * (spread if sampled else 0.1))
+            return found
+
+    assert ("train_mode_eval" in supposed(exam(Encoded))) != sampled

@@ -222,3 +222,56 @@ def test_a_trial_shows_it() -> None:
     assert "transpose" in report.remedies[0].title
     healthy = Series(lambda x: x.transpose(0, 1))
     assert not fogline.diagnose(fogline.Task(healthy, nn.CrossEntropyLoss(), series()), RECIPE).findings
+
+
+class Turned(nn.Module):
+    """Channels first, and then rows: what is cut after that is of other rows."""
+
+    def __init__(self, *, first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head, self.first = nn.Conv1d(FEATURES, 8, 3, padding=1), nn.Linear(8 * TIME, 2), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x.transpose(1, 2)).relu()
+        found: Tensor = self.head((maps.permute(1, 0, 2) if self.first else maps.transpose(1, 2)).reshape(len(x), -1))
+        return found
+
+
+class Letters(nn.Module):
+    """Scores (b, letters, t), in rows of letters."""
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.conv, self.last = nn.Embedding(6, 8), nn.Conv1d(8, 6, 3, padding=1), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.conv(self.embed(x).transpose(1, 2))
+        return scores.transpose(1, 2).reshape(-1, 6) if self.last else scores.reshape(-1, 6)
+
+
+def test_a_reshape_after_a_turn_deals_out_rows() -> None:
+    x = torch.randn(64, TIME, FEATURES, generator=torch.Generator().manual_seed(0))
+    task = fogline.Task(Turned(first=True), nn.CrossEntropyLoss(), (x, (x[:, 0, 0] > 0).long()))
+    found = reshaped(Examination(open_case(task, RECIPE)))
+    assert found is not None
+    assert found.cause == "shuffled_labels"
+    task = fogline.Task(Turned(first=False), nn.CrossEntropyLoss(), (x, (x[:, 0, 0] > 0).long()))
+    assert reshaped(Examination(open_case(task, RECIPE))) is None
+
+
+def test_channels_are_cut_as_if_they_were_last() -> None:
+    x = torch.randint(6, (64, TIME), generator=torch.Generator().manual_seed(0))
+
+    def loss(scores: Tensor, letters: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(scores, letters.reshape(-1))
+
+    found = reshaped(Examination(open_case(fogline.Task(Letters(last=False), loss, (x, x)), RECIPE)))
+    assert found is not None
+    assert found.cause == "shape_broadcast"
+    assert "movedim(1, -1)" in found.remedies[0].patch
+    mended = found.remedies[0].on_model
+    assert mended is not None
+    assert torch.equal(mended(Letters(last=False))(x), Letters(last=True)(x))
+    assert reshaped(Examination(open_case(fogline.Task(Letters(last=True), loss, (x, x)), RECIPE))) is None

@@ -370,3 +370,89 @@ def test_low_rank_weights_beside_frozen_ones_need_no_bend(tmp_path: Path) -> Non
         tmp_path, model=Adapted(), make=lambda p: torch.optim.Adam([q for q in p if q.requires_grad], lr=0.01)
     )
     assert "missing_activation" not in causes(run)
+
+
+# -- what nothing moves, and what is gone --------------------------------------------------------------------------
+
+
+def test_a_divergence_below_zero_was_given_no_logarithms(tmp_path: Path) -> None:
+    X, y = rows()
+    shares = (F.one_hot(y, CLASSES).float() + 0.5) / 3
+
+    def trained(given: Callable[[Tensor], Tensor]) -> Run:
+        model, criterion = net(), nn.KLDivLoss(reduction="batchmean")
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        with fogline.watch(model, optimizer, loss_fn=criterion, runs=tmp_path) as run:
+            for _ in range(4):
+                for at in torch.arange(ROWS).split(BATCH):
+                    optimizer.zero_grad()
+                    value = criterion(given(model(X[at])), shares[at])
+                    value.backward()
+                    optimizer.step()
+                    run.log(value)
+        return run
+
+    assert causes(trained(lambda scores: scores.softmax(1)))[0] == "loss_mismatch"
+    assert causes(trained(lambda scores: scores.log_softmax(1))) == []
+
+
+@pytest.mark.parametrize(("unit", "found"), [(1.0, []), (1e-18, ["epsilon_underflow"])])
+def test_a_gradient_below_the_epsilon(unit: float, found: list[str], tmp_path: Path) -> None:
+    run = watched(tmp_path, lambda model, x, y: unit * unreadable(model, x, y))
+    assert causes(run) == found
+
+
+class Pairs(nn.Module):
+    """Products of two tables."""
+
+    def __init__(self, deviation: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other = nn.Embedding(CLASSES, 4), nn.Embedding(CLASSES, 4)
+        for table in (self.one, self.other):
+            nn.init.normal_(table.weight, std=deviation)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (self.one(a) * self.other(b)).sum(1)
+
+
+@pytest.mark.parametrize(("deviation", "found"), [(0.1, []), (0.0, ["symmetric_init"])])
+def test_factors_that_are_all_zero(deviation: float, found: list[str], tmp_path: Path) -> None:
+    def ranked(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        other = (y + 1) % CLASSES
+        return -F.logsigmoid(model(y, y) - model(y, other)).mean()
+
+    run = watched(tmp_path, ranked, model=Pairs(deviation), make=lambda p: torch.optim.Adam(p, lr=0.05))
+    assert causes(run) == found
+
+
+def test_how_long_a_rate_is_gone_is_counted_in_steps(tmp_path: Path) -> None:
+    """Of a long loop that is not ours most of what is recorded is of its beginning."""
+
+    def halved(gamma: float) -> Run:
+        X, y = rows()
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
+        with fogline.watch(model, optimizer, scheduler=scheduler, runs=tmp_path, share=0.001) as run:
+            for _ in range(60):
+                for at in torch.arange(ROWS).split(BATCH):
+                    optimizer.zero_grad()
+                    value = cross_entropy(model, X[at], y[at])
+                    value.backward()
+                    optimizer.step()
+                    run.log(value)
+                scheduler.step()
+        return run
+
+    assert "bad_schedule" in causes(halved(0.5))
+    assert "bad_schedule" not in causes(halved(0.99))
+
+
+@pytest.mark.parametrize(("reward", "found"), [(-1.0, ["loss_mismatch"]), (-0.37, []), (-1.24, [])])
+def test_a_reward_below_zero_is_no_minus_before_the_loss(reward: float, found: list[str], tmp_path: Path) -> None:
+    def rewarded(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return reward * F.cross_entropy(model(x), y)
+
+    run = watched(tmp_path, rewarded, make=lambda p: torch.optim.SGD(p, lr=1e-3), epochs=1)
+    assert [cause for cause in causes(run) if cause == "loss_mismatch"] == found

@@ -443,3 +443,62 @@ def test_directions_of_an_angle_are_judged_by_their_loss() -> None:
     assert report.verdict == "healthy"
     assert report.control is not None
     assert report.control > 0.9
+
+
+def test_numbers_that_go_round_are_judged_by_their_loss() -> None:
+    """Angles from 0 to a whole turn, of which both ends are one."""
+    turned = 2 * torch.pi * torch.rand(200, generator=torch.Generator().manual_seed(0))
+    outputs = torch.rand(200, generator=torch.Generator().manual_seed(1))
+
+    def round_about(said: Tensor, told: Tensor) -> Tensor:
+        return (1 - torch.cos(said - told)).mean()
+
+    def straight(said: Tensor, told: Tensor) -> Tensor:
+        return (said - told).abs().mean()
+
+    assert not Yardstick.of(turned, round_about).reads(outputs, turned, round_about)
+    assert Yardstick.of(turned, straight).reads(outputs, turned, straight)
+
+
+def test_weights_beside_a_number_to_predict_are_no_second_number() -> None:
+    draws = torch.Generator().manual_seed(0)
+    told = torch.stack([torch.randn(200, generator=draws), torch.rand(200, generator=draws) + 0.5], 1)
+    outputs = torch.randn(200, 1, generator=draws)
+
+    def weighed(said: Tensor, told: Tensor) -> Tensor:
+        return (told[:, 1:] * (said - told[:, :1]) ** 2).sum() / told[:, 1].sum()
+
+    def both(said: Tensor, told: Tensor) -> Tensor:
+        return ((said - told) ** 2).mean()
+
+    assert not Yardstick.of(told, weighed).reads(outputs, told, weighed)
+    assert Yardstick.of(told, both).reads(outputs, told, both)
+
+
+def test_the_logarithm_of_a_probability_says_yes_above_that_of_a_half() -> None:
+    """To a loss of one's own, and to a metric that takes its exponential."""
+    draws = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 4, generator=draws)
+    wanted = (inputs[:, 0] + inputs[:, 1] > 0).float()
+
+    class Likely(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.logsigmoid(self.net(x)).squeeze(1)
+
+    def likelihood(said: Tensor, told: Tensor) -> Tensor:
+        no = torch.log1p(-said.exp().clamp(max=1 - 1e-6))
+        return -(told * said + (1 - told) * no).mean()
+
+    def accuracy(said: Tensor, told: Tensor) -> Tensor:
+        return ((said.exp() > 0.5) == (told > 0.5)).float().mean()
+
+    task = fogline.Task(Likely, likelihood, (inputs, wanted), metrics={"accuracy": accuracy})
+    report = fogline.diagnose(task, optimizer="adam", lr=0.01, batch_size=32, duration="15ep")
+    assert report.verdict == "healthy"
+    assert report.control is not None
+    assert report.control > 0.9

@@ -86,7 +86,7 @@ class RowsMoved:
 
 @dataclass(frozen=True)
 class ChannelsLast:
-    """What a reshape of (rows, channels, places...) to (rows x places, channels) was meant for: channels last, first."""
+    """What a reshape of (rows, channels, places...) to (rows x places, channels) was meant for: channels last."""
 
     def fits(self, call: Reshape) -> bool:
         """Whether a call gave the shape that this would give, and could not have left the last axis as it was."""

@@ -1,9 +1,9 @@
 """Too few rows: what a quarter of them gets tells what twice as many would gain.
 
-Errors fall with the number of rows that are learned from by a power law (Cortes et al. 1993, Learning Curves: Asymptotic
-Values and Rate of Convergence). Rows are doubled twice from a quarter to all of them, so that the next doubling leaves
-the square root of what these two have left of the error. No edit of Task or Recipe gives that; and wrong labels, another
-split or a step that is too long show in no such curve.
+Errors fall with the number of rows that are learned from by a power law (Cortes et al. 1993, Learning Curves:
+Asymptotic Values and Rate of Convergence). From a quarter to all of them rows are doubled twice, so that the next
+doubling leaves the square root of what these two have left of the error. No edit of Task or Recipe gives that; and
+wrong labels, another split or a step that is too long show in no such curve.
 """
 
 from __future__ import annotations

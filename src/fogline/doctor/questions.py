@@ -92,13 +92,15 @@ def reads_every_column(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
 def weighs_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
     """Whether one number answers one column of the targets, and the others say how much each row counts.
 
-    A step to either side of that column is then no better, whatever the others are.
+    A step from that column to either side, or towards the others, is then no better.
     """
-    for column in targets.reshape(len(targets), -1).nan_to_num().unbind(1):
-        said = column.reshape(outputs.shape).to(outputs) if column.numel() == outputs.numel() else outputs
-        step = 0.1 * said.std(0, correction=0)
-        exact = asked(loss, said, targets)
-        if bool((step > 0).all()) and exact < min(asked(loss, said + step, targets), asked(loss, said - step, targets)):
+    wide = targets.reshape(len(targets), -1).nan_to_num()
+    for column in wide.unbind(1):
+        others = (wide.sum(1) - column) / (wide.shape[1] - 1)
+        step = 0.1 * column.std(correction=0)
+        steps = (torch.zeros_like(column), step, -step, 0.1 * (others - column))
+        exact, *moved = (asked(loss, (column + by).reshape(outputs.shape).to(outputs), targets) for by in steps)
+        if step > 0 and exact < min(moved):
             return True
     return False
 
@@ -280,7 +282,7 @@ def of_any_level(targets: Tensor, loss: Any) -> bool:
 
 
 def goes_round(targets: Tensor, loss: Any) -> bool:
-    """Whether numbers a whole turn away are as good as the targets, as of angles, and those part of a turn away are not.
+    """Whether numbers a whole turn away are as good as the targets, as of angles, and those a part of it away are not.
 
     Of such numbers 0 and a whole turn are one, and their squared difference says nothing.
     """

@@ -332,7 +332,7 @@ def _too_few_steps(verdict: Verdict, evidence: dict[str, Any]) -> Iterator[Findi
 def _of_no_probabilities(run: Run) -> Iterator[Finding]:
     """A Kullback-Leibler divergence below zero: its inputs are no logarithms of probabilities."""
     losses = finite(run.steps["loss"])
-    if (run.info.get("task") or {}).get("loss") != "KLDivLoss" or len(losses) < FEWEST_STEPS:
+    if (run.info.get("task") or {}).get("loss") != "KLDivLoss" or not len(losses):
         return
     first, last = ends(losses)
     if max(first, last) < -_ROUNDED:
