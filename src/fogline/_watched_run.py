@@ -240,8 +240,9 @@ class WatchedRun(Run):
             return None, "no step was seen, so there is no verdict; watch the optimizer whose step() the loop calls"
         if error is None and not known.any():
             return None, "no loss was seen, so there is no verdict; call run.log(loss) in the loop"
-        refused = bad[known].astype(np.float64)
-        judgement = judge(losses[known], rates[known], held_out, slope=None, refused=refused)
+        even = np.flatnonzero(known)[_evenly(self.steps["step"][known])]
+        refused = bad[even].astype(np.float64)
+        judgement = judge(losses[even], rates[even], held_out, slope=None, refused=refused)
         # A loop that stops itself at a NaN or as it diverges has ended by it; other errors say nothing of the descent.
         ended_by_it = (judgement.verdict is Verdict.NONFINITE and bad.any()) or (
             judgement.verdict is Verdict.DIVERGED and not isinstance(error, KeyboardInterrupt)
@@ -249,6 +250,16 @@ class WatchedRun(Run):
         if error is not None and not ended_by_it:
             judgement = Judgement(Verdict.INTERRUPTED, {"steps": taken})
         return judgement, _MESSAGES.get(judgement.verdict, "")
+
+
+def _evenly(steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of steps that lie about evenly: where time is short fewer are recorded, and all of the beginning.
+
+    >>> _evenly(np.array([0, 1, 2, 3, 4, 5, 6, 12, 18, 24]))
+    array([0, 3, 6, 7, 8, 9])
+    """
+    at = np.searchsorted(steps, np.linspace(steps[0], steps[-1], len(steps))) if len(steps) else []
+    return np.unique(np.asarray(at, dtype=np.int64))
 
 
 def _parting(error: BaseException) -> tuple[str, str]:

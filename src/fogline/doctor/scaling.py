@@ -148,12 +148,13 @@ def target_excess(targets: Tensor, outputs: Tensor) -> TargetExcess | None:
     varies = deviation > 1e-9 * targets.abs().amax(0)
     if not bool(varies.any()):
         return None
-    away = float(((outputs.mean(0) - mean).abs() / deviation)[varies].max())
+    each = ((outputs.mean(0) - mean).abs() / deviation)[varies]
+    away = float(each.max())
     wide = float((outputs.std(0, correction=0) / deviation)[varies].max())
     times = max(away / 5, 0.02 / max(wide, 1e-30), wide / 10)
     largest = max(float(deviation[varies].max()), float(mean[varies].abs().max()))
     small = largest < _LARGE and float(deviation[varies].median()) > _SMALL  # a few still pixels do no harm
-    if small and away < _FAR_AWAY:
+    if small and float(each.median()) < _FAR_AWAY:
         times = min(times, 1.0)
     return TargetExcess(times, mean, torch.where(varies, deviation, torch.ones_like(deviation)), away, wide)
 
