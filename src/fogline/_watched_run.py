@@ -258,8 +258,9 @@ def _evenly(steps: NDArray[np.int64]) -> NDArray[np.int64]:
     >>> _evenly(np.array([0, 1, 2, 3, 4, 5, 6, 12, 18, 24]))
     array([0, 3, 6, 7, 8, 9])
     """
-    at = np.searchsorted(steps, np.linspace(steps[0], steps[-1], len(steps))) if len(steps) else []
-    return np.unique(np.asarray(at, dtype=np.int64))
+    if not len(steps):
+        return steps
+    return np.unique(np.searchsorted(steps, np.linspace(steps[0], steps[-1], len(steps))))
 
 
 def _parting(error: BaseException) -> tuple[str, str]:

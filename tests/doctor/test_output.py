@@ -341,13 +341,16 @@ def test_a_sum_does_not_matter_to_an_optimizer_that_divides_by_the_gradient() ->
     assert output.sum_reduction(given) is None
 
 
-def test_probabilities_stay_probabilities() -> None:
+def test_logits_or_probabilities() -> None:
+    """The sigmoid goes, or else the loss is the one that takes it."""
     given = exam(net(1, nn.Sigmoid()), nn.BCEWithLogitsLoss(), yes_no())
     found = output.output_activation(given)
     assert found is not None
-    after = mended(found, given)
-    assert isinstance(after.program.loss, nn.BCELoss)
-    assert bool((after.anatomy.outputs >= 0).all())
+    logits, probabilities = mended(found, given), mended(found, given, 1)
+    assert isinstance(logits.program.loss, nn.BCEWithLogitsLoss)
+    assert bool((logits.anatomy.outputs < 0).any())
+    assert isinstance(probabilities.program.loss, nn.BCELoss)
+    assert bool((probabilities.anatomy.outputs >= 0).all())
 
 
 def test_the_last_layer_is_the_one_the_output_is_made_of() -> None:
@@ -574,3 +577,21 @@ def test_a_bounded_end_behind_a_sum(bounded: bool) -> None:
     if found is not None:
         assert found.proof
         assert any("sigmoid" in remedy.title for remedy in found.remedies)
+
+
+@pytest.mark.parametrize(
+    ("metric", "first"),
+    [
+        (None, "leave out"),
+        (lambda said, told: ((said > 0.5) == (told > 0.5)).float().mean(), "nn.BCELoss"),
+        (lambda said, told: ((said > 0) == (told > 0.5)).float().mean(), "leave out"),
+        (lambda said, told: ((said.sigmoid() > 0.5) == (told > 0.5)).float().mean(), "leave out"),
+    ],
+)
+def test_a_sigmoid_before_a_loss_of_logits_goes_unless_a_metric_counts_on_it(metric: Any, first: str) -> None:
+    metrics = None if metric is None else {"accuracy": metric}
+    task = fogline.Task(net(1, nn.Sigmoid()), nn.BCEWithLogitsLoss(), (rows(), yes_no()), metrics=metrics)
+    found = output.output_activation(Examination(open_case(task, SGD)))
+    assert found is not None
+    assert len(found.remedies) == 2
+    assert first in found.remedies[0].title

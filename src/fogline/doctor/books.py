@@ -14,6 +14,7 @@ from fogline.doctor.trial import CLEARLY
 
 LIKELY = 0.5
 """A suspicion that is said although it could not be tried."""
+_VERY_LIKELY = 0.6
 _GOOD = 0.9
 _GUESSES = 2
 _OPPOSITE = ("lr_too_high", "lr_too_low")
@@ -120,7 +121,7 @@ class Books:
         self.doubted.append((suspicion, trial))
         self.rejected.append(Rejected(suspicion.cause, trial, why))
 
-    def guess(self, noise: float) -> None:
+    def guess(self, noise: float, *, whole: bool = True) -> None:
         """A program that does not learn has a fault: what is likeliest is said, although no trial could show it.
 
         What may be of another fault's making comes last, and of a rate that was supposed both too high and too low
@@ -128,6 +129,7 @@ class Books:
 
         Args:
             noise: standard error of the difference of two scores.
+            whole: whether the run was watched to its end: one that has learned nothing by a third of it may begin late.
         """
         either = {s.cause for s, _ in self.doubted}.issuperset(_OPPOSITE)
         doubted = [pair for pair in self.doubted if not (either and pair[0].cause in _OPPOSITE)]
@@ -135,7 +137,7 @@ class Books:
         likely = sorted(not_refuted, key=lambda pair: (pair[0].follows, -pair[0].strength))[:_GUESSES]
         said = max((kept.suspicion.strength for kept in self.kept), default=0.0)
         untried = len(not_refuted) == 1 and not_refuted[0][1] is None
-        least = _ONLY_ONE if untried else LIKELY
+        least = _VERY_LIKELY if not whole else _ONLY_ONE if untried else LIKELY
         self.say_untried([pair for pair in likely if pair[0].strength >= least and pair[0].strength > said])
 
     def _refutes(self, trial: Trial, noise: float) -> bool:

@@ -41,6 +41,7 @@ _AT_ONCE = 0.125  # of the descent that is watched: as much is seen of what one 
 _LIKELY = 0.5
 _FAR = 0.9  # from perfect is what scores less
 _MOSTLY = 0.5  # of a constant answer's loss is gone
+_LONGER = 1.5  # times the steps that were watched: less is no other look
 _OBSERVED = 0.3  # of the budget: the control's own descent, and again one of the same length with what helped
 # Confidence: how often findings of each kind named a planted cause on the calibration half of benchmarks/faults.
 _SURE, _PROVEN = 0.97, 0.95
@@ -136,6 +137,8 @@ class _Doctor:
                 self.tried.take(suspicion, None, None)
             return self._written("faulty" if any(s.proof for s in first) else "undecided")
         exam, rounds = self._watched(first)
+        if not self._shown and self.tried.level < LEARNS:
+            exam = self._seen_longer(exam)
         if exam.kept == self.tried.remedies and self._may_be_short(exam) and self.laboratory.left > 0:
             self.tried.verify(exam, self._usual(exam))
             if exam.kept == self.tried.remedies and not self.tried.is_healthy(exam) and not self._holds_nothing(exam):
@@ -157,7 +160,9 @@ class _Doctor:
         if not descends(exam):
             self.notes.append("the loss does not fall along its own gradients, as that of opponents: it cannot judge")
         if outcome == "undecided" or (outcome == "faulty" and not self._shown):
-            self.tried.guess(2 * standing(exam).error if exam.observed is not None else 0.0)
+            seen = exam.observed
+            whole = seen is None or seen.steps >= seen.planned or bool(seen.error)
+            self.tried.guess(2 * standing(exam).error if seen is not None else 0.0, whole=whole)
             return self._written(self._outcome(exam))
         lacking = [pair for pair in self.tried.doubted if pair[0].of_data]
         if outcome in ("healthy", "limit_of_data") and lacking:
@@ -260,6 +265,23 @@ class _Doctor:
             self.tried.unsure = False
         else:
             self.tried.control, self.tried.control_in = level(exam), exam.observed.steps
+        return exam
+
+    def _seen_longer(self, exam: Examination) -> Examination:
+        """A program that learned nothing in the part of its run that was watched, watched for as long as can be.
+
+        Some begin late. What was supposed of the shorter part counts only where it is still to be seen.
+        """
+        seen, price = exam.observed, self.laboratory.price(exam.program.recipe)
+        steps = min(self.planned, int(self.laboratory.left / price))
+        if seen is None or seen.error or steps < _LONGER * seen.steps:
+            return exam
+        said, self.tried.kept = self.tried.kept, []
+        exam = self._observed(steps / self._glance)
+        still = {suspicion.cause for suspicion in suspicions(exam)}
+        self.tried.kept = [kept for kept in said if kept.suspicion.cause in still]
+        self.tried.doubted = [(s, trial) for s, trial in self.tried.doubted if trial is not None or s.cause in still]
+        self.tried.rejected = [item for item in self.tried.rejected if item.trial is not None or item.cause in still]
         return exam
 
     def _is_misread(self, exam: Examination) -> bool:

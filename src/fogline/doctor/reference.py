@@ -1,7 +1,8 @@
 """Classical learners on the same rows: whether there is anything to be learned, told in a fraction of a second.
 
-Ridge regression, on the rows, on a kernel and on pairs of tokens, and nearest neighbours need no gradient, so nothing
-that is wrong with the descent can be wrong with them. What they get, a sound network can get about as well.
+Ridge regression, on the rows, on a kernel, on pairs of tokens and on random convolutions, and nearest neighbours need
+no gradient, so nothing that is wrong with the descent can be wrong with them. What they get, a sound network can get
+about as well.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ _LITTLE, _FEW_NAMES = 0.1, 4
 """Score that is next to nothing; and whole numbers of a row, where more are words, or counts."""
 _PAIRED = 600
 """Rows that pairs of tokens are learned from."""
+_KERNEL, _KERNELS, _FEWEST_KERNELS, _SCALES = 5, 48, 8, 3
+"""Places along each axis of a random kernel; how many there are of each scale, at most and at least; and scales."""
+_LARGEST, _COLOURS, _AT_ONCE = 32, 4, 256
+"""Pixels along an image, beyond which it is made smaller; channels that stand last; and rows convolved at once."""
+_OPERATIONS = int(1e10)
+"""Of all convolutions of one scale, about half a second."""
 _LANDMARKS = 200
 """Rows that a kernel is seen from."""
 _WIDTHS = (0.3, 1.5)
@@ -108,6 +115,8 @@ def refer(case: Case) -> Reference:
     folds = _FOLDS if len(order) <= _FEW_ROWS else 1
     scores: dict[str, float] = {}
     for learner, (sees, _) in _LEARNERS.items():
+        if sees is convolved and max(scores.values()) > _WELL:
+            continue
         inputs = raw if sees is features else sees(case.train.inputs)
         if inputs is not None:
             scores[learner] = _across_folds(inputs[order], targets, yardstick, learner, folds)
@@ -273,6 +282,38 @@ def pairs(inputs: Any) -> Tensor | None:
     return torch.cat([at_once, anywhere.flatten(1)], 1).log1p()
 
 
+def convolved(inputs: Any) -> Tensor | None:
+    """What random kernels say of images (n, c, h, w) and of series (n, c, t), at three scales: the most, the least, how
+    much it varies and how often it is high, anywhere (Dempster et al. 2020, ROCKET). None of anything else.
+
+    A form that may stand anywhere is no sum over pixels, and no picture has another near it.
+    """
+    if not isinstance(inputs, Tensor) or inputs.ndim not in (3, 4) or inputs.is_complex() or inputs.dtype == torch.bool:
+        return None
+    if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
+        return None
+    seen = inputs.detach().float().nan_to_num()
+    last = seen.shape[-1] < seen.shape[1] if seen.ndim == 3 else seen.shape[-1] <= _COLOURS < seen.shape[1]
+    seen = seen.movedim(-1, 1) if last else seen
+    image = seen.ndim == 4
+    convolve, pool = (F.conv2d, F.avg_pool2d) if image else (F.conv1d, F.avg_pool1d)
+    while max(seen.shape[2:]) > (_LARGEST if image else _LARGEST**2):
+        seen = pool(seen, 2)
+    width = _KERNEL ** (seen.ndim - 2)
+    count = max(_FEWEST_KERNELS, min(_KERNELS, _OPERATIONS // max(1, 2 * seen.numel() * width)))
+    draws = torch.Generator().manual_seed(0)
+    found: list[Tensor] = []
+    while min(seen.shape[2:]) >= _KERNEL and len(found) < _SCALES * 4:
+        kernels = torch.randn(count, seen.shape[1], width, generator=draws)
+        kernels = (kernels - kernels.mean(2, keepdim=True)).view(count, seen.shape[1], *[_KERNEL] * (seen.ndim - 2))
+        pieces = [convolve(piece, kernels).flatten(2) for piece in torch.split(seen, _AT_ONCE)]
+        found += [torch.cat([piece.amax(2) for piece in pieces]), torch.cat([piece.amin(2) for piece in pieces])]
+        found += [torch.cat([piece.std(2) for piece in pieces])]
+        found += [torch.cat([(piece > piece.std(2, keepdim=True)).float().mean(2) for piece in pieces])]
+        seen = pool(seen, 2)
+    return torch.cat(found, 1).double() if found else None
+
+
 def standardised(inputs: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     mean, scale = inputs.mean(0), inputs.std(0, correction=0)
     scale = torch.where(scale > 1e-12 * inputs.abs().amax(0).clamp_min(1e-300), scale, torch.ones_like(scale))
@@ -326,7 +367,7 @@ def _kernel_ridge(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yar
     return best
 
 
-def _ridge_of_pairs(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:
+def _ridge_of_many(inputs: Tensor, targets: Tensor, other: Tensor, yardstick: Yardstick) -> Tensor:
     """Ridge regression of many columns, from a part of the rows, with the best of several penalties."""
     inputs, other = standardised(inputs[:_PAIRED], other)
     coded, columns = _coded(targets[:_PAIRED], yardstick), math.sqrt(inputs.shape[1])
@@ -367,6 +408,7 @@ _LEARNERS: dict[str, tuple[Callable[[Any], Tensor | None], Callable[[Tensor, Ten
     "ridge regression": (features, _ridge),
     "nearest neighbours": (features, _neighbours),
     "kernel ridge regression": (features, _kernel_ridge),
-    "ridge regression on pairs of tokens": (pairs, _ridge_of_pairs),
+    "ridge regression on pairs of tokens": (pairs, _ridge_of_many),
+    "ridge regression on random convolutions": (convolved, _ridge_of_many),
 }
 """What each of them sees of inputs, and how it learns."""

@@ -27,6 +27,10 @@ _OF_A_RECORD = {
     "healthy": "Nothing wrong was seen in the record of this run: its loss fell, and no signal stands out.",
     "undecided": "Nothing was seen that explains this run, and its record does not show that it learns.",
 }
+_UNDECIDED_IN_PART = (
+    "It has learned little in the part of its run that was watched, and nothing that was tried there does clearly "
+    "better. A larger budget shows whether it begins late."
+)
 _LITTLE = 0.5
 _HEALTHY_WITH_LITTLE = (
     "Nothing is wrong that shows in training: the program gets {much}. If that is too little, look at what the inputs "
@@ -180,6 +184,8 @@ class Report:
             unknown = self.reference is None
             much = "a part of what there may be" if unknown else "about as much as classical learners get"
             return _HEALTHY_WITH_LITTLE.format(much=much)
+        if self.verdict == "undecided" and 0 < self.control_in < self.planned:
+            return _UNDECIDED_IN_PART
         return (_SENTENCES if self.planned else {**_SENTENCES, **_OF_A_RECORD})[self.verdict]
 
     @property

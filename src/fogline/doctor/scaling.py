@@ -21,7 +21,7 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _MOST_NUMBERS = 4_000_000
 """That statistics are taken of, from spaced rows: enough for any deviation, and little memory."""
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_LARGE, _SMALL, _UNEVEN = 5.0, 0.03, 10.0
+_LARGE, _SMALL, UNEVEN = 5.0, 0.03, 10.0
 """First weights are drawn for inputs of size one, which leaves a factor of 5 to spare (pixels from 0 to 1 are 0.3);
 columns whose sizes differ 10 times make the slopes along them differ 100 times."""
 _FAR_AWAY = 30.0
@@ -120,7 +120,7 @@ def input_excess(scales: Scales) -> InputExcess:
     sizes, deviations = scales.size[scales.counted], scales.deviation[scales.counted]
     largest, middle = float(sizes.max()), float(deviations.median())
     overall, uneven = float(sizes.square().mean().sqrt()), largest / middle
-    times = max(overall / _LARGE, _SMALL / largest, uneven / _UNEVEN)
+    times = max(overall / _LARGE, _SMALL / largest, uneven / UNEVEN)
     return InputExcess(times if math.isfinite(times) else 0.0, overall, uneven)
 
 

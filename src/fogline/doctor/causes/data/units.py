@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data.source import Collated, leaves, map_tree
-from fogline.doctor.anatomy import BENDS, Layer
+from fogline.doctor.anatomy import BENDS, Anatomy, Layer, same_numbers
 from fogline.doctor.causes.data.common import kept_at, pair_of
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import WRAP, Evidence, Remedy, Suspicion
@@ -19,6 +19,7 @@ from fogline.doctor.heads import bend, reach
 from fogline.doctor.reading import is_difference, several_for_one
 from fogline.doctor.scaling import (
     NORMS,
+    UNEVEN,
     Scales,
     as_received,
     first_layer,
@@ -43,6 +44,8 @@ def unscaled_input(exam: Examination) -> Suspicion | None:
         return None
     parts = [(part, input_excess(part.scales)) for part in inputs_of(exam)]
     beyond = [pair for pair in parts if pair[1].times > 1]
+    if _normalised_behind(exam.anatomy):  # one size that all share is gone there
+        beyond = [pair for pair in beyond if pair[1].uneven > UNEVEN]
     if not beyond:
         return None
     worst, excess = max(beyond, key=lambda pair: pair[1].times)
@@ -59,6 +62,15 @@ def unscaled_input(exam: Examination) -> Suspicion | None:
         "rate suits both.",
         (_standardised(exam, [part for part, _ in beyond]),),
     )
+
+
+def _normalised_behind(anatomy: Anatomy) -> bool:
+    """Whether what the first layer makes of the inputs is normalised at once."""
+    first = first_layer(anatomy)
+    if first is None or first.output is None:
+        return False
+    behind = [layer for layer in anatomy.layers if isinstance(layer.module, NORMS) and layer.received is not None]
+    return any(same_numbers(layer.received, first.output) for layer in behind if layer.received is not None)
 
 
 @dataclass(frozen=True)
