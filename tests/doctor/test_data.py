@@ -89,6 +89,18 @@ def test_inputs_in_other_units(change: Callable[[Tensor], Tensor]) -> None:
     assert 0.3 < float(received.std()) < 3
 
 
+@pytest.mark.parametrize(
+    ("change", "said"), [(lambda x: 300 * x, False), (lambda x: x * torch.tensor([1, 1, 1000, 1]), True)]
+)
+def test_what_is_normalised_right_behind_the_first_layer(change: Callable[[Tensor], Tensor], said: bool) -> None:
+    """A size that all columns share is gone there, and one of a single column is not."""
+    X, y = numbers()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(X.shape[1], 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
+    task = fogline.Task(net, nn.MSELoss(), (change(X), y))
+    assert (data.unscaled_input(Examination(open_case(task, fogline.Recipe(lr=0.01)))) is not None) == said
+
+
 class Sizes(nn.Module):
     """Takes a dictionary: one part that is multiplied with weights, one that is looked up."""
 

@@ -21,7 +21,7 @@ from fogline.doctor.examine import _Doctor
 from fogline.doctor.finding import CAUSES, Remedy, Rows, Suspicion, Trial
 from fogline.doctor.interventions import Interventions
 from fogline.doctor.standing import descends
-from fogline.doctor.trial import SEEDS, Laboratory, compared
+from fogline.doctor.trial import SEEDS, Laboratory, compared, planned_steps
 
 RECIPE = fogline.Recipe(optimizer="adam", lr=0.01, batch_size=32, duration="20ep")
 
@@ -483,6 +483,35 @@ def test_no_guess_that_a_trial_refuted(effect: float | None, noise: float, said:
     interventions.doubted.append((suspicion, trial))
     interventions.guess(noise)
     assert bool(interventions.kept) is said
+
+
+@pytest.mark.parametrize(("strength", "whole", "said"), [(0.5, True, True), (0.5, False, False), (0.6, False, True)])
+def test_of_a_run_that_was_seen_in_part_only_what_is_very_likely_is_guessed(
+    strength: float, whole: bool, said: bool
+) -> None:
+    case = open_case(task(), RECIPE)
+    interventions = Interventions(case=case, laboratory=Laboratory(case, 100), planned=100)
+    interventions.doubted.append((Suspicion("dead_units", strength, (), "so it seems"), None))
+    interventions.guess(0.0, whole=whole)
+    assert bool(interventions.kept) is said
+
+
+def test_what_learned_nothing_is_watched_longer_before_the_data_are_blamed() -> None:
+    """What was supposed of the first steps, and is not seen any more, is dropped."""
+    case = open_case(task(), RECIPE)
+    planned = planned_steps(RECIPE, case)
+    tried = Interventions(case=case, laboratory=Laboratory(case, planned), planned=planned)
+    doctor = _Doctor(case, tried.laboratory, planned, tried, 0)
+    first = doctor._observed()
+    blamed = Suspicion("shuffled_labels", 0.6, (), "so it seems")
+    tried.take(blamed, None, None)
+    tried.reject(blamed, None, "not tried")
+    longer = doctor._seen_longer(first)
+    assert first.observed is not None
+    assert longer.observed is not None
+    assert longer.observed.steps > 1.5 * first.observed.steps
+    assert (tried.kept, tried.doubted, tried.rejected) == ([], [], [])
+    assert doctor._seen_longer(longer) is longer  # the budget is spent
 
 
 def test_what_may_follow_is_guessed_last_and_a_rate_that_is_off_either_way_not_at_all() -> None:

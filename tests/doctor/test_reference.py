@@ -129,3 +129,59 @@ def test_copies_of_a_row_are_no_other_rows() -> None:
     assert found.score < 0.3
     assert found.rows is not None
     assert len(found.rows) < 101
+
+
+def forms(count: int = 300, size: int = 28) -> tuple[Tensor, Tensor]:
+    """A disc or a ring, bright or dark, anywhere in a noisy picture, (n, 1, size, size)."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 2
+    middle = torch.rand(count, 2, 1, 1, generator=draws) * (size - 10) + 5
+    down, across = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    apart = ((down - middle[:, 0]) ** 2 + (across - middle[:, 1]) ** 2).sqrt()
+    bright = torch.where(labels[:, None, None] == 1, ((apart - 3.5).abs() < 1).float(), (apart < 3).float())
+    bright = bright * (2 * torch.randint(2, (count, 1, 1), generator=draws) - 1)
+    return (bright + 0.3 * torch.randn(count, size, size, generator=draws))[:, None], labels
+
+
+def test_a_form_that_may_stand_anywhere_is_seen_by_random_kernels() -> None:
+    images, labels = forms()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
+    for inputs in (images, images.movedim(1, -1)):  # the channels first, or last
+        found = refer(open_case(fogline.Task(model, nn.CrossEntropyLoss(), (inputs, labels)), fogline.Recipe()))
+        assert found.learner == "ridge regression on random convolutions"
+        assert found.score is not None
+        assert found.score > 0.8
+    mixed = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+    found = refer(open_case(fogline.Task(model, nn.CrossEntropyLoss(), (images, mixed)), fogline.Recipe()))
+    assert found.score is not None
+    assert found.score < 0.2
+
+
+def test_a_beat_that_may_come_at_any_time_is_seen_by_random_kernels() -> None:
+    draws = torch.Generator().manual_seed(0)
+    labels, starts = torch.arange(400) % 2, torch.randint(0, 50, (400,), generator=draws)
+    series = 0.2 * torch.randn(400, 64, generator=draws)
+    beats = torch.tensor([[1.0, 2, -1, 1, 2, -1, 1], [2.0, -1, 1, 2, -1, 1, -1]])
+    for row, start in enumerate(starts):
+        series[row, start : start + 7] += beats[labels[row]]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    for inputs in (series[:, None], series[:, :, None]):
+        found = refer(open_case(fogline.Task(model, nn.CrossEntropyLoss(), (inputs, labels)), fogline.Recipe()))
+        assert found.learner == "ridge regression on random convolutions"
+        assert found.score is not None
+        assert found.score > 0.5
+
+
+@pytest.mark.parametrize("shape", [(50, 8), (50, 4, 4), (50, 1, 28, 4)])
+def test_what_is_no_image_and_no_series_is_not_convolved(shape: tuple[int, ...]) -> None:
+    assert reference.convolved(torch.randn(shape)) is None
+    assert reference.convolved(torch.zeros(shape, dtype=torch.int64)) is None
+
+
+def test_large_images_are_made_smaller_and_numbers_that_are_none_are_left_out() -> None:
+    images = torch.rand(6, 3, 200, 160)
+    images[0, 0, 0, 0] = torch.nan
+    found = reference.convolved(images)
+    assert found is not None
+    assert bool(torch.isfinite(found).all())
+    assert found.shape == (6, 4 * reference._SCALES * reference._KERNELS)

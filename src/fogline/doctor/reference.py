@@ -303,15 +303,20 @@ def convolved(inputs: Any) -> Tensor | None:
     count = max(_FEWEST_KERNELS, min(_KERNELS, _OPERATIONS // max(1, 2 * seen.numel() * width)))
     draws = torch.Generator().manual_seed(0)
     found: list[Tensor] = []
-    while min(seen.shape[2:]) >= _KERNEL and len(found) < _SCALES * 4:
+    while min(seen.shape[2:]) >= _KERNEL and len(found) < _SCALES:
         kernels = torch.randn(count, seen.shape[1], width, generator=draws)
         kernels = (kernels - kernels.mean(2, keepdim=True)).view(count, seen.shape[1], *[_KERNEL] * (seen.ndim - 2))
-        pieces = [convolve(piece, kernels).flatten(2) for piece in torch.split(seen, _AT_ONCE)]
-        found += [torch.cat([piece.amax(2) for piece in pieces]), torch.cat([piece.amin(2) for piece in pieces])]
-        found += [torch.cat([piece.std(2) for piece in pieces])]
-        found += [torch.cat([(piece > piece.std(2, keepdim=True)).float().mean(2) for piece in pieces])]
+        pieces = torch.split(seen, _AT_ONCE)
+        found.append(torch.cat([_anywhere(convolve(piece, kernels).flatten(2)) for piece in pieces]))
         seen = pool(seen, 2)
     return torch.cat(found, 1).double() if found else None
+
+
+def _anywhere(said: Tensor) -> Tensor:
+    """Of what each kernel says at all places: (n, k, places) to (n, 4 k)."""
+    deviation = said.std(2, correction=0)
+    high = (said > deviation[:, :, None]).float().mean(2)
+    return torch.cat([said.amax(2), said.amin(2), deviation, high], 1)
 
 
 def standardised(inputs: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
