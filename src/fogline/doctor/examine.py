@@ -137,7 +137,7 @@ class _Doctor:
                 self.tried.take(suspicion, None, None)
             return self._written("faulty" if any(s.proof for s in first) else "undecided")
         exam, rounds = self._watched(first)
-        if not self._shown and self.tried.level < LEARNS:
+        if not self._shown and not self.tried.remedies and self.tried.level < LEARNS:
             exam = self._seen_longer(exam)
         if exam.kept == self.tried.remedies and self._may_be_short(exam) and self.laboratory.left > 0:
             self.tried.verify(exam, self._usual(exam))

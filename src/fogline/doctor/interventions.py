@@ -122,8 +122,8 @@ class Interventions(Trying):
         return True
 
     def count_rows(self, exam: Examination) -> None:
-        """Say that rows are too few, where half of them do so much worse that more would do better."""
-        won = None if "overfitting" in self.kept_causes else short_of_rows(exam, self.laboratory)
+        """Say that rows are too few, where a part of them does so much worse that more would do better."""
+        won = short_of_rows(exam, self.laboratory)
         if won is not None:
             self.take(won[0], None, won[1])
 

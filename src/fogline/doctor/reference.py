@@ -292,24 +292,33 @@ def convolved(inputs: Any) -> Tensor | None:
         return None
     if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
         return None
-    seen = inputs.detach().float().nan_to_num()
-    last = seen.shape[-1] < seen.shape[1] if seen.ndim == 3 else seen.shape[-1] <= _COLOURS < seen.shape[1]
-    seen = seen.movedim(-1, 1) if last else seen
-    image = seen.ndim == 4
+    image, rows = inputs.ndim == 4, len(inputs)
     convolve, pool = (F.conv2d, F.avg_pool2d) if image else (F.conv1d, F.avg_pool1d)
+    one = _channels_first(inputs[:1])
+    width = _KERNEL ** (one.ndim - 2)
+    count = max(_FEWEST_KERNELS, min(_KERNELS, _OPERATIONS // max(1, 2 * rows * one.numel() * width)))
+    drawn = torch.randn(_SCALES, count, one.shape[1], width, generator=torch.Generator().manual_seed(0))
+    kernels = (drawn - drawn.mean(3, keepdim=True)).view(_SCALES, count, one.shape[1], *[_KERNEL] * (one.ndim - 2))
+    found = []
+    for piece in torch.split(inputs, _AT_ONCE):
+        seen, parts = _channels_first(piece), []
+        for scale in kernels:
+            if min(seen.shape[2:]) < _KERNEL:
+                break
+            parts.append(_anywhere(convolve(seen, scale).flatten(2)))
+            seen = pool(seen, 2)
+        found += [torch.cat(parts, 1)] if parts else []
+    return torch.cat(found).double() if found else None
+
+
+def _channels_first(inputs: Tensor) -> Tensor:
+    """Images and series with the channels in their second place, and no more places than a glance takes."""
+    seen, image = inputs.detach().float().nan_to_num(), inputs.ndim == 4
+    last = seen.shape[-1] <= _COLOURS < seen.shape[1] if image else seen.shape[-1] < seen.shape[1]
+    seen = seen.movedim(-1, 1) if last else seen
     while max(seen.shape[2:]) > (_LARGEST if image else _LARGEST**2):
-        seen = pool(seen, 2)
-    width = _KERNEL ** (seen.ndim - 2)
-    count = max(_FEWEST_KERNELS, min(_KERNELS, _OPERATIONS // max(1, 2 * seen.numel() * width)))
-    draws = torch.Generator().manual_seed(0)
-    found: list[Tensor] = []
-    while min(seen.shape[2:]) >= _KERNEL and len(found) < _SCALES:
-        kernels = torch.randn(count, seen.shape[1], width, generator=draws)
-        kernels = (kernels - kernels.mean(2, keepdim=True)).view(count, seen.shape[1], *[_KERNEL] * (seen.ndim - 2))
-        pieces = torch.split(seen, _AT_ONCE)
-        found.append(torch.cat([_anywhere(convolve(piece, kernels).flatten(2)) for piece in pieces]))
-        seen = pool(seen, 2)
-    return torch.cat(found, 1).double() if found else None
+        seen = F.avg_pool2d(seen, 2) if image else F.avg_pool1d(seen, 2)
+    return seen
 
 
 def _anywhere(said: Tensor) -> Tensor:
