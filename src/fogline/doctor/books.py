@@ -121,23 +121,24 @@ class Books:
         self.doubted.append((suspicion, trial))
         self.rejected.append(Rejected(suspicion.cause, trial, why))
 
-    def guess(self, noise: float, *, whole: bool = True) -> None:
+    def guess(self, noise: float, *, mostly: bool = True) -> None:
         """A program that does not learn has a fault: what is likeliest is said, although no trial could show it.
 
-        What may be of another fault's making comes last, and of a rate that was supposed both too high and too low
-        nothing is said. Where something was said already, only what is likelier.
+        What may be of another fault's making is said where nothing else is, and of a rate that was supposed both too
+        high and too low nothing. Where something was said already, only what is likelier.
 
         Args:
             noise: standard error of the difference of two scores.
-            whole: whether the run was watched to its end: one that has learned nothing by a third of it may begin late.
+            mostly: whether half of the run was watched: one that has learned nothing by a third of it may begin late.
         """
         either = {s.cause for s, _ in self.doubted}.issuperset(_OPPOSITE)
         doubted = [pair for pair in self.doubted if not (either and pair[0].cause in _OPPOSITE)]
         not_refuted = [(s, trial) for s, trial in doubted if trial is None or not self._refutes(trial, noise)]
         likely = sorted(not_refuted, key=lambda pair: (pair[0].follows, -pair[0].strength))[:_GUESSES]
+        likely = [pair for pair in likely if not pair[0].follows or likely[0][0].follows]
         said = max((kept.suspicion.strength for kept in self.kept), default=0.0)
         untried = len(not_refuted) == 1 and not_refuted[0][1] is None
-        least = _VERY_LIKELY if not whole else _ONLY_ONE if untried else LIKELY
+        least = _VERY_LIKELY if not mostly else _ONLY_ONE if untried else LIKELY
         self.say_untried([pair for pair in likely if pair[0].strength >= least and pair[0].strength > said])
 
     def _refutes(self, trial: Trial, noise: float) -> bool:

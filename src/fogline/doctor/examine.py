@@ -161,8 +161,8 @@ class _Doctor:
             self.notes.append("the loss does not fall along its own gradients, as that of opponents: it cannot judge")
         if outcome == "undecided" or (outcome == "faulty" and not self._shown):
             seen = exam.observed
-            whole = seen is None or seen.steps >= seen.planned or bool(seen.error)
-            self.tried.guess(2 * standing(exam).error if seen is not None else 0.0, whole=whole)
+            mostly = seen is None or 2 * seen.steps >= seen.planned or bool(seen.error)
+            self.tried.guess(2 * standing(exam).error if seen is not None else 0.0, mostly=mostly)
             return self._written(self._outcome(exam))
         lacking = [pair for pair in self.tried.doubted if pair[0].of_data]
         if outcome in ("healthy", "limit_of_data") and lacking:
