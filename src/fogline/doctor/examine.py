@@ -154,7 +154,8 @@ class _Doctor:
         if len({count for count in rounds if count}) > 1:
             self.tried.minimal_again(exam)
         self._leave_out_what_is_gone(exam)
-        if not self.tried.kept:
+        lacking = [pair for pair in self.tried.doubted if pair[0].of_data]
+        if not self.tried.kept and not lacking:
             self.tried.count_rows(exam)
         outcome = self._outcome(exam)
         if not descends(exam):
@@ -164,7 +165,6 @@ class _Doctor:
             mostly = seen is None or 2 * seen.steps >= seen.planned or bool(seen.error)
             self.tried.guess(2 * standing(exam).error if seen is not None else 0.0, mostly=mostly)
             return self._written(self._outcome(exam))
-        lacking = [pair for pair in self.tried.doubted if pair[0].of_data]
         if outcome in ("healthy", "limit_of_data") and lacking:
             self.tried.say_untried(lacking)
             return self._written("limit_of_data")
