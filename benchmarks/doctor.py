@@ -357,8 +357,8 @@ those of the healthy twin, is in [doctor-ceiling.md](doctor-ceiling.md): rows th
 
 HISTORY = """This half had been scored before. What changed since then, and the first table, is in `docs/LOG.md`;
 what becomes of leaked copies, the level that a gain is measured from, how much time classical learners take, what is
-tried where they get no further, which causes are said as another reading of the same and what refutes a guess were
-changed for what this half had shown in its totals.
+tried where they get no further, which causes are said as another reading of the same, what refutes a guess and that a
+part of the rows is learned from were changed for what this half had shown in its totals.
 
 """
 
