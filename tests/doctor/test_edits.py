@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -129,6 +130,9 @@ def test_a_wrapped_model_is_read_and_asked_like_the_one_inside() -> None:
             found: Tensor = self.net(x)
             return found
 
+        def __deepcopy__(self, _: Any) -> Priced:
+            return Priced()
+
         def predict(self, x: Tensor) -> Tensor:
             with torch.no_grad():
                 found: Tensor = self(x[:, list(self.columns)])
@@ -147,3 +151,4 @@ def test_a_wrapped_model_is_read_and_asked_like_the_one_inside() -> None:
         _ = model.net  # which would be given what the model is not given any more
     with pytest.raises(AttributeError, match="nothing"):
         _ = model.nothing
+    assert type(copy.deepcopy(model)) is type(model)  # by its own means, whatever the one inside has

@@ -480,7 +480,7 @@ def test_a_sample_of_a_distribution_is_no_noise(sampled: bool) -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             mean, spread = self.mean(x), self.spread(x).exp()
-            found: Tensor = self.head(mean + torch.randn_like(spread) * (spread if sampled else 0.1))
+            found: Tensor = self.head(2 * mean + torch.randn_like(spread) * (spread if sampled else 0.1))
             return found
 
     assert ("train_mode_eval" in supposed(exam(Encoded))) != sampled

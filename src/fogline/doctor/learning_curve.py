@@ -25,7 +25,8 @@ _PART = 4
 _FEWEST = 4 * _PART
 _BY_HEART = 0.98
 _WORTH = 0.04
-"""What twice the rows must gain to be worth a word: half of sound programs' distance to those that lack rows."""
+"""What twice the rows must gain to be worth a word: more than twice what any sound program that knew its rows by heart
+was seen to gain (docs/LOG.md)."""
 
 
 def short_of_rows(exam: Examination, laboratory: Laboratory) -> tuple[Suspicion, Trial] | None:

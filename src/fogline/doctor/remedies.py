@@ -17,7 +17,7 @@ from fogline.doctor.trial import Laboratory
 
 _SMOOTHING = 0.2
 _OFF = 3.0  # times the measured rate: within it a rate is as good as measured
-_FAR_OFF = 10.0
+_FAR_OFF = 10.0  # and beyond it is likely that the rate is what is wrong
 
 
 def measured_rate() -> Remedy:

@@ -41,7 +41,7 @@ class Wrapped(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "wrapped_model":
+            if name == "wrapped_model" or name.startswith("__"):
                 raise
             found = getattr(self.wrapped_model, name)
             if isinstance(found, MethodType) and found.__self__ is self.wrapped_model:

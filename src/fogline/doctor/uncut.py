@@ -157,7 +157,8 @@ class Noiseless(TorchFunctionMode):
     @staticmethod
     def _deviates(noise: Tensor, factors: Sequence[Any]) -> bool:
         others = [factor for factor in factors if factor is not noise and isinstance(factor, Tensor)]
-        return len(others) < len(factors) and any(other.shape == noise.shape for other in others)
+        itself = any(factor is noise for factor in factors)
+        return itself and any(other.shape == noise.shape for other in others)
 
 
 class FirstByRelu(TorchFunctionMode):
