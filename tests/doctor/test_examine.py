@@ -241,9 +241,12 @@ def test_a_program_that_runs_away_late_is_held_to_where_it_ends(planned: int) ->
     reached = exam.observed.score
     bench = Bench(Laboratory(case, 1e6), exam, (), 30, margin=0.1, sound=True)
     gained = Trial("", "", (1, 2, 3), "", (reached + 0.12,) * 3, (reached + 0.05,) * 3, 30, 90, accepted=True)
-    assert bench.plain(gained) == (planned == 60)
-    assert not bench.plain(replace(gained, with_it=(reached + 0.08,) * 3))
-    assert not bench.plain(replace(gained, without=(reached + 0.1,) * 3))
+    assert bench.plain(gained, ()) == (planned == 60)
+    on_its_way = replace(gained, with_it=(reached + 0.08,) * 3, without=(reached,) * 3)
+    assert not bench.plain(on_its_way, ())  # which in full comes to what the control comes to
+    assert not bench.plain(replace(gained, without=(reached + 0.1,) * 3), ())
+    bench.wholes[(), 60] = reached + 0.1
+    assert bench.plain(on_its_way, ()) == (planned == 60)
 
 
 class _Words(nn.Module):
