@@ -472,6 +472,8 @@ def test_weights_beside_a_number_to_predict_are_no_second_number() -> None:
         return ((said - told) ** 2).mean()
 
     assert not Yardstick.of(told, weighed).reads(outputs, told, weighed)
+    whole = (10 * told).round().long()
+    assert not Yardstick("regression").reads(outputs, whole, weighed)
     assert Yardstick.of(told, both).reads(outputs, told, both)
 
 

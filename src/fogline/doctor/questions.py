@@ -94,7 +94,7 @@ def weighs_rows(outputs: Tensor, targets: Tensor, loss: Any) -> bool:
 
     A step from that column to either side, or towards the others, is then no better.
     """
-    wide = targets.reshape(len(targets), -1).nan_to_num()
+    wide = targets.reshape(len(targets), -1).double().nan_to_num()
     for column in wide.unbind(1):
         others = (wide.sum(1) - column) / (wide.shape[1] - 1)
         step = 0.1 * column.std(correction=0)

@@ -63,8 +63,8 @@ CAPTIONS = {
     "Easy ones lie at the top left; hard ones, and wrong labels, at the bottom left; the run wavered on those to the "
     "right. The colour is the share of the epochs in which the answer was right.",
     "examples_map": "Every example; drag around some of them to look at them below, or press one to see what it did.",
-    "trials": "Remedies tried: a line for each seed, from the score of the program as it is to the score with the "
-    "remedy, on data not trained on. Further right is better.",
+    "trials": "Changes tried: a line for each seed, from the score of the program as it is to the score with the "
+    "change, on data not trained on. Further right is better.",
     "rate": "How the learning rate was measured: the held-out loss behind each probe by its rate, and the training "
     "loss of the probes, each in the colour of its rate.",
     "compare": "The held-out loss of the runs above, the training loss, smoothed, below. A run has the same colour, "

@@ -15,12 +15,12 @@ from fogline.plots.theme import add_line, axis, empty, framed, palette
 if TYPE_CHECKING:
     from fogline.run import Run
 
-_TITLE = "Remedies tried"
+_TITLE = "Changes tried"
 _LINE = 26  # characters of the name of a metric that fit below the axis at 400 pixels
 
 
 def trials_figure(findings: Sequence[Mapping[str, Any]], *, dark: bool = False) -> go.Figure:
-    """A line for each seed of each trial, from the score of the unchanged program to the score with the remedy.
+    """A line for each seed of each trial, from the score of the unchanged program to the score with what was changed.
 
     Args:
         findings: with "cause" and "trial", as :meth:`fogline.doctor.finding.Finding.to_dict` gives them.
@@ -47,7 +47,7 @@ def trials_figure(findings: Sequence[Mapping[str, Any]], *, dark: bool = False) 
     add_line(figure, across, down, "change", colours.faint, width=1.5, showlegend=False)
     looks = (
         ("before", "as it is", colours.second, "circle-open"),
-        ("after", "with the remedy", colours.first, "circle"),
+        ("after", "with the change", colours.first, "circle"),
     )
     for key, name, colour, symbol in looks:
         figure.add_scatter(

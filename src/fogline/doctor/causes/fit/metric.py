@@ -49,6 +49,16 @@ def metric_mismatch(exam: Examination) -> Suspicion | None:
     return None
 
 
+def metrics_want_probabilities(exam: Examination) -> bool:
+    """Whether a metric of yes or no calls right answers all right as probabilities, and not as logits."""
+    targets, metrics = exam.anatomy.batch[1], exam.case.task.metrics or {}
+    if exam.case.yardstick.work != "binary":
+        return False
+    yes = (targets > sum(exam.case.yardstick.values) / 2).float()
+    likely, logits = 0.1 + 0.8 * yes, 0.3 * (2 * yes - 1)
+    return any(_value(m, likely, targets) == 1 != _value(m, logits, targets) for m in metrics.values())
+
+
 def _misreported(name: str, found: tuple[Evidence, ...]) -> Suspicion:
     return Suspicion(
         "metric_mismatch",
@@ -87,7 +97,7 @@ def _right_answers(case: Case, outputs: Any, targets: Tensor) -> Tensor | None:
     return wanted if work == "regression" else None
 
 
-def value_of(metric: Callable[[Any, Any], Any], outputs: Tensor, targets: Tensor) -> float | None:
+def _value(metric: Callable[[Any, Any], Any], outputs: Tensor, targets: Tensor) -> float | None:
     try:
         with torch.no_grad(), private_randomness(CPU):
             return float(metric(outputs, targets))
@@ -107,10 +117,10 @@ def _blind(metric: Callable[[Any, Any], Any], right: Tensor, targets: Tensor) ->
     ):
         noise = torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
         right = right + 0.01 * right.std(0, correction=0) * noise
-    best = value_of(metric, right, targets)
+    best = _value(metric, right, targets)
     # In an order drawn by chance: rows that are sorted by class would get as many right answers by a mere shift.
     mixed = [torch.randperm(len(right), generator=torch.Generator().manual_seed(k)) for k in range(_EXCHANGES)]
-    exchanged = [value_of(metric, right[order], targets) for order in mixed]
+    exchanged = [_value(metric, right[order], targets) for order in mixed]
     others = [value for value in exchanged if value is not None and math.isfinite(value)]
     if best is None or not math.isfinite(best) or len(others) < _EXCHANGES:
         return None
@@ -130,7 +140,7 @@ def _depends_on_targets(metric: Callable[[Any, Any], Any], right: Tensor, target
     others = [targets[:1].expand_as(targets)]
     if targets.is_floating_point() and right.numel() == targets.numel():
         others += [right.reshape(targets.shape), right.reshape(targets.shape).round()]
-    return any(value_of(metric, right, other) != best for other in others)
+    return any(_value(metric, right, other) != best for other in others)
 
 
 def _misleading(
@@ -148,7 +158,7 @@ def _misleading(
         return None
     for outputs in tried:
         chosen, wanted = _choices(case, outputs, targets)
-        reported = value_of(metric, outputs, targets)
+        reported = _value(metric, outputs, targets)
         if chosen is None or wanted is None or reported is None:
             return None
         right = (chosen == wanted).float()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.data import losses
-from fogline.doctor.causes.fit.metric import value_of
+from fogline.doctor.causes.fit.metric import metrics_want_probabilities
 from fogline.doctor.causes.output.common import LOST, MUCH, are_shares, ended_by, takes_logits
 from fogline.doctor.examination import Examination
 from fogline.doctor.finding import LOSS, Evidence, Remedy, Suspicion
@@ -122,7 +122,7 @@ def _bounded_logits(exam: Examination) -> Suspicion | None:
     left_out = ended_by(exam, nn.Identity, f"leave out the {name} at the end of the model")
     # What is meant are logits, as with a softmax, unless something else counts on probabilities.
     if left_out is not None:
-        remedies.insert(len(remedies) if _metrics_read_probabilities(exam) else 0, left_out)
+        remedies.insert(len(remedies) if metrics_want_probabilities(exam) else 0, left_out)
     own = "softmax" if wanted == "classes" else "sigmoid"
     bounds = reach(exam.anatomy)
     evidence = [
@@ -141,19 +141,6 @@ def _bounded_logits(exam: Examination) -> Suspicion | None:
         tuple(remedies),
         proof=gains.out_of_reach > MUCH,
         advice=f"Return the logits from forward: leave out the {name}.",
-    )
-
-
-def _metrics_read_probabilities(exam: Examination) -> bool:
-    """Whether a metric of the task calls right answers all right as probabilities, and not as logits."""
-    targets = exam.anatomy.batch[1]
-    if exam.case.yardstick.work != "binary" or not exam.case.task.metrics:
-        return False
-    low, high = exam.case.yardstick.values
-    yes = (targets > (low + high) / 2).float()
-    likely, logits = 0.1 + 0.8 * yes, 0.3 * (2 * yes - 1)
-    return any(
-        value_of(m, likely, targets) == 1 != value_of(m, logits, targets) for m in exam.case.task.metrics.values()
     )
 
 
